@@ -1,0 +1,166 @@
+"""Process group set-up and the few collectives this project needs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from util.errors import UserError, describe_os_error
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where this process stands among those the launcher started."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    init_method: str = "env://"
+
+
+def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the published launch flags; under torchrun none of them is needed."""
+    group = parser.add_argument_group("distributed (torchrun sets these)")
+    group.add_argument("--world_size", type=int, default=1, help="number of processes")
+    group.add_argument("--local_rank", type=int, default=-1, help="process number on this node")
+    group.add_argument("--dist_on_itp", action="store_true", help="read Open MPI's variables")
+    group.add_argument("--dist_url", default="env://", help="rendezvous of the process group")
+
+
+def read_launch(args: argparse.Namespace) -> Launch:
+    """Work out rank and world size from Open MPI (`--dist_on_itp`), torchrun or Slurm.
+
+    Raises:
+        UserError: the launcher's variables are incomplete or not numbers.
+    """
+    env = os.environ
+    try:
+        if args.dist_on_itp:
+            launch = Launch(
+                rank=int(env["OMPI_COMM_WORLD_RANK"]),
+                world_size=int(env["OMPI_COMM_WORLD_SIZE"]),
+                local_rank=int(env["OMPI_COMM_WORLD_LOCAL_RANK"]),
+                init_method=f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
+            )
+            env["RANK"], env["WORLD_SIZE"] = str(launch.rank), str(launch.world_size)
+            return launch
+        if "RANK" in env and "WORLD_SIZE" in env:
+            return Launch(
+                rank=int(env["RANK"]),
+                world_size=int(env["WORLD_SIZE"]),
+                local_rank=int(env.get("LOCAL_RANK", max(args.local_rank, 0))),
+                init_method=args.dist_url,
+            )
+    except KeyError as error:
+        raise UserError(f"--dist_on_itp: {error.args[0]} is not set, expected Open MPI") from error
+    except ValueError as error:
+        raise UserError(f"launcher variables: {error}, expected whole numbers") from error
+    return Launch()
+
+
+def resolve_device(name: str, launch: Launch) -> torch.device:
+    """The device of this process: `cuda` becomes the GPU of its local rank.
+
+    Raises:
+        UserError: no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device: found {name!r}, expected cpu or cuda") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UserError(
+                f"--device: found {name!r} but no usable GPU, expected --device cpu here"
+            )
+        index = device.index if device.index is not None else launch.local_rank
+        if index >= count:
+            raise UserError(f"--device: GPU {index} asked for, expected one of the {count} here")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise UserError(f"--device: found {name!r}, expected cpu or cuda")
+    return device
+
+
+def start(launch: Launch, device: torch.device) -> None:
+    """Make the process group (nccl on GPUs, gloo on CPU); nothing to do for one process."""
+    if launch.world_size == 1:
+        return
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        init_method=launch.init_method,
+        world_size=launch.world_size,
+        rank=launch.rank,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def stop() -> None:
+    """Take the process group down."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process logs, draws progress bars and writes shared files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather(value: T) -> list[T]:
+    """Every process's `value` (any picklable object), by rank, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def fail_together(work: Callable[[], T]) -> T:
+    """Run `work` on every process; if it fails as bad input on any, fail on all.
+
+    Use it where only some processes can meet the bad input (their shard of the data, a file only
+    rank 0 writes), so that none is left waiting in a collective.
+
+    Raises:
+        UserError: the message of the lowest rank that failed.
+    """
+    result, message = None, None
+    try:
+        result = work()
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = describe_os_error(error)
+    messages = [found for found in gather(message) if found is not None]
+    if messages:
+        raise UserError(messages[0])
+    return result  # type: ignore[return-value]

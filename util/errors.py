@@ -1,0 +1,159 @@
+"""Bad input ends in one line and exit code 2, on one process and under torchrun alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODE = 2
+# How long a failing worker waits for the others to reach the same check.
+PEER_TIMEOUT = timedelta(seconds=60)
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work; the message names it, what was found and expected."""
+
+
+@contextmanager
+def blame(name: str) -> Iterator[None]:
+    """Turn a `ValueError` or `OSError` of the block into a `UserError` that begins with `name`.
+
+    Args:
+        name: the flag or file at fault, for example `--group_sizes`.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{name}: {describe_os_error(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for an operating-system error: the file, if known, and the reason."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def require_file(path: str | Path, flag: str, expected: str) -> Path:
+    """Return `path` if it is a readable file.
+
+    Args:
+        path: the file a flag names.
+        flag: the flag, for the message.
+        expected: what the file should be, for the message.
+
+    Raises:
+        UserError: the file is missing, a folder or unreadable.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{flag}: {path} does not exist, expected {expected}")
+    if not path.is_file():
+        raise UserError(f"{flag}: {path} is not a file, expected {expected}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{flag}: {path} cannot be read, expected {expected}")
+    return path
+
+
+def require_writable_folder(path: str | Path, flag: str) -> Path:
+    """Make the folder if needed and return it.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    path = Path(path)
+    expected = "expected a folder that can be written to"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # Permission bits say little for root or on network file systems: try it.
+        probe = path / f".write-probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{flag}: {path}: {error.strerror or error}, {expected}") from error
+    return path
+
+
+def run(main: Callable[[], None], debug: bool = False) -> None:
+    """Run a command's `main`; end with one line and exit code 2 on bad input.
+
+    Under torchrun the line is printed by one worker only and every worker exits with 2.
+
+    Args:
+        main: the command.
+        debug: print the traceback of a `UserError` as well.
+    """
+    try:
+        main()
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        _exit_together(str(error))
+    except KeyboardInterrupt:
+        logger.warning("interrupted")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
+
+
+def _exit_together(message: str) -> None:
+    """Print `message` once over all workers, then leave this one with exit code 2."""
+    # torchrun ends the remaining workers as soon as one has failed; this one ends by itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    line = f"error: {' '.join(message.split())}"
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        prints, wait_for_peers = True, None
+    else:
+        prints, wait_for_peers = _claim_report(world_size)
+    if prints:
+        sys.stderr.write(line + "\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if wait_for_peers is not None:
+        wait_for_peers()
+    # Not sys.exit: interpreter shutdown could block on a process group whose peers are gone.
+    os._exit(EXIT_CODE)
+
+
+def _claim_report(world_size: int) -> tuple[bool, Callable[[], None] | None]:
+    """Settle, through the launcher's key-value store, which worker prints the line."""
+    rank = int(os.environ.get("RANK", "0"))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return rank == 0, None
+    from torch.distributed import DistNetworkError, TCPStore
+
+    try:
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=PEER_TIMEOUT,
+        )
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        arrived = store.add(f"lpd/user_error/{attempt}", 1)
+    except (RuntimeError, DistNetworkError):
+        return rank == 0, None
+    all_here = f"lpd/user_error/{attempt}/all"
+    if arrived == world_size:
+        store.set(all_here, "1")
+
+    def wait_for_peers() -> None:
+        try:
+            store.wait([all_here], PEER_TIMEOUT)
+        except RuntimeError:  # a peer never came; the launcher ends it
+            return
+
+    return arrived == 1, wait_for_peers
