@@ -86,19 +86,16 @@ def require_writable_folder(path: str | Path, flag: str) -> Path:
     return path
 
 
-def run(main: Callable[[], None], debug: bool = False) -> None:
+def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; end with one line and exit code 2 on bad input.
 
-    Under torchrun the line is printed by one worker only and every worker exits with 2.
-
-    Args:
-        main: the command.
-        debug: print the traceback of a `UserError` as well.
+    Under torchrun the line is printed by one worker only and every worker exits with 2. With
+    `--debug` on the command line the traceback is shown as well.
     """
     try:
         main()
     except UserError as error:
-        if debug:
+        if "--debug" in sys.argv:
             traceback.print_exc()
         _exit_together(str(error))
     except KeyboardInterrupt:

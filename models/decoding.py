@@ -1,0 +1,145 @@
+"""Parallel decoding: a plan becomes a grid of tokens, group by group (method section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from models.lpd import LPD
+from models.sampling import (
+    SamplingSettings,
+    draw,
+    filtered_probabilities,
+    guidance_scales,
+    guide,
+)
+from orders.plan import GenerationPlan
+from util import streams
+
+
+@torch.no_grad()
+def generate(
+    model: LPD,
+    labels: torch.Tensor | None,
+    orders: torch.Tensor | np.ndarray,
+    group_sizes: Sequence[int],
+    *,
+    cfg: float = 1.0,
+    cfg_schedule: str = "linear",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    image_ids: Sequence[int] | np.ndarray | None = None,
+) -> torch.Tensor:
+    """Generate B images as code indices, in K steps.
+
+    Image i consumes one uniform number per position, drawn from (seed, image_ids[i], position)
+    alone, so it does not depend on its batch. Honours an enclosing `torch.autocast`.
+
+    Args:
+        model: the network; dropout is off while this runs.
+        labels: (B,) int64 in [0, class_num); None generates without a class.
+        orders: (B, N) raster positions in generation order.
+        group_sizes: K positive sizes that sum to N.
+        cfg: guidance strength; 1 runs no unconditional half.
+        cfg_schedule: `linear` or `constant`.
+        temperature: divides the logits.
+        top_k: keep the k most likely codes; 0 keeps all.
+        top_p: keep the most likely codes up to this mass; 1 keeps all.
+        seed: whole number that names the random streams.
+        image_ids: (B,) whole numbers that name the images; `range(B)` if None.
+
+    Returns:
+        (B, N) int64 on the model's device, raster order.
+
+    Raises:
+        ValueError: an argument is out of range, or guidance is asked for without labels.
+    """
+    settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
+    plan = GenerationPlan.build(orders, group_sizes, model.grid.num_tokens)
+    ids = np.arange(plan.batch_size) if image_ids is None else np.asarray(image_ids)
+    _check_arguments(model, labels, ids, plan, settings)
+    device = model.pos_embed.device
+    if labels is not None:
+        labels = labels.to(device)
+    uniforms = torch.from_numpy(position_uniforms(seed, ids, plan.num_tokens)).to(device)
+    with _eval_mode(model):
+        return _decode(model, labels, plan, uniforms, settings)
+
+
+def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.ndarray:
+    """The number that each token consumes: (B, N) float32 in [0, 1), raster order."""
+    return streams.uniforms("sampling", seed, image_ids, count=num_tokens)
+
+
+def _decode(
+    model: LPD,
+    labels: torch.Tensor | None,
+    plan: GenerationPlan,
+    uniforms: torch.Tensor,
+    settings: SamplingSettings,
+) -> torch.Tensor:
+    """The plain decoding loop; arguments are checked and on the model's device."""
+    batch_size = plan.batch_size
+    orders = plan.orders.to(uniforms.device)
+    uniforms = uniforms.gather(1, orders)
+    scales = guidance_scales(settings, plan.num_tokens, uniforms.device)
+    tokens = torch.empty_like(orders)
+
+    context = model.embed_class(labels, batch_size)
+    if settings.guided:
+        context = torch.cat([context, model.embed_class(None, batch_size)])
+    cache = model.new_cache(context.shape[0])
+    for start, stop in plan.steps():
+        positions = orders[:, start:stop]
+        queries = _both_halves(model.embed_queries(positions), settings)
+        logits = model.decode_step(context, queries, cache).float()
+        if settings.guided:
+            logits = guide(logits, scales[start:stop])
+        drawn = draw(filtered_probabilities(logits, settings), uniforms[:, start:stop])
+        tokens.scatter_(1, positions, drawn)
+        context = _both_halves(model.embed_tokens(drawn, positions), settings)
+    return tokens
+
+
+def _both_halves(x: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """The same tokens for the conditional and, under guidance, the unconditional half."""
+    return torch.cat([x, x]) if settings.guided else x
+
+
+def _check_arguments(
+    model: LPD,
+    labels: torch.Tensor | None,
+    image_ids: np.ndarray,
+    plan: GenerationPlan,
+    settings: SamplingSettings,
+) -> None:
+    if labels is None:
+        if settings.guided:
+            raise ValueError(f"cfg: found {settings.cfg} without labels, expected 1")
+    elif labels.shape != (plan.batch_size,):
+        raise ValueError(
+            f"labels: found shape {tuple(labels.shape)}, expected ({plan.batch_size},)"
+        )
+    elif labels.min() < 0 or labels.max() >= model.class_num:
+        raise ValueError(
+            f"labels: found {int(labels.min())}..{int(labels.max())}, "
+            f"expected 0..{model.class_num - 1}"
+        )
+    if image_ids.shape != (plan.batch_size,):
+        raise ValueError(f"image_ids: found {image_ids.shape}, expected ({plan.batch_size},)")
+
+
+@contextmanager
+def _eval_mode(model: LPD) -> Iterator[None]:
+    """Dropout off inside the block; the model's mode is restored after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

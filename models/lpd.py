@@ -1,0 +1,252 @@
+"""The LPD network: two kinds of input token, a transformer, logits at the queries (method 2-3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from models.masks import group_causal_mask
+from models.transformer import LAYER_NORM_EPS, Block, KVCache
+from util.geometry import TokenGrid
+
+logger = logging.getLogger(__name__)
+
+
+class LPD(nn.Module):
+    """Decoder-only transformer that predicts code indices in any order, any number at a time.
+
+    Args:
+        img_size: side of the image, pixels.
+        vqgan_stride: pixels per token along a side.
+        decoder_embed_dim: width.
+        decoder_depth: number of blocks.
+        decoder_num_heads: attention heads per block.
+        mlp_ratio: hidden width of the MLP over the width.
+        label_drop_prob: share of training images whose class is replaced by "no class".
+        class_num: number of classes.
+        attn_dropout: dropout on attention weights; 0 in the published models' effective training.
+        proj_dropout: dropout after the attention projection and in the MLP.
+        grad_checkpointing: recompute each block in the backward pass to save memory.
+        vqgan_vocab_size: number of codes.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 256,
+        vqgan_stride: int = 16,
+        decoder_embed_dim: int = 1024,
+        decoder_depth: int = 24,
+        decoder_num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        label_drop_prob: float = 0.1,
+        class_num: int = 1000,
+        attn_dropout: float = 0.0,
+        proj_dropout: float = 0.1,
+        grad_checkpointing: bool = False,
+        vqgan_vocab_size: int = 16384,
+    ) -> None:
+        super().__init__()
+        self.grid = TokenGrid(img_size, vqgan_stride, vqgan_vocab_size)
+        self.class_num = class_num
+        self.label_drop_prob = label_drop_prob
+        self.grad_checkpointing = grad_checkpointing
+        if attn_dropout > 0:
+            logger.warning("attn_dropout %g applies; the published models had none", attn_dropout)
+
+        dim = decoder_embed_dim
+        self.fake_latent = nn.Parameter(torch.empty(1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid.num_tokens, dim))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.class_emb = nn.Embedding(class_num, dim)
+        self.token_emb = nn.Embedding(vqgan_vocab_size, dim)
+        self.z_proj_ln = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(
+            Block(dim, decoder_num_heads, mlp_ratio, attn_dropout, proj_dropout)
+            for _ in range(decoder_depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(dim, vqgan_vocab_size, bias=False)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Published initialisation (method section 8); LayerNorms keep ones and zeros."""
+        for table in (
+            self.class_emb.weight,
+            self.token_emb.weight,
+            self.pos_embed,
+            self.mask_token,
+            self.fake_latent,
+        ):
+            nn.init.normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    # Input tokens
+
+    def embed_class(
+        self, labels: torch.Tensor | None, batch_size: int, drop: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The class token.
+
+        Args:
+            labels: (B,) int64 in [0, class_num), or None for "no class" throughout.
+            batch_size: B.
+            drop: (B,) bool, True where "no class" replaces the label.
+
+        Returns:
+            (B, 1, C).
+        """
+        if labels is None:
+            x = self.fake_latent.expand(batch_size, -1)
+        else:
+            x = self.class_emb(labels)
+            if drop is not None:
+                x = torch.where(drop[:, None], self.fake_latent, x)
+        return self.z_proj_ln(x[:, None] + self.pos_embed[:, :1])
+
+    def embed_tokens(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Context tokens: known codes at raster positions, both (B, T) int64 -> (B, T, C)."""
+        return self.z_proj_ln(self.token_emb(tokens) + self._position(positions))
+
+    def embed_queries(self, positions: torch.Tensor) -> torch.Tensor:
+        """Position query tokens at raster positions (B, T) int64 -> (B, T, C)."""
+        return self.z_proj_ln(self.mask_token + self._position(positions))
+
+    def _position(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.pos_embed[0, 1 + positions]
+
+    # Training
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        labels: torch.Tensor,
+        group_sizes: Sequence[int],
+        orders: torch.Tensor | None = None,
+        label_drop: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean cross-entropy over all N queries of all images.
+
+        Args:
+            tokens: (B, N) int64 code indices, raster order.
+            labels: (B,) int64 in [0, class_num).
+            group_sizes: K positive sizes that sum to N.
+            orders: (B, N) int64, raster position of each token in generation order; uniformly
+                random ones if None.
+            label_drop: (B,) bool, True where the class is dropped; in training mode drawn with
+                probability `label_drop_prob` if None.
+
+        Returns:
+            Scalar float32, nats per token.
+        """
+        if orders is None:
+            orders = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1)
+        if label_drop is None and self.training:
+            label_drop = torch.rand(labels.shape, device=labels.device) < self.label_drop_prob
+        logits = self.forward_logits(tokens, labels, group_sizes, orders, label_drop)
+        targets = tokens.gather(1, orders)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def forward_logits(
+        self,
+        tokens: torch.Tensor,
+        labels: torch.Tensor | None,
+        group_sizes: Sequence[int],
+        orders: torch.Tensor,
+        label_drop: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Teacher-forced logits of every decoding step in one pass.
+
+        Arguments as for `forward`; `labels` None means "no class".
+
+        Returns:
+            (B, N, vocabulary), generation order.
+        """
+        batch_size, num_tokens = tokens.shape
+        num_context = num_tokens - group_sizes[-1]
+        context_positions = orders[:, :num_context]
+        x = torch.cat(
+            [
+                self.embed_class(labels, batch_size, label_drop),
+                self.embed_tokens(tokens.gather(1, context_positions), context_positions),
+                self.embed_queries(orders),
+            ],
+            dim=1,
+        )
+        mask = group_causal_mask(group_sizes, device=x.device)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask)
+        return self.head(self.norm(x[:, -num_tokens:]))
+
+    # Decoding
+
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache for one whole generation, in the dtype that attention will run in."""
+        device = self.pos_embed.device
+        dtype = self.pos_embed.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        heads = self.blocks[0].attn.num_heads
+        return KVCache(
+            layers=len(self.blocks),
+            batch_size=batch_size,
+            heads=heads,
+            capacity=1 + self.grid.num_tokens,
+            head_size=self.pos_embed.shape[-1] // heads,
+            dtype=dtype,
+            device=device,
+        )
+
+    def decode_step(
+        self, context: torch.Tensor, queries: torch.Tensor, cache: KVCache
+    ) -> torch.Tensor:
+        """One step of parallel decoding (method section 4).
+
+        Args:
+            context: (B, T, C), what became known since the last step: class token or tokens.
+            queries: (B, g, C), position query tokens of this step.
+            cache: read, extended by the context tokens.
+
+        Returns:
+            (B, g, vocabulary) logits of the queries.
+        """
+        num_context = context.shape[1]
+        x = torch.cat([context, queries], dim=1)
+        for layer, block in enumerate(self.blocks):
+            x = block.decode(x, num_context, cache, layer)
+        cache.advance(num_context)
+        return self.head(self.norm(x[:, num_context:]))
+
+
+def lpd_tiny(**options: object) -> LPD:
+    """For the demo and small grids: width 192, depth 6, 6 heads."""
+    return LPD(decoder_embed_dim=192, decoder_depth=6, decoder_num_heads=6, **options)
+
+
+def lpd_l(**options: object) -> LPD:
+    """LPD-L: width 1024, depth 24, 16 heads, 337 M parameters."""
+    return LPD(decoder_embed_dim=1024, decoder_depth=24, decoder_num_heads=16, **options)
+
+
+def lpd_xl(**options: object) -> LPD:
+    """LPD-XL: width 1280, depth 36, 20 heads, 752 M parameters."""
+    return LPD(decoder_embed_dim=1280, decoder_depth=36, decoder_num_heads=20, **options)
+
+
+def lpd_xxl(**options: object) -> LPD:
+    """LPD-XXL: width 1536, depth 48, 24 heads, 1412 M parameters."""
+    return LPD(decoder_embed_dim=1536, decoder_depth=48, decoder_num_heads=24, **options)
+
+
+MODELS = {"lpd_tiny": lpd_tiny, "lpd_l": lpd_l, "lpd_xl": lpd_xl, "lpd_xxl": lpd_xxl}

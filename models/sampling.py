@@ -1,0 +1,114 @@
+"""From logits to one code: guidance, temperature, top-k, top-p and the draw (method section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+CFG_SCHEDULES = ("linear", "constant")
+MIN_TEMPERATURE = 1e-5
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How codes are drawn.
+
+    Attributes:
+        cfg: guidance strength; 1 is none and runs no unconditional half.
+        cfg_schedule: `linear` (grows from 1 over the tokens) or `constant`.
+        temperature: divides the logits; values below 1e-5 count as 1e-5.
+        top_k: keep the k most likely codes; 0 keeps all.
+        top_p: keep the most likely codes up to this mass; 1 keeps all.
+    """
+
+    cfg: float = 1.0
+    cfg_schedule: str = "linear"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.cfg_schedule not in CFG_SCHEDULES:
+            raise ValueError(
+                f"cfg_schedule: found {self.cfg_schedule!r}, expected one of {CFG_SCHEDULES}"
+            )
+        if not 0 <= self.cfg < float("inf"):
+            raise ValueError(f"cfg: found {self.cfg}, expected a finite number of at least 0")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature: found {self.temperature}, expected at least 0")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: found {self.top_k}, expected at least 0")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p: found {self.top_p}, expected a number in [0, 1]")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional half is needed."""
+        return self.cfg != 1.0
+
+
+def guidance_scales(
+    settings: SamplingSettings, num_tokens: int, device: torch.device
+) -> torch.Tensor:
+    """Guidance strength of each token in generation order: (N,) float32."""
+    if settings.cfg_schedule == "constant":
+        return torch.full((num_tokens,), settings.cfg, device=device)
+    ramp = torch.arange(num_tokens, device=device, dtype=torch.float32) / num_tokens
+    return 1 + (settings.cfg - 1) * ramp
+
+
+def guide(logits: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Classifier-free guidance.
+
+    Args:
+        logits: (2B, g, V), the conditional half first.
+        scales: (g,).
+
+    Returns:
+        (B, g, V).
+    """
+    cond, uncond = logits.chunk(2)
+    return uncond + scales[:, None] * (cond - uncond)
+
+
+def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """Temperature, then top-k, then top-p.
+
+    Args:
+        logits: (..., V) float32.
+
+    Returns:
+        (..., V) probabilities that sum to 1, zero where filtered out.
+    """
+    logits = logits / max(settings.temperature, MIN_TEMPERATURE)
+    if 0 < settings.top_k < logits.shape[-1]:
+        kth = logits.topk(settings.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    probs = logits.softmax(dim=-1)
+    if settings.top_p < 1:
+        ranked, codes = probs.sort(dim=-1, descending=True, stable=True)
+        mass_before = F.pad(ranked.cumsum(dim=-1)[..., :-1], (1, 0))
+        ranked = ranked.masked_fill(mass_before > settings.top_p, 0)
+        probs = torch.zeros_like(probs).scatter(-1, codes, ranked)
+        probs = probs / probs.sum(dim=-1, keepdim=True)
+    return probs
+
+
+def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Inverse-CDF draw in vocabulary order.
+
+    Args:
+        probs: (..., V), summing to 1.
+        uniforms: (...) in [0, 1).
+
+    Returns:
+        (...) int64: the first code whose cumulative probability exceeds its uniform number, at
+        most the last code of non-zero probability.
+    """
+    cumulative = probs.cumsum(dim=-1)
+    codes = torch.searchsorted(cumulative, uniforms[..., None].contiguous(), right=True)
+    # Rounding may leave the total below 1: the tail then belongs to the last possible code.
+    reversed_last = (probs > 0).flip(-1).int().argmax(dim=-1)
+    return torch.minimum(codes.squeeze(-1), probs.shape[-1] - 1 - reversed_last)

@@ -1,0 +1,140 @@
+"""Pre-norm transformer blocks, for one masked pass over a sequence and for cached decoding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import nn
+
+LAYER_NORM_EPS = 1e-6
+
+
+class KVCache:
+    """Keys and values of the context tokens, for all layers of a model.
+
+    Space is allocated once. A decoding step writes its context tokens and its queries behind the
+    `length` tokens known so far and then advances over the context tokens only, so that the next
+    step's context overwrites the queries.
+
+    Attributes:
+        keys, values: (layers, B, heads, capacity, head size).
+        length: number of context tokens stored, the class token included.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        batch_size: int,
+        heads: int,
+        capacity: int,
+        head_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, batch_size, heads, capacity, head_size)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def write(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store (B, heads, T, head size) behind the known tokens of a layer.
+
+        Returns:
+            All keys and all values up to and including the new ones: (B, heads, length + T, ...).
+        """
+        stop = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : stop] = keys
+        self.values[layer, :, :, self.length : stop] = values
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+    def advance(self, num_context: int) -> None:
+        """Keep the first `num_context` of the tokens that the last step wrote."""
+        self.length += num_context
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases on qkv; rows of `qkv` are (q, k, v) x heads x size."""
+
+    def __init__(self, dim: int, num_heads: int, attn_dropout: float, proj_dropout: float) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"width {dim} is not a multiple of the number of heads {num_heads}")
+        self.num_heads = num_heads
+        self.attn_dropout = attn_dropout
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_dropout)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Attend within one sequence.
+
+        Args:
+            x: (B, L, C).
+            mask: (L, L) bool, True where the row may attend to the column.
+
+        Returns:
+            (B, L, C).
+        """
+        q, k, v = self._qkv(x)
+        dropout = self.attn_dropout if self.training else 0.0
+        return self._out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout))
+
+    def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
+        """Attend from new context tokens and queries to the cache and to what they may see.
+
+        Args:
+            x: (B, T, C): `num_context` new context tokens, then this step's queries.
+            num_context: context tokens at the front of `x`.
+            cache: written to, not advanced.
+            layer: this layer's place in the cache.
+
+        Returns:
+            (B, T, C).
+        """
+        q, k, v = self._qkv(x)
+        keys, values = cache.write(layer, k, v)
+        # Two unmasked calls say what a mask would: the context does not see the queries.
+        known = cache.length + num_context
+        context = F.scaled_dot_product_attention(
+            q[:, :, :num_context], keys[:, :, :known], values[:, :, :known]
+        )
+        queries = F.scaled_dot_product_attention(q[:, :, num_context:], keys, values)
+        return self._out(torch.cat([context, queries], dim=2))
+
+    def _qkv(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, L, head size)
+
+    def _out(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """LayerNorm, attention, residual; LayerNorm, MLP (exact GELU), residual."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        attn_dropout: float,
+        proj_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, num_heads, attn_dropout, proj_dropout)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=nn.GELU, drop=proj_dropout)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """One masked pass; shapes as for `Attention.forward`."""
+        x = x + self.attn(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))
+
+    def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
+        """One decoding step; shapes as for `Attention.decode`."""
+        x = x + self.attn.decode(self.norm1(x), num_context, cache, layer)
+        return x + self.mlp(self.norm2(x))

@@ -1,0 +1,219 @@
+"""How many tokens each decoding step makes: published tables, the cosine rule, users' lists."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from orders.json_file import read_json
+
+# Image size (at stride 16) under which the published tables file the lists of N tokens.
+_TABLE_KEYS = {256: "256", 1024: "512"}
+
+# What text of group sizes may hold; real lists stay far below these limits.
+_TEXT = re.compile(r"(?!.*[0-9]{10})[0-9\s\[\](),*+-]*", re.ASCII | re.DOTALL)
+_MAX_CHARACTERS = 20_000
+_MAX_OPERATORS = 200
+_MAX_DEPTH = 50
+_MAX_GROUPS = 1 << 16
+
+
+@functools.cache
+def _published(num_tokens: int) -> dict[int, tuple[int, ...]]:
+    """The published lists of a grid by number of steps, most steps first; empty without any."""
+    if num_tokens not in _TABLE_KEYS:
+        return {}
+    tables = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    lists = tables[_TABLE_KEYS[num_tokens]]
+    return {int(steps): tuple(sizes) for steps, sizes in lists.items()}
+
+
+def group_sizes(num_tokens: int, steps: int) -> list[int]:
+    """Group sizes of a grid and number of steps: the published list, else the cosine rule.
+
+    Args:
+        num_tokens: tokens of one image, N.
+        steps: decoding steps, K; 2 <= K <= N, or K = N = 1.
+
+    Returns:
+        K sizes that sum to N, the first 1, none smaller than the one before (method section 5).
+
+    Raises:
+        ValueError: no list exists for this pair.
+    """
+    published = _published(num_tokens).get(steps)
+    return list(published) if published else cosine_group_sizes(num_tokens, steps)
+
+
+def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
+    """The cosine rule of method section 5; arguments, result and errors as for `group_sizes`.
+
+    Sizes start from round(N * (cos(a_i) - cos(a_{i+1}))), at least 1, with a_i = pi * i / (2K) and
+    the first size fixed at 1. Until they sum to N, the size moves by 1 that stays sorted and is
+    then closest to its unrounded value. Closeness is compared to nine decimals, far coarser than
+    the error of a float64 cosine, so that equal distances really tie; the later size then moves.
+    """
+    if not (2 <= steps <= num_tokens or steps == num_tokens == 1):
+        raise ValueError(f"found {steps} steps, expected 2 to {num_tokens} for {num_tokens} tokens")
+    cosines = [math.cos(math.pi * i / (2 * steps)) for i in range(steps + 1)]
+    unrounded = -num_tokens * np.diff(cosines)
+    sizes = np.maximum(np.rint(unrounded), 1).astype(np.int64)
+    sizes[0] = 1
+    while sizes.sum() != num_tokens:
+        # Growing, only the last size is sure to have room; shrinking, only the first above 1.
+        grow = sizes.sum() < num_tokens
+        moved = sizes + (1 if grow else -1)
+        stays_sorted = np.ones(steps, dtype=bool)
+        if grow:
+            stays_sorted[:-1] = moved[:-1] <= sizes[1:]
+        else:
+            stays_sorted[1:] = moved[1:] >= sizes[:-1]
+        stays_sorted[0] = False
+        distance = np.where(stays_sorted, np.abs(moved - unrounded).round(9), np.inf)
+        chosen = steps - 1 - np.argmin(distance[::-1])
+        sizes[chosen] = moved[chosen]
+    return sizes.tolist()
+
+
+def training_group_sizes(num_tokens: int) -> list[list[int]]:
+    """The lists one training step draws from uniformly (method section 3).
+
+    A grid with published lists uses all of them. Others use the lists of N, N/2, N/4, N/8, 12 and
+    6 steps (rounded down), without those a tiny grid has no list for or would repeat.
+    """
+    published = _published(num_tokens)
+    if published:
+        return [list(sizes) for sizes in published.values()]
+    lists: list[list[int]] = []
+    for steps in (*(num_tokens // part for part in (1, 2, 4, 8)), 12, 6):
+        valid = 2 <= steps <= num_tokens or steps == num_tokens == 1
+        if valid and all(len(sizes) != steps for sizes in lists):
+            lists.append(group_sizes(num_tokens, steps))
+    return lists
+
+
+def validate_group_sizes(sizes: Sequence[int], num_tokens: int) -> None:
+    """Check that `sizes` are positive whole numbers that sum to `num_tokens`.
+
+    Raises:
+        ValueError: they are not; says what was found and expected.
+    """
+    for step, size in enumerate(sizes):
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+            raise ValueError(f"group {step}: found {size!r:.40}, expected a whole number")
+        if size < 1:
+            raise ValueError(f"group {step}: found size {size}, expected at least 1")
+    total = sum(int(size) for size in sizes)
+    if total != num_tokens:
+        raise ValueError(
+            f"found {len(sizes)} group sizes that sum to {total}, expected a sum of {num_tokens}"
+        )
+
+
+def read_group_sizes_list(path: str | Path, num_tokens: int) -> list[list[int]]:
+    """Read a JSON list of group-size lists, each summing to `num_tokens`.
+
+    Raises:
+        ValueError: the file is damaged or a list does not fit the grid.
+        OSError: the file cannot be read.
+    """
+    lists = read_json(path)
+    expected = "expected a JSON list of lists of group sizes"
+    if not isinstance(lists, list) or not all(isinstance(sizes, list) for sizes in lists):
+        raise ValueError(f"{path}: found something else, {expected}")
+    if not lists:
+        raise ValueError(f"{path}: found an empty list, {expected}")
+    for number, sizes in enumerate(lists):
+        try:
+            validate_group_sizes(sizes, num_tokens)
+        except ValueError as error:
+            raise ValueError(f"{path}: list {number}: {error}") from error
+    return lists
+
+
+def parse_group_sizes(text: str, num_tokens: int) -> list[int]:
+    """Read group sizes written as Python would: `[1] * 256`, `[1]*4 + [2]*126`, `(1, 2, 5)`.
+
+    Only lists or tuples of whole numbers, repeated with `*` and joined with `+`, are understood;
+    nothing is evaluated.
+
+    Raises:
+        ValueError: the text is anything else, or the sizes do not fit `num_tokens`.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"found {len(text)} characters, expected at most {_MAX_CHARACTERS}")
+    # Checked before Python's parser sees the text: it recurses once per level and operator.
+    if (
+        not _TEXT.fullmatch(text)
+        or sum(map(text.count, "*+-")) > _MAX_OPERATORS
+        or _depth(text) > _MAX_DEPTH
+    ):
+        raise _not_understood(text)
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise _not_understood(text) from error
+    sizes = _read_list(tree.body, text)
+    validate_group_sizes(sizes, num_tokens)
+    return sizes
+
+
+def _not_understood(text: str) -> ValueError:
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return ValueError(
+        f"found {shown!r}, expected group sizes such as '[1] * 256', '[1]*4 + [2]*126' or '[1, 3]'"
+    )
+
+
+def _depth(text: str) -> int:
+    """Deepest nesting of brackets."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "[(") - (character in ")]")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _read_list(node: ast.expr, text: str) -> list[int]:
+    """The group sizes a syntax tree stands for."""
+    match node:
+        case ast.List(elts=elements) | ast.Tuple(elts=elements):
+            sizes = [_read_number(element, text) for element in elements]
+        case ast.BinOp(op=ast.Add()):
+            left, right = _read_list(node.left, text), _read_list(node.right, text)
+            _check_length(len(left) + len(right))
+            sizes = left + right
+        case ast.BinOp(op=ast.Mult(), left=ast.List() | ast.Tuple() | ast.BinOp()):
+            sizes = _repeat(_read_list(node.left, text), _read_number(node.right, text))
+        case ast.BinOp(op=ast.Mult()):
+            sizes = _repeat(_read_list(node.right, text), _read_number(node.left, text))
+        case _:
+            raise _not_understood(text)
+    return sizes
+
+
+def _repeat(sizes: list[int], times: int) -> list[int]:
+    _check_length(len(sizes) * times)
+    return sizes * times
+
+
+def _check_length(groups: int) -> None:
+    if groups > _MAX_GROUPS:
+        raise ValueError(f"found {groups} groups, expected at most {_MAX_GROUPS}")
+
+
+def _read_number(node: ast.expr, text: str) -> int:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
+            return -value
+        case _:
+            raise _not_understood(text)

@@ -1,0 +1,209 @@
+"""Reading, checking and writing generation orders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SUFFIXES = (".json", ".npy")
+# Rows checked at once: bounds the memory used beside the orders themselves.
+_ROWS = 2048
+
+
+def compact_dtype(num_tokens: int) -> np.dtype:
+    """The smallest unsigned type that holds every position: uint8 or uint16 for usual grids."""
+    return np.min_scalar_type(num_tokens - 1)
+
+
+def validate_orders(orders: Any, num_tokens: int | None = None) -> np.ndarray:
+    """Check that every row holds every position exactly once.
+
+    Args:
+        orders: (M, N) whole numbers, an array or a sequence of rows.
+        num_tokens: N, if it is known beforehand.
+
+    Returns:
+        The orders as an array, not copied if they were one.
+
+    Raises:
+        ValueError: they are no such orders; names the first bad row and what is wrong with it.
+    """
+    if not isinstance(orders, np.ndarray):
+        orders = _stack([np.asarray(row) for row in orders], num_tokens)
+    if orders.ndim != 2 or orders.dtype.kind not in "iu":
+        raise ValueError(
+            f"found an array of shape {orders.shape} and type {orders.dtype}, "
+            "expected rows of whole numbers"
+        )
+    count, length = orders.shape
+    if num_tokens is not None and length != num_tokens:
+        raise ValueError(f"found orders of length {length}, expected {num_tokens}")
+    if not count or not length:
+        raise ValueError("found no orders, expected at least one")
+    for start in range(0, count, _ROWS):
+        block = np.asarray(orders[start : start + _ROWS], dtype=np.int64)
+        outside = (block < 0) | (block >= length)
+        seen = np.zeros(block.shape, dtype=bool)
+        np.put_along_axis(seen, np.where(outside, 0, block), True, axis=1)
+        bad = outside.any(axis=1) | ~seen.all(axis=1)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(f"row {start + row}: {_describe(block[row], outside[row])}")
+    return orders
+
+
+def _stack(rows: list[np.ndarray], num_tokens: int | None) -> np.ndarray:
+    """One array of all rows, which must be as long as expected or as the first."""
+    if not rows:
+        raise ValueError("found no orders, expected at least one")
+    length = num_tokens if num_tokens is not None else rows[0].size
+    for number, row in enumerate(rows):
+        if row.ndim != 1 or row.dtype.kind not in "iu":
+            raise ValueError(f"row {number}: expected a list of whole numbers")
+        if row.size != length:
+            raise ValueError(f"row {number}: found length {row.size}, expected {length}")
+    return np.stack(rows)
+
+
+def _describe(row: np.ndarray, outside: np.ndarray) -> str:
+    """What is wrong with one bad row."""
+    if outside.any():
+        return f"found position {row[outside.argmax()]}, expected 0..{row.size - 1}"
+    positions, times = np.unique(row, return_counts=True)
+    return f"found position {positions[times > 1][0]} repeated, expected every position once"
+
+
+def require_suffix(path: str | Path) -> str:
+    """The suffix of an order file: `.json` or `.npy`.
+
+    Raises:
+        ValueError: another one.
+    """
+    suffix = Path(path).suffix
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"found {Path(path).name!r}, expected a name ending in .json or .npy")
+    return suffix
+
+
+def read_orders(path: str | Path, num_tokens: int | None = None) -> np.ndarray:
+    """Read an order file: `.json` as published, or this project's compact `.npy`.
+
+    Args:
+        path: a JSON list of lists of N raster indices, or an (M, N) integer array (mapped from
+            the disk, not read into memory: processes on one machine share it).
+        num_tokens: N, if it is known beforehand.
+
+    Returns:
+        (M, N) whole numbers, read-only if mapped; every row holds every position once.
+
+    Raises:
+        ValueError: the file is damaged or holds something else; says where.
+        OSError: the file cannot be read.
+    """
+    read = _read_json if require_suffix(path) == ".json" else _read_npy
+    try:
+        return validate_orders(read(Path(path), num_tokens), num_tokens)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_npy(path: Path, num_tokens: int | None) -> np.ndarray:
+    try:
+        orders = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"damaged or not an .npy file of whole numbers: {error}") from error
+    if not isinstance(orders, np.ndarray):
+        raise ValueError("found an .npz archive, expected an .npy file")
+    return orders
+
+
+def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
+    text = path.read_bytes()
+    # Nothing else occurs in lists of lists of whole numbers: no text, fraction, true or null.
+    foreign = text.translate(None, b"0123456789-[], \t\r\n")
+    if foreign:
+        where = text.index(foreign[:1])
+        raise ValueError(
+            f"found {text[where : where + 1]!r} at byte {where}, "
+            "expected a JSON list of lists of whole numbers"
+        )
+    rows = []
+    for values in _json_lists(text.decode("ascii")):
+        try:
+            row = np.array(values, dtype=np.int64)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"row {len(rows)}: expected a list of whole numbers") from error
+        narrow = row.astype(compact_dtype(max(row.size, 1)))
+        rows.append(narrow if np.array_equal(narrow, row) else row)
+    return _stack(rows, num_tokens)
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _json_lists(text: str) -> Iterator[Any]:
+    """The values of a JSON list one at a time; all at once would take 20 times the memory.
+
+    Raises:
+        ValueError: the text is not a JSON list.
+    """
+    decode = json.JSONDecoder().raw_decode
+
+    def expect(characters: str, start: int) -> int:
+        """Where the next character that is no space stands; it must be one of `characters`."""
+        at = _SPACE.match(text, start).end()
+        found = text[at : at + 1]
+        if not found or found not in characters:
+            raise ValueError(
+                f"damaged JSON: found {found or 'the end'!r} at character {at}, "
+                f"expected {' or '.join(characters)}"
+            )
+        return at
+
+    at = expect("[", 0)
+    if text[expect("[]", at + 1)] == "]":
+        return
+    while text[at] != "]":
+        start = expect("[", at + 1)
+        try:
+            value, at = decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"damaged JSON in the row at character {start}: {error}") from error
+        yield value
+        at = expect(",]", at)
+    rest = text[at + 1 :].strip()
+    if rest:
+        raise ValueError(f"damaged JSON: found {rest[:20]!r} after the end of the list")
+
+
+def write_orders(path: str | Path, orders: Any) -> None:
+    """Write an order file in the form its name asks for; see `read_orders`.
+
+    The file appears complete or not at all.
+
+    Raises:
+        ValueError: the suffix is unknown or the orders are not valid.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    suffix = require_suffix(path)
+    orders = validate_orders(orders)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            if suffix == ".npy":
+                np.save(file, orders.astype(compact_dtype(orders.shape[1])), allow_pickle=False)
+            else:
+                for number, row in enumerate(orders):
+                    file.write(b", " if number else b"[")
+                    file.write(json.dumps(row.tolist()).encode())
+                file.write(b"]")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,72 @@
+"""A generation plan: in which order, and how many at a time, the tokens of images are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from orders.group_sizes import validate_group_sizes
+from orders.order_file import validate_orders
+
+__all__ = ["GenerationPlan", "validate_orders"]
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationPlan:
+    """Orders and group sizes that fit each other; make one with `build`, which checks them.
+
+    Attributes:
+        orders: (B, N) int64; row b lists the raster positions of image b in generation order.
+        group_sizes: K sizes that sum to N; step k makes the next `group_sizes[k]` positions.
+    """
+
+    orders: torch.Tensor
+    group_sizes: tuple[int, ...]
+
+    @classmethod
+    def build(cls, orders: Any, group_sizes: Sequence[int], num_tokens: int) -> GenerationPlan:
+        """Check orders and group sizes once; whoever is handed the plan may trust it.
+
+        Args:
+            orders: (B, N) whole numbers: tensor (the plan stays on its device), array or lists.
+            group_sizes: positive whole numbers that sum to N.
+            num_tokens: N, the positions of the grid.
+
+        Raises:
+            ValueError: a row does not hold every position once, or the sizes do not sum to N.
+        """
+        is_tensor = isinstance(orders, torch.Tensor)
+        checked = validate_orders(orders.cpu().numpy() if is_tensor else orders, num_tokens)
+        validate_group_sizes(group_sizes, num_tokens)
+        # Always a copy: later changes to what the caller holds must not reach the plan.
+        return cls(
+            orders=torch.tensor(
+                checked.astype("int64"), device=orders.device if is_tensor else None
+            ),
+            group_sizes=tuple(int(size) for size in group_sizes),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images, B."""
+        return self.orders.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions of one image, N."""
+        return self.orders.shape[1]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of decoding steps, K."""
+        return len(self.group_sizes)
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """Where each step's positions start and stop in generation order."""
+        start = 0
+        for size in self.group_sizes:
+            yield start, start + size
+            start += size

@@ -1,0 +1,135 @@
+"""The network and its decoding against numbers of the published release (float32, CPU)."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.decoding import generate
+from models.lpd import LPD, MODELS, lpd_l
+from tests.golden.weights import fill_golden_weights
+
+DATA = Path(__file__).parent / "data"
+TINY = ["lpd_tiny_8x8_steps6", "lpd_tiny_8x8_steps64"]
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def long(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LPD:
+    model = LPD(
+        img_size=128,
+        vqgan_stride=16,
+        decoder_embed_dim=96,
+        decoder_depth=3,
+        decoder_num_heads=4,
+        class_num=10,
+        vqgan_vocab_size=211,
+    )
+    fill_golden_weights(model)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def large() -> LPD:
+    with torch.device("meta"):
+        model = lpd_l()
+    model = model.to_empty(device="cpu")
+    fill_golden_weights(model)
+    return model.eval()
+
+
+def check_logits(model: LPD, golden: dict[str, np.ndarray], bound: float = 1e-5) -> None:
+    tokens, orders = long(golden["tokens"]), long(golden["orders"])
+    sizes = golden["group_sizes"].tolist()
+    with torch.no_grad():
+        logits = model.forward_logits(tokens, long(golden["labels"]), sizes, orders)
+        loss = model(tokens, long(golden["labels"]), sizes, orders)
+    stored = torch.from_numpy(golden["train_logits"])
+    assert (logits[..., : stored.shape[-1]] - stored).abs().max() < bound
+    assert torch.equal(logits.argmax(-1), long(golden["train_logits_argmax"]))
+    assert (logits.logsumexp(-1) - torch.from_numpy(golden["train_logits_lse"])).abs().max() < 1e-5
+    assert abs(loss.item() - float(golden["train_loss"])) < 1e-5
+
+
+def check_greedy(model: LPD, golden: dict[str, np.ndarray], key: str) -> None:
+    if key.endswith("unconditional"):
+        labels, options = None, {}
+    else:
+        cfg, schedule = re.fullmatch(r"greedy_tokens_cfg([\d.]+)_(\w+)", key).groups()
+        labels, options = long(golden["labels"]), {"cfg": float(cfg), "cfg_schedule": schedule}
+    tokens = generate(
+        model, labels, golden["orders"], golden["group_sizes"].tolist(), top_k=1, **options
+    )
+    assert torch.equal(tokens, long(golden[key]))
+
+
+def greedy_cases(names: list[str]) -> list[tuple[str, str]]:
+    return [(name, key) for name in names for key in read(name) if key.startswith("greedy")]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_logits(tiny: LPD, name: str) -> None:
+    check_logits(tiny, read(name))
+
+
+@pytest.mark.parametrize(("name", "key"), greedy_cases(TINY))
+def test_tiny_greedy_tokens(tiny: LPD, name: str, key: str) -> None:
+    check_greedy(tiny, read(name), key)
+
+
+@pytest.mark.slow
+def test_large_logits(large: LPD) -> None:
+    check_logits(large, read("lpd_l_256_steps20"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "key"), greedy_cases(["lpd_l_256_steps20"]))
+def test_large_greedy_tokens(large: LPD, name: str, key: str) -> None:
+    check_greedy(large, read(name), key)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "file"),
+    [
+        ("lpd_l", {}, "lpd_l_256_state_dict.json"),
+    ],
+)
+def test_state_dict_layout(factory: str, options: dict, file: str) -> None:
+    with torch.device("meta"):
+        model = MODELS[factory](**options)
+    layout = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert layout == json.loads((DATA / file).read_text())
+
+
+def test_tiny_state_dict_loads_strictly_both_ways(tiny: LPD) -> None:
+    published = json.loads((DATA / "lpd_tiny_state_dict.json").read_text())
+    assert {key: list(value.shape) for key, value in tiny.state_dict().items()} == published
+    tiny.load_state_dict({key: torch.ones(shape) for key, shape in published.items()}, strict=True)
+    fill_golden_weights(tiny)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "millions"),
+    [
+        ("lpd_tiny", dict(img_size=32, vqgan_stride=4, vqgan_vocab_size=256, class_num=10), 2.78),
+        ("lpd_l", {}, 337.157),
+        ("lpd_xl", {}, 751.948),
+        ("lpd_xxl", {}, 1412.185),
+    ],
+)
+def test_parameter_counts(factory: str, options: dict, millions: float) -> None:
+    with torch.device("meta"):
+        model = MODELS[factory](**options)
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert count == pytest.approx(millions, abs=0.005 if factory == "lpd_tiny" else 0.0005)

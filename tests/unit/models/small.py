@@ -1,0 +1,46 @@
+"""A network small enough for many forward passes in a test."""
+
+import torch
+
+from models.lpd import LPD
+
+SIDE = 4
+NUM_TOKENS = SIDE * SIDE
+VOCAB = 23
+
+
+def small_lpd(seed: int = 0, **options: object) -> LPD:
+    """16 positions, 23 codes, 5 classes; weights large enough that logits differ clearly."""
+    torch.manual_seed(seed)
+    defaults = dict(
+        img_size=16,
+        vqgan_stride=4,
+        decoder_embed_dim=32,
+        decoder_depth=2,
+        decoder_num_heads=4,
+        class_num=5,
+        vqgan_vocab_size=VOCAB,
+        proj_dropout=0.0,
+    )
+    model = LPD(**{**defaults, **options})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def random_split(generator: torch.Generator, total: int = NUM_TOKENS) -> list[int]:
+    """Random positive sizes that sum to `total`."""
+    steps = int(torch.randint(1, total + 1, (), generator=generator))
+    cuts = torch.randperm(total - 1, generator=generator)[: steps - 1].add(1).sort().values
+    edges = [0, *cuts.tolist(), total]
+    return [stop - start for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def random_batch(
+    generator: torch.Generator, batch_size: int = 3
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens (B, N), labels (B,) and orders (B, N)."""
+    tokens = torch.randint(VOCAB, (batch_size, NUM_TOKENS), generator=generator)
+    labels = torch.randint(5, (batch_size,), generator=generator)
+    orders = torch.rand(batch_size, NUM_TOKENS, generator=generator).argsort(dim=1)
+    return tokens, labels, orders

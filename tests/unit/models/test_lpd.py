@@ -1,0 +1,99 @@
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.unit.models.small import random_batch, small_lpd
+
+SIZES = [1, 4, 11]
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_logits() -> None:
+    model = small_lpd()
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    logits = model.forward_logits(tokens, labels, SIZES, orders)
+    expected = F.cross_entropy(logits.transpose(1, 2), tokens.gather(1, orders))
+    assert torch.allclose(model(tokens, labels, SIZES, orders), expected)
+
+
+def test_random_orders_are_drawn_when_none_are_given() -> None:
+    model = small_lpd()
+    tokens, labels, _ = random_batch(torch.Generator().manual_seed(0))
+    losses = {model(tokens, labels, SIZES).item() for _ in range(4)}
+    assert len(losses) == 4
+
+
+def test_dropped_labels_are_unconditional() -> None:
+    model = small_lpd()
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    drop = torch.tensor([True, False, True])
+    mixed = model.forward_logits(tokens, labels, SIZES, orders, drop)
+    without = model.forward_logits(tokens, None, SIZES, orders)
+    with_labels = model.forward_logits(tokens, labels, SIZES, orders)
+    assert torch.allclose(mixed[drop], without[drop], atol=1e-6)
+    assert torch.allclose(mixed[~drop], with_labels[~drop], atol=1e-6)
+    assert not torch.allclose(without, with_labels, atol=1e-2)
+
+
+def test_label_drop_happens_in_training_only() -> None:
+    model = small_lpd(label_drop_prob=1.0)
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    evaluated = model(tokens, labels, SIZES, orders)
+    trained = model.train()(tokens, labels, SIZES, orders)
+    unconditional = model.eval().forward_logits(tokens, None, SIZES, orders)
+    expected = F.cross_entropy(unconditional.transpose(1, 2), tokens.gather(1, orders))
+    assert torch.allclose(trained, expected, atol=1e-6)
+    assert not torch.allclose(evaluated, trained, atol=1e-3)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = small_lpd().train()
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    model(tokens, labels, SIZES, orders, torch.tensor([True, False, False])).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+def test_checkpointing_changes_nothing() -> None:
+    plain, saving = small_lpd(proj_dropout=0.3), small_lpd(proj_dropout=0.3)
+    saving.grad_checkpointing = True
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    drop = torch.zeros(3, dtype=torch.bool)
+    gradients = []
+    for model in (plain, saving):
+        torch.manual_seed(11)
+        model.train()(tokens, labels, SIZES, orders, drop).backward()
+        gradients.append(model.head.weight.grad)
+    assert torch.allclose(*gradients, atol=1e-7)
+
+
+def test_dropout_acts_in_three_places_and_not_on_embeddings() -> None:
+    model = small_lpd(proj_dropout=0.5).train()
+    active = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p]
+    suffixes = ("attn.proj_drop", "mlp.drop1", "mlp.drop2")
+    assert active == [f"blocks.{layer}.{suffix}" for layer in range(2) for suffix in suffixes]
+
+
+def test_attention_dropout_applies_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = small_lpd(attn_dropout=0.5).train()
+    assert len(caplog.records) == 1
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    drop = torch.zeros(3, dtype=torch.bool)
+    losses = {model(tokens, labels, SIZES, orders, drop).item() for _ in range(3)}
+    assert len(losses) == 3
+
+
+def test_initialisation() -> None:
+    from models.lpd import lpd_tiny
+
+    torch.manual_seed(0)
+    model = lpd_tiny(img_size=32, vqgan_stride=4, vqgan_vocab_size=256, class_num=10)
+    for name in ("pos_embed", "mask_token", "fake_latent", "token_emb.weight", "class_emb.weight"):
+        assert model.get_parameter(name).std().item() == pytest.approx(0.02, rel=0.15)
+    qkv = model.blocks[0].attn.qkv
+    assert qkv.weight.abs().max() <= (6 / (192 + 3 * 192)) ** 0.5
+    assert qkv.weight.abs().max() > 0.95 * (6 / (192 + 3 * 192)) ** 0.5
+    assert not qkv.bias.any()
+    assert model.head.bias is None

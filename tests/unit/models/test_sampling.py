@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from models.sampling import (
+    SamplingSettings,
+    draw,
+    filtered_probabilities,
+    guidance_scales,
+    guide,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_linear_schedule_gives_every_token_its_own_scale() -> None:
+    scales = guidance_scales(SamplingSettings(cfg=5.0), 8, CPU)
+    expected = torch.tensor([1 + 4 * j / 8 for j in range(8)])
+    assert torch.allclose(scales, expected)
+    constant = guidance_scales(SamplingSettings(cfg=5.0, cfg_schedule="constant"), 8, CPU)
+    assert torch.equal(constant, torch.full((8,), 5.0))
+
+
+def test_guidance_formula() -> None:
+    cond, uncond = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
+    scales = torch.tensor([1.0, 2.0, 0.5])
+    expected = uncond + scales[None, :, None] * (cond - uncond)
+    assert torch.allclose(guide(torch.cat([cond, uncond]), scales), expected)
+
+
+def test_draw_is_the_inverse_cdf() -> None:
+    probs = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 0.99999])
+    assert draw(probs.expand(6, -1), uniforms).tolist() == [1, 1, 3, 3, 4, 4]
+
+
+def test_draw_never_lands_on_a_zero_when_rounding_leaves_a_gap() -> None:
+    probs = torch.tensor([[0.3, 0.6999, 0.0]])  # sums to less than 1
+    assert draw(probs, torch.tensor([0.99999994])).tolist() == [1]
+
+
+def test_draw_frequencies_follow_the_probabilities() -> None:
+    probs = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    uniforms = torch.from_numpy(np.random.default_rng(0).random(40_000, dtype=np.float32))
+    counts = draw(probs.expand(len(uniforms), -1), uniforms).bincount(minlength=4)
+    error = (probs * (1 - probs) / len(uniforms)).sqrt()
+    assert ((counts / len(uniforms) - probs).abs() < 4.5 * error).all()
+
+
+def test_ties_at_the_kth_largest_stay() -> None:
+    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
+    probs = filtered_probabilities(logits, SamplingSettings(top_k=2))
+    assert (probs > 0).tolist() == [[True, True, True, False]]
+
+
+def test_token_that_crosses_top_p_stays() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    kept = filtered_probabilities(logits, SamplingSettings(top_p=0.6))
+    assert torch.allclose(kept, torch.tensor([[0.625, 0.375, 0.0]]))
+
+
+def test_zero_temperature_is_greedy() -> None:
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
+    probs = filtered_probabilities(logits, SamplingSettings(temperature=0.0))
+    assert torch.isfinite(probs).all()
+    assert torch.equal(probs.argmax(-1), logits.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"cfg_schedule": "cosine"}, "cfg_schedule"),
+        ({"cfg": -1.0}, "cfg"),
+        ({"cfg": float("nan")}, "cfg"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 1.5}, "top_p"),
+    ],
+)
+def test_bad_settings_are_named(options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named}: found"):
+        SamplingSettings(**options)

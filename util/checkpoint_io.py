@@ -1,0 +1,125 @@
+"""Reading, writing and loading checkpoints: safe to read, atomic to write, strict to load."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from util.errors import UserError, require_file
+
+# What torch.load is seen to raise on damaged files; OSError also covers a file that vanished.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    OSError,
+)
+
+
+def read_checkpoint(path: str | Path, flag: str) -> dict[str, Any]:
+    """Read a `torch.save` dictionary without letting it run code.
+
+    Only tensors, plain Python values and `argparse.Namespace` are accepted. Tensors arrive on the
+    CPU, memory-mapped where the file format allows it.
+
+    Args:
+        path: the file.
+        flag: the flag that named it, for the message.
+
+    Raises:
+        UserError: missing, damaged, refused or not a dictionary.
+    """
+    path = require_file(path, flag, "a checkpoint written by torch.save")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except _DAMAGED as error:
+        raise UserError(
+            f"{flag}: {path} is not a readable checkpoint (damaged, or holding more than tensors "
+            "and plain values), expected a dictionary written by torch.save"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{flag}: {path} holds a {type(content).__name__}, expected a dictionary")
+    return content
+
+
+def atomic_save(obj: Any, path: str | Path) -> None:
+    """`torch.save` to `path` such that a reader sees the old file or the whole new one.
+
+    Raises:
+        OSError: the file cannot be written; nothing of it is left behind.
+    """
+    path = Path(path)
+    # One fixed name: what a killed process leaves is overwritten by the next save.
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        # torch.save hides a full disk behind a RuntimeError about file positions.
+        cause = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(cause, OSError):
+            raise cause from error
+        raise
+
+
+def load_weights(model: nn.Module, state: Any, what: str) -> None:
+    """Copy `state` into `model`, whose names and shapes it must match exactly.
+
+    A model on the meta device gets memory on the CPU first, so that no weight is initialised in
+    vain. (Buffers outside the state dict would stay undefined then.)
+
+    Args:
+        model: any module.
+        state: names to tensors of any floating type.
+        what: flag and file, the beginning of the message.
+
+    Raises:
+        UserError: the first entry that is missing, unexpected or of another shape.
+    """
+    if not isinstance(state, Mapping):
+        raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
+    expected = model.state_dict()
+    faults = []
+    for name, tensor in expected.items():
+        shape = tuple(tensor.shape)
+        found = state.get(name)
+        if found is None:
+            faults.append(f"weight {name} is missing, expected shape {shape}")
+        elif not isinstance(found, torch.Tensor):
+            faults.append(f"weight {name} is a {type(found).__name__}, expected shape {shape}")
+        elif tuple(found.shape) != shape:
+            faults.append(f"weight {name} has shape {tuple(found.shape)}, expected {shape}")
+    for name, found in state.items():
+        if name not in expected:
+            shape = tuple(getattr(found, "shape", ()))
+            faults.append(f"weight {name} of shape {shape} is unexpected, expected no such name")
+    if faults:
+        others = f" (and {len(faults) - 1} more differences)" if len(faults) > 1 else ""
+        raise UserError(f"{what}: {faults[0]}{others}")
+    if any(tensor.is_meta for tensor in expected.values()):
+        model.to_empty(device="cpu")
+    model.load_state_dict(dict(state))

@@ -1,0 +1,53 @@
+"""Command lines: argument types that check their range, and complaints of one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+from util.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, like all others, and whose help says
+    defaults."""
+
+    def __init__(self, **options: object) -> None:
+        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def whole(lowest: int = 0) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number of at least `lowest`."""
+    return _ranged(int, f"a whole number of at least {lowest}", lambda value: value >= lowest)
+
+
+def number(lowest: float = 0.0) -> Callable[[str], float]:
+    """The type of a flag that takes a finite number of at least `lowest`."""
+    expected = f"a finite number of at least {lowest:g}"
+    return _ranged(float, expected, lambda value: lowest <= value < math.inf)
+
+
+def share() -> Callable[[str], float]:
+    """The type of a flag that takes a probability."""
+    return _ranged(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _ranged(
+    kind: Callable[[str], float], expected: str, fits: Callable[[float], bool]
+) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
+        return value
+
+    return parse
