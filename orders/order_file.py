@@ -160,9 +160,9 @@ def _json_lists(text: str) -> Iterator[Any]:
         at = _SPACE.match(text, start).end()
         found = text[at : at + 1]
         if not found or found not in characters:
+            shown = repr(found) if found else "the end"
             raise ValueError(
-                f"damaged JSON: found {found or 'the end'!r} at character {at}, "
-                f"expected {' or '.join(characters)}"
+                f"damaged JSON: found {shown} at character {at}, expected {' or '.join(characters)}"
             )
         return at
 

@@ -77,13 +77,14 @@ def atomic_save(obj: Any, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        # torch.save hides a full disk behind a RuntimeError about file positions.
+    except RuntimeError as error:
+        # torch.save hides a full disk behind a complaint about file positions.
         cause = error.__context__
-        if isinstance(error, RuntimeError) and isinstance(cause, OSError):
-            raise cause from error
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_weights(model: nn.Module, state: Any, what: str) -> None:

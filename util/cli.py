@@ -10,13 +10,20 @@ from typing import NoReturn
 from util.errors import UserError
 
 
+class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the default of every flag that has one worth saying."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, "", False, True):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, like all others, and whose help says
-    defaults."""
+    """An argument parser whose help says defaults and whose complaints are one line."""
 
     def __init__(self, **options: object) -> None:
-        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpWithDefaults, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))

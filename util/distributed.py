@@ -144,6 +144,24 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def gather_to_main(value: T) -> list[T] | None:
+    """Every process's `value` (any picklable object), by rank, on rank 0; None elsewhere."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values
+
+
+def mean(value: torch.Tensor) -> float:
+    """The mean of a scalar tensor over all processes."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= world_size()
+    return value.item()
+
+
 def fail_together(work: Callable[[], T]) -> T:
     """Run `work` on every process; if it fails as bad input on any, fail on all.
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,9 +79,8 @@ def require_writable_folder(path: str | Path, flag: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         # Permission bits say little for root or on network file systems: try it.
-        probe = path / f".write-probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise UserError(f"{flag}: {path}: {error.strerror or error}, {expected}") from error
     return path

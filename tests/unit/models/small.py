@@ -1,5 +1,7 @@
 """A network small enough for many forward passes in a test."""
 
+import itertools
+
 import torch
 
 from models.lpd import LPD
@@ -33,7 +35,7 @@ def random_split(generator: torch.Generator, total: int = NUM_TOKENS) -> list[in
     steps = int(torch.randint(1, total + 1, (), generator=generator))
     cuts = torch.randperm(total - 1, generator=generator)[: steps - 1].add(1).sort().values
     edges = [0, *cuts.tolist(), total]
-    return [stop - start for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [stop - start for start, stop in itertools.pairwise(edges)]
 
 
 def random_batch(

@@ -129,4 +129,4 @@ def test_bf16_autocast_is_honoured() -> None:
         assert model.new_cache(2).keys.dtype == torch.bfloat16
         tokens = generate(model, labels, orders, [1, 3, 12], cfg=2.0)
     assert tokens.shape == (2, NUM_TOKENS)
-    assert 0 <= tokens.min() and tokens.max() < VOCAB
+    assert tokens.min() >= 0 and tokens.max() < VOCAB

@@ -1,0 +1,306 @@
+"""The loops: one epoch of training, one evaluation, one pass of caching."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.decoding import generate
+from models.lpd import LPD
+from tokenizers.vq_model import VQModel, fingerprint
+from util import distributed, streams
+from util.distributed import fail_together, gather, is_main, rank, world_size
+from util.errors import UserError, blame
+from util.evaluation import Evaluation
+from util.features import Features, extract
+from util.geometry import TokenGrid
+from util.image_folder import ImageList, image_batches
+from util.images import save_png, to_float, to_uint8
+from util.logs import logging_redirect_tqdm, progress
+from util.lr_schedule import LRSchedule
+from util.metrics import Scores, score
+from util.scalars import ScalarLog
+from util.token_cache import ArrayFile, plan_shards, remove_unfinished, write_index, write_shard
+from util.training_data import TokenSource, epoch_batches, steps_per_epoch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What a training step does.
+
+    Attributes:
+        batch_size: images per process.
+        schedule: learning rate over fractional epochs.
+        group_size_lists: one of them is drawn per optimiser step.
+        grad_clip: largest gradient norm; 0 for no clipping.
+        bf16: run the forward pass under bfloat16 autocast.
+        flip_prob: share of visits that see the mirrored image.
+        label_drop_prob: share of visits without a class.
+        seed: names the random streams.
+        log_every: steps between log entries.
+    """
+
+    batch_size: int
+    schedule: LRSchedule
+    group_size_lists: list[list[int]]
+    grad_clip: float
+    bf16: bool
+    flip_prob: float
+    label_drop_prob: float
+    seed: int
+    log_every: int
+
+
+def train_one_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    source: TokenSource,
+    recipe: TrainingRecipe,
+    epoch: int,
+    device: torch.device,
+    scalars: ScalarLog,
+) -> float:
+    """One pass over the data.
+
+    Args:
+        model: LPD or its DDP wrapper, on `device`.
+        optimizer: its optimiser; the learning rate is set per step.
+        source: where tokens come from.
+        recipe: what a step does.
+        epoch: whole number from 0.
+        device: where the step runs.
+        scalars: gets loss, learning rate and gradient norm every `recipe.log_every` steps.
+
+    Returns:
+        Mean loss of the epoch over all processes, nats per token.
+
+    Raises:
+        UserError: the loss is no longer finite.
+    """
+    model.train()
+    steps = steps_per_epoch(source.num_samples, recipe.batch_size, distributed.world_size())
+    batches = epoch_batches(
+        source,
+        epoch,
+        recipe.batch_size,
+        seed=recipe.seed,
+        flip_prob=recipe.flip_prob,
+        label_drop_prob=recipe.label_drop_prob,
+        device=device,
+    )
+    total = torch.zeros((), device=device)
+    bar = progress(batches, total=steps, desc=f"epoch {epoch}", unit="step")
+    for step_in_epoch, batch in enumerate(bar):
+        step = epoch * steps + step_in_epoch
+        lr = recipe.schedule.at(epoch + step_in_epoch / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        sizes = _draw_group_sizes(recipe, step)
+        # Dropout's masks too depend on the step alone: a resumed run repeats them.
+        torch.manual_seed(streams.torch_seed("dropout", recipe.seed, step, distributed.rank()))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
+            loss = model(batch.tokens, batch.labels, sizes, batch.orders, batch.label_drop)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip or math.inf)
+        optimizer.step()
+        total += loss.detach()
+        if step % recipe.log_every == 0:
+            loss_now = distributed.mean(loss.detach())
+            _require_finite(loss_now, epoch, step_in_epoch)
+            scalars.add(step, {"train/loss": loss_now, "train/lr": lr, "train/grad_norm": norm})
+            bar.set_postfix(loss=f"{loss_now:.4f}", lr=f"{lr:.2e}")
+    mean_loss = distributed.mean(total / steps)
+    _require_finite(mean_loss, epoch, steps - 1)
+    return mean_loss
+
+
+def _draw_group_sizes(recipe: TrainingRecipe, step: int) -> list[int]:
+    """The list of this optimiser step, the same on all processes."""
+    draw = streams.uniforms("group sizes", recipe.seed, step, count=1)[0, 0]
+    return recipe.group_size_lists[int(draw * len(recipe.group_size_lists))]
+
+
+def _require_finite(loss: float, epoch: int, step_in_epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"training: the loss is {loss} in epoch {epoch}, step {step_in_epoch}, expected a "
+            "finite number (a smaller --blr may help)"
+        )
+
+
+@torch.no_grad()
+def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = None) -> Scores | None:
+    """Generate the samples of an evaluation and score them.
+
+    Args:
+        model: the bare network, on the evaluation's device.
+        evaluation: what to generate and how to score it.
+        image_folder: where `{image id:05d}.png` go; None keeps no images.
+
+    Returns:
+        The scores on rank 0; None elsewhere and where nothing scores.
+    """
+    ids, features = [], []
+    batches = list(_image_id_batches(evaluation))
+    bar = progress(unit="image", total=sum(map(len, batches)), desc="evaluate")
+    with ThreadPoolExecutor(max_workers=2) as writers:
+        writes = []
+        for image_ids in batches:
+            images = _generate_images(model, evaluation, image_ids)
+            if image_folder is not None:
+                paths = [image_folder / f"{image_id:05d}.png" for image_id in image_ids]
+                writes.append(writers.map(save_png, images.cpu().numpy(), paths))
+            if evaluation.extractor is not None:
+                features.append(extract(evaluation.extractor, images))
+            ids.append(image_ids)
+            bar.update(len(image_ids))
+        for results in writes:
+            list(results)  # an error of a writer surfaces here
+    bar.close()
+    if evaluation.extractor is None:
+        distributed.barrier()
+        return None
+    return _score_together(evaluation, ids, features)
+
+
+def _image_id_batches(evaluation: Evaluation) -> Iterator[np.ndarray]:
+    """This process's image ids: every world-size-th batch of `range(num_images)`."""
+    size = evaluation.batch_size
+    first, stride = distributed.rank() * size, distributed.world_size() * size
+    for start in range(first, evaluation.num_images, stride):
+        yield np.arange(start, min(start + size, evaluation.num_images))
+
+
+def _generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> torch.Tensor:
+    """(B,) image ids -> (B, S, S, 3) uint8 on the device."""
+    device = model.pos_embed.device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=evaluation.bf16):
+        tokens = generate(
+            model,
+            evaluation.labels(image_ids),
+            evaluation.orders(image_ids),
+            evaluation.group_sizes,
+            **vars(evaluation.sampling),
+            seed=evaluation.seed,
+            image_ids=image_ids,
+        )
+    return to_uint8(evaluation.tokenizer.decode_code(tokens))
+
+
+def _score_together(
+    evaluation: Evaluation, ids: list[np.ndarray], features: list[Features]
+) -> Scores | None:
+    """Gather every process's features to rank 0, in image-id order, and score them there."""
+    mine = (np.concatenate(ids), Features.join(features)) if ids else None
+    gathered = distributed.gather_to_main(mine)
+    if gathered is None:
+        return None
+    parts = [part for part in gathered if part is not None]
+    by_id = np.argsort(np.concatenate([part_ids for part_ids, _ in parts]))
+    joined = Features.join([part for _, part in parts]).select(torch.from_numpy(by_id))
+    return score(joined, evaluation.extractor.kind, evaluation.reference)
+
+
+def cache_latents(
+    tokenizer: VQModel,
+    images: ImageList,
+    image_size: int,
+    path: Path,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    skip_bad: bool = False,
+) -> int:
+    """Write the token cache of a data set, both ways round; every process takes its share.
+
+    Process r encodes shards r, r + world size, ... After each the processes agree that nothing
+    went wrong. The content does not depend on how many there are.
+
+    Args:
+        tokenizer: in eval mode, on this process's device.
+        images: the data set.
+        image_size: side of the centre crop, pixels.
+        path: an existing folder for the cache.
+        batch_size: images encoded at a time (each twice: plain and mirrored).
+        num_workers, pin_memory, skip_bad: as for `image_batches`.
+
+    Returns:
+        The number of images in the cache.
+
+    Raises:
+        UserError: on all processes, if any of them cannot read an image or write a file. No shard
+            is left behind.
+    """
+    grid = TokenGrid(image_size, tokenizer.stride, tokenizer.codebook_size)
+    shards = plan_shards(len(images), batch_size, world_size())
+    mine = range(rank(), len(shards), world_size())
+    batches = [batch for number in mine for batch in shards[number]]
+    loader = image_batches(images, image_size, batches, num_workers, pin_memory, skip_bad)
+    written: list[tuple[ArrayFile, np.ndarray]] = []
+    desc = f"encode (process 1 of {world_size()})"
+    bar = progress(total=sum(map(len, batches)), unit="image", desc=desc)
+
+    def encode_shard(number: int) -> None:
+        tokens, labels = [], []
+        for _ in shards[number]:
+            batch = next(loader)
+            tokens.append(_encode_both_ways(tokenizer, batch.images))
+            labels.append(batch.labels.numpy())
+            bar.update(len(batch.labels))
+        with blame(f"--cached_path: {path}"):
+            shard = write_shard(path, number, np.concatenate(tokens), grid.vocab_size)
+        written.append((shard, np.concatenate(labels)))
+
+    def finish() -> None:
+        if count == 0:
+            raise UserError("none of the images can be decoded, expected at least one")
+        if is_main():
+            labels = np.concatenate([labels for _, labels in parts])
+            files = [shard for shard, _ in parts]
+            with blame(f"--cached_path: {path}"):
+                write_index(path, grid, fingerprint(tokenizer), images.classes, labels, files)
+
+    started = time.monotonic()
+    try:
+        with closing(loader), bar, logging_redirect_tqdm():
+            for first in range(0, len(shards), world_size()):
+                number = first + rank()
+                fail_together(lambda n=number: encode_shard(n) if n < len(shards) else None)
+        parts = sorted(chain.from_iterable(gather(written)), key=lambda part: part[0].file)
+        count = sum(shard.count for shard, _ in parts)
+        fail_together(finish)
+    except UserError:
+        # Every process has left its last write behind: they have just agreed on the failure.
+        if is_main():
+            remove_unfinished(path)
+        raise
+    seconds = time.monotonic() - started
+    logger.info("encoded %d images, %.1f images/s", count, count / seconds)
+    return count
+
+
+@torch.inference_mode()
+def _encode_both_ways(tokenizer: VQModel, images: torch.Tensor) -> np.ndarray:
+    """Tokens (B, 2, N) of images (B, 3, S, S) uint8: plain, then mirrored left to right."""
+    if len(images) == 0:  # all of the batch was left out
+        side = images.shape[-1] // tokenizer.stride
+        return np.empty((0, 2, side**2), dtype=np.int64)
+    device = next(tokenizer.parameters()).device
+    plain = to_float(images.to(device, non_blocking=True))
+    indices = tokenizer.encode_indices(torch.cat([plain, plain.flip(-1)]))
+    return torch.stack(indices.chunk(2), dim=1).cpu().numpy()

@@ -1,0 +1,114 @@
+"""Tokenise an image folder once, so that training reads code indices: flags -> objects -> engine.
+
+torchrun --nproc_per_node 8 main_cache.py --data_path ./data/imagenet --cached_path ./cache
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine_lpd import cache_latents
+from tokenizers.vq_model import VQModel, load_tokenizer
+from util import distributed, logs
+from util.cli import Parser, whole
+from util.errors import UserError, blame, require_writable_folder, run
+from util.geometry import TokenGrid
+from util.image_folder import list_images
+from util.token_cache import refuse_finished, remove_unfinished
+
+logger = logging.getLogger("lpd")
+
+
+def build_parser() -> Parser:
+    """All flags: published names and defaults."""
+    parser = Parser(description="Tokenise an image folder once, for training with --use_cached.")
+    group = parser.add_argument_group("tokenizer")
+    group.add_argument(
+        "--vqgan_path", default="tokenizers/vq_ds16_c2i.pt", help="tokenizer checkpoint"
+    )
+    group.add_argument(
+        "--vqgan_stride", type=whole(1), help="pixels per token; by default the tokenizer's"
+    )
+    group.add_argument(
+        "--vqgan_vocab_size", type=whole(1), help="number of codes; by default the tokenizer's"
+    )
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", default="./data/imagenet", help="ImageFolder, under train/")
+    group.add_argument("--img_size", type=whole(1), default=256, help="side of the crop, pixels")
+    group.add_argument("--cached_path", default="", help="folder to write the cache to")
+    group.add_argument(
+        "--skip_bad_images", action="store_true", help="leave out images that cannot be decoded"
+    )
+    group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
+    group.add_argument("--pin_mem", action="store_true", help="page-locked host memory")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
+    parser.set_defaults(pin_mem=True)
+    group = parser.add_argument_group("execution")
+    group.add_argument("--batch_size", type=whole(1), default=128, help="images per process")
+    group.add_argument("--device", default="cuda", help="cuda or cpu")
+    group.add_argument("--seed", type=int, default=0, help="without effect: nothing is drawn")
+    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    distributed.add_distributed_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    # An image left out is reported by the process that met it, not only by rank 0.
+    logging.getLogger("util.image_folder").setLevel(logging.WARNING)
+    launch = distributed.read_launch(args)
+    device = distributed.resolve_device(args.device, launch)
+    if not args.cached_path:
+        raise UserError("--cached_path: not given, expected the folder to write the cache to")
+    path = Path(args.cached_path)
+    refuse_finished(path)
+    tokenizer = load_checked_tokenizer(args)
+    images = list_images(args.data_path)
+    require_writable_folder(path, "--cached_path")
+
+    distributed.start(launch, device)
+    try:
+        if distributed.is_main():
+            remove_unfinished(path)
+        distributed.barrier()
+        logger.info("%d images in %d classes", len(images), len(images.classes))
+        count = cache_latents(
+            tokenizer.to(device),
+            images,
+            args.img_size,
+            path,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            pin_memory=args.pin_mem,
+            skip_bad=args.skip_bad_images,
+        )
+        if count < len(images) and distributed.is_main():
+            logger.warning("left out %d of %d images", len(images) - count, len(images))
+        logger.info("%s is complete", path)
+    finally:
+        distributed.stop()
+
+
+def load_checked_tokenizer(args: argparse.Namespace) -> VQModel:
+    """The tokenizer, if it is what the other flags say.
+
+    Raises:
+        UserError: it cannot be read, has another stride or vocabulary, or does not fit the image.
+    """
+    tokenizer = load_tokenizer(args.vqgan_path, args.vqgan_vocab_size)
+    if args.vqgan_stride not in (None, tokenizer.stride):
+        raise UserError(
+            f"--vqgan_stride: found {args.vqgan_stride}, expected {tokenizer.stride}, "
+            f"the stride of {args.vqgan_path}"
+        )
+    with blame("--img_size"):
+        TokenGrid(args.img_size, tokenizer.stride, tokenizer.codebook_size)
+    return tokenizer
+
+
+if __name__ == "__main__":
+    run(main)

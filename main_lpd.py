@@ -1,0 +1,333 @@
+"""Train an LPD model, or evaluate one (--evaluate): flags -> objects -> engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch.nn.parallel import DistributedDataParallel
+
+from engine_lpd import TrainingRecipe, evaluate, train_one_epoch
+from models.lpd import LPD, MODELS
+from orders.group_sizes import read_group_sizes_list, training_group_sizes
+from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
+from util import distributed, logs
+from util.checkpoint import LAST, TrainingState, load_pretrained
+from util.errors import UserError, blame, require_writable_folder, run
+from util.evaluation import Evaluation, build_evaluation, read_group_sizes
+from util.flags import build_parser
+from util.geometry import TokenGrid
+from util.image_folder import list_images
+from util.images import open_rgb, replacing, write_npz_archive
+from util.lr_schedule import LRSchedule
+from util.scalars import ScalarLog, import_wandb
+from util.token_cache import TokenCache, check_cache, open_cache
+from util.training_data import CachedTokens, EncodedImages, TokenSource, steps_per_epoch
+
+logger = logging.getLogger("lpd")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A checked training run, ready to start."""
+
+    state: TrainingState
+    source: TokenSource
+    recipe: TrainingRecipe
+    first_epoch: int
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    launch = distributed.read_launch(args)
+    device = distributed.resolve_device(args.device, launch)
+    require_writable_folder(args.output_dir, "--output_dir")
+    # Everything is checked and loaded before the processes meet: bad input ends here.
+    tokenizer, cache, grid = load_tokens(args)
+    model = build_model(args, grid).to(device)
+    evaluation = training = None
+    if args.evaluate or args.online_eval:
+        evaluation = build_evaluation(args, grid, tokenizer, device)
+    if not args.evaluate:
+        training = build_training(args, model, tokenizer, cache, grid, device, launch.world_size)
+    with ExitStack() as at_exit:
+        distributed.start(launch, device)
+        at_exit.callback(distributed.stop)
+        scalars = open_scalars(args)
+        at_exit.callback(scalars.close)
+        if training is None:
+            run_evaluation(args, model, evaluation, scalars)
+        else:
+            train(args, training, evaluation, device, scalars)
+
+
+def load_tokens(args: argparse.Namespace) -> tuple[VQModel | None, TokenCache | None, TokenGrid]:
+    """The tokenizer and the token cache the run needs, and the token grid they agree on."""
+    cache = None
+    if args.use_cached and not args.evaluate:
+        if not args.cached_path:
+            raise UserError("--cached_path: not given, expected a token cache with --use_cached")
+        cache = open_cache(args.cached_path)
+    needed = args.evaluate or args.online_eval or cache is None
+    tokenizer = None
+    if needed or Path(args.vqgan_path).exists():
+        tokenizer = load_tokenizer(args.vqgan_path, args.vqgan_vocab_size)
+    else:
+        logger.warning(
+            "--vqgan_path: %s does not exist; whether it made the cache is not checked",
+            args.vqgan_path,
+        )
+    grid = resolve_grid(args, tokenizer, cache)
+    if cache is not None:
+        known = fingerprint(tokenizer) if tokenizer is not None else None
+        check_cache(cache, grid, known, args.class_num)
+    return tokenizer, cache, grid
+
+
+def resolve_grid(
+    args: argparse.Namespace, tokenizer: VQModel | None, cache: TokenCache | None
+) -> TokenGrid:
+    """Stride and vocabulary of the tokenizer, else of the cache, else the flags' or published."""
+    stride, vocab_size = args.vqgan_stride or 16, args.vqgan_vocab_size or 16384
+    if cache is not None and cache.grid is not None:
+        stride, vocab_size = cache.grid.stride, cache.grid.vocab_size
+    if tokenizer is not None:
+        stride, vocab_size = tokenizer.stride, tokenizer.codebook_size
+    for flag, given, found in (
+        ("--vqgan_stride", args.vqgan_stride, stride),
+        ("--vqgan_vocab_size", args.vqgan_vocab_size, vocab_size),
+    ):
+        if given is not None and given != found:
+            raise UserError(f"{flag}: found {given}, expected {found} as in the tokenizer's files")
+    with blame("--img_size"):
+        return TokenGrid(args.img_size, stride, vocab_size)
+
+
+def build_model(args: argparse.Namespace, grid: TokenGrid) -> LPD:
+    """The network, with the weights of --pretrained_ckpt, or of --resume for an evaluation."""
+    # The initial weights are the same on all processes.
+    torch.manual_seed(args.seed)
+    model = MODELS[args.model](
+        img_size=grid.image_size,
+        vqgan_stride=grid.stride,
+        vqgan_vocab_size=grid.vocab_size,
+        class_num=args.class_num,
+        label_drop_prob=args.label_drop_prob,
+        attn_dropout=args.attn_dropout,
+        proj_dropout=args.proj_dropout,
+        grad_checkpointing=args.grad_checkpointing,
+    )
+    if args.evaluate:
+        if args.resume:
+            load_pretrained(model, Path(args.resume) / LAST, flag="--resume")
+        elif args.pretrained_ckpt:
+            load_pretrained(model, args.pretrained_ckpt)
+        else:
+            raise UserError("--evaluate: no weights, expected --pretrained_ckpt or --resume")
+        return model.eval().requires_grad_(False)
+    if args.pretrained_ckpt:
+        load_pretrained(model, args.pretrained_ckpt, resize=True)
+    return model
+
+
+def build_training(
+    args: argparse.Namespace,
+    model: LPD,
+    tokenizer: VQModel | None,
+    cache: TokenCache | None,
+    grid: TokenGrid,
+    device: torch.device,
+    world_size: int,
+) -> Training:
+    """Data, optimiser, schedule and what is resumed."""
+    source = build_source(args, tokenizer, cache, device)
+    with blame("--batch_size"):
+        steps_per_epoch(source.num_samples, args.batch_size, world_size)
+    if args.use_wandb:
+        import_wandb()
+    lr = args.lr if args.lr is not None else args.blr * args.batch_size * world_size / 256
+    optimizer = torch.optim.AdamW(
+        param_groups_weight_decay(model, args.weight_decay), lr=lr, betas=(0.9, 0.95)
+    )
+    known = fingerprint(tokenizer) if tokenizer is not None else None
+    state = TrainingState(model, optimizer, args, tokenizer_fingerprint=known)
+    first_epoch = args.resume_epoch
+    if args.resume:
+        last = Path(args.resume) / LAST
+        if last.exists():
+            state.restore(last)
+            first_epoch = state.epoch + 1
+            logger.info("resumed from %s after epoch %d", last, state.epoch)
+        else:
+            logger.warning("--resume: %s does not exist (yet): starting afresh", last)
+    recipe = TrainingRecipe(
+        batch_size=args.batch_size,
+        schedule=LRSchedule(
+            args.lr_schedule,
+            lr,
+            args.min_lr,
+            args.epochs,
+            args.warmup_epochs,
+            args.lr_decay_start_epoch,
+        ),
+        group_size_lists=read_training_lists(args, grid),
+        grad_clip=args.grad_clip,
+        bf16=args.bf16,
+        flip_prob=args.flip_prob,
+        label_drop_prob=args.label_drop_prob,
+        seed=args.seed,
+        log_every=args.log_every,
+    )
+    return Training(state, source, recipe, first_epoch)
+
+
+def build_source(
+    args: argparse.Namespace,
+    tokenizer: VQModel | None,
+    cache: TokenCache | None,
+    device: torch.device,
+) -> TokenSource:
+    """The training data: cached tokens, or images encoded on the fly."""
+    if cache is not None:
+        return CachedTokens(cache, device)
+    images = list_images(args.data_path)
+    if len(images.classes) > args.class_num:
+        raise UserError(
+            f"--data_path: {args.data_path} holds {len(images.classes)} classes, expected at most "
+            f"{args.class_num} (--class_num)"
+        )
+    return EncodedImages(
+        images, tokenizer.to(device), args.img_size, device, args.num_workers, args.pin_mem
+    )
+
+
+def read_training_lists(args: argparse.Namespace, grid: TokenGrid) -> list[list[int]]:
+    """The group-size lists that training draws from."""
+    if args.group_sizes_list is None:
+        return [read_group_sizes(args, grid)]
+    if args.group_sizes_list == "auto":
+        return training_group_sizes(grid.num_tokens)
+    with blame("--group_sizes_list"):
+        return read_group_sizes_list(args.group_sizes_list, grid.num_tokens)
+
+
+def train(
+    args: argparse.Namespace,
+    training: Training,
+    evaluation: Evaluation | None,
+    device: torch.device,
+    scalars: ScalarLog,
+) -> None:
+    """All epochs, with checkpoints and online evaluations."""
+    state, source, recipe = training.state, training.source, training.recipe
+    folder = Path(args.output_dir)
+    model = state.model
+    if distributed.world_size() > 1:
+        model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    for epoch in range(training.first_epoch, args.epochs):
+        loss = train_one_epoch(model, state.optimizer, source, recipe, epoch, device, scalars)
+        state.epoch = epoch
+        logger.info("epoch %d of %d: loss %.4f", epoch, args.epochs, loss)
+        scalars.add(epoch, {"epoch/loss": loss})
+        last = epoch + 1 == args.epochs
+        if epoch % args.save_last_freq == 0 or last:
+            on_main(lambda: state.save(folder / LAST))
+        if epoch % args.save_intermediate_freq == 0 or last:
+            on_main(lambda: state.save(folder / f"checkpoint-{state.epoch}.pth"))
+        if evaluation is not None and (epoch % args.eval_freq == 0 or last):
+            run_evaluation(args, state.model, evaluation, scalars, epoch)
+
+
+def open_scalars(args: argparse.Namespace) -> ScalarLog:
+    """The run's scalar log, on rank 0."""
+    if not distributed.is_main():
+        return ScalarLog(None)
+    wandb = import_wandb() if args.use_wandb else None
+    options = {"project": args.wandb_project, "name": args.wandb_run_name, "config": vars(args)}
+    return ScalarLog(Path(args.log_dir), wandb, options)
+
+
+def run_evaluation(
+    args: argparse.Namespace,
+    model: LPD,
+    evaluation: Evaluation,
+    scalars: ScalarLog,
+    epoch: int | None = None,
+) -> None:
+    """Samples and scores, reported on the console, in TensorBoard and as JSON.
+
+    Args:
+        args: the run's flags.
+        model: the bare network.
+        evaluation: what to generate and how to score it.
+        scalars: gets the scores.
+        epoch: of the training run that this evaluation is part of; None for --evaluate, which
+            also keeps the images.
+    """
+    folder = Path(args.output_dir)
+    images = None
+    if epoch is None:
+        images = folder / "images"
+        on_main(lambda: clear_samples(images))
+    scores = evaluate(model, evaluation, images)
+    if images is not None and args.save_npz:
+        on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
+    results = {
+        "model": args.model,
+        "checkpoint": args.resume or args.pretrained_ckpt,
+        "epoch": epoch,
+        "steps": len(evaluation.group_sizes),
+        "order": args.order,
+        "seed": evaluation.seed,
+        **vars(evaluation.sampling),
+        "num_images": evaluation.num_images,
+        **(scores.json() if scores is not None else {}),
+    }
+    name = "metrics.json" if epoch is None else f"metrics-{epoch}.json"
+    on_main(lambda: write_json(results, folder / name))
+    if scores is not None:
+        for line in scores.lines():
+            logger.info("%s", line)
+        scalars.add(epoch or 0, {f"eval/{key}": value for key, value in scores.json().items()})
+
+
+def on_main(write: Callable[[], None]) -> None:
+    """Let rank 0 write to --output_dir; all wait for it, and stop in one line if it fails."""
+
+    def work() -> None:
+        if distributed.is_main():
+            with blame("--output_dir"):
+                write()
+
+    distributed.fail_together(work)
+
+
+def clear_samples(folder: Path) -> None:
+    """Make the folder; samples of an earlier, larger evaluation must not stay among the new."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.png"):
+        path.unlink()
+
+
+def write_archive(images: Path, path: Path, count: int) -> None:
+    """All samples in one ADM-style archive, by image id."""
+    samples = (open_rgb(images / f"{image_id:05d}.png") for image_id in range(count))
+    write_npz_archive(path, samples, count)
+
+
+def write_json(values: dict[str, object], path: Path) -> None:
+    """Write readable JSON; never half a file."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,147 @@
+"""Make a file of locality-aware generation orders (method section 6).
+
+    python orders/run_lpd_order.py --img_size 256 --generation_steps 20 \\
+        --repulsion_threshold 2 --output_file orders/res256_steps20_repulsion2.json
+
+A name ending in .json gives the published form, one in .npy a file 2 to 5 times smaller that is
+read 10 times faster. The same flags give the same file, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Every worker imports this file: keep PyTorch, and what needs it, out of these imports.
+from orders.group_sizes import group_sizes, parse_group_sizes
+from orders.locality import locality_aware_orders
+from orders.order_file import compact_dtype, require_suffix, write_orders
+from util import logs
+from util.cli import Parser, number, whole
+from util.errors import UserError, blame, require_writable_folder, run
+from util.geometry import TokenGrid
+
+logger = logging.getLogger(__name__)
+
+_ORDERS_PER_TASK = 250
+
+
+def build_parser() -> Parser:
+    """The published flags, and `--vqgan_stride`, `--seed` and `--debug`."""
+    parser = Parser(description="Make a file of locality-aware generation orders.")
+    group = parser.add_argument_group("grid and steps")
+    group.add_argument("--img_size", type=whole(1), default=256, help="side of the image, pixels")
+    group.add_argument("--vqgan_stride", type=whole(1), default=16, help="pixels per token")
+    group.add_argument("--generation_steps", type=whole(1), help="K; replaces --group_sizes")
+    group.add_argument("--group_sizes", help="tokens per step, for example '[1]*4 + [2]*126'")
+    group = parser.add_argument_group("order")
+    group.add_argument(
+        "--proximity_threshold", type=number(), default=1.0, help="score that counts as near"
+    )
+    group.add_argument(
+        "--repulsion_threshold", type=number(), default=1.0, help="grid steps kept within a group"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the random choices")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_file", type=Path, help="a .json or .npy file")
+    group.add_argument("--num_runs", type=whole(1), default=60000, help="number of orders")
+    group.add_argument("--max_workers", type=whole(1), default=128, help="at most one per core")
+    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check everything, make the orders, write the file.
+
+    Raises:
+        UserError: a flag cannot work; nothing has been written.
+    """
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    with blame("--img_size, --vqgan_stride"):
+        grid = TokenGrid(args.img_size, args.vqgan_stride, vocab_size=1)
+    sizes = _read_sizes(args, grid.num_tokens)
+    _check_output(args.output_file)
+    make = partial(
+        _make,
+        group_sizes=sizes,
+        grid_size=grid.side,
+        proximity_threshold=args.proximity_threshold,
+        repulsion_threshold=args.repulsion_threshold,
+        seed=args.seed,
+    )
+    orders = np.empty((args.num_runs, grid.num_tokens), dtype=compact_dtype(grid.num_tokens))
+    starts = range(0, args.num_runs, _ORDERS_PER_TASK)
+    tasks = [range(start, min(start + _ORDERS_PER_TASK, args.num_runs)) for start in starts]
+    with (
+        _mapper(min(args.max_workers, _available_cores(), len(tasks))) as apply,
+        logs.progress(total=args.num_runs, desc=args.output_file.name, unit="order") as bar,
+    ):
+        for task, made in zip(tasks, apply(make, tasks), strict=True):
+            orders[task.start : task.stop] = made
+            bar.update(len(task))
+    with blame("--output_file"):
+        write_orders(args.output_file, orders)
+    logger.info("wrote %d orders of %d steps to %s", len(orders), len(sizes), args.output_file)
+
+
+def _read_sizes(args: argparse.Namespace, num_tokens: int) -> list[int]:
+    """Group sizes from `--generation_steps`, else from `--group_sizes`."""
+    if args.generation_steps is not None:
+        with blame("--generation_steps"):
+            return group_sizes(num_tokens, args.generation_steps)
+    if args.group_sizes is None:
+        raise UserError("--generation_steps, --group_sizes: found neither, expected one of them")
+    with blame("--group_sizes"):
+        return parse_group_sizes(args.group_sizes, num_tokens)
+
+
+def _check_output(path: Path | None) -> None:
+    """Find out before the work whether the file can be written."""
+    if path is None:
+        raise UserError("--output_file: not given, expected a .json or .npy file")
+    with blame("--output_file"):
+        require_suffix(path)
+    if path.is_dir():
+        raise UserError(f"--output_file: {path} is a folder, expected a file")
+    require_writable_folder(path.parent, "--output_file")
+
+
+def _available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable]:
+    """A `map` over worker processes, or over this one if one is enough."""
+    if workers == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield pool.map
+
+
+def _make(image_ids: range, **settings: object) -> np.ndarray:
+    """The orders of some images, in the compact type that is cheap to send between processes."""
+    orders = locality_aware_orders(len(image_ids), image_ids=image_ids, **settings)
+    return orders.astype(compact_dtype(orders.shape[1]))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,37 @@
+"""Running this project's commands as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_command(
+    *arguments: object, processes: int | None = None, timeout: float = 300, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run `python <arguments>` in the repository, under torchrun if `processes` is given.
+
+    One thread per process, so that results are the same on any number of cores.
+    """
+    launcher = [sys.executable]
+    if processes is not None:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        [*launcher, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def succeed(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    """`run_command` that must end well."""
+    result = run_command(*arguments, **options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result

@@ -1,0 +1,162 @@
+"""main_cache.py end to end, plainly and under torchrun."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main_cache
+from tests.commands import run_command, succeed
+from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
+from util.errors import UserError
+from util.image_folder import image_batches, list_images
+from util.images import to_float
+from util.token_cache import open_cache
+
+NUM_IMAGES = 11
+Main = Callable[[list[str]], None]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A random small tokenizer, and images of two classes."""
+    torch.manual_seed(0)
+    tokenizer = VQModel(
+        codebook_size=64,
+        codebook_embed_dim=4,
+        ch=32,
+        encoder_ch_mult=(1, 1, 1),
+        decoder_ch_mult=(1, 1, 1),
+        num_res_blocks=1,
+        z_channels=32,
+    )
+    torch.nn.init.normal_(tokenizer.quantize.embedding.weight)
+    save_tokenizer(tmp_path / "vq.pt", tokenizer)
+    rng = np.random.default_rng(0)
+    for i in range(NUM_IMAGES):
+        file = tmp_path / "data" / ("cat" if i < 6 else "dog") / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 28, 3), dtype=np.uint8)).save(file)
+    return tmp_path
+
+
+def _flags(workspace: Path, *more: object) -> list[str]:
+    """Flags of a run on the CPU; later ones replace earlier ones."""
+    paths = ("--vqgan_path", workspace / "vq.pt", "--data_path", workspace / "data")
+    sizes = ("--img_size", 16, "--batch_size", 3, "--num_workers", 0, "--device", "cpu")
+    return [str(flag) for flag in (*paths, *sizes, *more)]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Main:
+    """The command inside this process, which keeps pytest's logging."""
+    monkeypatch.setattr("util.logs.setup", lambda: None)
+    monkeypatch.delenv("RANK", raising=False)
+    return main_cache.main
+
+
+def _read_all(path: Path) -> np.ndarray:
+    cache = open_cache(path)
+    cache.verify()
+    everything = np.arange(cache.num_images)
+    ways = [cache.read(everything, np.full(len(everything), flip)) for flip in (False, True)]
+    return np.stack(ways, axis=1)
+
+
+def _damage(workspace: Path) -> Path:
+    """Cut an image short; with two processes it is the second one's."""
+    bad = workspace / "data" / "dog" / "07.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    return bad
+
+
+def _encode_directly(workspace: Path) -> np.ndarray:
+    """Tokens (n, 2, N) of the readable images, encoded in one batch each way."""
+    tokenizer = load_tokenizer(workspace / "vq.pt")
+    images = list_images(workspace / "data")
+    (batch,) = image_batches(images, 16, [np.arange(NUM_IMAGES)], skip_bad=True)
+    mirrored = torch.from_numpy(batch.images.numpy()[..., ::-1].copy())
+    ways = [tokenizer.encode_indices(to_float(pixels)) for pixels in (batch.images, mirrored)]
+    return torch.stack(ways, dim=1).numpy()
+
+
+def test_cache_equals_direct_encoding(workspace: Path, main: Main) -> None:
+    path = workspace / "cache"
+    main(_flags(workspace, "--cached_path", path))
+    expected = _encode_directly(workspace)
+    assert len(expected) == NUM_IMAGES
+    assert len(np.unique(expected)) > 10
+    np.testing.assert_array_equal(_read_all(path), expected)
+    cache = open_cache(path)
+    assert cache.labels.tolist() == [0] * 6 + [1] * 5
+    assert cache.classes == ("cat", "dog")
+    assert cache.fingerprint == fingerprint(load_tokenizer(workspace / "vq.pt"))
+
+    again = run_command("main_cache.py", *_flags(workspace, "--cached_path", path))
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: --cached_path: ")
+    assert again.stderr.count("\n") == 1
+
+
+def test_two_processes_write_what_one_does_and_leave_out_bad_images(
+    workspace: Path, main: Main, caplog: pytest.LogCaptureFixture
+) -> None:
+    _damage(workspace)
+    one, two = workspace / "one", workspace / "two"
+    two.mkdir()
+    (two / "shard-00009.npy").write_text("left over by a run that was killed")
+    main(_flags(workspace, "--cached_path", one, "--skip_bad_images"))
+    flags = _flags(workspace, "--cached_path", two, "--skip_bad_images")
+    log = succeed("main_cache.py", *flags, processes=2).stderr
+    for text in (caplog.text, log):
+        assert text.count("07.png") == 1
+        assert text.count("left out 1 of 11 images") == 1
+    names = ["index.json", "labels.npy", "shard-00000.npy", "shard-00001.npy"]
+    assert sorted(file.name for file in two.iterdir()) == names
+    expected = _encode_directly(workspace)
+    assert len(expected) == NUM_IMAGES - 1
+    for path in (one, two):
+        np.testing.assert_array_equal(_read_all(path), expected)
+        assert open_cache(path).labels.tolist() == [0] * 6 + [1] * 4
+
+
+def test_corrupt_image_is_one_line_and_leaves_nothing(workspace: Path) -> None:
+    path, bad = workspace / "cache", _damage(workspace)
+    result = run_command("main_cache.py", *_flags(workspace, "--cached_path", path), processes=2)
+    assert result.returncode == 1  # torchrun's own; its workers' is 2
+    assert result.stderr.count(f"error: {bad}: cannot be decoded") == 1
+    assert result.stderr.count("exitcode  : 2") == 2
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "--cached_path: not given"),
+        (("--cached_path", "{}/c", "--img_size", "18"), "--img_size: image size 18 is not a"),
+        (("--cached_path", "{}/c", "--vqgan_stride", "16"), "--vqgan_stride: found 16, expected 4"),
+        (("--cached_path", "{}/c", "--vqgan_vocab_size", "16384"), "--vqgan_path: "),
+        (("--cached_path", "{}/vq.pt"), "--cached_path: "),
+        (("--cached_path", "{}/c", "--data_path", "{}/no"), "--data_path: "),
+        (("--cached_path", "{}/c", "--batch_size", "0"), "--batch_size: found '0', expected"),
+    ],
+)
+def test_bad_flags_raise_before_anything_is_written(
+    workspace: Path, main: Main, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        main(_flags(workspace, *(flag.format(workspace) for flag in flags)))
+    assert not (workspace / "c").exists()
+
+
+def test_published_launch_line_parses() -> None:
+    args = main_cache.build_parser().parse_args([])
+    assert (args.vqgan_path, args.img_size) == ("tokenizers/vq_ds16_c2i.pt", 256)
+    assert (args.batch_size, args.num_workers, args.seed) == (128, 10, 0)
+    assert (args.device, args.data_path, args.cached_path) == ("cuda", "./data/imagenet", "")
+    assert args.pin_mem
+    flags = ["--vqgan_vocab_size", "16384", "--vqgan_stride", "16", "--no_pin_mem"]
+    assert not main_cache.build_parser().parse_args(flags).pin_mem

@@ -1,0 +1,116 @@
+"""Training through the real command: process count, resuming, and where it may start from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.commands import succeed
+from tests.integration.tiny_world import TinyWorld
+from util.checkpoint_io import read_checkpoint
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / "checkpoint-last.pth", "test")["model"]
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars(name)]
+
+
+def test_one_process_equals_two_on_the_same_global_batch(world: TinyWorld, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["--epochs", "2", "--proj_dropout", "0"]
+    succeed("main_lpd.py", *world.train_flags(one), *common, "--batch_size", "16")
+    succeed("main_lpd.py", *world.train_flags(two), *common, "--batch_size", "8", processes=2)
+    losses = logged(one, "train/loss")
+    assert len(losses) == 6
+    assert logged(two, "train/loss") == pytest.approx(losses, rel=1e-5)
+    assert losses[-1] < losses[0]
+    for name, value in weights(one).items():
+        # Adam turns rounding of tiny gradients into steps of up to lr: compare on that scale.
+        assert (weights(two)[name] - value).abs().max() < 1e-3, name
+        assert (weights(two)[name] - value).abs().mean() < 2e-5, name
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_resuming_at_an_epoch_equals_never_stopping(
+    world: TinyWorld, tmp_path: Path, processes: int | None
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["--batch_size", "8", "--proj_dropout", "0.2", "--flip_prob", "0.5"]
+    succeed("main_lpd.py", *world.train_flags(whole), *common, "--epochs", "3", processes=processes)
+    for epochs in ("2", "3"):
+        succeed(
+            *("main_lpd.py", *world.train_flags(parts), *common),
+            *("--epochs", epochs, "--resume", parts),
+            processes=processes,
+        )
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(parts)[name], value), name
+    assert logged(parts, "train/loss") == logged(whole, "train/loss")
+
+
+def test_checkpoint_holds_what_the_published_form_holds(world: TinyWorld, tmp_path: Path) -> None:
+    succeed("main_lpd.py", *world.train_flags(tmp_path), "--epochs", "1", "--batch_size", "16")
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == [
+        "checkpoint-0.pth",
+        "checkpoint-last.pth",
+    ]
+    content = read_checkpoint(tmp_path / "checkpoint-0.pth", "test")
+    assert {"model", "optimizer", "epoch", "args"} <= set(content)
+    assert content["epoch"] == 0
+    assert content["args"].model == "lpd_tiny"
+    # Betas, and decay on everything but biases and one-dimensional parameters.
+    groups = content["optimizer"]["param_groups"]
+    assert all(tuple(group["betas"]) == (0.9, 0.95) for group in groups)
+    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.02]
+    ndims = {name: value.ndim for name, value in content["model"].items()}
+    decayed = next(group for group in groups if group["weight_decay"] > 0)["params"]
+    assert len(decayed) == sum(ndim >= 2 for ndim in ndims.values())
+
+
+def test_training_on_a_finer_grid_from_resized_positions(world: TinyWorld, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, size=32)
+    flags = [*world.model_flags(), "--img_size", "32", "--data_path", images]
+    succeed(
+        *("main_lpd.py", *flags, "--pretrained_ckpt", world.checkpoint, "--epochs", "1"),
+        *("--batch_size", "2", "--lr", "0", "--generation_steps", "6", "--num_workers", "1"),
+        *("--weight_decay", "0", "--output_dir", tmp_path / "out", "--log_dir", tmp_path / "out"),
+    )
+    before = read_checkpoint(world.checkpoint, "test")["model"]
+    after = weights(tmp_path / "out")
+    assert after["pos_embed"].shape == (1, 65, 192)
+    assert torch.equal(after["pos_embed"][:, 0], before["pos_embed"][:, 0])
+    assert torch.equal(after["head.weight"], before["head.weight"])
+
+
+def test_images_encoded_on_the_fly_equal_cached_tokens(world: TinyWorld, tmp_path: Path) -> None:
+    images, cache = tmp_path / "images", tmp_path / "cache"
+    write_images(images, size=16)
+    succeed(
+        *("main_cache.py", "--data_path", images, "--cached_path", cache, "--img_size", "16"),
+        *("--vqgan_path", world.tokenizer, "--device", "cpu", "--num_workers", "0"),
+    )
+    flags = ["--epochs", "2", "--batch_size", "2", "--flip_prob", "0.5"]
+    cached, fly = tmp_path / "cached", tmp_path / "fly"
+    succeed("main_lpd.py", *world.train_flags(cached), "--cached_path", cache, *flags)
+    fly_flags = [flag for flag in world.train_flags(fly) if flag != "--use_cached"]
+    succeed("main_lpd.py", *fly_flags, "--data_path", images, "--num_workers", "2", *flags)
+    assert logged(fly, "train/loss") == pytest.approx(logged(cached, "train/loss"), rel=1e-6)
+
+
+def write_images(folder: Path, size: int) -> None:
+    """Two random images for each of three classes."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for label in range(3):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(2):
+            pixels = torch.randint(256, (size, size, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(folder / f"class{label}" / f"{number}.png")

@@ -1,0 +1,234 @@
+"""The cosine rule, the training set, and group sizes written by users."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orders.group_sizes import (
+    cosine_group_sizes,
+    group_sizes,
+    parse_group_sizes,
+    read_group_sizes_list,
+    training_group_sizes,
+    validate_group_sizes,
+)
+
+
+def literal_rule(num_tokens: int, steps: int) -> list[int]:
+    """The rule of method section 5, word by word."""
+    angles = [math.pi * i / (2 * steps) for i in range(steps + 1)]
+    unrounded = [num_tokens * (math.cos(a) - math.cos(b)) for a, b in pairwise(angles)]
+    sizes = [1] + [max(1, round(value)) for value in unrounded[1:]]
+    while sum(sizes) != num_tokens:
+        change = 1 if sum(sizes) < num_tokens else -1
+        options = []
+        for entry in range(1, steps):
+            changed = list(sizes)
+            changed[entry] += change
+            if changed == sorted(changed):
+                distance = round(abs(changed[entry] - unrounded[entry]), 9)
+                options.append((distance, -entry, changed))
+        sizes = min(options)[2]
+    return sizes
+
+
+def all_steps(num_tokens: int) -> range:
+    return range(2, num_tokens + 1)
+
+
+@pytest.mark.parametrize("side", [2, 3, 4, 5, 7, 8, 12, 16, 20])
+def test_rule_is_valid_for_every_number_of_steps(side: int) -> None:
+    for steps in all_steps(side * side):
+        check_shape(cosine_group_sizes(side * side, steps), side * side, steps)
+
+
+@given(st.integers(2, 32).flatmap(lambda g: st.tuples(st.just(g * g), st.integers(2, g * g))))
+def test_rule_is_valid_for_any_grid(case: tuple[int, int]) -> None:
+    check_shape(cosine_group_sizes(*case), *case)
+
+
+def check_shape(sizes: list[int], num_tokens: int, steps: int) -> None:
+    assert len(sizes) == steps
+    assert sum(sizes) == num_tokens
+    assert sizes[0] == 1
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("num_tokens", [4, 5, 9, 25, 36, 64])
+def test_rule_word_by_word(num_tokens: int) -> None:
+    for steps in all_steps(num_tokens):
+        assert cosine_group_sizes(num_tokens, steps) == literal_rule(num_tokens, steps)
+
+
+def test_extremes() -> None:
+    assert group_sizes(1, 1) == [1]
+    assert group_sizes(9, 2) == [1, 8]
+    assert group_sizes(9, 9) == [1] * 9
+
+
+@pytest.mark.parametrize(("num_tokens", "steps"), [(9, 1), (9, 10), (9, 0), (9, -3), (1, 2)])
+def test_impossible_splits(num_tokens: int, steps: int) -> None:
+    with pytest.raises(ValueError, match=f"found {steps} steps, expected"):
+        group_sizes(num_tokens, steps)
+
+
+def test_a_list_is_the_callers_own() -> None:
+    group_sizes(256, 20).append(7)
+    training_group_sizes(256)[0].append(7)
+    assert len(group_sizes(256, 20)) == 20
+    assert sum(training_group_sizes(256)[0]) == 256
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "steps"),
+    [
+        (64, [64, 32, 16, 8, 12, 6]),
+        (25, [25, 12, 6, 3]),
+        (16, [16, 8, 4, 2, 12, 6]),
+        (4, [4, 2]),
+        (1, [1]),
+    ],
+)
+def test_training_set_of_other_grids(num_tokens: int, steps: list[int]) -> None:
+    lists = training_group_sizes(num_tokens)
+    assert lists == [group_sizes(num_tokens, count) for count in steps]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([1, 2], "2 group sizes that sum to 3, expected a sum of 9"),
+        ([], "0 group sizes that sum to 0"),
+        ([1, 0, 8], "group 1: found size 0"),
+        ([10, -1], "group 1: found size -1"),
+        ([1, 8.0], "group 1: found 8.0, expected a whole number"),
+        ([True, 8], "group 0: found True"),
+        (["1", 8], "group 0: found '1'"),
+    ],
+)
+def test_invalid_sizes(sizes: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        validate_group_sizes(sizes, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("[1] * 9", [1] * 9),
+        (" [1]*9 ", [1] * 9),
+        ("9*[1]", [1] * 9),
+        ("[1, 2, 6]", [1, 2, 6]),
+        ("[1,\n 2,\n 6,]", [1, 2, 6]),
+        ("(1, 2, 6)", [1, 2, 6]),
+        ("1, 2, 6", [1, 2, 6]),
+        ("[1]*3 + [2]*3", [1, 1, 1, 2, 2, 2]),
+        ("([1] + [2]) * 3", [1, 2, 1, 2, 1, 2]),
+        ("[1]*3 + (2, 4) + []", [1, 1, 1, 2, 4]),
+        ("[9]", [9]),
+    ],
+)
+def test_texts_that_are_understood(text: str, sizes: list[int]) -> None:
+    assert parse_group_sizes(text, 9) == sizes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "9",
+        "[1] * 10**9",
+        "[1] * 10000000000",
+        "[1] * 999999999",
+        "[[1] * 60000] * 60000",
+        "([1] * 60000) * 60000",
+        "+".join(["[1] * 60000"] * 150),
+        "[" * 5000 + "1" + "]" * 5000,
+        "(" * 51 + "[9]" + ")" * 51,
+        "-" * 5000 + "1",
+        "[1]" + "+[1]" * 3000,
+        "[" + "1," * 500_000 + "]",
+        "[" + "9" * 10_000 + "]",
+        "[9",
+        "[1] [8]",
+        "[1] - [8]",
+        "[1] * [9]",
+        "[9] + 1",
+        "[[1], [8]]",
+        "[*[9]]",
+        "[(9)] * (1 + 0)",
+        "[1.5] * 6",
+        "[True] * 9",
+        "['1'] * 9",
+        "[1] * -1",
+        "[-1, 10]",
+        "[0, 9]",
+        "[1] * 8",
+        "list(range(9))",
+        "__import__('os').abort()",
+        "[9] if 1 else 2",
+        "[٩]",
+        "[9]\0",
+    ],
+)
+def test_texts_that_are_refused_at_once(text: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="found .*") as caught:
+        parse_group_sizes(text, 9)
+    assert time.monotonic() - start < 1
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@given(st.text(alphabet="123[](),*+- \n", max_size=40))
+def test_any_text_gives_sizes_or_a_value_error(text: str) -> None:
+    try:
+        sizes = parse_group_sizes(text, 9)
+    except ValueError:
+        return
+    validate_group_sizes(sizes, 9)
+
+
+def test_list_file(tmp_path: Path) -> None:
+    path = tmp_path / "lists.json"
+    path.write_text(json.dumps([[1, 8], [1] * 9]))
+    assert read_group_sizes_list(path, 9) == [[1, 8], [1] * 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "damaged JSON at character 0"),
+        ("[[1, 8], [1", "damaged JSON at character 11"),
+        ("[]", "found an empty list"),
+        ('{"a": [9]}', "expected a JSON list of lists"),
+        ("[1, 8]", "expected a JSON list of lists"),
+        ("[[1, 8], [1, 2]]", "list 1: found 2 group sizes that sum to 3"),
+        ("[[1, 8.0]]", "list 0: group 1: found 8.0"),
+        ("[[true, 8]]", "list 0: group 0: found True"),
+        ("[" * 100_000, "expected JSON text"),
+        ("[[" + "9" * 5000 + "]]", "expected JSON text"),
+    ],
+)
+def test_damaged_list_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "lists.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_group_sizes_list(path, 9)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_binary_and_missing_list_file(tmp_path: Path) -> None:
+    path = tmp_path / "lists.json"
+    with pytest.raises(FileNotFoundError):
+        read_group_sizes_list(path, 9)
+    path.write_bytes(b"\xff\xfe[[\x81")
+    with pytest.raises(ValueError, match=r"lists\.json"):
+        read_group_sizes_list(path, 9)

@@ -1,0 +1,181 @@
+"""Order files: both forms, and every way they can be wrong."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orders import order_file
+from orders.locality import random_orders
+from orders.order_file import read_orders, validate_orders, write_orders
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npy"])
+@pytest.mark.parametrize("num_tokens", [1, 9, 256, 289])
+def test_round_trip(tmp_path: Path, suffix: str, num_tokens: int) -> None:
+    path = tmp_path / f"orders{suffix}"
+    orders = random_orders(5, num_tokens)
+    write_orders(path, orders)
+    for expected in (None, num_tokens):
+        read = read_orders(path, expected)
+        assert read.dtype == (np.uint8 if num_tokens <= 256 else np.uint16)
+        np.testing.assert_array_equal(read, orders)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_json_is_the_published_form(tmp_path: Path) -> None:
+    path = tmp_path / "orders.json"
+    orders = random_orders(3, 4).tolist()
+    write_orders(path, orders)
+    assert path.read_text() == json.dumps(orders)
+    path.write_text(json.dumps(orders, indent=2) + "\n")
+    assert read_orders(path).tolist() == orders
+
+
+def test_npy_is_mapped_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "orders.npy"
+    write_orders(path, random_orders(3, 4))
+    orders = read_orders(path)
+    assert isinstance(orders, np.memmap)
+    assert not orders.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found the end at character 0"),
+        ("[", "found the end"),
+        ("[]", "found no orders"),
+        ("[[]]", "found no orders"),
+        ("[[0, 1, 2, 3], [0, 1", "damaged JSON in the row at character 15"),
+        ("[[0, 1, 2, 3], ]", r"found '\]' at character 15"),
+        ("[[0, 1, 2, 3] [3, 2, 1, 0]]", r"found '\[' at character 14"),
+        ("[[0, 1, 2, 3]", "found the end at character 13"),
+        ("[[0, 1, 2, 3]] []", r"found '\[\]' after the end"),
+        ("[0, 1, 2, 3]", "found '0' at character 1"),
+        ("[[[0, 1, 2, 3]]]", "row 0: expected a list of whole numbers"),
+        ("[[0, 1, 2, [3]]]", "row 0: expected a list of whole numbers"),
+        ("[" * 200_000, "damaged JSON"),
+        ("{}", "found b'{' at byte 0"),
+        ("[[0, 1, 2, 3.0]]", r"found b'\.' at byte"),
+        ("[[0, true, 2, 3]]", "found b't' at byte 5"),
+        ("[[0, null, 2, 3]]", "found b'n' at byte 5"),
+        ('[["0", 1, 2, 3]]', "found b'\"' at byte 2"),
+        ("[[0, 1, 2, 3], [0, 1, 2]]", "row 1: found length 3, expected 4"),
+        ("[[0, 1, 2, 3], [0, 1, 1, 3]]", "row 1: found position 1 repeated"),
+        ("[[0, 1, 2, 4]]", r"row 0: found position 4, expected 0\.\.3"),
+        ("[[0, 1, 2, -3]]", "row 0: found position -3"),
+        ("[[0, 1, 2, 260]]", "row 0: found position 260"),
+        ("[[0, 1, 2, 99999999999999999999]]", "row 0: expected a list of whole numbers"),
+    ],
+)
+def test_damaged_json(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "orders.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_orders(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250 + len(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npy"])
+def test_other_grid(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"orders{suffix}"
+    write_orders(path, random_orders(2, 64))
+    with pytest.raises(ValueError, match="length 64, expected 256"):
+        read_orders(path, 256)
+
+
+def test_damaged_npy(tmp_path: Path) -> None:
+    path = tmp_path / "orders.npy"
+    write_orders(path, random_orders(50, 64))
+    whole = path.read_bytes()
+    for content in (
+        b"",
+        whole[:50],
+        whole[:-1],
+        b"[[0, 1]]",
+        whole.replace(b"(50, 64)", b"(50, 9)"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"orders\.npy: "):
+            read_orders(path, 64)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([[0, 1]], dtype=object),
+        np.array([[0.0, 1.0]]),
+        np.array([[False, True]]),
+        np.array([0, 1]),
+        np.array([[[0, 1]]]),
+        np.zeros((0, 2), dtype=np.uint8),
+        np.array([[0, 0]]),
+        np.array([[0, 2]]),
+    ],
+)
+def test_npy_of_something_else(tmp_path: Path, array: np.ndarray) -> None:
+    path = tmp_path / "orders.npy"
+    np.save(path, array)
+    with pytest.raises(ValueError, match=r"orders\.npy: "):
+        read_orders(path)
+
+
+def test_archive_named_npy(tmp_path: Path) -> None:
+    path = tmp_path / "orders.npy"
+    with path.open("wb") as file:
+        np.savez(file, orders=np.array([[0, 1]]))
+    with pytest.raises(ValueError, match="npz archive"):
+        read_orders(path)
+
+
+@pytest.mark.parametrize("name", ["orders.txt", "orders", "orders.npz"])
+def test_other_suffix(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"expected a name ending in \.json or \.npy"):
+        read_orders(tmp_path / name)
+    with pytest.raises(ValueError, match=r"expected a name ending in \.json or \.npy"):
+        write_orders(tmp_path / name, [[0, 1]])
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for name in ("orders.json", "orders.npy"):
+        with pytest.raises(FileNotFoundError):
+            read_orders(tmp_path / name)
+
+
+def test_bad_rows_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_file, "_ROWS", 4)
+    for row in range(10):
+        orders = random_orders(10, 9)
+        orders[row, 3] = orders[row, 5]
+        with pytest.raises(ValueError, match=f"row {row}: found position {orders[row, 5]} repeat"):
+            validate_orders(orders, 9)
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "orders.json"
+    write_orders(path, [[0, 1]])
+    with pytest.raises(ValueError, match="repeated"):
+        write_orders(path, [[0, 0]])
+
+    def fail(_: object) -> str:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(order_file.json, "dumps", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_orders(path, [[1, 0]])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["orders.json"]
+    assert path.read_text() == "[[0, 1]]"
+
+
+def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    write_orders(tmp_path / "orders.npy", [[0, 1]])
+    modes = {stat.S_IMODE(entry.stat().st_mode) for entry in tmp_path.iterdir()}
+    assert len(modes) == 1

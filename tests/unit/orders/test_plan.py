@@ -1,0 +1,74 @@
+"""Generation plans: checked when built, values afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from orders.plan import GenerationPlan
+
+ORDERS = [[3, 1, 2, 0], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [
+        ORDERS,
+        np.array(ORDERS, dtype=np.uint8),
+        np.array(ORDERS, dtype=np.int32),
+        torch.tensor(ORDERS),
+        torch.tensor(ORDERS, dtype=torch.int32),
+    ],
+)
+def test_build(orders: object) -> None:
+    plan = GenerationPlan.build(orders, [1, 3], 4)
+    assert plan.orders.dtype == torch.int64
+    assert plan.orders.tolist() == ORDERS
+    assert plan.group_sizes == (1, 3)
+    assert (plan.batch_size, plan.num_tokens, plan.num_steps) == (2, 4, 2)
+
+
+def test_steps_cover_the_order() -> None:
+    plan = GenerationPlan.build(ORDERS, [1, 1, 2], 4)
+    assert list(plan.steps()) == [(0, 1), (1, 2), (2, 4)]
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_a_plan_is_a_value(make: object) -> None:
+    orders = make(ORDERS)
+    plan = GenerationPlan.build(orders, [1, 3], 4)
+    orders[:] = 0
+    assert plan.orders.tolist() == ORDERS
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.group_sizes = (4,)
+
+
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [
+        ([[0, 1, 2, 3], [0, 1, 1, 3]], "row 1: found position 1 repeated"),
+        ([[0, 1, 2, 300]], r"row 0: found position 300, expected 0\.\.3"),
+        ([[0, 1, 2, -1]], "row 0: found position -1"),
+        ([[0, 1, 2, 3], [0, 1, 2]], "row 1: found length 3, expected 4"),
+        (np.zeros((2, 9), dtype=np.int64), "length 9, expected 4"),
+        ([], "found no orders"),
+        (np.zeros((0, 4), dtype=np.int64), "found no orders"),
+        ([0, 1, 2, 3], "row 0: expected a list"),
+        (torch.tensor([0, 1, 2, 3]), "expected rows of whole numbers"),
+        (torch.tensor([[0.0, 1.0, 2.0, 3.0]]), "expected rows of whole numbers"),
+        (np.array([[False, True]]), "expected rows of whole numbers"),
+        ([[0, 1, 2, 3.5]], "row 0: expected a list of whole numbers"),
+    ],
+)
+def test_bad_orders(orders: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenerationPlan.build(orders, [1, 3], 4)
+
+
+@pytest.mark.parametrize("sizes", [[1, 2], [0, 4], [1, -1, 4], [], [1.0, 3.0]])
+def test_bad_group_sizes(sizes: list) -> None:
+    with pytest.raises(ValueError, match="found"):
+        GenerationPlan.build(ORDERS, sizes, 4)

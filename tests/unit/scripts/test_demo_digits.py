@@ -1,0 +1,172 @@
+"""The demo's digits: the data set, its feature extractor and the judge of its samples."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from scripts import demo_digits
+from util.errors import UserError
+from util.features import build_extractor
+from util.metrics import load_reference
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    demo_digits.main(demo_digits.parse_args(["prepare", "--output", str(folder)]))
+    return folder
+
+
+@pytest.fixture
+def samples(data: Path, tmp_path: Path) -> Path:
+    """Real test images posing as 30 generated ones of each class."""
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for digit in range(10):
+        for i, path in enumerate(sorted((data / "test" / str(digit)).iterdir())[:30]):
+            shutil.copy(path, folder / f"{digit * 30 + i:05d}.png")
+    return folder
+
+
+def report(data: Path, samples: Path, folder: Path) -> dict[str, float]:
+    arguments = ["--data", str(data), "--samples", str(samples)]
+    arguments += ["--metrics", str(folder / "metrics.json"), "--grid", str(folder / "grid.png")]
+    demo_digits.main(demo_digits.parse_args(["report", *arguments]))
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_prepare_writes_the_split(data: Path) -> None:
+    digits = load_digits()
+    numbers = []
+    for part, count in (("train", 1437), ("test", 360)):
+        paths = sorted((data / part).glob("*/*.png"))
+        assert len(paths) == count
+        assert {path.parent.name for path in paths} == {str(d) for d in range(10)}
+        assert all(digits.target[int(path.stem)] == int(path.parent.name) for path in paths)
+        numbers += [int(path.stem) for path in paths]
+    assert sorted(numbers) == list(range(1797))
+    assert sorted(path.name for path in data.iterdir()) == ["test", "train"]
+
+
+def test_images_are_enlarged_digits(data: Path) -> None:
+    path = data / "train" / "3" / "0003.png"
+    image = Image.open(path)
+    assert image.size == (32, 32) and image.mode == "RGB"
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    assert torch.equal(pixels[:, 0], pixels[:, 2])
+    difference = demo_digits.to_digits(pixels)[0] - load_digits().data[3]
+    assert np.abs(difference).mean() < 1  # of 16 grey levels
+
+
+def test_judge_recognises_real_digits(data: Path) -> None:
+    judge = demo_digits.train_judge(*demo_digits.read_part(data, "train"))
+    assert demo_digits.accuracy(judge, *demo_digits.read_part(data, "test")) == pytest.approx(
+        0.989, abs=0.003
+    )
+
+
+def test_report_on_real_digits(
+    data: Path, samples: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "metrics.json").write_text('{"num_images": 300}')
+    with caplog.at_level(logging.INFO):
+        metrics = report(data, samples, tmp_path)
+    assert list(metrics) == ["num_images", "class_accuracy_generated", "class_accuracy_real_test"]
+    assert metrics["class_accuracy_generated"] > 0.97
+    assert metrics["class_accuracy_real_test"] == pytest.approx(0.989, abs=0.003)
+    assert "of 300 generated digits, 98.9 % of the real test digits" in caplog.text
+    grid = np.array(Image.open(tmp_path / "grid.png"))
+    assert grid.shape == (10 * 32 + 9 * 2, 10 * 32 + 9 * 2, 3)
+    fourth_of_class_2 = np.array(Image.open(samples / "00063.png"))
+    assert np.array_equal(grid[68:100, 102:134], fourth_of_class_2)
+
+
+def test_report_knows_the_labels_from_the_order(data: Path, samples: Path, tmp_path: Path) -> None:
+    paths = sorted(samples.iterdir())
+    for path in paths[:30]:  # the first class now shows the digit 1
+        shutil.copy(samples / f"{int(path.stem) + 30:05d}.png", path)
+    (tmp_path / "metrics.json").write_text("{}")
+    assert 0.87 < report(data, samples, tmp_path)["class_accuracy_generated"] <= 0.9
+
+
+def test_report_refuses_what_it_cannot_judge(data: Path, samples: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--metrics: .* does not exist"):
+        report(data, samples, tmp_path)
+    (tmp_path / "metrics.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"--metrics: .* holds a list, expected an object"):
+        report(data, samples, tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"--metrics: .* is not JSON"):
+        report(data, samples, tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    (samples / "00299.png").rename(samples / "00300.png")
+    with pytest.raises(UserError, match=r"--samples: found .*00300.png, expected 00299.png"):
+        report(data, samples, tmp_path)
+    (samples / "00300.png").unlink()
+    with pytest.raises(UserError, match=r"--samples: .* holds 299 PNG files, expected a multiple"):
+        report(data, samples, tmp_path)
+    with pytest.raises(UserError, match=r"--samples: .* is not a folder"):
+        report(data, tmp_path / "absent", tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == "{}"
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_features_trains_an_extractor(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, stats = tmp_path / "features.pt", tmp_path / "stats.npz"
+    arguments = ["--data", str(data), "--output", str(weights), "--stats", str(stats)]
+    with caplog.at_level(logging.INFO):
+        demo_digits.main(demo_digits.parse_args(["features", *arguments]))
+    accuracy = float(caplog.text.partition("recognises ")[2].partition(" %")[0])
+    assert accuracy > 98
+    extractor = build_extractor("digits", str(weights), torch.device("cpu"))
+    assert extractor is not None
+    from_file = load_reference(stats, extractor, image_size=32)
+    from_folder = load_reference(data / "test", extractor, image_size=32)
+    assert np.allclose(from_file.mu, from_folder.mu, atol=1e-4)
+    assert np.allclose(from_file.sigma, from_folder.sigma, atol=1e-3)
+
+
+def test_training_depends_on_the_seed_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_digits, "EPOCHS", 1)
+    part = demo_digits.read_part(data, "test")
+    before = torch.get_rng_state()
+    first, again, other = (
+        demo_digits.train_digits_classifier(*part, seed=seed).head.weight for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_data_of_another_data_set_is_refused(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "train" / name / "0.png")
+    with pytest.raises(UserError, match="holds the classes cat, dog, expected 0 to 9"):
+        demo_digits.read_part(tmp_path, "train")
+
+
+def test_command_line_ends_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/demo_digits.py", "features", "--data", str(tmp_path / "no")]
+    command += ["--output", str(tmp_path / "f.pt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        f"error: --data: {tmp_path / 'no' / 'train'} does not exist, "
+        "expected a folder of class folders"
+    )

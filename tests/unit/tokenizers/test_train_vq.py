@@ -1,0 +1,134 @@
+"""The tokenizer-training command, in one process and in two."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tokenizers.train_vq import (
+    build_model,
+    build_parser,
+    check_flags,
+    epoch_batches,
+    revive_unused_codes,
+)
+from tokenizers.vq_model import VectorQuantizer, fingerprint, load_tokenizer
+from util.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMAND = [str(ROOT / "tokenizers" / "train_vq.py")]
+SIZES = """
+--img_size 16 --codebook_size 12 --codebook_embed_dim 4 --ch 32 --ch_mult 1 1 --num_res_blocks 1
+--z_channels 8 --batch_size 8 --epochs 2 --lr 1e-3 --device cpu
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        path = root / "train" / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return root
+
+
+def _train(data, output, *more, launcher=()):
+    command = [sys.executable, *launcher, *COMMAND, *SIZES.split()]
+    command += ["--data_path", str(data), "--output_dir", str(output), *more]
+    return subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_two_epochs_write_a_tokenizer_and_repeat_exactly(folder, tmp_path):
+    done = _train(folder, tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert "of 12 codes in use" in done.stderr
+    model = load_tokenizer(tmp_path / "a" / "vq.pt", codebook_size=12)
+    assert model.stride == 2
+    names = {path.name.split(".")[0] for path in (tmp_path / "a").iterdir()}
+    assert names == {"vq", "reconstructions", "events"}
+    pairs = Image.open(tmp_path / "a" / "reconstructions.png")
+    assert pairs.size == (8 * 16 + 7 * 2, 5 * 16 + 4 * 2)  # 20 pairs, 4 in a row
+
+    assert _train(folder, tmp_path / "b").returncode == 0
+    assert fingerprint(load_tokenizer(tmp_path / "b" / "vq.pt")) == fingerprint(model)
+
+
+def test_two_processes_with_entropy_and_bf16(folder, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    more = ("--entropy_ratio", "0.1", "--bf16", "--batch_size", "4")
+    done = _train(folder, tmp_path, *more, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert load_tokenizer(tmp_path / "vq.pt").codebook_size == 12
+
+
+def _args(*flags):
+    return build_parser().parse_args([*SIZES.split(), "--data_path", "x", *flags])
+
+
+def test_bad_input_is_one_line(tmp_path):
+    done = _train("/nowhere", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --data_path: /nowhere does not exist")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--img_size", "15"], "^--img_size: found 15, expected a multiple of the stride 2"),
+        (["--ch", "40"], "^--codebook_size, .*found ch 40, expected a multiple of 32"),
+    ],
+)
+def test_sizes_that_do_not_fit(flags, message):
+    with pytest.raises(UserError, match=message):
+        build_model(_args(*flags))
+
+
+def test_the_seed_decides_the_initial_weights():
+    first, again, other = (fingerprint(build_model(_args("--seed", s))) for s in "001")
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--epochs", "0"], ["--flip_prob", "1.5"], ["--lr", "nan"], ["--revive_until", "-0.1"]],
+)
+def test_flags_out_of_range(flags):
+    with pytest.raises(UserError, match=f"^{flags[0]}: found {flags[1]}"):
+        check_flags(_args(*flags))
+
+
+def test_epoch_batches_visit_every_image_once():
+    first, again, next_epoch = (epoch_batches(20, 5, seed=0, epoch=e) for e in (0, 0, 1))
+    assert first.shape == (4, 5)
+    assert sorted(first.flatten()) == list(range(20))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, next_epoch)
+    assert epoch_batches(23, 5, seed=0, epoch=0).shape == (4, 5)
+
+
+def test_unused_codes_move_to_latents():
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(6, 3)
+    quantizer.codebook_used.fill_(2)
+    quantizer.codebook_used[5] = 4
+    before = quantizer.embedding.weight.detach().clone()
+    latents = torch.nn.functional.normalize(torch.randn(2, 5, 3), dim=-1)
+    revive_unused_codes(quantizer, latents, seed=0, step=1)
+    after = quantizer.embedding.weight.detach()
+    assert torch.equal(after[[2, 4]], before[[2, 4]])
+    rows = {tuple(row) for row in latents.flatten(0, 1).tolist()}
+    moved = {tuple(row) for row in after[[0, 1, 3, 5]].tolist()}
+    assert len(moved) == 4
+    assert moved <= rows

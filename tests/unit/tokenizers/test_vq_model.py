@@ -1,0 +1,181 @@
+"""The tokenizer's layout, its two directions, and reading and writing it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokenizers.vq_model import (
+    USAGE_RECORD,
+    VQModel,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+)
+from util.errors import UserError
+
+LAYOUT = Path(__file__).parents[2] / "golden" / "data" / "vq_ds16_state_dict.json"
+SMALL = {
+    "codebook_size": 24,
+    "codebook_embed_dim": 4,
+    "ch": 32,
+    "encoder_ch_mult": (1, 1, 2),
+    "decoder_ch_mult": (1, 2, 1),
+    "num_res_blocks": 1,
+    "z_channels": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return VQModel(**SMALL).eval().requires_grad_(False)
+
+
+def test_state_dict_is_the_published_one():
+    with torch.device("meta"):
+        model = VQModel()
+    found = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert found == json.loads(LAYOUT.read_text())
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(71.88e6, rel=1e-4)
+    assert model.stride == 16
+
+
+@pytest.mark.parametrize("size", [8, 20])
+def test_shapes(small, size):
+    images = torch.rand(3, 3, size, size) * 2 - 1
+    side = size // 4
+    assert small.stride == 4
+    assert small.encode(images).shape == (3, 4, side, side)
+    indices = small.encode_indices(images)
+    assert indices.shape == (3, side**2)
+    assert indices.dtype == torch.int64
+    assert small.decode_code(indices).shape == images.shape
+
+
+def test_decoding_indices_is_the_second_half_of_a_training_pass(small):
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    result = small(images)
+    assert torch.equal(result.indices, small.encode_indices(images))
+    torch.testing.assert_close(result.images, small.decode_code(result.indices))
+    torch.testing.assert_close(result.latents.norm(dim=-1), torch.ones(2, 16))
+
+
+def test_nearest_is_the_smallest_distance_of_unit_vectors(small, monkeypatch):
+    vectors = torch.nn.functional.normalize(torch.randn(50, 4), dim=-1)
+    distances = torch.cdist(vectors.double(), small.quantize.codes().double())
+    expected = distances.argmin(dim=-1)
+    assert torch.equal(small.quantize.nearest(vectors), expected)
+    monkeypatch.setattr("tokenizers.vq_model.LOOKUP_ENTRIES", 100)  # chunks of 4
+    assert torch.equal(small.quantize.nearest(vectors), expected)
+
+
+def test_raster_order(small):
+    """Token p belongs to pixel block (p // side, p % side)."""
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    feature_map = small.encode(images)[0]
+    expected = small.quantize.nearest(
+        torch.nn.functional.normalize(torch.stack([feature_map[:, 2, 3], feature_map[:, 3, 0]]))
+    )
+    assert torch.equal(small.encode_indices(images)[0, [2 * 4 + 3, 3 * 4]], expected)
+
+
+def test_indices_ignore_the_codebooks_scale(small):
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    before = small.encode_indices(images)
+    twin = VQModel(**SMALL).eval()
+    twin.load_state_dict(small.state_dict())
+    twin.quantize.embedding.weight.data *= torch.rand(24, 1) + 0.5
+    assert torch.equal(twin.encode_indices(images), before)
+    torch.testing.assert_close(twin.decode_code(before), small.decode_code(before))
+
+
+def test_usage_record_rolls(small):
+    quantizer = VQModel(**SMALL).quantize
+    quantizer.record_usage(torch.full((2, 3), 7))
+    quantizer.record_usage(torch.tensor([9]))
+    assert quantizer.codebook_used[-7:].tolist() == [7] * 6 + [9]
+    quantizer.record_usage(torch.full((USAGE_RECORD + 5,), 3))
+    assert quantizer.codebook_used.shape == (USAGE_RECORD,)
+    assert (quantizer.codebook_used == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ch": 48}, "found ch 48, expected a multiple of 32"),
+        ({"codebook_size": 0}, "expected positive whole numbers"),
+        ({"encoder_ch_mult": ()}, "expected as many decoder levels"),
+        ({"encoder_ch_mult": (1, 2)}, "expected as many decoder levels"),
+        ({"z_channels": 2.5}, "expected positive whole numbers"),
+    ],
+)
+def test_impossible_sizes(change, message):
+    with pytest.raises(ValueError, match=message):
+        VQModel(**{**SMALL, **change})
+
+
+def test_save_and_load(small, tmp_path):
+    path = tmp_path / "vq.pt"
+    save_tokenizer(path, small, epoch=3)
+    loaded = load_tokenizer(path, codebook_size=24)
+    assert loaded.config == SMALL
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert fingerprint(loaded) == fingerprint(small)
+    images = torch.rand(1, 3, 8, 8) * 2 - 1
+    assert torch.equal(loaded.encode(images), small.encode(images))
+    content = torch.load(path, weights_only=True)
+    assert content["epoch"] == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_without_config_has_the_published_sizes(small, tmp_path):
+    torch.save({"model": small.state_dict()}, tmp_path / "vq.pt")
+    with pytest.raises(UserError, match=r"conv_in.weight has shape \(32.*expected \(128, 3, 3, 3"):
+        load_tokenizer(tmp_path / "vq.pt")
+
+
+def test_fingerprint_covers_every_weight_but_not_the_usage_record(small):
+    twin = VQModel(**SMALL)
+    twin.load_state_dict(small.state_dict())
+    twin.quantize.record_usage(torch.tensor([1, 2, 3]))
+    assert fingerprint(twin) == fingerprint(small)
+    assert fingerprint(twin.to(memory_format=torch.channels_last)) == fingerprint(small)
+    twin.decoder.conv_out.bias.data[1] += 1e-6
+    assert fingerprint(twin) != fingerprint(small)
+    assert fingerprint(twin.double()) != fingerprint(twin.float())
+    assert len(fingerprint(small)) == 64
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c.pop("model"), "has no 'model' entry"),
+        (lambda c: c["model"].pop("quant_conv.bias"), r"quant_conv.bias is missing.*\(4,\)"),
+        (lambda c: c["model"].update(odd=torch.ones(2)), r"odd of shape \(2,\) is unexpected"),
+        (lambda c: c.update(config={"width": 3}), "expected VQModel's arguments"),
+        (lambda c: c.update(config=[1]), "expected VQModel's arguments"),
+        (lambda c: c["config"].update(ch=33), "expected a multiple of 32"),
+        (lambda c: c["config"].update(ch="32"), "expected positive whole numbers"),
+        (lambda c: c["config"].update(encoder_ch_mult=7), "expected VQModel's arguments"),
+        (lambda c: c["config"].update(ch=64), r"has shape \(32,.*expected \(64,"),
+    ],
+)
+def test_bad_checkpoints_end_in_one_line(small, tmp_path, damage, message):
+    path = tmp_path / "vq.pt"
+    content = {"model": dict(small.state_dict()), "config": dict(SMALL)}
+    damage(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"^--vqgan_path: .*vq\.pt.*" + message) as caught:
+        load_tokenizer(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_vocabulary_and_missing_file(small, tmp_path):
+    save_tokenizer(tmp_path / "vq.pt", small)
+    with pytest.raises(UserError, match=r"has 24 codes, expected 16384 \(--vqgan_vocab_size\)"):
+        load_tokenizer(tmp_path / "vq.pt", codebook_size=16384)
+    with pytest.raises(UserError, match=r"^--vqgan_path: .* does not exist"):
+        load_tokenizer(tmp_path / "none.pt")

@@ -1,0 +1,96 @@
+"""One line, once, and exit code 2 from every worker."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT, run_command
+from util.errors import UserError, blame, require_file, require_writable_folder
+
+
+def script(folder: Path, body: str) -> Path:
+    path = folder / "script.py"
+    header = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+    path.write_text(header + textwrap.dedent(body))
+    return path
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        """
+        from util.errors import UserError, run
+        def main():
+            raise UserError("--flag: found this,\\nexpected that")
+        run(main)
+        """,
+    )
+    result = run_command(path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "error: --flag: found this, expected that\n"
+    assert "Traceback" in run_command(path, "--debug").stderr
+
+
+@pytest.mark.parametrize("failing", ["all", "late one"])
+def test_torchrun_prints_the_line_once_and_every_worker_exits_2(
+    tmp_path: Path, failing: str
+) -> None:
+    path = script(
+        tmp_path,
+        f"""
+        import argparse, atexit
+        from util import distributed
+        from util.errors import UserError, run
+        import util.errors
+        exit_now = os._exit
+        def note_exit(code):
+            open(os.path.join({str(tmp_path)!r}, "exit" + os.environ["RANK"]), "w").write(str(code))
+            exit_now(code)
+        os._exit = note_exit
+        def main():
+            rank = int(os.environ["RANK"])
+            if {failing!r} == "all":
+                raise UserError("--flag: wrong")
+            launch = distributed.Launch(rank, int(os.environ["WORLD_SIZE"]), rank)
+            import torch
+            distributed.start(launch, torch.device("cpu"))
+            def work():
+                if rank == 1:
+                    raise UserError("--flag: wrong")
+            distributed.fail_together(work)
+        run(main)
+        """,
+    )
+    result = run_command(path, processes=3)
+    assert result.returncode == 1  # torchrun's own
+    assert result.stderr.count("error: --flag: wrong") == 1
+    codes = [(tmp_path / f"exit{rank}").read_text() for rank in range(3)]
+    assert codes == ["2", "2", "2"]
+
+
+def test_blame_names_the_flag() -> None:
+    with pytest.raises(UserError, match="^--flag: found 3, expected 4$"), blame("--flag"):
+        raise ValueError("found 3, expected 4")
+    with pytest.raises(UserError, match="^--flag: .*no-such-file: No such file"), blame("--flag"):
+        Path("no-such-file").read_text()
+    with pytest.raises(KeyError), blame("--flag"):
+        raise KeyError("a bug stays a bug")
+
+
+def test_require_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--f: .*missing does not exist, expected a thing"):
+        require_file(tmp_path / "missing", "--f", "a thing")
+    with pytest.raises(UserError, match="is not a file"):
+        require_file(tmp_path, "--f", "a thing")
+    (tmp_path / "there").touch()
+    assert require_file(tmp_path / "there", "--f", "a thing") == tmp_path / "there"
+
+
+def test_require_writable_folder(tmp_path: Path) -> None:
+    assert require_writable_folder(tmp_path / "a" / "b", "--f").is_dir()
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--f: .*expected a folder that can be written to"):
+        require_writable_folder(tmp_path / "file" / "b", "--f")

@@ -1,0 +1,310 @@
+"""Train a VQ tokenizer on an image folder: writes vq.pt, reconstructions.png and scalars.
+
+Reconstruction and codebook losses only (`vq_loss.py`): no perceptual and no adversarial loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tokenizers.vq_loss import VQLosses, vq_losses
+from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tokenizer
+from util import distributed, errors, logs, streams
+from util.errors import UserError, blame
+from util.flags import Parser
+from util.image_folder import ImageList, image_batches, list_images
+from util.images import save_grid, to_float, to_uint8
+from util.lr_schedule import LRSchedule
+from util.scalars import ScalarLog
+
+logger = logging.getLogger(__name__)
+
+# Data sets up to this size are decoded once and kept in memory.
+IN_MEMORY_BYTES = 10**9
+MAX_GRAD_NORM = 1.0
+LOG_EVERY = 20
+SHOWN_IMAGES = 32
+
+
+def build_parser() -> Parser:
+    """The command's flags; the defaults are the published tokenizer's sizes."""
+    parser = Parser(description="Train a VQ tokenizer on an image folder.")
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", required=True, help="ImageFolder, or one under train/")
+    group.add_argument("--img_size", type=int, default=256, help="side of the image, pixels")
+    group.add_argument("--flip_prob", type=float, default=0.5, help="share of mirrored images")
+    group.add_argument("--num_workers", type=int, default=10, help="image-decoding processes")
+    group = parser.add_argument_group("model")
+    group.add_argument("--codebook_size", type=int, default=16384, help="number of codes")
+    group.add_argument("--codebook_embed_dim", type=int, default=8, help="dimensions of a code")
+    group.add_argument("--ch", type=int, default=128, help="base width, a multiple of 32")
+    group.add_argument(
+        "--ch_mult",
+        type=int,
+        nargs="+",
+        default=[1, 1, 2, 2, 4],
+        help="width of each level in units of --ch, finest first; n levels: stride 2**(n-1)",
+    )
+    group.add_argument("--num_res_blocks", type=int, default=2, help="per encoder level")
+    group.add_argument("--z_channels", type=int, default=256, help="width around the codebook")
+    group = parser.add_argument_group("training")
+    group.add_argument("--batch_size", type=int, default=16, help="images per process and step")
+    group.add_argument("--epochs", type=int, default=40)
+    group.add_argument("--lr", type=float, default=1e-4, help="peak; one epoch up, cosine to 0")
+    group.add_argument("--weight_decay", type=float, default=0.05)
+    group.add_argument("--commitment", type=float, default=0.25, help="weight of that loss")
+    group.add_argument("--entropy_ratio", type=float, default=0.0, help="weight of that loss")
+    group.add_argument(
+        "--revive_until",
+        type=float,
+        default=0.5,
+        help="share of the run in which unused codes are moved to where latents are; 0 for never",
+    )
+    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    group.add_argument("--device", default="cuda", help="cuda or cpu")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--output_dir", default="./output_dir", help="where results go")
+    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    distributed.add_distributed_flags(parser)
+    return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Check what the parser cannot.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for name in ("img_size", "batch_size", "epochs"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}: found {getattr(args, name)}, expected at least 1")
+    for name in ("lr", "weight_decay", "commitment", "entropy_ratio", "num_workers"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise UserError(f"--{name}: found {getattr(args, name)}, expected at least 0")
+    for name in ("flip_prob", "revive_until"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UserError(f"--{name}: found {getattr(args, name)}, expected 0 to 1")
+
+
+def build_model(args: argparse.Namespace) -> VQModel:
+    """A freshly initialised tokenizer, the same for the same seed.
+
+    Raises:
+        UserError: sizes that do not fit together.
+    """
+    torch.manual_seed(streams.torch_seed("vq init", args.seed))
+    with blame("--codebook_size, --codebook_embed_dim, --ch, --ch_mult, ..."):
+        model = VQModel(
+            codebook_size=args.codebook_size,
+            codebook_embed_dim=args.codebook_embed_dim,
+            ch=args.ch,
+            encoder_ch_mult=args.ch_mult,
+            decoder_ch_mult=args.ch_mult,
+            num_res_blocks=args.num_res_blocks,
+            z_channels=args.z_channels,
+        )
+    if args.img_size % model.stride:
+        raise UserError(
+            f"--img_size: found {args.img_size}, expected a multiple of the stride {model.stride} "
+            f"that --ch_mult makes"
+        )
+    return model
+
+
+class Pictures:
+    """The pixels of an image folder: kept in memory if small, else decoded when needed."""
+
+    def __init__(self, images: ImageList, image_size: int, num_workers: int) -> None:
+        self._options = (images, image_size)
+        self._num_workers = num_workers
+        self._kept: Tensor | None = None
+        if len(images) * 3 * image_size**2 <= IN_MEMORY_BYTES:
+            every = np.array_split(np.arange(len(images)), math.ceil(len(images) / 256))
+            self._kept = torch.cat(list(self.batches(logs.progress(every, desc="read images"))))
+
+    def __len__(self) -> int:
+        return len(self._options[0])
+
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """(B, 3, S, S) uint8 for each array of sample indices.
+
+        Raises:
+            UserError: an image cannot be decoded.
+        """
+        if self._kept is not None:
+            for batch in batches:
+                yield self._kept[torch.from_numpy(batch)]
+        else:
+            for loaded in image_batches(*self._options, batches, num_workers=self._num_workers):
+                yield loaded.images
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """This process's sample indices of one epoch, (steps, batch_size); a rest is left out."""
+    order = streams.permutations("vq order", seed, epoch, count=count)[0]
+    together = batch_size * distributed.world_size()
+    steps = count // together
+    shares = order[: steps * together].reshape(steps, distributed.world_size(), batch_size)
+    return shares[:, distributed.rank()]
+
+
+@torch.no_grad()
+def revive_unused_codes(quantizer: VectorQuantizer, latents: Tensor, seed: int, step: int) -> None:
+    """Move the codes missing from the usage record to randomly chosen latents.
+
+    Without it, codes that start far from all latents are never chosen and so never learn. The first
+    process decides for all.
+
+    Args:
+        quantizer: its record must be full.
+        latents: (..., E) unit vectors of the current batch.
+        seed, step: name the random choice.
+    """
+    codebook = quantizer.embedding.weight
+    uses = torch.bincount(quantizer.codebook_used.long(), minlength=len(codebook))
+    latents = latents.detach().reshape(-1, latents.shape[-1])
+    unused = (uses == 0).nonzero().flatten()[: len(latents)]
+    chosen = streams.permutations("vq revive", seed, step, count=len(latents))[0, : len(unused)]
+    codebook[unused] = latents[torch.from_numpy(chosen).to(latents.device)]
+    if dist.is_initialized():
+        dist.broadcast(codebook, src=0)
+
+
+class Trainer:
+    """One training run: `run_epoch` for each epoch, then `report`.
+
+    Args:
+        model: fresh, on `device`.
+        pictures: the training images.
+        args: the command's flags.
+        device: where to compute.
+        scalars: where losses go.
+    """
+
+    def __init__(
+        self,
+        model: VQModel,
+        pictures: Pictures,
+        args: argparse.Namespace,
+        device: torch.device,
+        scalars: ScalarLog,
+    ) -> None:
+        self.model, self.pictures, self.args = model, pictures, args
+        self.device, self.scalars = device, scalars
+        self.batch_size = min(args.batch_size, len(pictures) // distributed.world_size())
+        if self.batch_size < 1:
+            raise UserError(
+                f"--data_path: found {len(pictures)} images, expected at least one for each of "
+                f"{distributed.world_size()} processes"
+            )
+        self.steps_per_epoch = len(pictures) // (self.batch_size * distributed.world_size())
+        self.network: nn.Module = model
+        if dist.is_initialized():
+            self.network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay
+        )
+        self.schedule = LRSchedule("cosine", args.lr, 0.0, args.epochs, 1, 0)
+        tokens_per_step = self.batch_size * (args.img_size // model.stride) ** 2
+        self.revive_every = math.ceil(USAGE_RECORD / tokens_per_step)
+        self.last_revival = args.revive_until * args.epochs * self.steps_per_epoch
+
+    def run_epoch(self, epoch: int) -> None:
+        """Train on every image once."""
+        self.model.train()
+        args, first = self.args, epoch * self.steps_per_epoch
+        batches = epoch_batches(len(self.pictures), self.batch_size, args.seed, epoch)
+        loaded = self.pictures.batches(batches)
+        bar = logs.progress(loaded, total=len(batches), desc=f"epoch {epoch}", unit="step")
+        for i, (indices, images) in enumerate(zip(batches, bar, strict=True)):
+            flips = streams.uniforms("vq flip", args.seed, epoch, indices, count=1) < args.flip_prob
+            flips = torch.from_numpy(flips).view(-1, 1, 1, 1)
+            images = torch.where(flips, images.flip(-1), images).to(self.device)
+            lr = self.schedule.at((first + i) / self.steps_per_epoch)
+            losses = self._step(to_float(images), first + i + 1, lr)
+            if i % LOG_EVERY == 0:
+                values = {f"loss/{name}": value.item() for name, value in vars(losses).items()}
+                self.scalars.add(first + i, {**values, "lr": lr, "codes_used": self.codes_used()})
+                bar.set_postfix(mse=f"{values['loss/reconstruction']:.5f}", refresh=False)
+
+    def _step(self, images: Tensor, step: int, lr: float) -> VQLosses:
+        """One update; `step` counts from 1."""
+        args, quantizer = self.args, self.model.quantize
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.bf16):
+            result = self.network(images)
+        losses = vq_losses(images, result, quantizer.codes(), args.commitment, args.entropy_ratio)
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        quantizer.record_usage(result.indices)
+        if step % self.revive_every == 0 and step <= self.last_revival:
+            revive_unused_codes(quantizer, result.latents, args.seed, step)
+        return losses
+
+    def codes_used(self) -> int:
+        """Number of different codes in the usage record."""
+        return len(self.model.quantize.codebook_used.unique())
+
+    @torch.no_grad()
+    def report(self, path: Path) -> None:
+        """Write some images beside their reconstructions, and log how good they are."""
+        self.model.eval()
+        count = min(SHOWN_IMAGES, len(self.pictures))
+        shown = np.linspace(0, len(self.pictures) - 1, count).astype(np.int64)
+        (images,) = self.pictures.batches([shown])
+        indices = self.model.encode_indices(to_float(images.to(self.device)))
+        decoded = to_uint8(self.model.decode_code(indices)).cpu()
+        images = images.permute(0, 2, 3, 1)
+        mse = (images.double() - decoded.double()).square().mean().item()
+        psnr = 10 * math.log10(255**2 / max(mse, 1e-12))
+        self.scalars.add(self.args.epochs * self.steps_per_epoch, {"psnr": psnr})
+        logger.info(
+            "PSNR %.2f dB, %d of %d codes in use", psnr, self.codes_used(), self.model.codebook_size
+        )
+        save_grid(torch.stack([images, decoded], dim=1).flatten(0, 1), path, columns=8)
+
+
+def main() -> None:
+    """The command."""
+    logs.setup()
+    args = build_parser().parse_args()
+    check_flags(args)
+    launch = distributed.read_launch(args)
+    device = distributed.resolve_device(args.device, launch)
+    model = build_model(args).to(device)
+    images = list_images(args.data_path)
+    folder = errors.require_writable_folder(args.output_dir, "--output_dir")
+    distributed.start(launch, device)
+    with blame("--data_path"):
+        pictures = Pictures(images, args.img_size, args.num_workers)
+    scalars = ScalarLog(folder if distributed.is_main() else None)
+    trainer = Trainer(model, pictures, args, device, scalars)
+    for epoch in range(args.epochs):
+        trainer.run_epoch(epoch)
+        if distributed.is_main():
+            with blame("--output_dir"):
+                save_tokenizer(folder / "vq.pt", model, epoch=epoch, args=args)
+    if distributed.is_main():
+        trainer.report(folder / "reconstructions.png")
+    scalars.close()
+    distributed.barrier()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    errors.run(main)

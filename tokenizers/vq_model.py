@@ -1,0 +1,388 @@
+"""The image tokenizer: LlamaGen's VQ autoencoder (method section 7), images <-> code indices."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from util.checkpoint_io import atomic_save, load_weights, read_checkpoint
+from util.errors import UserError, blame
+from util.geometry import grid_side
+
+# Length of the rolling record of used codes; fixed by the published state dict.
+USAGE_RECORD = 65_536
+# Look-ups are done this many similarities at a time (float64: 0.5 GB).
+LOOKUP_ENTRIES = 2**26
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def _conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+class ResBlock(nn.Module):
+    """(norm, swish, conv) twice, plus the input, which a 1x1 conv widens where needed."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = _conv3(in_channels, out_channels)
+        self.norm2 = _norm(out_channels)
+        self.conv2 = _conv3(out_channels, out_channels)
+        same = in_channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions of the feature map, plus the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        # (B, C, H, W) -> (B, one head, HW, C); the default scale is then C ** -0.5.
+        q, k, v = (conv(h).flatten(2).mT.unsqueeze(1) for conv in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).mT.reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Half the side: one row and column of zeros at the bottom right, then a strided conv."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the side: nearest neighbour, then a conv."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution: residual, each followed by attention if there is any."""
+
+    def __init__(self, in_channels: int, channels: int, num_blocks: int, attention: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [channels] * num_blocks
+        self.res = nn.ModuleList(ResBlock(a, b) for a, b in itertools.pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(channels) for _ in range(num_blocks * attention))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return x
+
+
+def _middle(channels: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        [ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)]
+    )
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, S, S) -> features (B, z_channels, S / stride, S / stride)."""
+
+    def __init__(self, ch: int, ch_mult: Sequence[int], num_blocks: int, z_channels: int) -> None:
+        super().__init__()
+        self.conv_in = _conv3(3, ch)
+        self.conv_blocks = nn.ModuleList()
+        width, lowest = ch, len(ch_mult) - 1
+        for i, mult in enumerate(ch_mult):
+            level = Level(width, ch * mult, num_blocks, attention=i == lowest)
+            width = ch * mult
+            level.downsample = Downsample(width) if i < lowest else nn.Identity()
+            self.conv_blocks.append(level)
+        self.mid = _middle(width)
+        self.norm_out = _norm(width)
+        self.conv_out = _conv3(width, z_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.conv_blocks:
+            x = level.downsample(level(x))
+        for block in self.mid:
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Features (B, z_channels, G, G) -> images (B, 3, G * stride, G * stride)."""
+
+    def __init__(self, ch: int, ch_mult: Sequence[int], num_blocks: int, z_channels: int) -> None:
+        super().__init__()
+        width, finest = ch * ch_mult[-1], len(ch_mult) - 1
+        self.conv_in = _conv3(z_channels, width)
+        self.mid = _middle(width)
+        self.conv_blocks = nn.ModuleList()
+        for i, mult in enumerate(reversed(ch_mult)):  # level 0 is the coarsest
+            level = Level(width, ch * mult, num_blocks + 1, attention=i == 0)
+            width = ch * mult
+            level.upsample = Upsample(width) if i < finest else nn.Identity()
+            self.conv_blocks.append(level)
+        self.norm_out = _norm(width)
+        self.conv_out = _conv3(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.mid:
+            x = block(x)
+        for level in self.conv_blocks:
+            x = level.upsample(level(x))
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook of directions: unit vectors, compared with unit vectors."""
+
+    def __init__(self, codebook_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, embed_dim)
+        with torch.no_grad():
+            self.embedding.weight.copy_(self.codes())
+        # The last indices looked up in training, oldest first; says which codes are in use.
+        self.register_buffer("codebook_used", torch.zeros(USAGE_RECORD))
+
+    def codes(self) -> Tensor:
+        """The whole codebook as unit vectors, (codebook_size, embed_dim)."""
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Indices (M,) int64 of the codes nearest to unit `vectors` (M, embed_dim)."""
+        # float64, because neither autocast nor TF32 touches it: the same image has the same
+        # indices whatever precision the run around it uses.
+        codes = self.codes().double()
+        chunks = vectors.double().split(max(1, LOOKUP_ENTRIES // len(codes)))
+        return torch.cat([(chunk @ codes.mT).argmax(dim=-1) for chunk in chunks])
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Unit codes (..., embed_dim) of `indices` (...)."""
+        return F.normalize(self.embedding(indices), dim=-1)
+
+    @torch.no_grad()
+    def record_usage(self, indices: Tensor) -> None:
+        """Append `indices` (any shape) to the rolling record of used codes."""
+        latest = torch.cat([self.codebook_used, indices.flatten().to(self.codebook_used.dtype)])
+        self.codebook_used.copy_(latest[-USAGE_RECORD:])
+
+
+@dataclass(frozen=True)
+class Autoencoded:
+    """What training needs of one pass; G is the token grid's side.
+
+    Attributes:
+        images: (B, 3, S, S) reconstructions.
+        latents: (B, G*G, E) unit vectors from the encoder.
+        codes: (B, G*G, E) the unit codes that replace them, with gradient to the codebook.
+        indices: (B, G*G) int64, raster order.
+    """
+
+    images: Tensor
+    latents: Tensor
+    codes: Tensor
+    indices: Tensor
+
+
+class VQModel(nn.Module):
+    """Images (B, 3, S, S) in [-1, 1] <-> code indices (B, (S / stride) ** 2) in raster order.
+
+    Args:
+        codebook_size: number of codes.
+        codebook_embed_dim: dimensions of a code, E.
+        ch: base width, a multiple of 32.
+        encoder_ch_mult: width multipliers of the encoder's levels, finest first; each level but the
+            last halves the side.
+        decoder_ch_mult: the same for the decoder (also finest first), of the same length.
+        num_res_blocks: residual blocks per encoder level; the decoder has one more.
+        z_channels: width between the two halves and the codebook.
+
+    Raises:
+        ValueError: the arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 16384,
+        codebook_embed_dim: int = 8,
+        ch: int = 128,
+        encoder_ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        decoder_ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        z_channels: int = 256,
+    ) -> None:
+        super().__init__()
+        encoder_ch_mult, decoder_ch_mult = tuple(encoder_ch_mult), tuple(decoder_ch_mult)
+        sizes = (codebook_size, codebook_embed_dim, ch, num_res_blocks, z_channels)
+        sizes += encoder_ch_mult + decoder_ch_mult
+        if not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise ValueError(f"found sizes {sizes}, expected positive whole numbers")
+        if ch % 32:
+            raise ValueError(f"found ch {ch}, expected a multiple of 32")
+        if not len(encoder_ch_mult) == len(decoder_ch_mult) > 0:
+            raise ValueError(
+                f"found multipliers {encoder_ch_mult} and {decoder_ch_mult}, expected as many "
+                "decoder levels as encoder levels"
+            )
+        self.config: dict[str, int | tuple[int, ...]] = {
+            "codebook_size": codebook_size,
+            "codebook_embed_dim": codebook_embed_dim,
+            "ch": ch,
+            "encoder_ch_mult": encoder_ch_mult,
+            "decoder_ch_mult": decoder_ch_mult,
+            "num_res_blocks": num_res_blocks,
+            "z_channels": z_channels,
+        }
+        self.encoder = Encoder(ch, encoder_ch_mult, num_res_blocks, z_channels)
+        self.decoder = Decoder(ch, decoder_ch_mult, num_res_blocks, z_channels)
+        self.quantize = VectorQuantizer(codebook_size, codebook_embed_dim)
+        self.quant_conv = nn.Conv2d(z_channels, codebook_embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(codebook_embed_dim, z_channels, 1)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes; indices lie in [0, codebook_size)."""
+        return self.quantize.embedding.num_embeddings
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along a side."""
+        return 2 ** (len(self.encoder.conv_blocks) - 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents (B, E, S/stride, S/stride) of `images`, before normalisation."""
+        return self.quant_conv(self.encoder(images))
+
+    def encode_indices(self, images: Tensor) -> Tensor:
+        """Tokenize.
+
+        Args:
+            images: (B, 3, S, S) float in [-1, 1], S a multiple of `stride`.
+
+        Returns:
+            (B, N) int64 code indices, raster order.
+        """
+        return self._match(self.encode(images))[1]
+
+    def decode_code(self, indices: Tensor) -> Tensor:
+        """Turn code indices back into pixels.
+
+        Args:
+            indices: (B, N) int64, raster order of a square grid.
+
+        Returns:
+            (B, 3, S, S) float, nominally in [-1, 1] but not clipped.
+        """
+        return self._decode(self.quantize.lookup(indices))
+
+    def forward(self, images: Tensor) -> Autoencoded:
+        """One training pass; the decoder's gradient goes straight through the quantiser."""
+        latents, indices = self._match(self.encode(images))
+        codes = self.quantize.lookup(indices)
+        straight_through = latents + (codes - latents).detach()
+        return Autoencoded(self._decode(straight_through), latents, codes, indices)
+
+    def _match(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors (B, N, E) of a feature map (B, E, G, G), and their nearest codes (B, N)."""
+        vectors = F.normalize(latents.float().flatten(2).mT, dim=-1)
+        nearest = self.quantize.nearest(vectors.detach().flatten(0, 1))
+        return vectors, nearest.view(vectors.shape[:2])
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Images from unit codes (B, N, E)."""
+        side = grid_side(codes.shape[1])
+        return self.decoder(self.post_quant_conv(codes.mT.unflatten(-1, (side, side))))
+
+
+def save_tokenizer(path: str | Path, model: VQModel, **extra: Any) -> None:
+    """Write `model` with its configuration, and whatever else goes by name, atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    atomic_save({**extra, "model": state, "config": model.config}, path)
+
+
+def load_tokenizer(path: str | Path, codebook_size: int | None = None) -> VQModel:
+    """Read a tokenizer, published or ours, for inference.
+
+    Args:
+        path: a `torch.save` dictionary with the weights under `model` and, unless it has the
+            published layout, the constructor's arguments under `config`.
+        codebook_size: the number of codes it must have.
+
+    Returns:
+        The model in eval mode on the CPU, float32, without gradients.
+
+    Raises:
+        UserError: not such a file, or another number of codes; begins with `--vqgan_path`.
+    """
+    flag = "--vqgan_path"
+    checkpoint = read_checkpoint(path, flag)
+    what = f"{flag}: {path}"
+    if "model" not in checkpoint:
+        raise UserError(f"{what} has no 'model' entry, expected the weights there")
+    with blame(what), torch.device("meta"):
+        model = _build(checkpoint.get("config", {}))
+    if codebook_size is not None and model.codebook_size != codebook_size:
+        raise UserError(
+            f"{what} has {model.codebook_size} codes, expected {codebook_size} (--vqgan_vocab_size)"
+        )
+    load_weights(model, checkpoint["model"], what)
+    return model.eval().requires_grad_(False)
+
+
+def _build(config: Any) -> VQModel:
+    """A model from a checkpoint's `config` entry."""
+    try:
+        return VQModel(**config)
+    except TypeError as error:
+        raise ValueError(f"found configuration {config!r}, expected VQModel's arguments") from error
+
+
+def fingerprint(model: VQModel) -> str:
+    """Which tokenizer this is: sha256 (hex) over all its weights, whatever device they are on.
+
+    Covers names, dtypes, shapes and bytes, except `quantize.codebook_used`, which changes nothing.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name == "quantize.codebook_used":
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(data.numpy())
+    return digest.hexdigest()

@@ -1,0 +1,313 @@
+"""Feature extractors: the networks whose features the scores of `util.metrics` compare.
+
+They are torch-fidelity's, so that every score here is the one its own command would print: its
+Inception (method section 9), and a small classifier of digits that the demo trains and registers
+with it. Only Inception's distance is a FID; the demo's has another name everywhere it appears.
+
+Importing this module imports torch-fidelity (about a second): do so only where scores are wanted.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import logging
+import os
+import socket
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
+
+import torch
+import torch.hub
+import torch_fidelity
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.utils import create_feature_extractor
+
+from util.checkpoint_io import read_checkpoint
+from util.distributed import is_main
+from util.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FLAG = "--feature_extractor_weights"
+DIGITS_EXTRACTOR = "lpd-digits"
+# Longest silence of a server during the download of the weights, seconds.
+NETWORK_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class ExtractorKind:
+    """What one name of `--feature_extractor` means.
+
+    Attributes:
+        registered_name: torch-fidelity's name of the network.
+        pool_layer: its features for the Frechet distance.
+        logits_layer: its features for the score over classes.
+        feature_dim: width D of `pool_layer`.
+        distance, score: how the two results are called where people read them.
+        distance_key, score_key: how they are called in JSON (`score_key` + `_mean`, `_std`).
+    """
+
+    registered_name: str
+    pool_layer: str
+    logits_layer: str
+    feature_dim: int
+    distance: str
+    score: str
+    distance_key: str
+    score_key: str
+
+
+KINDS = {
+    "inception": ExtractorKind(
+        registered_name="inception-v3-compat",
+        pool_layer="2048",
+        logits_layer="logits_unbiased",
+        feature_dim=2048,
+        distance="FID",
+        score="IS",
+        distance_key="fid",
+        score_key="inception_score",
+    ),
+    "digits": ExtractorKind(
+        registered_name=DIGITS_EXTRACTOR,
+        pool_layer="64",
+        logits_layer="logits_unbiased",
+        feature_dim=64,
+        distance="Frechet distance (digit features)",
+        score="Inception-style score (digit classifier)",
+        distance_key="frechet_distance_digits",
+        score_key="classifier_score_digits",
+    ),
+}
+EXTRACTOR_NAMES = (*KINDS, "none")
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network ready to `extract` with, and the names of what its features measure."""
+
+    kind: ExtractorKind
+    network: FeatureExtractorBase
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of B images, in the images' order, on the CPU.
+
+    Attributes:
+        pool: (B, D) float32.
+        logits: (B, C) float32, class scores without the bias.
+    """
+
+    pool: Tensor
+    logits: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Features]) -> Features:
+        """All images of `parts`, one part after another."""
+        return cls(torch.cat([p.pool for p in parts]), torch.cat([p.logits for p in parts]))
+
+    def select(self, images: Tensor) -> Features:
+        """Those of the images at the places `images` ((n,) int64), in that order."""
+        return Features(self.pool[images], self.logits[images])
+
+
+class DigitsClassifier(nn.Module):
+    """A small CNN that tells the ten digits apart (the demo's; see scripts/demo_digits.py).
+
+    The head has no bias: its logits are what torch-fidelity calls `logits_unbiased`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(64 * 4 * 4, 64),
+            nn.GELU(),
+        )
+        self.head = nn.Linear(64, 10, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 64) and logits (B, 10), float32, of images (B, 3, 32, 32) uint8."""
+        if images.shape[1:] != (3, 32, 32):
+            raise ValueError(
+                f"found images of shape {tuple(images.shape)}, expected (B, 3, 32, 32)"
+            )
+        features = self.body(images.float() / 127.5 - 1)
+        return features, self.head(features)
+
+
+class DigitsFeatureExtractor(FeatureExtractorBase):
+    """`DigitsClassifier` as torch-fidelity wants it, registered as `lpd-digits`."""
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: str | BinaryIO | None = None,
+        **_: Any,  # settings of torch-fidelity that do not concern this network
+    ) -> None:
+        super().__init__(name, features_list)
+        if feature_extractor_weights_path is None:
+            raise ValueError("found no weights, expected the file of a trained digits classifier")
+        state = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
+        if "model" not in state:
+            raise ValueError(f"found the entries {sorted(state)[:5]}, expected 'model'")
+        self.classifier = DigitsClassifier()
+        self.classifier.load_state_dict(state["model"])
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "64", "logits_unbiased"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return {"isc": "logits_unbiased", "fid": "64", "kid": "64", "prc": "64"}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        by_name = dict(zip(("64", "logits_unbiased"), self.classifier(images), strict=True))
+        return tuple(by_name[name] for name in self.features_list)
+
+
+torch_fidelity.register_feature_extractor(DIGITS_EXTRACTOR, DigitsFeatureExtractor)
+
+
+def build_extractor(
+    name: str, weights: str | None, device: torch.device
+) -> FeatureExtractor | None:
+    """The network `--feature_extractor` names, with its weights, on `device`.
+
+    Args:
+        name: one of `EXTRACTOR_NAMES`.
+        weights: file of its weights; for Inception None means torch-fidelity's, from its cache or
+            downloaded.
+        device: where it runs.
+
+    Returns:
+        The extractor, or None for `none`.
+
+    Raises:
+        UserError: unknown name, or weights that are missing, damaged or another network's.
+    """
+    if name == "none":
+        return None
+    if name not in KINDS:
+        expected = ", ".join(EXTRACTOR_NAMES[:-1]) + f" or {EXTRACTOR_NAMES[-1]}"
+        raise UserError(f"--feature_extractor: found {name!r}, expected {expected}")
+    kind = KINDS[name]
+    if weights is not None:
+        path = Path(weights)
+    elif name == "inception":
+        path = _cached_inception_weights()
+    else:
+        raise UserError(
+            f"{WEIGHTS_FLAG}: not given, expected the file of the trained digits classifier "
+            f"(--feature_extractor {name})"
+        )
+    # torch-fidelity unpickles the file it is given without restrictions: give it what a safe
+    # read of the file returned, pickled anew.
+    pickled = io.BytesIO()
+    torch.save(read_checkpoint(path, WEIGHTS_FLAG), pickled)
+    pickled.seek(0)
+    try:
+        network = create_feature_extractor(
+            kind.registered_name,
+            [kind.pool_layer, kind.logits_layer],
+            cuda=False,
+            feature_extractor_weights_path=pickled,
+            verbose=False,
+        )
+    except (RuntimeError, ValueError, TypeError, AttributeError, UnpicklingError) as error:
+        reason = textwrap.shorten(str(error), width=200)
+        raise UserError(
+            f"{WEIGHTS_FLAG}: {path} does not hold the weights of {kind.registered_name}: {reason}"
+        ) from error
+    return FeatureExtractor(kind=kind, network=network.to(device), device=device)
+
+
+def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
+    """Features of a batch of images.
+
+    Args:
+        extractor: from `build_extractor`.
+        images: (B, S, S, 3) or (B, 3, S, S) uint8, any device.
+
+    Returns:
+        The features in the images' order.
+
+    Raises:
+        ValueError: images of another shape or type.
+    """
+    if (
+        images.dtype != torch.uint8
+        or images.ndim != 4
+        or 3 not in (images.shape[1], images.shape[3])
+    ):
+        raise ValueError(
+            f"found {images.dtype} images of shape {tuple(images.shape)}, "
+            "expected uint8 (B, S, S, 3) or (B, 3, S, S)"
+        )
+    if images.shape[3] == 3:
+        images = images.permute(0, 3, 1, 2)
+    # The scores are defined by the float32 network, also inside a bfloat16 evaluation.
+    with torch.no_grad(), torch.autocast(extractor.device.type, enabled=False):
+        found = extractor.network(images.to(extractor.device))
+    by_name = extractor.network.convert_features_tuple_to_dict(found)
+    kind = extractor.kind
+    return Features(pool=by_name[kind.pool_layer].cpu(), logits=by_name[kind.logits_layer].cpu())
+
+
+def _cached_inception_weights() -> Path:
+    """torch-fidelity's own copy of the Inception weights, downloaded if it is not there yet."""
+    file_name = URL_INCEPTION_V3.rsplit("/", maxsplit=1)[-1]
+    path = Path(torch.hub.get_dir(), "checkpoints", file_name)
+    if path.exists():
+        return path
+    logger.info("downloading %s to %s", URL_INCEPTION_V3, path)
+    arriving = path.with_name(f"{file_name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _socket_timeout(NETWORK_TIMEOUT):
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(arriving), progress=is_main())
+        read_checkpoint(arriving, WEIGHTS_FLAG)  # a cut-off download must not stay in the cache
+        arriving.replace(path)
+    except (OSError, http.client.HTTPException, UserError) as error:
+        reason = "what arrived is damaged" if isinstance(error, UserError) else error
+        raise UserError(
+            f"{WEIGHTS_FLAG}: the Inception weights are not at {path} and could not be downloaded "
+            f"({getattr(error, 'reason', reason)}); expected the file {file_name}, "
+            "or --feature_extractor none"
+        ) from error
+    finally:
+        arriving.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Let connections opened in the block fail after `seconds` of silence, not never."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

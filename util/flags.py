@@ -1,0 +1,144 @@
+"""The flags of `main_lpd.py`: published names and defaults, in groups."""
+
+from __future__ import annotations
+
+from models.lpd import MODELS
+from models.sampling import CFG_SCHEDULES
+from util.cli import Parser, number, share, whole
+from util.distributed import add_distributed_flags
+from util.lr_schedule import LR_SCHEDULES
+
+ORDERS = ("random", "lpd")
+
+
+def build_parser() -> Parser:
+    """All flags of training and evaluation."""
+    parser = Parser(description="Train an LPD model, or evaluate one with --evaluate.")
+    _add_model_flags(parser)
+    _add_training_flags(parser)
+    _add_data_flags(parser)
+    _add_evaluation_flags(parser)
+    _add_sampling_flags(parser)
+    _add_logging_flags(parser)
+    add_distributed_flags(parser)
+    return parser
+
+
+def _add_model_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="lpd_l", choices=sorted(MODELS), help="network size")
+    group.add_argument("--img_size", type=whole(1), default=256, help="side of the image, pixels")
+    group.add_argument(
+        "--vqgan_path", default="tokenizers/vq_ds16_c2i.pt", help="tokenizer checkpoint"
+    )
+    group.add_argument(
+        "--vqgan_stride",
+        type=whole(1),
+        help="pixels per token; by default the tokenizer's or the cache's, else 16",
+    )
+    group.add_argument(
+        "--vqgan_vocab_size",
+        type=whole(1),
+        help="number of codes; by default the tokenizer's or the cache's, else 16384",
+    )
+    group.add_argument("--pretrained_ckpt", help="checkpoint whose weights to start from")
+
+
+def _add_training_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--group_sizes_list",
+        help="JSON list of group-size lists, one drawn per step, or 'auto' for the published "
+        "training set of this grid; by default the one list of --group_sizes",
+    )
+    group.add_argument("--epochs", type=whole(1), default=450)
+    group.add_argument(
+        "--batch_size", type=whole(1), default=64, help="images per process and step"
+    )
+    group.add_argument("--lr", type=number(), help="learning rate; by default blr * batch / 256")
+    group.add_argument("--blr", type=number(), default=1e-4, help="learning rate per 256 images")
+    group.add_argument("--min_lr", type=number(), default=1e-5, help="where the cosine ends")
+    group.add_argument("--lr_schedule", default="constant+cosine", choices=LR_SCHEDULES)
+    group.add_argument("--warmup_epochs", type=whole(0), default=50)
+    group.add_argument("--lr_decay_start_epoch", type=whole(0), default=400)
+    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    group.add_argument("--weight_decay", type=number(), default=0.02)
+    group.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks")
+    group.add_argument("--grad_clip", type=number(), default=3.0, help="gradient norm; 0 for none")
+    group.add_argument("--attn_dropout", type=share(), default=0.0)
+    group.add_argument("--proj_dropout", type=share(), default=0.1)
+    group.add_argument("--label_drop_prob", type=share(), default=0.1)
+    group.add_argument("--output_dir", default="./output_dir", help="checkpoints and results")
+    group.add_argument("--resume", default="", help="folder that holds checkpoint-last.pth")
+    group.add_argument("--save_last_freq", type=whole(1), default=5, help="epochs")
+    group.add_argument("--save_intermediate_freq", type=whole(1), default=25, help="epochs")
+    group.add_argument(
+        "--resume_epoch", type=whole(0), default=0, help="first epoch of a fresh run"
+    )
+    group.add_argument("--device", default="cuda", help="cuda or cpu")
+    group.add_argument("--seed", type=int, default=1)
+
+
+def _add_data_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", default="./data/imagenet", help="ImageFolder, under train/")
+    group.add_argument("--use_cached", action="store_true", help="train on cached tokens")
+    group.add_argument("--cached_path", default="", help="token cache of main_cache.py")
+    group.add_argument("--class_num", type=whole(1), default=1000, help="number of classes")
+    group.add_argument("--flip_prob", type=share(), default=0.5, help="share of mirrored images")
+    group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
+    group.add_argument("--pin_mem", action="store_true", help="page-locked host memory")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
+    parser.set_defaults(pin_mem=True)
+
+
+def _add_evaluation_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--evaluate", action="store_true", help="evaluate instead of training")
+    group.add_argument("--online_eval", action="store_true", help="evaluate during training")
+    group.add_argument("--eval_freq", type=whole(1), default=50, help="epochs")
+    group.add_argument("--eval_bsz", type=whole(1), default=64, help="images per process and batch")
+    group.add_argument(
+        "--num_images", type=whole(1), default=50000, help="a multiple of the classes"
+    )
+    group.add_argument("--save_npz", action="store_true", help="also write an ADM-style archive")
+    group.add_argument(
+        "--fid_stats",
+        help="reference: npz of mu and sigma, or an image folder; by default "
+        "fid_stats/adm_in{img_size}_stats.npz where that exists",
+    )
+    group.add_argument(
+        "--feature_extractor",
+        default="inception",
+        help="network that scores: inception, digits (the demo's classifier) or none",
+    )
+    group.add_argument("--feature_extractor_weights", help="its weights file")
+
+
+def _add_sampling_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--generation_steps", type=whole(1), help="K; replaces --group_sizes")
+    group.add_argument("--group_sizes", default="[1] * 256", help="tokens per step, sum N")
+    group.add_argument("--order", default="random", choices=ORDERS)
+    group.add_argument("--lpd_order_file", help="orders for --order lpd; else made on the spot")
+    group.add_argument("--proximity_threshold", type=number(), default=1.0)
+    group.add_argument(
+        "--repulsion_threshold",
+        type=number(),
+        help="grid steps; by default the published value of this grid and step count, else 1",
+    )
+    group.add_argument("--cfg", type=number(), default=1.0, help="guidance strength; 1 is none")
+    group.add_argument("--cfg_schedule", default="linear", choices=CFG_SCHEDULES)
+    group.add_argument("--temperature", type=number(), default=1.0)
+    group.add_argument("--top_k", type=whole(0), default=0, help="0 keeps all codes")
+    group.add_argument("--top_p", type=share(), default=1.0, help="1 keeps all codes")
+
+
+def _add_logging_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("logging")
+    group.add_argument("--log_dir", default="./output_dir", help="TensorBoard folder")
+    group.add_argument("--log_every", type=whole(1), default=20, help="steps between log entries")
+    group.add_argument("--use_wandb", action="store_true", help="mirror to Weights & Biases")
+    group.add_argument("--wandb_project", help="project there")
+    group.add_argument("--wandb_run_name", help="run name there")
+    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")

@@ -1,0 +1,195 @@
+"""Pixels in and out: decode, ADM centre crop, value ranges, PNGs and sample archives."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from util.errors import UserError
+
+# What Pillow's decoders raise on damaged files, besides OSError.
+_DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """Decode an image file of any mode to 8-bit RGB.
+
+    Alpha is dropped (not composited) and orientation tags are ignored, as ADM does; 16-bit
+    greyscale keeps its high byte, as Pillow does for 16-bit colour.
+
+    Raises:
+        UserError: the file is missing, damaged or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+                high_bytes = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+                image = Image.fromarray(high_bytes.astype(np.uint8))
+            elif image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # the same colours, without Pillow's warning
+            return image.convert("RGB")
+    except _DECODE_ERRORS as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "damaged or not an image"
+        raise UserError(f"{path}: cannot be decoded ({reason}), expected an image file") from error
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop: halve with BOX while large, BICUBIC to the short side, cut the middle.
+
+    Args:
+        image: RGB image of any size.
+        size: side of the square result, pixels.
+
+    Method section 8.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    short = min(image.size)
+    width, height = (round(side * size / short) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """Pixels to network range.
+
+    Args:
+        images: (B, 3, S, S) uint8.
+
+    Returns:
+        (B, 3, S, S) float32 in [-1, 1], on the same device.
+    """
+    return images.float() / 255 * 2 - 1
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Network range to pixels, rounded and clipped (method section 7).
+
+    Args:
+        images: (B, 3, S, S) floating point, nominally in [-1, 1].
+
+    Returns:
+        (B, S, S, 3) uint8, contiguous, on the same device.
+    """
+    pixels = ((images.float() + 1) / 2 * 255).clamp(0, 255).round()
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it becomes `path` if the block succeeds, else goes.
+
+    So `path` never exists half-written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_png(image: np.ndarray | torch.Tensor, path: str | Path) -> None:
+    """Write one image, (S, S, 3) uint8, as a PNG file."""
+    with replacing(path) as temporary:
+        Image.fromarray(_as_pixels(image, dimensions=3)).save(temporary, format="PNG")
+
+
+def save_grid(
+    images: np.ndarray | torch.Tensor, path: str | Path, columns: int, gap: int = 2
+) -> None:
+    """Write images as one PNG, row by row, with white gaps between them.
+
+    Args:
+        images: (n, S, S, 3) uint8, n >= 1.
+        path: the PNG file.
+        columns: images per row; the last row may be short (white).
+        gap: width of the gaps, pixels.
+
+    Raises:
+        ValueError: no images, or not of that shape and type.
+    """
+    pixels = _as_pixels(images, dimensions=4)
+    if len(pixels) == 0 or columns < 1:
+        raise ValueError(f"found {len(pixels)} images in {columns} columns, expected at least 1")
+    rows = -(-len(pixels) // columns)
+    _, height, width, _ = pixels.shape
+    canvas = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8
+    )
+    for index, image in enumerate(pixels):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    save_png(canvas, path)
+
+
+def write_npz_archive(
+    path: str | Path, images: Iterable[np.ndarray | torch.Tensor], count: int | None = None
+) -> None:
+    """Write the sample archive ADM's evaluator reads: `arr_0`, (count, S, S, 3) uint8.
+
+    Images go to the file one by one, so they need not fit in memory together.
+
+    Args:
+        path: the .npz file (uncompressed, as ADM's are).
+        images: (S, S, 3) uint8 each, all of one size; an (n, S, S, 3) array will do.
+        count: number of images; needed only where `images` has no length.
+
+    Raises:
+        ValueError: wrong type or size of an image, or not `count` of them.
+    """
+    if count is None:
+        if not isinstance(images, Collection | torch.Tensor):
+            raise ValueError("found images without a length, expected their count beside them")
+        count = len(images)
+    shape: tuple[int, ...] | None = None
+    written = 0
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        for image in images:
+            pixels = _as_pixels(image, dimensions=3)
+            if shape is None:
+                shape = pixels.shape
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_1_0(member, header)
+            if pixels.shape != shape:
+                raise ValueError(f"image {written}: found shape {pixels.shape}, expected {shape}")
+            member.write(pixels.data)
+            written += 1
+        if written != count or shape is None:
+            raise ValueError(f"found {written} images, expected {max(count, 1)}")
+
+
+def _as_pixels(images: np.ndarray | torch.Tensor, dimensions: int) -> np.ndarray:
+    """`images` as a C-contiguous uint8 array of (..., 3), or a ValueError."""
+    pixels = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    if pixels.dtype != np.uint8 or pixels.ndim != dimensions or pixels.shape[-1] != 3:
+        expected = "(S, S, 3)" if dimensions == 3 else "(n, S, S, 3)"
+        raise ValueError(f"found {pixels.dtype} {pixels.shape}, expected uint8 {expected}")
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,176 @@
+"""What one epoch sees: which samples in which order, and their tokens (method sections 3 and 8).
+
+Everything random here is a function of (seed, epoch, sample index), so a batch is the same whatever
+the number of processes and wherever a run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from tokenizers.vq_model import VQModel
+from util import distributed, streams
+from util.image_folder import ImageList, image_batches
+from util.images import to_float
+from util.token_cache import TokenCache
+
+
+class Batch(NamedTuple):
+    """This process's share of one optimiser step, on the training device.
+
+    Attributes:
+        tokens: (B, N) int64, raster order.
+        labels: (B,) int64.
+        orders: (B, N) int64, a uniformly random permutation of the positions per image.
+        label_drop: (B,) bool, True where the class is dropped.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    orders: torch.Tensor
+    label_drop: torch.Tensor
+
+
+class TokenSource(Protocol):
+    """Where tokens come from: a cache, or images encoded on the fly."""
+
+    num_samples: int
+    num_tokens: int
+
+    def read(
+        self, batches: np.ndarray, flipped: np.ndarray
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Tokens (B, N) int64 and labels (B,) int64 of every row of sample indices.
+
+        Args:
+            batches: (steps, B) sample indices.
+            flipped: (steps, B) bool, whether the image is mirrored.
+        """
+
+
+@dataclass(frozen=True)
+class CachedTokens:
+    """Tokens of a token cache."""
+
+    cache: TokenCache
+    device: torch.device
+
+    @property
+    def num_samples(self) -> int:
+        return self.cache.num_images
+
+    @property
+    def num_tokens(self) -> int:
+        return self.cache.num_tokens
+
+    def read(
+        self, batches: np.ndarray, flipped: np.ndarray
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for indices, flips in zip(batches, flipped, strict=True):
+            tokens = torch.from_numpy(self.cache.read(indices, flips))
+            labels = torch.from_numpy(self.cache.labels[indices])
+            yield tokens.to(self.device), labels.to(self.device)
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images decoded by worker processes and encoded by the tokenizer on the fly."""
+
+    images: ImageList
+    tokenizer: VQModel
+    image_size: int
+    device: torch.device
+    num_workers: int
+    pin_memory: bool
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.image_size // self.tokenizer.stride) ** 2
+
+    def read(
+        self, batches: np.ndarray, flipped: np.ndarray
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        loader = image_batches(
+            self.images, self.image_size, list(batches), self.num_workers, self.pin_memory
+        )
+        for batch, flips in zip(loader, flipped, strict=True):
+            images = to_float(batch.images.to(self.device))
+            mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
+            with torch.no_grad():
+                tokens = self.tokenizer.encode_indices(torch.where(mirror, images.flip(-1), images))
+            yield tokens, batch.labels.to(self.device)
+
+
+def steps_per_epoch(num_samples: int, batch_size: int, world_size: int) -> int:
+    """Optimiser steps in an epoch; samples that do not fill a last global batch sit it out.
+
+    Args:
+        num_samples: images in the data.
+        batch_size: images per process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: no images in a batch, or fewer images than one global batch.
+    """
+    if batch_size < 1:
+        raise ValueError(f"found {batch_size}, expected at least 1")
+    if num_samples < batch_size * world_size:
+        raise ValueError(
+            f"found {batch_size} on {world_size} processes, expected at most "
+            f"{num_samples // world_size}: the data holds {num_samples} images"
+        )
+    return num_samples // (batch_size * world_size)
+
+
+def epoch_batches(
+    source: TokenSource,
+    epoch: int,
+    batch_size: int,
+    *,
+    seed: int,
+    flip_prob: float,
+    label_drop_prob: float,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """This process's batches of one epoch.
+
+    A global batch is a stretch of the epoch's permutation of all samples; process r takes its
+    r-th part.
+
+    Args:
+        source: where the tokens come from.
+        epoch: whole number from 0.
+        batch_size: images per process and step.
+        seed: names the random streams.
+        flip_prob: share of visits that see the mirrored image.
+        label_drop_prob: share of visits without a class.
+        device: where the batches go.
+    """
+    steps = steps_per_epoch(source.num_samples, batch_size, distributed.world_size())
+    shuffled = streams.permutations("data order", seed, epoch, count=source.num_samples)[0]
+    shares = shuffled[: steps * batch_size * distributed.world_size()]
+    batches = shares.reshape(steps, distributed.world_size(), batch_size)[:, distributed.rank()]
+    flipped = _coins("flip", seed, epoch, batches, flip_prob)
+    for indices, (tokens, labels) in zip(batches, source.read(batches, flipped), strict=True):
+        orders = streams.permutations("order", seed, epoch, indices, count=source.num_tokens)
+        drop = _coins("label drop", seed, epoch, indices, label_drop_prob)
+        yield Batch(
+            tokens, labels, torch.from_numpy(orders).to(device), torch.from_numpy(drop).to(device)
+        )
+
+
+def _coins(
+    purpose: str, seed: int, epoch: int, indices: np.ndarray, probability: float
+) -> np.ndarray:
+    """One biased coin per sample index; bool of the same shape."""
+    draws = streams.uniforms(purpose, seed, epoch, indices.ravel(), count=1)
+    return draws.reshape(indices.shape) < probability
