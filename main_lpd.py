@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,10 +21,11 @@ from util import distributed, logs
 from util.checkpoint import LAST, TrainingState, load_pretrained
 from util.errors import UserError, blame, require_writable_folder, run
 from util.evaluation import Evaluation, build_evaluation, read_group_sizes
+from util.files import write_json
 from util.flags import build_parser
 from util.geometry import TokenGrid
 from util.image_folder import list_images
-from util.images import open_rgb, replacing, write_npz_archive
+from util.images import open_rgb, write_npz_archive
 from util.lr_schedule import LRSchedule
 from util.scalars import ScalarLog, import_wandb
 from util.token_cache import TokenCache, check_cache, open_cache
@@ -321,12 +321,6 @@ def write_archive(images: Path, path: Path, count: int) -> None:
     """All samples in one ADM-style archive, by image id."""
     samples = (open_rgb(images / f"{image_id:05d}.png") for image_id in range(count))
     write_npz_archive(path, samples, count)
-
-
-def write_json(values: dict[str, object], path: Path) -> None:
-    """Write readable JSON; never half a file."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

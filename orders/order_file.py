@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from util.files import replacing
 
 _SUFFIXES = (".json", ".npy")
 # Rows checked at once: bounds the memory used beside the orders themselves.
@@ -194,16 +195,11 @@ def write_orders(path: str | Path, orders: Any) -> None:
     path = Path(path)
     suffix = require_suffix(path)
     orders = validate_orders(orders)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            if suffix == ".npy":
-                np.save(file, orders.astype(compact_dtype(orders.shape[1])), allow_pickle=False)
-            else:
-                for number, row in enumerate(orders):
-                    file.write(b", " if number else b"[")
-                    file.write(json.dumps(row.tolist()).encode())
-                file.write(b"]")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if suffix == ".npy":
+            np.save(file, orders.astype(compact_dtype(orders.shape[1])), allow_pickle=False)
+        else:
+            for number, row in enumerate(orders):
+                file.write(b", " if number else b"[")
+                file.write(json.dumps(row.tolist()).encode())
+            file.write(b"]")

@@ -30,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util import logs
 from util.checkpoint_io import atomic_save
+from util.cli import Parser
 from util.errors import UserError, blame, require_file, require_writable_folder, run
 from util.features import DigitsClassifier
+from util.files import write_json
 from util.image_folder import ImageList, image_batches, list_images
-from util.images import replacing, save_grid, save_png
+from util.images import save_grid, save_png
 from util.metrics import feature_statistics
 from util.streams import torch_seed
 
@@ -49,9 +51,7 @@ MAX_SHIFT = 2
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The digits of the demo: data set, feature extractor, report."
-    )
+    parser = Parser(description="The digits of the demo: data set, feature extractor, report.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     sub = commands.add_parser("prepare", help="write the digits as an image folder of 32 x 32 PNGs")
@@ -179,8 +179,8 @@ def report(args: argparse.Namespace) -> None:
     grid = samples.unflatten(0, (NUM_CLASSES, per_class))[:, :shown].flatten(0, 1)
     with blame("--grid"):
         save_grid(grid.permute(0, 2, 3, 1), args.grid, columns=shown)
-    with blame("--metrics"), replacing(args.metrics) as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    with blame("--metrics"):
+        write_json(metrics, args.metrics)
     logger.info(
         "recognised by the judge: %.1f %% of %d generated digits, %.1f %% of the real test digits",
         100 * metrics["class_accuracy_generated"],

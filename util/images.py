@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from PIL import Image
 
 from util.errors import UserError
+from util.files import replacing
 
 # What Pillow's decoders raise on damaged files, besides OSError.
 _DECODE_ERRORS = (
@@ -97,24 +96,9 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it becomes `path` if the block succeeds, else goes.
-
-    So `path` never exists half-written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_png(image: np.ndarray | torch.Tensor, path: str | Path) -> None:
     """Write one image, (S, S, 3) uint8, as a PNG file."""
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         Image.fromarray(_as_pixels(image, dimensions=3)).save(temporary, format="PNG")
 
 

@@ -26,8 +26,8 @@ from torch_fidelity.utils import DEFAULTS, glob_samples_paths
 
 from util.errors import UserError, blame
 from util.features import ExtractorKind, FeatureExtractor, Features, extract
+from util.files import replacing
 from util.image_folder import ImageList, image_batches
-from util.images import replacing
 from util.logs import progress
 
 logger = logging.getLogger(__name__)

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from util.errors import UserError, blame
+from util.files import replacing, write_json
 from util.geometry import TokenGrid, grid_side
 from util.image_folder import list_classes
-from util.images import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def refuse_finished(path: str | Path, flag: str = "--cached_path") -> None:
 
 def remove_unfinished(path: str | Path) -> None:
     """Delete the cache files that an interrupted or failed run left in a folder."""
-    for name in ("shard-*.npy", LABELS_FILE, ".shard-*.tmp", f".{LABELS_FILE}.*.tmp"):
+    for name in ("shard-*.npy", LABELS_FILE, ".shard-*.part", f".{LABELS_FILE}.part"):
         for left_over in Path(path).glob(name):
             left_over.unlink(missing_ok=True)
 
@@ -210,8 +210,7 @@ def write_index(
         "labels": asdict(label_file),
         "shards": [asdict(shard) for shard in shards],
     }
-    with replacing(Path(path) / INDEX_FILE) as temporary:
-        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    write_json(index, Path(path) / INDEX_FILE)
 
 
 def _write_array(file: Path, array: np.ndarray) -> ArrayFile:

@@ -197,7 +197,7 @@ def test_finished_and_unfinished_folders(path: Path) -> None:
     with pytest.raises(UserError, match="already holds a finished token cache"):
         refuse_finished(path)
     (path / "index.json").unlink()
-    (path / ".shard-00007.npy.123.tmp").touch()
+    (path / ".shard-00007.npy.part").touch()
     (path / "mine.txt").touch()
     refuse_finished(path)
     remove_unfinished(path)
