@@ -13,7 +13,7 @@ from pathlib import Path
 from engine_lpd import cache_latents
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util import distributed, logs
-from util.cli import Parser, whole
+from util.cli import Parser, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
 from util.image_folder import list_images
@@ -49,7 +49,9 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("execution")
     group.add_argument("--batch_size", type=whole(1), default=128, help="images per process")
     group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--seed", type=int, default=0, help="without effect: nothing is drawn")
+    group.add_argument(
+        "--seed", type=random_seed, default=0, help="without effect: nothing is drawn"
+    )
     group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
     distributed.add_distributed_flags(parser)
     return parser

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
@@ -78,9 +80,14 @@ class Attention(nn.Module):
         Returns:
             (B, L, C).
         """
-        q, k, v = self._qkv(x)
+        qkv = self._qkv(x)
         dropout = self.attn_dropout if self.training else 0.0
-        return self._out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout))
+        # On a CPU the backward pass of bfloat16 attention takes twice as long as float32's.
+        in_float32 = qkv.device.type == "cpu" and qkv.requires_grad
+        with torch.autocast(qkv.device.type, enabled=False) if in_float32 else nullcontext():
+            q, k, v = qkv.float() if in_float32 else qkv
+            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        return self._out(attended)
 
     def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
         """Attend from new context tokens and queries to the cache and to what they may see.

@@ -29,7 +29,7 @@ from orders.group_sizes import group_sizes, parse_group_sizes
 from orders.locality import locality_aware_orders
 from orders.order_file import compact_dtype, require_suffix, write_orders
 from util import logs
-from util.cli import Parser, number, whole
+from util.cli import Parser, number, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
 
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "--repulsion_threshold", type=number(), default=1.0, help="grid steps kept within a group"
     )
-    group.add_argument("--seed", type=int, default=0, help="of the random choices")
+    group.add_argument("--seed", type=random_seed, default=0, help="of the random choices")
     group = parser.add_argument_group("output")
     group.add_argument("--output_file", type=Path, help="a .json or .npy file")
     group.add_argument("--num_runs", type=whole(1), default=60000, help="number of orders")

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util import logs
 from util.checkpoint_io import atomic_save
-from util.cli import Parser
+from util.cli import Parser, random_seed
 from util.errors import UserError, blame, require_file, require_writable_folder, run
 from util.features import DigitsClassifier
 from util.files import write_json
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--data", required=True, help="the folder `prepare` wrote")
     sub.add_argument("--output", required=True, help="file for the classifier's weights")
     sub.add_argument("--stats", help=".npz file for mu and sigma of the test part's features")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the training")
+    sub.add_argument("--seed", type=random_seed, default=0, help="seed of the training")
 
     sub = commands.add_parser("report", help="judge generated digits by an SVM on real ones")
     sub.add_argument("--data", required=True, help="the folder `prepare` wrote")

@@ -18,9 +18,16 @@ def run_command(
     launcher = [sys.executable]
     if processes is not None:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return run_program(*launcher, *arguments, timeout=timeout, **variables)
+
+
+def run_program(
+    *arguments: object, timeout: float = 300, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run any program in the repository, with this interpreter for its Python."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **variables}
     return subprocess.run(
-        [*launcher, *map(str, arguments)],
+        list(map(str, arguments)),
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tokenizers.vq_loss import VQLosses, vq_losses
 from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tokenizer
 from util import distributed, errors, logs, streams
+from util.cli import Parser, number, random_seed, share, whole
 from util.errors import UserError, blame
-from util.flags import Parser
 from util.image_folder import ImageList, image_batches, list_images
 from util.images import save_grid, to_float, to_uint8
 from util.lr_schedule import LRSchedule
@@ -43,59 +43,46 @@ def build_parser() -> Parser:
     parser = Parser(description="Train a VQ tokenizer on an image folder.")
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", required=True, help="ImageFolder, or one under train/")
-    group.add_argument("--img_size", type=int, default=256, help="side of the image, pixels")
-    group.add_argument("--flip_prob", type=float, default=0.5, help="share of mirrored images")
-    group.add_argument("--num_workers", type=int, default=10, help="image-decoding processes")
+    group.add_argument("--img_size", type=whole(1), default=256, help="side of the image, pixels")
+    group.add_argument("--flip_prob", type=share(), default=0.5, help="share of mirrored images")
+    group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
     group = parser.add_argument_group("model")
-    group.add_argument("--codebook_size", type=int, default=16384, help="number of codes")
-    group.add_argument("--codebook_embed_dim", type=int, default=8, help="dimensions of a code")
-    group.add_argument("--ch", type=int, default=128, help="base width, a multiple of 32")
+    group.add_argument("--codebook_size", type=whole(1), default=16384, help="number of codes")
+    group.add_argument(
+        "--codebook_embed_dim", type=whole(1), default=8, help="dimensions of a code"
+    )
+    group.add_argument("--ch", type=whole(1), default=128, help="base width, a multiple of 32")
     group.add_argument(
         "--ch_mult",
-        type=int,
+        type=whole(1),
         nargs="+",
         default=[1, 1, 2, 2, 4],
         help="width of each level in units of --ch, finest first; n levels: stride 2**(n-1)",
     )
-    group.add_argument("--num_res_blocks", type=int, default=2, help="per encoder level")
-    group.add_argument("--z_channels", type=int, default=256, help="width around the codebook")
+    group.add_argument("--num_res_blocks", type=whole(1), default=2, help="per encoder level")
+    group.add_argument("--z_channels", type=whole(1), default=256, help="width around the codebook")
     group = parser.add_argument_group("training")
-    group.add_argument("--batch_size", type=int, default=16, help="images per process and step")
-    group.add_argument("--epochs", type=int, default=40)
-    group.add_argument("--lr", type=float, default=1e-4, help="peak; one epoch up, cosine to 0")
-    group.add_argument("--weight_decay", type=float, default=0.05)
-    group.add_argument("--commitment", type=float, default=0.25, help="weight of that loss")
-    group.add_argument("--entropy_ratio", type=float, default=0.0, help="weight of that loss")
+    group.add_argument(
+        "--batch_size", type=whole(1), default=16, help="images per process and step"
+    )
+    group.add_argument("--epochs", type=whole(1), default=40)
+    group.add_argument("--lr", type=number(), default=1e-4, help="peak; one epoch up, cosine to 0")
+    group.add_argument("--weight_decay", type=number(), default=0.05)
+    group.add_argument("--commitment", type=number(), default=0.25, help="weight of that loss")
+    group.add_argument("--entropy_ratio", type=number(), default=0.0, help="weight of that loss")
     group.add_argument(
         "--revive_until",
-        type=float,
+        type=share(),
         default=0.5,
         help="share of the run in which unused codes are moved to where latents are; 0 for never",
     )
     group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=random_seed, default=0)
     group.add_argument("--output_dir", default="./output_dir", help="where results go")
     group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
     distributed.add_distributed_flags(parser)
     return parser
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Check what the parser cannot.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    for name in ("img_size", "batch_size", "epochs"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}: found {getattr(args, name)}, expected at least 1")
-    for name in ("lr", "weight_decay", "commitment", "entropy_ratio", "num_workers"):
-        if not 0 <= getattr(args, name) < math.inf:
-            raise UserError(f"--{name}: found {getattr(args, name)}, expected at least 0")
-    for name in ("flip_prob", "revive_until"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise UserError(f"--{name}: found {getattr(args, name)}, expected 0 to 1")
 
 
 def build_model(args: argparse.Namespace) -> VQModel:
@@ -283,7 +270,6 @@ def main() -> None:
     """The command."""
     logs.setup()
     args = build_parser().parse_args()
-    check_flags(args)
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
     model = build_model(args).to(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import struct
 import zipfile
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from util.errors import UserError, require_file
+from util.files import replacing
 
 # What torch.load is seen to raise on damaged files; OSError also covers a file that vanished.
 _DAMAGED = (
@@ -68,23 +68,15 @@ def atomic_save(obj: Any, path: str | Path) -> None:
     Raises:
         OSError: the file cannot be written; nothing of it is left behind.
     """
-    path = Path(path)
-    # One fixed name: what a killed process leaves is overwritten by the next save.
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except RuntimeError as error:
         # torch.save hides a full disk behind a complaint about file positions.
         cause = error.__context__
         if isinstance(cause, OSError):
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_weights(model: nn.Module, state: Any, what: str) -> None:

@@ -45,6 +45,13 @@ def share() -> Callable[[str], float]:
     return _ranged(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
+def random_seed(text: str) -> int:
+    """The type of a flag that names the random streams."""
+    limit = 2**63
+    expected = "a whole number of at most 63 bits"
+    return _ranged(int, expected, lambda value: -limit <= value < limit)(text)
+
+
 def _ranged(
     kind: Callable[[str], float], expected: str, fits: Callable[[float], bool]
 ) -> Callable[[str], float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.lpd import MODELS
 from models.sampling import CFG_SCHEDULES
-from util.cli import Parser, number, share, whole
+from util.cli import Parser, number, random_seed, share, whole
 from util.distributed import add_distributed_flags
 from util.lr_schedule import LR_SCHEDULES
 
@@ -76,7 +76,7 @@ def _add_training_flags(parser: Parser) -> None:
         "--resume_epoch", type=whole(0), default=0, help="first epoch of a fresh run"
     )
     group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--seed", type=int, default=1)
+    group.add_argument("--seed", type=random_seed, default=1)
 
 
 def _add_data_flags(parser: Parser) -> None:

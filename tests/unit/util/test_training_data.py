@@ -1,0 +1,93 @@
+"""What an epoch sees depends on the seed, the epoch and the sample alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from util import distributed
+from util.training_data import Batch, epoch_batches, steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A source whose first token tells the sample and whose second tells the flip."""
+
+    num_samples: int = 50
+    num_tokens: int = 9
+
+    def read(
+        self, batches: np.ndarray, flipped: np.ndarray
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for indices, flips in zip(batches, flipped, strict=True):
+            tokens = torch.zeros(len(indices), self.num_tokens, dtype=torch.int64)
+            tokens[:, 0] = torch.from_numpy(indices)
+            tokens[:, 1] = torch.from_numpy(flips).long()
+            yield tokens, torch.from_numpy(indices % 5)
+
+
+def epoch(number: int = 0, batch_size: int = 8, **changes: object) -> list[Batch]:
+    options = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
+    return list(epoch_batches(Numbered(), number, batch_size, **{**options, **changes}))
+
+
+def by_sample(batches: list[Batch]) -> dict[int, tuple]:
+    """Sample -> (flip, order, drop)."""
+    return {
+        int(tokens[0]): (int(tokens[1]), tuple(order.tolist()), bool(drop))
+        for batch in batches
+        for tokens, order, drop in zip(batch.tokens, batch.orders, batch.label_drop, strict=True)
+    }
+
+
+def test_an_epoch_visits_samples_once_and_in_another_order_than_the_next() -> None:
+    first, second = epoch(0), epoch(1)
+    assert len(first) == 6
+    seen = [int(sample) for batch in first for sample in batch.tokens[:, 0]]
+    assert len(set(seen)) == 48 and set(seen) <= set(range(50))
+    assert seen != [int(sample) for batch in second for sample in batch.tokens[:, 0]]
+    for batch in first:
+        assert torch.equal(batch.labels, batch.tokens[:, 0] % 5)
+        assert torch.equal(batch.orders.sort(dim=1).values, torch.arange(9).expand(8, 9))
+
+
+def test_draws_of_a_sample_do_not_depend_on_the_batch() -> None:
+    small, large = by_sample(epoch(batch_size=8)), by_sample(epoch(batch_size=24))
+    common = small.keys() & large.keys()
+    assert len(common) >= 46
+    assert all(small[sample] == large[sample] for sample in common)
+    later = by_sample(epoch(1))
+    assert any(small[sample] != later[sample] for sample in small.keys() & later.keys())
+
+
+def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = epoch(batch_size=8)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(epoch(batch_size=4))
+    for one, first, second in zip(whole, *shares, strict=True):
+        for name in Batch._fields:
+            assert torch.equal(
+                getattr(one, name), torch.cat([getattr(first, name), getattr(second, name)])
+            )
+
+
+def test_probabilities_hold() -> None:
+    draws = [draw for number in range(40) for draw in by_sample(epoch(number)).values()]
+    flips = np.mean([flip for flip, _, _ in draws])
+    drops = np.mean([drop for _, _, drop in draws])
+    assert flips == pytest.approx(0.5, abs=4.5 * (0.25 / len(draws)) ** 0.5)
+    assert drops == pytest.approx(0.2, abs=4.5 * (0.16 / len(draws)) ** 0.5)
+    assert not any(flip for flip, _, _ in by_sample(epoch(flip_prob=0.0)).values())
+    assert all(flip for flip, _, _ in by_sample(epoch(flip_prob=1.0)).values())
+
+
+def test_steps_per_epoch() -> None:
+    assert steps_per_epoch(50, 8, 2) == 3
+    assert steps_per_epoch(16, 8, 2) == 1
+    with pytest.raises(ValueError, match="found 8 on 2 processes, expected at most 7"):
+        steps_per_epoch(15, 8, 2)
