@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -28,40 +27,13 @@ from util.geometry import TokenGrid
 from util.image_folder import ImageList, image_batches
 from util.images import save_png, to_float, to_uint8
 from util.logs import logging_redirect_tqdm, progress
-from util.lr_schedule import LRSchedule
 from util.metrics import Scores, score
 from util.scalars import ScalarLog
 from util.token_cache import ArrayFile, plan_shards, remove_unfinished, write_index, write_shard
+from util.training import TrainingRecipe
 from util.training_data import TokenSource, epoch_batches, steps_per_epoch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingRecipe:
-    """What a training step does.
-
-    Attributes:
-        batch_size: images per process.
-        schedule: learning rate over fractional epochs.
-        group_size_lists: one of them is drawn per optimiser step.
-        grad_clip: largest gradient norm; 0 for no clipping.
-        bf16: run the forward pass under bfloat16 autocast.
-        flip_prob: share of visits that see the mirrored image.
-        label_drop_prob: share of visits without a class.
-        seed: names the random streams.
-        log_every: steps between log entries.
-    """
-
-    batch_size: int
-    schedule: LRSchedule
-    group_size_lists: list[list[int]]
-    grad_clip: float
-    bf16: bool
-    flip_prob: float
-    label_drop_prob: float
-    seed: int
-    log_every: int
 
 
 def train_one_epoch(
@@ -154,11 +126,33 @@ def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = Non
     Returns:
         The scores on rank 0; None elsewhere and where nothing scores.
     """
-    ids, features = [], []
+    # No process waits for another before its share is done: let all fail if one does.
+    ids, features = distributed.fail_together(
+        lambda: _evaluate_share(model, evaluation, image_folder)
+    )
+    if evaluation.extractor is None:
+        return None
+    # Rank 0 scores the features of all, in image-id order.
+    gathered = distributed.gather_to_main((ids, features))
+    if gathered is None:
+        return None
+    parts = [part for part in gathered if part[1] is not None]
+    by_id = np.argsort(np.concatenate([part_ids for part_ids, _ in parts]))
+    joined = Features.join([part for _, part in parts]).select(torch.from_numpy(by_id))
+    return score(joined, evaluation.extractor.kind, evaluation.reference)
+
+
+def _evaluate_share(
+    model: LPD, evaluation: Evaluation, image_folder: Path | None
+) -> tuple[np.ndarray, Features | None]:
+    """This process's image ids, and their features if something scores them."""
     batches = list(_image_id_batches(evaluation))
-    bar = progress(unit="image", total=sum(map(len, batches)), desc="evaluate")
-    with ThreadPoolExecutor(max_workers=2) as writers:
-        writes = []
+    features, writes = [], []
+    total = sum(map(len, batches))
+    with (
+        ThreadPoolExecutor(max_workers=2) as writers,
+        progress(total=total, desc="evaluate", unit="image") as bar,
+    ):
         for image_ids in batches:
             images = _generate_images(model, evaluation, image_ids)
             if image_folder is not None:
@@ -166,15 +160,11 @@ def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = Non
                 writes.append(writers.map(save_png, images.cpu().numpy(), paths))
             if evaluation.extractor is not None:
                 features.append(extract(evaluation.extractor, images))
-            ids.append(image_ids)
             bar.update(len(image_ids))
         for results in writes:
             list(results)  # an error of a writer surfaces here
-    bar.close()
-    if evaluation.extractor is None:
-        distributed.barrier()
-        return None
-    return _score_together(evaluation, ids, features)
+    ids = np.concatenate([np.empty(0, dtype=np.int64), *batches])
+    return ids, Features.join(features) if features else None
 
 
 def _image_id_batches(evaluation: Evaluation) -> Iterator[np.ndarray]:
@@ -199,20 +189,6 @@ def _generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) 
             image_ids=image_ids,
         )
     return to_uint8(evaluation.tokenizer.decode_code(tokens))
-
-
-def _score_together(
-    evaluation: Evaluation, ids: list[np.ndarray], features: list[Features]
-) -> Scores | None:
-    """Gather every process's features to rank 0, in image-id order, and score them there."""
-    mine = (np.concatenate(ids), Features.join(features)) if ids else None
-    gathered = distributed.gather_to_main(mine)
-    if gathered is None:
-        return None
-    parts = [part for part in gathered if part is not None]
-    by_id = np.argsort(np.concatenate([part_ids for part_ids, _ in parts]))
-    joined = Features.join([part for _, part in parts]).select(torch.from_numpy(by_id))
-    return score(joined, evaluation.extractor.kind, evaluation.reference)
 
 
 def cache_latents(

@@ -8,40 +8,44 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from timm.optim import param_groups_weight_decay
 from torch.nn.parallel import DistributedDataParallel
 
-from engine_lpd import TrainingRecipe, evaluate, train_one_epoch
+from engine_lpd import evaluate, train_one_epoch
 from models.lpd import LPD, MODELS
-from orders.group_sizes import read_group_sizes_list, training_group_sizes
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util import distributed, logs
-from util.checkpoint import LAST, TrainingState, load_pretrained
+from util.checkpoint import LAST, load_pretrained
 from util.errors import UserError, blame, require_writable_folder, run
-from util.evaluation import Evaluation, build_evaluation, read_group_sizes
+from util.evaluation import Evaluation, build_evaluation
 from util.files import write_json
 from util.flags import build_parser
 from util.geometry import TokenGrid
-from util.image_folder import list_images
 from util.images import open_rgb, write_npz_archive
-from util.lr_schedule import LRSchedule
 from util.scalars import ScalarLog, import_wandb
 from util.token_cache import TokenCache, check_cache, open_cache
-from util.training_data import CachedTokens, EncodedImages, TokenSource, steps_per_epoch
+from util.training import Training, build_source, build_training
 
 logger = logging.getLogger("lpd")
 
 
 @dataclass(frozen=True)
-class Training:
-    """A checked training run, ready to start."""
+class Tokens:
+    """What the run's tokens are: their tokenizer, cache and grid.
 
-    state: TrainingState
-    source: TokenSource
-    recipe: TrainingRecipe
-    first_epoch: int
+    Attributes:
+        grid: image size, stride and vocabulary that tokenizer and cache agree on.
+        tokenizer: None if it is neither needed nor there.
+        fingerprint: of the tokenizer.
+        cache: None if the run reads no cache.
+    """
+
+    grid: TokenGrid
+    tokenizer: VQModel | None
+    fingerprint: str | None
+    cache: TokenCache | None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,19 +53,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.setup()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
-    require_writable_folder(args.output_dir, "--output_dir")
     # Everything is checked and loaded before the processes meet: bad input ends here.
-    tokenizer, cache, grid = load_tokens(args)
-    model = build_model(args, grid).to(device)
+    wandb = import_wandb() if args.use_wandb else None
+    tokens = load_tokens(args)
+    model = build_model(args, tokens.grid).to(device)
     evaluation = training = None
     if args.evaluate or args.online_eval:
-        evaluation = build_evaluation(args, grid, tokenizer, device)
+        evaluation = build_evaluation(args, tokens.grid, tokens.tokenizer, device)
     if not args.evaluate:
-        training = build_training(args, model, tokenizer, cache, grid, device, launch.world_size)
+        source = build_source(args, tokens.tokenizer, tokens.cache, device)
+        training = build_training(args, model, source, tokens.fingerprint, launch.world_size)
+    require_writable_folder(args.output_dir, "--output_dir")
+    require_writable_folder(args.log_dir, "--log_dir")
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
-        scalars = open_scalars(args)
+        scalars = open_scalars(args, wandb)
         at_exit.callback(scalars.close)
         if training is None:
             run_evaluation(args, model, evaluation, scalars)
@@ -69,17 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             train(args, training, evaluation, device, scalars)
 
 
-def load_tokens(args: argparse.Namespace) -> tuple[VQModel | None, TokenCache | None, TokenGrid]:
-    """The tokenizer and the token cache the run needs, and the token grid they agree on."""
+def load_tokens(args: argparse.Namespace) -> Tokens:
+    """Read tokenizer and token cache, as far as the run needs them, and check that they agree."""
     cache = None
     if args.use_cached and not args.evaluate:
         if not args.cached_path:
             raise UserError("--cached_path: not given, expected a token cache with --use_cached")
         cache = open_cache(args.cached_path)
-    needed = args.evaluate or args.online_eval or cache is None
-    tokenizer = None
-    if needed or Path(args.vqgan_path).exists():
+    tokenizer = known = None
+    if args.evaluate or args.online_eval or cache is None or Path(args.vqgan_path).exists():
         tokenizer = load_tokenizer(args.vqgan_path, args.vqgan_vocab_size)
+        known = fingerprint(tokenizer)
     else:
         logger.warning(
             "--vqgan_path: %s does not exist; whether it made the cache is not checked",
@@ -87,9 +94,9 @@ def load_tokens(args: argparse.Namespace) -> tuple[VQModel | None, TokenCache | 
         )
     grid = resolve_grid(args, tokenizer, cache)
     if cache is not None:
-        known = fingerprint(tokenizer) if tokenizer is not None else None
         check_cache(cache, grid, known, args.class_num)
-    return tokenizer, cache, grid
+        known = known or cache.fingerprint
+    return Tokens(grid, tokenizer, known, cache)
 
 
 def resolve_grid(
@@ -112,111 +119,28 @@ def resolve_grid(
 
 
 def build_model(args: argparse.Namespace, grid: TokenGrid) -> LPD:
-    """The network, with the weights of --pretrained_ckpt, or of --resume for an evaluation."""
-    # The initial weights are the same on all processes.
+    """The network, with fresh weights or those of --pretrained_ckpt, or --resume to evaluate."""
+    path, flag = args.pretrained_ckpt, "--pretrained_ckpt"
+    if args.evaluate and args.resume:
+        path, flag = Path(args.resume) / LAST, "--resume"
+    if args.evaluate and path is None:
+        raise UserError("--evaluate: no weights, expected --pretrained_ckpt or --resume")
+    # The same initial weights on all processes; none at all where a file brings them.
     torch.manual_seed(args.seed)
-    model = MODELS[args.model](
-        img_size=grid.image_size,
-        vqgan_stride=grid.stride,
-        vqgan_vocab_size=grid.vocab_size,
-        class_num=args.class_num,
-        label_drop_prob=args.label_drop_prob,
-        attn_dropout=args.attn_dropout,
-        proj_dropout=args.proj_dropout,
-        grad_checkpointing=args.grad_checkpointing,
-    )
-    if args.evaluate:
-        if args.resume:
-            load_pretrained(model, Path(args.resume) / LAST, flag="--resume")
-        elif args.pretrained_ckpt:
-            load_pretrained(model, args.pretrained_ckpt)
-        else:
-            raise UserError("--evaluate: no weights, expected --pretrained_ckpt or --resume")
-        return model.eval().requires_grad_(False)
-    if args.pretrained_ckpt:
-        load_pretrained(model, args.pretrained_ckpt, resize=True)
-    return model
-
-
-def build_training(
-    args: argparse.Namespace,
-    model: LPD,
-    tokenizer: VQModel | None,
-    cache: TokenCache | None,
-    grid: TokenGrid,
-    device: torch.device,
-    world_size: int,
-) -> Training:
-    """Data, optimiser, schedule and what is resumed."""
-    source = build_source(args, tokenizer, cache, device)
-    with blame("--batch_size"):
-        steps_per_epoch(source.num_samples, args.batch_size, world_size)
-    if args.use_wandb:
-        import_wandb()
-    lr = args.lr if args.lr is not None else args.blr * args.batch_size * world_size / 256
-    optimizer = torch.optim.AdamW(
-        param_groups_weight_decay(model, args.weight_decay), lr=lr, betas=(0.9, 0.95)
-    )
-    known = fingerprint(tokenizer) if tokenizer is not None else None
-    state = TrainingState(model, optimizer, args, tokenizer_fingerprint=known)
-    first_epoch = args.resume_epoch
-    if args.resume:
-        last = Path(args.resume) / LAST
-        if last.exists():
-            state.restore(last)
-            first_epoch = state.epoch + 1
-            logger.info("resumed from %s after epoch %d", last, state.epoch)
-        else:
-            logger.warning("--resume: %s does not exist (yet): starting afresh", last)
-    recipe = TrainingRecipe(
-        batch_size=args.batch_size,
-        schedule=LRSchedule(
-            args.lr_schedule,
-            lr,
-            args.min_lr,
-            args.epochs,
-            args.warmup_epochs,
-            args.lr_decay_start_epoch,
-        ),
-        group_size_lists=read_training_lists(args, grid),
-        grad_clip=args.grad_clip,
-        bf16=args.bf16,
-        flip_prob=args.flip_prob,
-        label_drop_prob=args.label_drop_prob,
-        seed=args.seed,
-        log_every=args.log_every,
-    )
-    return Training(state, source, recipe, first_epoch)
-
-
-def build_source(
-    args: argparse.Namespace,
-    tokenizer: VQModel | None,
-    cache: TokenCache | None,
-    device: torch.device,
-) -> TokenSource:
-    """The training data: cached tokens, or images encoded on the fly."""
-    if cache is not None:
-        return CachedTokens(cache, device)
-    images = list_images(args.data_path)
-    if len(images.classes) > args.class_num:
-        raise UserError(
-            f"--data_path: {args.data_path} holds {len(images.classes)} classes, expected at most "
-            f"{args.class_num} (--class_num)"
+    with torch.device("cpu" if path is None else "meta"):
+        model = MODELS[args.model](
+            img_size=grid.image_size,
+            vqgan_stride=grid.stride,
+            vqgan_vocab_size=grid.vocab_size,
+            class_num=args.class_num,
+            label_drop_prob=args.label_drop_prob,
+            attn_dropout=args.attn_dropout,
+            proj_dropout=args.proj_dropout,
+            grad_checkpointing=args.grad_checkpointing,
         )
-    return EncodedImages(
-        images, tokenizer.to(device), args.img_size, device, args.num_workers, args.pin_mem
-    )
-
-
-def read_training_lists(args: argparse.Namespace, grid: TokenGrid) -> list[list[int]]:
-    """The group-size lists that training draws from."""
-    if args.group_sizes_list is None:
-        return [read_group_sizes(args, grid)]
-    if args.group_sizes_list == "auto":
-        return training_group_sizes(grid.num_tokens)
-    with blame("--group_sizes_list"):
-        return read_group_sizes_list(args.group_sizes_list, grid.num_tokens)
+    if path is not None:
+        load_pretrained(model, path, resize=not args.evaluate, flag=flag)
+    return model.requires_grad_(not args.evaluate)
 
 
 def train(
@@ -246,11 +170,10 @@ def train(
             run_evaluation(args, state.model, evaluation, scalars, epoch)
 
 
-def open_scalars(args: argparse.Namespace) -> ScalarLog:
+def open_scalars(args: argparse.Namespace, wandb: ModuleType | None) -> ScalarLog:
     """The run's scalar log, on rank 0."""
     if not distributed.is_main():
         return ScalarLog(None)
-    wandb = import_wandb() if args.use_wandb else None
     options = {"project": args.wandb_project, "name": args.wandb_run_name, "config": vars(args)}
     return ScalarLog(Path(args.log_dir), wandb, options)
 

@@ -60,7 +60,8 @@ class TrainingState:
         Raises:
             UserError: unreadable, of another model, or not a training checkpoint.
         """
-        content = read_checkpoint(path, flag)
+        # The optimiser keeps the tensors it is given: they must not hang on the file.
+        content = read_checkpoint(path, flag, mmap=False)
         what = f"{flag}: {path}"
         load_weights(self.model, _entry(content, "model", what), what)
         try:

@@ -33,15 +33,16 @@ _DAMAGED = (
 )
 
 
-def read_checkpoint(path: str | Path, flag: str) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, flag: str, mmap: bool = True) -> dict[str, Any]:
     """Read a `torch.save` dictionary without letting it run code.
 
     Only tensors, plain Python values and `argparse.Namespace` are accepted. Tensors arrive on the
-    CPU, memory-mapped where the file format allows it.
+    CPU.
 
     Args:
         path: the file.
         flag: the flag that named it, for the message.
+        mmap: map tensors instead of reading them; for those that are copied right away.
 
     Raises:
         UserError: missing, damaged, refused or not a dictionary.
@@ -50,7 +51,7 @@ def read_checkpoint(path: str | Path, flag: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path)
             )
     except _DAMAGED as error:
         raise UserError(

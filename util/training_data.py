@@ -102,7 +102,9 @@ class EncodedImages:
         loader = image_batches(
             self.images, self.image_size, list(batches), self.num_workers, self.pin_memory
         )
-        for batch, flips in zip(loader, flipped, strict=True):
+        for flips in flipped:
+            # One process alone may meet an unreadable image: the others must not wait for it.
+            batch = distributed.fail_together(lambda: next(loader))
             images = to_float(batch.images.to(self.device))
             mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
             with torch.no_grad():

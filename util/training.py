@@ -1,0 +1,158 @@
+"""All that one training run needs, checked before it starts (method section 8)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.optim import param_groups_weight_decay
+
+from models.lpd import LPD
+from orders.group_sizes import read_group_sizes_list, training_group_sizes
+from tokenizers.vq_model import VQModel
+from util.checkpoint import LAST, TrainingState
+from util.errors import UserError, blame
+from util.evaluation import read_group_sizes
+from util.geometry import TokenGrid
+from util.image_folder import list_images
+from util.lr_schedule import LRSchedule
+from util.token_cache import TokenCache
+from util.training_data import CachedTokens, EncodedImages, TokenSource, steps_per_epoch
+
+logger = logging.getLogger(__name__)
+
+BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What a training step does.
+
+    Attributes:
+        batch_size: images per process.
+        schedule: learning rate over fractional epochs.
+        group_size_lists: one of them is drawn per optimiser step.
+        grad_clip: largest gradient norm; 0 for no clipping.
+        bf16: run the forward pass under bfloat16 autocast.
+        flip_prob: share of visits that see the mirrored image.
+        label_drop_prob: share of visits without a class.
+        seed: names the random streams.
+        log_every: steps between log entries.
+    """
+
+    batch_size: int
+    schedule: LRSchedule
+    group_size_lists: list[list[int]]
+    grad_clip: float
+    bf16: bool
+    flip_prob: float
+    label_drop_prob: float
+    seed: int
+    log_every: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """A checked training run, ready to start.
+
+    Attributes:
+        state: network, optimiser and the last finished epoch.
+        source: where tokens come from.
+        recipe: what a step does.
+        first_epoch: where to begin.
+    """
+
+    state: TrainingState
+    source: TokenSource
+    recipe: TrainingRecipe
+    first_epoch: int
+
+
+def build_training(
+    args: argparse.Namespace,
+    model: LPD,
+    source: TokenSource,
+    fingerprint: str | None,
+    world_size: int,
+) -> Training:
+    """Check the training flags, make the optimiser and resume what there is to resume.
+
+    Args:
+        args: the run's flags.
+        model: on its device.
+        source: where tokens come from.
+        fingerprint: of the tokenizer they come from, if known.
+        world_size: number of processes; the learning rate and the steps depend on it.
+
+    Raises:
+        UserError: a flag or file cannot work; the message names it.
+    """
+    with blame("--batch_size"):
+        steps_per_epoch(source.num_samples, args.batch_size, world_size)
+    lr = args.lr if args.lr is not None else args.blr * args.batch_size * world_size / 256
+    recipe = TrainingRecipe(
+        batch_size=args.batch_size,
+        schedule=LRSchedule(
+            args.lr_schedule,
+            lr,
+            args.min_lr,
+            args.epochs,
+            args.warmup_epochs,
+            args.lr_decay_start_epoch,
+        ),
+        group_size_lists=_read_group_size_lists(args, model.grid),
+        grad_clip=args.grad_clip,
+        bf16=args.bf16,
+        flip_prob=args.flip_prob,
+        label_drop_prob=args.label_drop_prob,
+        seed=args.seed,
+        log_every=args.log_every,
+    )
+    # No decay on biases and one-dimensional parameters; embeddings are decayed.
+    parameters = param_groups_weight_decay(model, args.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS)
+    state = TrainingState(model, optimizer, args, args.resume_epoch - 1, fingerprint)
+    if args.resume:
+        last = Path(args.resume) / LAST
+        if last.exists():
+            state.restore(last)
+            logger.info("resumed from %s after epoch %d", last, state.epoch)
+        else:
+            logger.warning("--resume: %s does not exist (yet): starting afresh", last)
+    return Training(state, source, recipe, first_epoch=state.epoch + 1)
+
+
+def build_source(
+    args: argparse.Namespace,
+    tokenizer: VQModel | None,
+    cache: TokenCache | None,
+    device: torch.device,
+) -> TokenSource:
+    """The training data: cached tokens, or the images of `--data_path` encoded on the fly.
+
+    Raises:
+        UserError: no usable image folder.
+    """
+    if cache is not None:
+        return CachedTokens(cache, device)
+    images = list_images(args.data_path)
+    if len(images.classes) > args.class_num:
+        raise UserError(
+            f"--data_path: {args.data_path} holds {len(images.classes)} classes, expected at most "
+            f"{args.class_num} (--class_num)"
+        )
+    return EncodedImages(
+        images, tokenizer.to(device), args.img_size, device, args.num_workers, args.pin_mem
+    )
+
+
+def _read_group_size_lists(args: argparse.Namespace, grid: TokenGrid) -> list[list[int]]:
+    if args.group_sizes_list is None:
+        return [read_group_sizes(args, grid)]
+    if args.group_sizes_list == "auto":
+        return training_group_sizes(grid.num_tokens)
+    with blame("--group_sizes_list"):
+        return read_group_sizes_list(args.group_sizes_list, grid.num_tokens)
