@@ -19,7 +19,6 @@ from models.decoding import generate
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel, fingerprint
 from util import distributed, streams
-from util.distributed import fail_together, gather, is_main, rank, world_size
 from util.errors import UserError, blame
 from util.evaluation import Evaluation
 from util.features import Features, extract
@@ -134,12 +133,20 @@ def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = Non
         return None
     # Rank 0 scores the features of all, in image-id order.
     gathered = distributed.gather_to_main((ids, features))
+    return distributed.fail_together(lambda: _score_on_main(evaluation, gathered))
+
+
+def _score_on_main(
+    evaluation: Evaluation, gathered: list[tuple[np.ndarray, Features | None]] | None
+) -> Scores | None:
+    """Scores of all processes' features, in image-id order; None where nothing was gathered."""
     if gathered is None:
         return None
     parts = [part for part in gathered if part[1] is not None]
     by_id = np.argsort(np.concatenate([part_ids for part_ids, _ in parts]))
-    joined = Features.join([part for _, part in parts]).select(torch.from_numpy(by_id))
-    return score(joined, evaluation.extractor.kind, evaluation.reference)
+    features = Features.join([part for _, part in parts]).select(torch.from_numpy(by_id))
+    with blame("--feature_extractor"):
+        return score(features, evaluation.extractor.kind, evaluation.reference)
 
 
 def _evaluate_share(
@@ -223,12 +230,12 @@ def cache_latents(
             is left behind.
     """
     grid = TokenGrid(image_size, tokenizer.stride, tokenizer.codebook_size)
-    shards = plan_shards(len(images), batch_size, world_size())
-    mine = range(rank(), len(shards), world_size())
+    shards = plan_shards(len(images), batch_size, distributed.world_size())
+    mine = range(distributed.rank(), len(shards), distributed.world_size())
     batches = [batch for number in mine for batch in shards[number]]
     loader = image_batches(images, image_size, batches, num_workers, pin_memory, skip_bad)
     written: list[tuple[ArrayFile, np.ndarray]] = []
-    desc = f"encode (process 1 of {world_size()})"
+    desc = f"encode (process 1 of {distributed.world_size()})"
     bar = progress(total=sum(map(len, batches)), unit="image", desc=desc)
 
     def encode_shard(number: int) -> None:
@@ -245,7 +252,7 @@ def cache_latents(
     def finish() -> None:
         if count == 0:
             raise UserError("none of the images can be decoded, expected at least one")
-        if is_main():
+        if distributed.is_main():
             labels = np.concatenate([labels for _, labels in parts])
             files = [shard for shard, _ in parts]
             with blame(f"--cached_path: {path}"):
@@ -254,15 +261,19 @@ def cache_latents(
     started = time.monotonic()
     try:
         with closing(loader), bar, logging_redirect_tqdm():
-            for first in range(0, len(shards), world_size()):
-                number = first + rank()
-                fail_together(lambda n=number: encode_shard(n) if n < len(shards) else None)
-        parts = sorted(chain.from_iterable(gather(written)), key=lambda part: part[0].file)
+            for first in range(0, len(shards), distributed.world_size()):
+                number = first + distributed.rank()
+                distributed.fail_together(
+                    lambda n=number: encode_shard(n) if n < len(shards) else None
+                )
+        parts = sorted(
+            chain.from_iterable(distributed.gather(written)), key=lambda part: part[0].file
+        )
         count = sum(shard.count for shard, _ in parts)
-        fail_together(finish)
+        distributed.fail_together(finish)
     except UserError:
         # Every process has left its last write behind: they have just agreed on the failure.
-        if is_main():
+        if distributed.is_main():
             remove_unfinished(path)
         raise
     seconds = time.monotonic() - started

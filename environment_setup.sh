@@ -4,8 +4,8 @@
 #   bash environment_setup.sh              a virtual environment in .venv
 #   bash environment_setup.sh ENV_NAME     a conda environment of that name
 #
-# A second run is a quick no-op unless requirements.txt has changed. PYTHON names the interpreter
-# for .venv (default python3; 3.10 or newer).
+# A second run is a quick no-op unless requirements.txt has changed. BASE_PYTHON names the
+# interpreter that makes .venv (default python3; 3.11 or newer, as the pinned packages want).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -23,12 +23,14 @@ install() { # install STAMP COMMAND...: run pip through COMMAND
     local stamp=$1
     shift
     echo "Installing requirements.txt (some 3 GB; a minute or two on a fast connection) ..."
-    "$@" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    "$@" -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
+        fail "pip could not install requirements.txt (its own message is above)"
     echo "$wanted" >"$stamp"
 }
 
 if [ $# -eq 1 ]; then
     name=$1
+    [ -n "$name" ] || fail "found an empty name, expected that of a conda environment"
     command -v conda >/dev/null || fail "conda is not on the PATH, expected it for environment '$name'"
     if ! conda run -n "$name" python --version >/dev/null 2>&1; then
         conda create -y -n "$name" python=3.11
@@ -39,11 +41,11 @@ if [ $# -eq 1 ]; then
     fi
     echo "The environment is ready: conda activate $name"
 else
-    python=${PYTHON:-python3}
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
-        fail "$python is not Python 3.10 or newer; name one that is with PYTHON=..."
+    python=${BASE_PYTHON:-python3}
     stamp=.venv/lpd-requirements.sha256
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! .venv/bin/python -c ''; then
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+            fail "$python is not Python 3.11 or newer, expected one that is (BASE_PYTHON=...)"
         "$python" -m venv .venv || fail "$python cannot make a virtual environment (python3-venv?)"
         install "$stamp" .venv/bin/python
     fi

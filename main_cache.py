@@ -13,11 +13,11 @@ from pathlib import Path
 from engine_lpd import cache_latents
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util import distributed, logs
-from util.cli import Parser, random_seed, whole
+from util.cli import Parser, pixels, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
 from util.image_folder import list_images
-from util.token_cache import refuse_finished, remove_unfinished
+from util.token_cache import remove_unfinished, require_new_cache
 
 logger = logging.getLogger("lpd")
 
@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     )
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="./data/imagenet", help="ImageFolder, under train/")
-    group.add_argument("--img_size", type=whole(1), default=256, help="side of the crop, pixels")
+    group.add_argument("--img_size", type=pixels(), default=256, help="side of the crop, pixels")
     group.add_argument("--cached_path", default="", help="folder to write the cache to")
     group.add_argument(
         "--skip_bad_images", action="store_true", help="leave out images that cannot be decoded"
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)
-    refuse_finished(path)
+    require_new_cache(path)
     tokenizer = load_checked_tokenizer(args)
     images = list_images(args.data_path)
     require_writable_folder(path, "--cached_path")

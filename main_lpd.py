@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything is checked and loaded before the processes meet: bad input ends here.
     wandb = import_wandb() if args.use_wandb else None
     tokens = load_tokens(args)
-    model = build_model(args, tokens.grid).to(device)
+    model = build_model(args, tokens).to(device)
     evaluation = training = None
     if args.evaluate or args.online_eval:
         evaluation = build_evaluation(args, tokens.grid, tokens.tokenizer, device)
@@ -118,20 +119,22 @@ def resolve_grid(
         return TokenGrid(args.img_size, stride, vocab_size)
 
 
-def build_model(args: argparse.Namespace, grid: TokenGrid) -> LPD:
+def build_model(args: argparse.Namespace, tokens: Tokens) -> LPD:
     """The network, with fresh weights or those of --pretrained_ckpt, or --resume to evaluate."""
     path, flag = args.pretrained_ckpt, "--pretrained_ckpt"
     if args.evaluate and args.resume:
-        path, flag = Path(args.resume) / LAST, "--resume"
+        last = Path(args.resume) / LAST
+        if last.exists() or path is None:
+            path, flag = last, "--resume"
     if args.evaluate and path is None:
         raise UserError("--evaluate: no weights, expected --pretrained_ckpt or --resume")
     # The same initial weights on all processes; none at all where a file brings them.
     torch.manual_seed(args.seed)
     with torch.device("cpu" if path is None else "meta"):
         model = MODELS[args.model](
-            img_size=grid.image_size,
-            vqgan_stride=grid.stride,
-            vqgan_vocab_size=grid.vocab_size,
+            img_size=tokens.grid.image_size,
+            vqgan_stride=tokens.grid.stride,
+            vqgan_vocab_size=tokens.grid.vocab_size,
             class_num=args.class_num,
             label_drop_prob=args.label_drop_prob,
             attn_dropout=args.attn_dropout,
@@ -139,7 +142,8 @@ def build_model(args: argparse.Namespace, grid: TokenGrid) -> LPD:
             grad_checkpointing=args.grad_checkpointing,
         )
     if path is not None:
-        load_pretrained(model, path, resize=not args.evaluate, flag=flag)
+        logger.info("weights of %s", path)
+        load_pretrained(model, path, not args.evaluate, tokens.fingerprint, flag)
     return model.requires_grad_(not args.evaluate)
 
 
@@ -236,8 +240,9 @@ def on_main(write: Callable[[], None]) -> None:
 def clear_samples(folder: Path) -> None:
     """Make the folder; samples of an earlier, larger evaluation must not stay among the new."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.png"):
-        path.unlink()
+    for path in folder.iterdir():
+        if re.fullmatch(r"\d{5,}\.png", path.name):
+            path.unlink()
 
 
 def write_archive(images: Path, path: Path, count: int) -> None:

@@ -62,10 +62,11 @@ def generate(
     settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
     plan = GenerationPlan.build(orders, group_sizes, model.grid.num_tokens)
     ids = np.arange(plan.batch_size) if image_ids is None else np.asarray(image_ids)
+    labels = None if labels is None else torch.as_tensor(labels)
     _check_arguments(model, labels, ids, plan, settings)
     device = model.pos_embed.device
     if labels is not None:
-        labels = labels.to(device)
+        labels = labels.to(device, torch.int64)
     uniforms = torch.from_numpy(position_uniforms(seed, ids, plan.num_tokens)).to(device)
     with _eval_mode(model):
         return _decode(model, labels, plan, uniforms, settings)
@@ -121,17 +122,21 @@ def _check_arguments(
     if labels is None:
         if settings.guided:
             raise ValueError(f"cfg: found {settings.cfg} without labels, expected 1")
-    elif labels.shape != (plan.batch_size,):
+    elif labels.shape != (plan.batch_size,) or labels.is_floating_point():
         raise ValueError(
-            f"labels: found shape {tuple(labels.shape)}, expected ({plan.batch_size},)"
+            f"labels: found {labels.dtype} of shape {tuple(labels.shape)}, expected whole numbers "
+            f"({plan.batch_size},)"
         )
     elif labels.min() < 0 or labels.max() >= model.class_num:
         raise ValueError(
             f"labels: found {int(labels.min())}..{int(labels.max())}, "
             f"expected 0..{model.class_num - 1}"
         )
-    if image_ids.shape != (plan.batch_size,):
-        raise ValueError(f"image_ids: found {image_ids.shape}, expected ({plan.batch_size},)")
+    if image_ids.shape != (plan.batch_size,) or image_ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"image_ids: found {image_ids.dtype} of shape {image_ids.shape}, expected whole "
+            f"numbers ({plan.batch_size},)"
+        )
 
 
 @contextmanager

@@ -171,6 +171,10 @@ class LPD(nn.Module):
             (B, N, vocabulary), generation order.
         """
         batch_size, num_tokens = tokens.shape
+        if sum(group_sizes) != num_tokens:
+            raise ValueError(
+                f"group_sizes: found a sum of {sum(group_sizes)}, expected {num_tokens}"
+            )
         num_context = num_tokens - group_sizes[-1]
         context_positions = orders[:, :num_context]
         x = torch.cat(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
@@ -82,12 +80,13 @@ class Attention(nn.Module):
         """
         qkv = self._qkv(x)
         dropout = self.attn_dropout if self.training else 0.0
-        # On a CPU the backward pass of bfloat16 attention takes twice as long as float32's.
-        in_float32 = qkv.device.type == "cpu" and qkv.requires_grad
-        with torch.autocast(qkv.device.type, enabled=False) if in_float32 else nullcontext():
-            q, k, v = qkv.float() if in_float32 else qkv
-            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        return self._out(attended)
+        if qkv.requires_grad and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu":
+            # There the backward pass of bfloat16 attention takes twice as long as float32's.
+            with torch.autocast("cpu", enabled=False):
+                x = F.scaled_dot_product_attention(*qkv.float(), mask, dropout).to(qkv.dtype)
+        else:
+            x = F.scaled_dot_product_attention(*qkv, mask, dropout)
+        return self._out(x)
 
     def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
         """Attend from new context tokens and queries to the cache and to what they may see.

@@ -29,7 +29,7 @@ from orders.group_sizes import group_sizes, parse_group_sizes
 from orders.locality import locality_aware_orders
 from orders.order_file import compact_dtype, require_suffix, write_orders
 from util import logs
-from util.cli import Parser, number, random_seed, whole
+from util.cli import Parser, number, pixels, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
 
@@ -42,7 +42,7 @@ def build_parser() -> Parser:
     """The published flags, and `--vqgan_stride`, `--seed` and `--debug`."""
     parser = Parser(description="Make a file of locality-aware generation orders.")
     group = parser.add_argument_group("grid and steps")
-    group.add_argument("--img_size", type=whole(1), default=256, help="side of the image, pixels")
+    group.add_argument("--img_size", type=pixels(), default=256, help="side of the image, pixels")
     group.add_argument("--vqgan_stride", type=whole(1), default=16, help="pixels per token")
     group.add_argument("--generation_steps", type=whole(1), help="K; replaces --group_sizes")
     group.add_argument("--group_sizes", help="tokens per step, for example '[1]*4 + [2]*126'")

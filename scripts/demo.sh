@@ -8,26 +8,33 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 OUT=${OUT:-output/demo}
 STEPS=${STEPS:-12}
 VQ_EPOCHS=${VQ_EPOCHS:-8}
-EPOCHS=${EPOCHS:-200}
+EPOCHS=${EPOCHS:-15}
 NUM_IMAGES=${NUM_IMAGES:-500}
 PROCESSES=${PROCESSES:-1}
+# Threads that wait asleep: on a machine with other work, spinning ones take the cores from it.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 # Handwritten digits stay 32 x 32 pixels, 8 x 8 tokens of 4 x 4 pixels.
 SIZE=32
 
 say() { printf '\n== %s\n' "$*" >&2; }
 launch() { "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" "$@"; }
 
+if [ -n "$(ls -A "$OUT" 2>/dev/null)" ] && [ ! -e "$OUT/.lpd-demo" ]; then
+    echo "error: OUT: $OUT is not empty and not an earlier demo, expected a new folder" >&2
+    exit 2
+fi
 rm -rf "$OUT"
 mkdir -p "$OUT"
+touch "$OUT/.lpd-demo"
 
 say "1/8 digits -> $OUT/data"
 "$PYTHON" scripts/demo_digits.py prepare --output "$OUT/data"
 
 say "2/8 tokenizer"
 "$PYTHON" tokenizers/train_vq.py --data_path "$OUT/data" --img_size $SIZE --flip_prob 0 \
-    --codebook_size 256 --ch 32 --ch_mult 1 1 2 --num_res_blocks 1 --z_channels 64 \
-    --batch_size 16 --epochs "$VQ_EPOCHS" --lr 2e-3 --bf16 --device cpu --num_workers 0 \
-    --output_dir "$OUT/tokenizer"
+    --codebook_size 256 --ch 32 --ch_mult 1 1 1 --num_res_blocks 1 --z_channels 32 \
+    --commitment 0.5 --revive_until 0 --batch_size 16 --epochs "$VQ_EPOCHS" --lr 1e-3 \
+    --bf16 --device cpu --num_workers 0 --output_dir "$OUT/tokenizer"
 
 say "3/8 token cache"
 launch main_cache.py --data_path "$OUT/data" --img_size $SIZE \
@@ -43,15 +50,15 @@ say "5/8 feature extractor"
 say "6/8 LPD training"
 launch main_lpd.py --model lpd_tiny --img_size $SIZE --class_num 10 \
     --vqgan_path "$OUT/tokenizer/vq.pt" --use_cached --cached_path "$OUT/cache" --flip_prob 0 \
-    --group_sizes_list auto --epochs "$EPOCHS" --batch_size $((64 / PROCESSES)) --lr 1e-3 \
-    --warmup_epochs 5 --lr_schedule cosine --bf16 --device cpu \
-    --output_dir "$OUT" --log_dir "$OUT" --save_intermediate_freq 100 --save_last_freq 20
+    --group_sizes_list auto --epochs "$EPOCHS" --batch_size $((32 / PROCESSES)) --lr 1e-3 \
+    --warmup_epochs 1 --lr_schedule cosine --proj_dropout 0 --bf16 --device cpu \
+    --output_dir "$OUT" --log_dir "$OUT"
 
 say "7/8 evaluation, $STEPS steps"
 launch main_lpd.py --evaluate --resume "$OUT" --model lpd_tiny --img_size $SIZE --class_num 10 \
     --vqgan_path "$OUT/tokenizer/vq.pt" --num_images "$NUM_IMAGES" --eval_bsz 100 \
     --generation_steps "$STEPS" --order lpd --lpd_order_file "$OUT/orders.npy" \
-    --cfg 2 --cfg_schedule constant --bf16 --device cpu \
+    --cfg 2 --bf16 --device cpu \
     --fid_stats "$OUT/data/test" --feature_extractor digits \
     --feature_extractor_weights "$OUT/digits_classifier.pth" \
     --output_dir "$OUT" --log_dir "$OUT"

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tokenizers.vq_loss import VQLosses, vq_losses
 from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tokenizer
 from util import distributed, errors, logs, streams
-from util.cli import Parser, number, random_seed, share, whole
+from util.cli import Parser, number, pixels, random_seed, share, whole
 from util.errors import UserError, blame
 from util.image_folder import ImageList, image_batches, list_images
 from util.images import save_grid, to_float, to_uint8
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     parser = Parser(description="Train a VQ tokenizer on an image folder.")
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", required=True, help="ImageFolder, or one under train/")
-    group.add_argument("--img_size", type=whole(1), default=256, help="side of the image, pixels")
+    group.add_argument("--img_size", type=pixels(), default=256, help="side of the image, pixels")
     group.add_argument("--flip_prob", type=share(), default=0.5, help="share of mirrored images")
     group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
     group = parser.add_argument_group("model")
@@ -223,6 +223,11 @@ class Trainer:
             losses = self._step(to_float(images), first + i + 1, lr)
             if i % LOG_EVERY == 0:
                 values = {f"loss/{name}": value.item() for name, value in vars(losses).items()}
+                if not all(map(math.isfinite, values.values())):
+                    raise UserError(
+                        f"training: the losses are {values} in epoch {epoch}, step {i}, expected "
+                        "finite numbers (a smaller --lr may help)"
+                    )
                 self.scalars.add(first + i, {**values, "lr": lr, "codes_used": self.codes_used()})
                 bar.set_postfix(mse=f"{values['loss/reconstruction']:.5f}", refresh=False)
 
@@ -286,7 +291,8 @@ def main() -> None:
             with blame("--output_dir"):
                 save_tokenizer(folder / "vq.pt", model, epoch=epoch, args=args)
     if distributed.is_main():
-        trainer.report(folder / "reconstructions.png")
+        with blame("--output_dir"):
+            trainer.report(folder / "reconstructions.png")
     scalars.close()
     distributed.barrier()
     distributed.stop()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from models.lpd import LPD
 from util.checkpoint_io import atomic_save, load_weights, read_checkpoint
-from util.errors import UserError
+from util.errors import UserError, blame
 from util.geometry import grid_side
 
 logger = logging.getLogger(__name__)
@@ -64,24 +64,33 @@ class TrainingState:
         content = read_checkpoint(path, flag, mmap=False)
         what = f"{flag}: {path}"
         load_weights(self.model, _entry(content, "model", what), what)
-        try:
-            self.optimizer.load_state_dict(_entry(content, "optimizer", what))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{what}: optimizer state does not fit this model: {error}") from error
-        self.epoch = int(_entry(content, "epoch", what))
-        self._check_tokenizer(content.get("tokenizer_fingerprint"), what)
+        _check_tokenizer(content, self.tokenizer_fingerprint, what)
+        self._restore_optimizer(_entry(content, "optimizer", what), what)
+        epoch = _entry(content, "epoch", what)
+        if not isinstance(epoch, int) or epoch < -1:
+            raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
+        self.epoch = epoch
 
-    def _check_tokenizer(self, found: str | None, what: str) -> None:
-        expected = self.tokenizer_fingerprint
-        if found and expected and found != expected:
-            raise UserError(
-                f"{what}: was trained on tokens of tokenizer {found[:12]}, "
-                f"expected this run's {expected[:12]}"
-            )
+    def _restore_optimizer(self, found: Any, what: str) -> None:
+        try:
+            self.optimizer.load_state_dict(found)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{what}: optimizer state does not fit this model: {error}") from error
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if name != "step" and value.shape != parameter.shape:
+                    raise UserError(
+                        f"{what}: optimizer state {name} has shape {tuple(value.shape)}, "
+                        f"expected {tuple(parameter.shape)}"
+                    )
 
 
 def load_pretrained(
-    model: LPD, path: str | Path, resize: bool = False, flag: str = "--pretrained_ckpt"
+    model: LPD,
+    path: str | Path,
+    resize: bool = False,
+    tokenizer_fingerprint: str | None = None,
+    flag: str = "--pretrained_ckpt",
 ) -> None:
     """Load the weights of a published or training checkpoint.
 
@@ -89,25 +98,26 @@ def load_pretrained(
         model: the network to fill.
         path: a `torch.save` dictionary with the weights under `model`.
         resize: let `pos_embed` of another grid through, resized (256 -> 512 px training).
+        tokenizer_fingerprint: of the run's tokenizer; None does not compare it with the one that a
+            training checkpoint records.
         flag: the flag that named the file.
 
     Raises:
-        UserError: unreadable or of another model size.
+        UserError: unreadable, of another model size or of another tokenizer.
     """
     content = read_checkpoint(path, flag)
     what = f"{flag}: {path}"
+    _check_tokenizer(content, tokenizer_fingerprint, what)
     state = _entry(content, "model", what)
     if not isinstance(state, dict):
         raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
     found = state.get("pos_embed")
     num_tokens = model.grid.num_tokens
     if resize and isinstance(found, torch.Tensor) and _same_width(found, model.pos_embed):
-        if found.shape != model.pos_embed.shape:
-            logger.info("resizing pos_embed from %d to %d tokens", found.shape[1] - 1, num_tokens)
-        try:
+        with blame(f"{what}: pos_embed"):
             state = {**state, "pos_embed": resize_pos_embed(found, num_tokens)}
-        except ValueError as error:
-            raise UserError(f"{what}: pos_embed: {error}") from error
+        if found.shape != model.pos_embed.shape:
+            logger.info("resized pos_embed from %d to %d tokens", found.shape[1] - 1, num_tokens)
     load_weights(model, state, what)
 
 
@@ -131,6 +141,16 @@ def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
     grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
     grid = grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
     return torch.cat([pos_embed[:, :1], grid], dim=1)
+
+
+def _check_tokenizer(content: dict[str, Any], expected: str | None, what: str) -> None:
+    """Refuse a checkpoint that records another tokenizer than the run's."""
+    found = content.get("tokenizer_fingerprint")
+    if found and expected and found != expected:
+        raise UserError(
+            f"{what}: was trained on tokens of tokenizer {str(found)[:12]}, "
+            f"expected this run's {expected[:12]} (--vqgan_path)"
+        )
 
 
 def _same_width(found: torch.Tensor, expected: torch.Tensor) -> bool:

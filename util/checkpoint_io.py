@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, state: Any, what: str) -> None:
         what: flag and file, the beginning of the message.
 
     Raises:
-        UserError: the first entry that is missing, unexpected or of another shape.
+        UserError: the first entry that is missing, unexpected, of another shape or not finite.
     """
     if not isinstance(state, Mapping):
         raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
@@ -107,6 +107,10 @@ def load_weights(model: nn.Module, state: Any, what: str) -> None:
             faults.append(f"weight {name} is a {type(found).__name__}, expected shape {shape}")
         elif tuple(found.shape) != shape:
             faults.append(f"weight {name} has shape {tuple(found.shape)}, expected {shape}")
+        elif found.is_meta or found.layout != torch.strided or not found.is_floating_point():
+            faults.append(f"weight {name} is {found.type()}, expected plain floating point")
+        elif not found.isfinite().all():
+            faults.append(f"weight {name} holds NaN or infinity, expected finite numbers")
     for name, found in state.items():
         if name not in expected:
             shape = tuple(getattr(found, "shape", ()))

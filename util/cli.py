@@ -29,9 +29,15 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
 
-def whole(lowest: int = 0) -> Callable[[str], int]:
-    """The type of a flag that takes a whole number of at least `lowest`."""
-    return _ranged(int, f"a whole number of at least {lowest}", lambda value: value >= lowest)
+def whole(lowest: int = 0, highest: int = 10**9) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number from `lowest` to `highest`."""
+    expected = f"a whole number from {lowest} to {highest}"
+    return _ranged(int, expected, lambda value: lowest <= value <= highest)
+
+
+def pixels() -> Callable[[str], int]:
+    """The type of a flag that takes the side of an image."""
+    return whole(1, 2**14)
 
 
 def number(lowest: float = 0.0) -> Callable[[str], float]:

@@ -39,7 +39,7 @@ def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_launch(args: argparse.Namespace) -> Launch:
-    """Work out rank and world size from Open MPI (`--dist_on_itp`), torchrun or Slurm.
+    """Work out rank and world size from torchrun's variables, or Open MPI's (`--dist_on_itp`).
 
     Raises:
         UserError: the launcher's variables are incomplete or not numbers.
@@ -66,6 +66,11 @@ def read_launch(args: argparse.Namespace) -> Launch:
         raise UserError(f"--dist_on_itp: {error.args[0]} is not set, expected Open MPI") from error
     except ValueError as error:
         raise UserError(f"launcher variables: {error}, expected whole numbers") from error
+    if args.world_size > 1:
+        raise UserError(
+            f"--world_size: found {args.world_size} but no RANK and WORLD_SIZE, expected a start "
+            "by torchrun"
+        )
     return Launch()
 
 

@@ -44,7 +44,9 @@ def blame(name: str) -> Iterator[None]:
 def describe_os_error(error: OSError) -> str:
     """One line for an operating-system error: the file, if known, and the reason."""
     reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename else reason
+    # A failed rename has two names; the second is the one the user knows.
+    name = error.filename2 or error.filename
+    return f"{name}: {reason}" if name else reason
 
 
 def require_file(path: str | Path, flag: str, expected: str) -> Path:
@@ -74,8 +76,10 @@ def require_writable_folder(path: str | Path, flag: str) -> Path:
     Raises:
         UserError: it cannot be made or written to.
     """
-    path = Path(path)
     expected = "expected a folder that can be written to"
+    if not str(path):
+        raise UserError(f"{flag}: not given, {expected}")
+    path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         # Permission bits say little for root or on network file systems: try it.
@@ -89,20 +93,40 @@ def require_writable_folder(path: str | Path, flag: str) -> Path:
 def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; end with one line and exit code 2 on bad input.
 
-    Under torchrun the line is printed by one worker only and every worker exits with 2. With
-    `--debug` on the command line the traceback is shown as well.
+    So end what the operating system refuses and a lack of memory; any other error is a bug and
+    keeps its traceback. Under torchrun the line is printed by one worker only and every worker
+    exits with 2. With `--debug` on the command line the traceback is shown as well.
     """
     try:
         main()
     except UserError as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        _exit_together(str(error))
+        _report(str(error))
+    except OSError as error:
+        _report(describe_os_error(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _report(f"out of memory: {str(error).splitlines()[0]}")
     except KeyboardInterrupt:
         logger.warning("interrupted")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether NumPy, PyTorch's CPU allocator or a GPU could not allocate."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def _report(message: str) -> None:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    _exit_together(message)
 
 
 def _exit_together(message: str) -> None:

@@ -78,6 +78,8 @@ def build_evaluation(
         args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
     )
     extractor = build_extractor(args.feature_extractor, args.feature_extractor_weights, device)
+    if extractor is not None:
+        _check_scoring(args, extractor)
     return Evaluation(
         num_images=args.num_images,
         class_num=args.class_num,
@@ -140,6 +142,18 @@ def build_orders(args: argparse.Namespace, grid: TokenGrid, sizes: list[int]) ->
         seed=args.seed,
     )
     return lambda ids: make(len(ids), image_ids=ids)
+
+
+def _check_scoring(args: argparse.Namespace, extractor: FeatureExtractor) -> None:
+    """What would otherwise fail only once all images are made."""
+    if args.num_images < 2:
+        raise UserError(f"--num_images: found {args.num_images}, expected at least 2 to score")
+    size = extractor.kind.image_size
+    if size is not None and args.img_size != size:
+        raise UserError(
+            f"--feature_extractor: {args.feature_extractor} takes images of {size} pixels, "
+            f"found --img_size {args.img_size}, expected {size}"
+        )
 
 
 def _read_reference(

@@ -51,6 +51,7 @@ class ExtractorKind:
         pool_layer: its features for the Frechet distance.
         logits_layer: its features for the score over classes.
         feature_dim: width D of `pool_layer`.
+        image_size: the only side of image it takes, pixels; None for any.
         distance, score: how the two results are called where people read them.
         distance_key, score_key: how they are called in JSON (`score_key` + `_mean`, `_std`).
     """
@@ -59,6 +60,7 @@ class ExtractorKind:
     pool_layer: str
     logits_layer: str
     feature_dim: int
+    image_size: int | None
     distance: str
     score: str
     distance_key: str
@@ -71,6 +73,7 @@ KINDS = {
         pool_layer="2048",
         logits_layer="logits_unbiased",
         feature_dim=2048,
+        image_size=None,
         distance="FID",
         score="IS",
         distance_key="fid",
@@ -81,6 +84,7 @@ KINDS = {
         pool_layer="64",
         logits_layer="logits_unbiased",
         feature_dim=64,
+        image_size=32,
         distance="Frechet distance (digit features)",
         score="Inception-style score (digit classifier)",
         distance_key="frechet_distance_digits",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.lpd import MODELS
 from models.sampling import CFG_SCHEDULES
-from util.cli import Parser, number, random_seed, share, whole
+from util.cli import Parser, number, pixels, random_seed, share, whole
 from util.distributed import add_distributed_flags
 from util.lr_schedule import LR_SCHEDULES
 
@@ -27,7 +27,7 @@ def build_parser() -> Parser:
 def _add_model_flags(parser: Parser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="lpd_l", choices=sorted(MODELS), help="network size")
-    group.add_argument("--img_size", type=whole(1), default=256, help="side of the image, pixels")
+    group.add_argument("--img_size", type=pixels(), default=256, help="side of the image, pixels")
     group.add_argument(
         "--vqgan_path", default="tokenizers/vq_ds16_c2i.pt", help="tokenizer checkpoint"
     )

@@ -61,6 +61,8 @@ def list_images(root: str | Path, flag: str = "--data_path") -> ImageList:
     Raises:
         UserError: `root` is missing or no folder, holds no class folders, or one of them is empty.
     """
+    if not str(root):
+        raise UserError(f"{flag}: not given, expected a folder of class folders")
     root = Path(root)
     if (root / "train").is_dir():
         root = root / "train"

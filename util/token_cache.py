@@ -3,7 +3,7 @@
 A cache is a folder of
 
     shard-00000.npy ...  (n_i, 2, N) uint16 (uint32 above 65,536 codes); axis 1: plain, mirrored
-    labels.npy           (n,) int32 class indices
+    shard-labels.npy     (n,) int32 class indices
     index.json           what the tokens are, and the size and checksum of every file
 
 with the images in `ImageList` order. `index.json` is written last: a folder without it is no cache.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -38,7 +39,9 @@ MAX_SHARD_IMAGES = 4096
 # A mapped shard holds a file descriptor, and 1024 of those is a common limit.
 MAX_MAPPED_SHARDS = 512
 INDEX_FILE = "index.json"
-LABELS_FILE = "labels.npy"
+LABELS_FILE = "shard-labels.npy"
+# What a run writes before its index, temporary names included.
+_UNFINISHED = re.compile(r"\.?shard-(\d{5,}|labels)\.npy(\.part)?|\.index\.json\.part")
 # What np.load raises on damaged or foreign .npz files.
 _DAMAGED = (OSError, ValueError, LookupError, EOFError, TypeError, AttributeError)
 _DAMAGED += (zipfile.BadZipFile, zlib.error)
@@ -119,19 +122,31 @@ def shard_dtype(vocab_size: int) -> np.dtype:
 # ---- writing
 
 
-def refuse_finished(path: str | Path, flag: str = "--cached_path") -> None:
-    """Raise a UserError if the folder holds a finished cache."""
-    if (Path(path) / INDEX_FILE).exists():
+def require_new_cache(path: str | Path, flag: str = "--cached_path") -> None:
+    """Refuse a folder that holds anything but what an interrupted run left behind.
+
+    Raises:
+        UserError: a finished cache, or files that are not of a cache.
+    """
+    path = Path(path)
+    if (path / INDEX_FILE).exists():
         raise UserError(
             f"{flag}: {path} already holds a finished token cache, expected a new folder"
         )
+    foreign = sorted(file.name for file in _entries(path) if not _UNFINISHED.fullmatch(file.name))
+    if foreign:
+        raise UserError(f"{flag}: {path} holds {foreign[0]}, expected a new or empty folder")
 
 
 def remove_unfinished(path: str | Path) -> None:
     """Delete the cache files that an interrupted or failed run left in a folder."""
-    for name in ("shard-*.npy", LABELS_FILE, ".shard-*.part", f".{LABELS_FILE}.part"):
-        for left_over in Path(path).glob(name):
-            left_over.unlink(missing_ok=True)
+    for file in _entries(Path(path)):
+        if _UNFINISHED.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
+def _entries(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else []
 
 
 def plan_shards(num_images: int, batch_size: int, processes: int) -> list[list[np.ndarray]]:

@@ -116,12 +116,20 @@ def build_training(
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS)
     state = TrainingState(model, optimizer, args, args.resume_epoch - 1, fingerprint)
     if args.resume:
-        last = Path(args.resume) / LAST
+        folder = Path(args.resume)
+        # The run's own folder is allowed to be missing: a job's first start has the same line.
+        if not folder.is_dir() and folder != Path(args.output_dir):
+            raise UserError(
+                f"--resume: {folder} is not a folder, expected the one that holds {LAST}"
+            )
+        last = folder / LAST
         if last.exists():
             state.restore(last)
             logger.info("resumed from %s after epoch %d", last, state.epoch)
         else:
             logger.warning("--resume: %s does not exist (yet): starting afresh", last)
+    if state.epoch + 1 >= args.epochs:
+        logger.warning("--epochs: all %d are done, nothing is left to train", args.epochs)
     return Training(state, source, recipe, first_epoch=state.epoch + 1)
 
 

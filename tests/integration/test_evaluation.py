@@ -5,12 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from orders.locality import locality_aware_orders
+import main_lpd
+from models.decoding import generate
+from models.lpd import LPD, lpd_tiny
+from orders.group_sizes import group_sizes
+from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
-from tests.commands import succeed
-from tests.integration.tiny_world import GRID, TinyWorld
+from tests.commands import run_command, succeed
+from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
+from tokenizers.vq_model import load_tokenizer
+from util.checkpoint import load_pretrained
+from util.checkpoint_io import atomic_save
+from util.features import DigitsClassifier, build_extractor, extract
+from util.images import to_uint8
+from util.metrics import Statistics, score
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:
@@ -59,8 +70,6 @@ def test_samples_do_not_depend_on_processes_or_batches(
 def test_an_order_file_of_the_same_orders_gives_the_same_images(
     world: TinyWorld, reference: Path, tmp_path: Path, suffix: str
 ) -> None:
-    from orders.group_sizes import group_sizes
-
     orders = locality_aware_orders(12, group_sizes(GRID.num_tokens, 5), GRID.side, seed=1)
     file = tmp_path / f"orders{suffix}"
     write_orders(file, orders)
@@ -69,7 +78,108 @@ def test_an_order_file_of_the_same_orders_gives_the_same_images(
     assert same(images(tmp_path), images(reference))
 
 
+def test_images_are_what_the_flags_say(world: TinyWorld, tmp_path: Path) -> None:
+    """The command against its parts, put together here by hand."""
+    flags = [*world.eval_flags(tmp_path), "--cfg", "2.5", "--cfg_schedule", "constant"]
+    flags += ["--temperature", "0.7", "--top_k", "9", "--top_p", "0.8", "--seed", "5"]
+    main_lpd.main(flags)
+    model = lpd_tiny(
+        img_size=16, vqgan_stride=4, vqgan_vocab_size=GRID.vocab_size, class_num=CLASSES
+    )
+    load_pretrained(model, world.checkpoint)
+    tokens = generate(
+        model,
+        torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]),
+        random_orders(9, GRID.num_tokens, seed=5),
+        group_sizes(GRID.num_tokens, 5),
+        cfg=2.5,
+        cfg_schedule="constant",
+        temperature=0.7,
+        top_k=9,
+        top_p=0.8,
+        seed=5,
+    )
+    with torch.no_grad():
+        expected = to_uint8(load_tokenizer(world.tokenizer).decode_code(tokens)).numpy()
+    found = images(tmp_path)
+    for image_id in range(9):
+        assert np.array_equal(found[f"{image_id:05d}.png"], expected[image_id])
+
+
+def test_bf16_runs_the_network_in_bfloat16(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    decode_step = LPD.decode_step
+
+    def spy(self, context, queries, cache):
+        seen.append(cache.keys.dtype)
+        return decode_step(self, context, queries, cache)
+
+    monkeypatch.setattr(LPD, "decode_step", spy)
+    main_lpd.main(world.eval_flags(tmp_path))
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    main_lpd.main([*world.eval_flags(tmp_path), "--bf16"])
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def scored(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of a scored evaluation of random 32 px networks, the size the classifier takes."""
+    folder = tmp_path_factory.mktemp("scored")
+    torch.manual_seed(4)
+    model = lpd_tiny(
+        img_size=32, vqgan_stride=4, vqgan_vocab_size=GRID.vocab_size, class_num=CLASSES
+    )
+    classifier = DigitsClassifier()
+    for parameter in [*model.parameters(), *classifier.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.2)
+    atomic_save({"model": model.state_dict()}, folder / "lpd.pth")
+    atomic_save({"model": classifier.state_dict()}, folder / "classifier.pth")
+    return [
+        *("--img_size", "32", "--pretrained_ckpt", str(folder / "lpd.pth")),
+        *("--generation_steps", "6", "--num_images", "30", "--feature_extractor", "digits"),
+        *("--feature_extractor_weights", str(folder / "classifier.pth")),
+    ]
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_scores_are_those_of_the_saved_images_by_id(
+    world: TinyWorld, scored: list[str], tmp_path: Path, processes: int | None
+) -> None:
+    flags = [*world.eval_flags(tmp_path), *scored, "--fid_stats", tmp_path / "reference.npz"]
+    draws = np.random.default_rng(0).normal(size=(100, 64))
+    statistics = Statistics(draws.mean(axis=0), np.cov(draws, rowvar=False))
+    statistics.save(tmp_path / "reference.npz")
+    succeed("main_lpd.py", *flags, processes=processes)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    extractor = build_extractor("digits", scored[-1], torch.device("cpu"))
+    pixels = np.stack([image for _, image in sorted(images(tmp_path).items())])
+    expected = score(extract(extractor, torch.from_numpy(pixels)), extractor.kind, statistics)
+    assert len(pixels) == 30
+    assert expected.score_std > 1e-4  # the splits differ: the order of the images shows
+    for key, value in expected.json().items():
+        assert metrics[key] == pytest.approx(value, rel=1e-6)
+
+
+def test_bad_features_fail_on_all_processes_in_one_line(
+    world: TinyWorld, scored: list[str], tmp_path: Path
+) -> None:
+    weights = tmp_path / "classifier.pth"
+    state = DigitsClassifier().state_dict()
+    atomic_save({"model": {name: value * torch.nan for name, value in state.items()}}, weights)
+    flags = [*world.eval_flags(tmp_path), *scored, "--feature_extractor_weights", weights]
+    result = run_command("main_lpd.py", *flags, processes=2)
+    assert result.returncode == 1
+    assert result.stderr.count("error: --feature_extractor: found NaN or infinite features") == 1
+    assert 'main_lpd.py", line' not in result.stderr
+    assert not (tmp_path / "metrics.json").exists()
+
+
 def test_samples_of_an_earlier_larger_run_are_cleared(world: TinyWorld, tmp_path: Path) -> None:
     for count in ("9", "3"):
         succeed("main_lpd.py", *world.eval_flags(tmp_path), "--num_images", count)
-    assert len(images(tmp_path)) == 3
+        (tmp_path / "images" / "holiday.png").write_bytes(b"not ours")
+    assert len(list((tmp_path / "images").iterdir())) == 3 + 1
+    assert (tmp_path / "images" / "holiday.png").exists()

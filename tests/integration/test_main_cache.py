@@ -114,7 +114,7 @@ def test_two_processes_write_what_one_does_and_leave_out_bad_images(
     for text in (caplog.text, log):
         assert text.count("07.png") == 1
         assert text.count("left out 1 of 11 images") == 1
-    names = ["index.json", "labels.npy", "shard-00000.npy", "shard-00001.npy"]
+    names = ["index.json", "shard-00000.npy", "shard-00001.npy", "shard-labels.npy"]
     assert sorted(file.name for file in two.iterdir()) == names
     expected = _encode_directly(workspace)
     assert len(expected) == NUM_IMAGES - 1

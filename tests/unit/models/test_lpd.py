@@ -83,6 +83,25 @@ def test_attention_dropout_applies_with_one_warning(caplog: pytest.LogCaptureFix
     drop = torch.zeros(3, dtype=torch.bool)
     losses = {model(tokens, labels, SIZES, orders, drop).item() for _ in range(3)}
     assert len(losses) == 3
+    model.eval()
+    assert len({model(tokens, labels, SIZES, orders).item() for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_of_weights(dtype: torch.dtype) -> None:
+    model = small_lpd().to(dtype)
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    loss = model(tokens, labels, SIZES, orders)
+    loss.backward()
+    expected = small_lpd()(tokens, labels, SIZES, orders)
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
+    assert model.head.weight.grad.dtype == dtype
+
+
+def test_sizes_that_do_not_sum_are_refused() -> None:
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="group_sizes: found a sum of 15, expected 16"):
+        small_lpd()(tokens, labels, [1, 14], orders)
 
 
 def test_initialisation() -> None:

@@ -59,6 +59,18 @@ def test_token_that_crosses_top_p_stays() -> None:
     assert torch.allclose(kept, torch.tensor([[0.625, 0.375, 0.0]]))
 
 
+def test_mass_before_a_token_may_equal_top_p() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    kept = filtered_probabilities(logits, SamplingSettings(top_p=0.5))
+    assert (kept > 0).tolist() == [[True, True, False]]
+
+
+def test_top_p_of_zero_keeps_the_likeliest() -> None:
+    logits = torch.tensor([[0.1, 0.6, 0.3]]).log()
+    kept = filtered_probabilities(logits, SamplingSettings(top_p=0.0))
+    assert kept.tolist() == [[0.0, 1.0, 0.0]]
+
+
 def test_zero_temperature_is_greedy() -> None:
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
     probs = filtered_probabilities(logits, SamplingSettings(temperature=0.0))

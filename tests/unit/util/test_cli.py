@@ -21,8 +21,8 @@ def test_values_in_range() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--count", "0"], "--count: found '0', expected a whole number of at least 1"),
-        (["--count", "2.5"], "--count: found '2.5', expected a whole number of at least 1"),
+        (["--count", "0"], "--count: found '0', expected a whole number from 1 to 1000000000"),
+        (["--count", "2.5"], "--count: found '2.5', expected a whole number from 1 to 1000000000"),
         (["--rate", "nan"], "--rate: found 'nan', expected a finite number of at least 0"),
         (["--rate", "inf"], "--rate: found 'inf'"),
         (["--share", "1.01"], "--share: found '1.01', expected a number from 0 to 1"),

@@ -20,8 +20,8 @@ from util.token_cache import (
     check_cache,
     open_cache,
     plan_shards,
-    refuse_finished,
     remove_unfinished,
+    require_new_cache,
     write_index,
     write_shard,
 )
@@ -138,8 +138,8 @@ def _truncate(path: Path) -> None:
         (_truncate, "shard-00002.npy: is damaged"),
         (lambda p: (p / "shard-00002.npy").write_text("x"), "shard-00002.npy: "),
         (lambda p: np.save(p / "shard-00002.npy", np.zeros((4, 2, 16))), "shard-00002.npy: holds"),
-        (lambda p: (p / "labels.npy").unlink(), "labels.npy: is missing"),
-        (lambda p: np.save(p / "labels.npy", np.full(9, 3, dtype=np.int32)), "labels from 3"),
+        (lambda p: (p / "shard-labels.npy").unlink(), "shard-labels.npy: is missing"),
+        (lambda p: np.save(p / "shard-labels.npy", np.full(9, 3, dtype=np.int32)), "labels from 3"),
         (lambda p: (p / "index.json").write_text("{"), "index.json: is damaged"),
         (lambda p: (p / "index.json").write_text("[1]"), "not the index of a token cache"),
         (lambda p: (p / "index.json").unlink(), "no index.json"),
@@ -195,13 +195,15 @@ def test_check_cache_refuses_what_does_not_belong(path: Path) -> None:
 
 def test_finished_and_unfinished_folders(path: Path) -> None:
     with pytest.raises(UserError, match="already holds a finished token cache"):
-        refuse_finished(path)
+        require_new_cache(path)
     (path / "index.json").unlink()
     (path / ".shard-00007.npy.part").touch()
-    (path / "mine.txt").touch()
-    refuse_finished(path)
+    require_new_cache(path)
+    (path / "labels.npy").touch()
+    with pytest.raises(UserError, match="holds labels.npy, expected a new or empty folder"):
+        require_new_cache(path)
     remove_unfinished(path)
-    assert [file.name for file in path.iterdir()] == ["mine.txt"]
+    assert [file.name for file in path.iterdir()] == ["labels.npy"]
 
 
 @pytest.fixture

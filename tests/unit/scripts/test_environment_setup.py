@@ -1,0 +1,99 @@
+"""`environment_setup.sh` with a real venv of no packages, and with a stand-in for conda.
+
+Conda itself is not exercised: its channels may be out of reach where the tests run.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT
+
+CONDA = """#!/usr/bin/env bash
+# Keeps environments as folders; `python` in them is the real one with another prefix.
+echo "$@" >>"$HOME/calls"
+case $1 in
+create) mkdir -p "$HOME/envs/$4" ;;
+run)
+    shift
+    [ "$1" != --no-capture-output ] || shift
+    env=$HOME/envs/$2
+    shift 3
+    [ -d "$env" ] || exit 1
+    case "$*" in
+    --version) echo Python 3.11 ;;
+    -c*) echo "$env" ;;
+    *) echo "pip $*" >>"$HOME/calls" ;;
+    esac
+    ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the script and requirements that need no network."""
+    shutil.copy(ROOT / "environment_setup.sh", tmp_path)
+    (tmp_path / "requirements.txt").write_text("# nothing\n")
+    return tmp_path
+
+
+def setup(checkout: Path, *arguments: str, path: str = "/usr/bin:/bin", **variables: str):
+    environment = {"PATH": path, "HOME": str(checkout), "BASE_PYTHON": sys.executable, **variables}
+    return subprocess.run(
+        ["bash", "environment_setup.sh", *arguments],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_venv_is_made_once_and_again_when_requirements_change(checkout: Path) -> None:
+    first = setup(checkout)
+    assert first.returncode == 0, first.stderr
+    assert "Installing" in first.stdout and (checkout / ".venv/bin/python").exists()
+    second = setup(checkout)
+    assert second.returncode == 0 and "Installing" not in second.stdout
+    (checkout / "requirements.txt").write_text("# still nothing\n")
+    assert "Installing" in setup(checkout).stdout
+
+
+def test_a_broken_install_is_not_taken_for_a_good_one(checkout: Path) -> None:
+    (checkout / "requirements.txt").write_text("./no-such-package\n")
+    assert setup(checkout).returncode != 0
+    (checkout / "requirements.txt").write_text("# nothing\n")
+    assert "Installing" in setup(checkout).stdout
+
+
+def test_conda_environment_by_name(checkout: Path) -> None:
+    tools = checkout / "tools"
+    tools.mkdir()
+    (tools / "conda").write_text(CONDA)
+    (tools / "conda").chmod(0o755)
+    path = f"{tools}:/usr/bin:/bin"
+    first = setup(checkout, "lpd", path=path)
+    assert first.returncode == 0, first.stderr
+    calls = (checkout / "calls").read_text()
+    assert "create -y -n lpd python=3.11" in calls
+    assert "pip -m pip install --quiet --disable-pip-version-check -r requirements.txt" in calls
+    (checkout / "calls").unlink()
+    second = setup(checkout, "lpd", path=path)
+    assert second.returncode == 0
+    assert "create" not in (checkout / "calls").read_text()
+    assert "install" not in (checkout / "calls").read_text()
+
+
+def test_bad_calls_end_in_one_line(checkout: Path) -> None:
+    without_conda = setup(checkout, "lpd")
+    assert without_conda.returncode == 2
+    assert without_conda.stderr.startswith("error: environment_setup.sh: conda is not on the PATH")
+    too_many = setup(checkout, "a", "b")
+    assert too_many.returncode == 2 and "expected at most one" in too_many.stderr
+    no_python = setup(checkout, BASE_PYTHON="no-such-python")
+    assert no_python.returncode == 2 and "not Python 3.11 or newer" in no_python.stderr
