@@ -73,7 +73,9 @@ def train_one_epoch(
         device=device,
     )
     total = torch.zeros((), device=device)
-    bar = progress(batches, total=steps, desc=f"epoch {epoch}", unit="step")
+    bar = progress(
+        batches, total=steps, desc=f"epoch {epoch}/{recipe.schedule.epochs}", unit="step"
+    )
     for step_in_epoch, batch in enumerate(bar):
         step = epoch * steps + step_in_epoch
         lr = recipe.schedule.at(epoch + step_in_epoch / steps)

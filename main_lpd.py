@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -160,10 +161,15 @@ def train(
     model = state.model
     if distributed.world_size() > 1:
         model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    started = time.monotonic()
     for epoch in range(training.first_epoch, args.epochs):
         loss = train_one_epoch(model, state.optimizer, source, recipe, epoch, device, scalars)
         state.epoch = epoch
-        logger.info("epoch %d of %d: loss %.4f", epoch, args.epochs, loss)
+        to_do, done = args.epochs - epoch - 1, epoch + 1 - training.first_epoch
+        hours = (time.monotonic() - started) / done * to_do / 3600
+        logger.info(
+            "epoch %d of %d: loss %.4f, about %.2f h to go", epoch, args.epochs, loss, hours
+        )
         scalars.add(epoch, {"epoch/loss": loss})
         last = epoch + 1 == args.epochs
         if epoch % args.save_last_freq == 0 or last:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +29,7 @@ from orders.locality import locality_aware_orders
 from orders.order_file import compact_dtype, require_suffix, write_orders
 from util import logs
 from util.cli import Parser, number, pixels, random_seed, whole
+from util.cores import available_cores
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     starts = range(0, args.num_runs, _ORDERS_PER_TASK)
     tasks = [range(start, min(start + _ORDERS_PER_TASK, args.num_runs)) for start in starts]
     with (
-        _mapper(min(args.max_workers, _available_cores(), len(tasks))) as apply,
+        _mapper(min(args.max_workers, available_cores(), len(tasks))) as apply,
         logs.progress(total=args.num_runs, desc=args.output_file.name, unit="order") as bar,
     ):
         for task, made in zip(tasks, apply(make, tasks), strict=True):
@@ -117,13 +117,6 @@ def _check_output(path: Path | None) -> None:
     if path.is_dir():
         raise UserError(f"--output_file: {path} is a folder, expected a file")
     require_writable_folder(path.parent, "--output_file")
-
-
-def _available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -214,7 +214,9 @@ class Trainer:
         args, first = self.args, epoch * self.steps_per_epoch
         batches = epoch_batches(len(self.pictures), self.batch_size, args.seed, epoch)
         loaded = self.pictures.batches(batches)
-        bar = logs.progress(loaded, total=len(batches), desc=f"epoch {epoch}", unit="step")
+        bar = logs.progress(
+            loaded, total=len(batches), desc=f"epoch {epoch}/{args.epochs}", unit="step"
+        )
         for i, (indices, images) in enumerate(zip(batches, bar, strict=True)):
             flips = streams.uniforms("vq flip", args.seed, epoch, indices, count=1) < args.flip_prob
             flips = torch.from_numpy(flips).view(-1, 1, 1, 1)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from util.cores import available_cores
 from util.errors import UserError, describe_os_error
 from util.images import center_crop, open_rgb
 
@@ -138,7 +139,7 @@ def image_batches(
         images: where the samples are.
         image_size: side of the crop, pixels.
         batches: integer sample indices of each batch.
-        num_workers: processes that decode; 0 decodes in this one.
+        num_workers: processes that decode, at most one per core; 0 decodes in this one.
         pin_memory: return page-locked memory (ignored without a GPU).
         skip_bad: leave files that cannot be decoded out, with a warning each. A batch is then
             smaller, possibly empty.
@@ -153,7 +154,7 @@ def image_batches(
     loader = DataLoader(
         samples,
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=num_workers,
+        num_workers=min(num_workers, available_cores()),
         pin_memory=pin_memory and torch.cuda.is_available(),
         collate_fn=samples.collate,
         # Its own generator: starting workers must not advance the global random stream.

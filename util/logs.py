@@ -30,7 +30,7 @@ def setup() -> None:
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
-    """A tqdm bar on rank 0; off a terminal it writes a line now and then instead of redrawing."""
+    """A tqdm bar on rank 0; off a terminal (a log file) it is redrawn every ten seconds only."""
     on_terminal = sys.stderr.isatty()
     options.setdefault("disable", int(os.environ.get("RANK", "0")) != 0)
     options.setdefault("dynamic_ncols", on_terminal)

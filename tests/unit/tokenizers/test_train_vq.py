@@ -1,32 +1,24 @@
 """The tokenizer-training command, in one process and in two."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.commands import run_command
 from tokenizers.train_vq import (
     build_model,
     build_parser,
-    check_flags,
     epoch_batches,
     revive_unused_codes,
 )
 from tokenizers.vq_model import VectorQuantizer, fingerprint, load_tokenizer
 from util.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
-COMMAND = [str(ROOT / "tokenizers" / "train_vq.py")]
 SIZES = """
 --img_size 16 --codebook_size 12 --codebook_embed_dim 4 --ch 32 --ch_mult 1 1 --num_res_blocks 1
 --z_channels 8 --batch_size 8 --epochs 2 --lr 1e-3 --device cpu
 """
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +32,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def _train(data, output, *more, launcher=()):
-    command = [sys.executable, *launcher, *COMMAND, *SIZES.split()]
-    command += ["--data_path", str(data), "--output_dir", str(output), *more]
-    return subprocess.run(
-        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
-    )
+def _train(data, output, *more, processes=None):
+    flags = [*SIZES.split(), "--data_path", data, "--output_dir", output, *more]
+    return run_command("tokenizers/train_vq.py", *flags, processes=processes)
 
 
 def test_two_epochs_write_a_tokenizer_and_repeat_exactly(folder, tmp_path):
@@ -64,9 +53,8 @@ def test_two_epochs_write_a_tokenizer_and_repeat_exactly(folder, tmp_path):
 
 
 def test_two_processes_with_entropy_and_bf16(folder, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     more = ("--entropy_ratio", "0.1", "--bf16", "--batch_size", "4")
-    done = _train(folder, tmp_path, *more, launcher=launcher)
+    done = _train(folder, tmp_path, *more, processes=2)
     assert done.returncode == 0, done.stderr
     assert load_tokenizer(tmp_path / "vq.pt").codebook_size == 12
 
@@ -106,7 +94,7 @@ def test_the_seed_decides_the_initial_weights():
 )
 def test_flags_out_of_range(flags):
     with pytest.raises(UserError, match=f"^{flags[0]}: found {flags[1]}"):
-        check_flags(_args(*flags))
+        _args(*flags)
 
 
 def test_epoch_batches_visit_every_image_once():
