@@ -74,7 +74,7 @@ def train_one_epoch(
     )
     total = torch.zeros((), device=device)
     bar = progress(
-        batches, total=steps, desc=f"epoch {epoch}/{recipe.schedule.epochs}", unit="step"
+        batches, total=steps, desc=f"epoch {epoch} of {recipe.schedule.epochs}", unit="step"
     )
     for step_in_epoch, batch in enumerate(bar):
         step = epoch * steps + step_in_epoch

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -122,11 +123,7 @@ def resolve_grid(
 
 def build_model(args: argparse.Namespace, tokens: Tokens) -> LPD:
     """The network, with fresh weights or those of --pretrained_ckpt, or --resume to evaluate."""
-    path, flag = args.pretrained_ckpt, "--pretrained_ckpt"
-    if args.evaluate and args.resume:
-        last = Path(args.resume) / LAST
-        if last.exists() or path is None:
-            path, flag = last, "--resume"
+    path, flag = find_weights(args)
     if args.evaluate and path is None:
         raise UserError("--evaluate: no weights, expected --pretrained_ckpt or --resume")
     # The same initial weights on all processes; none at all where a file brings them.
@@ -143,9 +140,21 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> LPD:
             grad_checkpointing=args.grad_checkpointing,
         )
     if path is not None:
-        logger.info("weights of %s", path)
         load_pretrained(model, path, not args.evaluate, tokens.fingerprint, flag)
     return model.requires_grad_(not args.evaluate)
+
+
+def find_weights(args: argparse.Namespace) -> tuple[str | Path | None, str]:
+    """The file that the network's weights come from, if any, and the flag that names it.
+
+    An evaluation takes the folder of --resume where it holds a checkpoint. (A training run resumes
+    from there later, with its optimiser.)
+    """
+    if args.evaluate and args.resume:
+        last = Path(args.resume) / LAST
+        if last.exists() or args.pretrained_ckpt is None:
+            return last, "--resume"
+    return args.pretrained_ckpt, "--pretrained_ckpt"
 
 
 def train(
@@ -165,11 +174,9 @@ def train(
     for epoch in range(training.first_epoch, args.epochs):
         loss = train_one_epoch(model, state.optimizer, source, recipe, epoch, device, scalars)
         state.epoch = epoch
-        to_do, done = args.epochs - epoch - 1, epoch + 1 - training.first_epoch
-        hours = (time.monotonic() - started) / done * to_do / 3600
-        logger.info(
-            "epoch %d of %d: loss %.4f, about %.2f h to go", epoch, args.epochs, loss, hours
-        )
+        done, to_do = epoch + 1 - training.first_epoch, args.epochs - epoch - 1
+        left = timedelta(seconds=round((time.monotonic() - started) / done * to_do))
+        logger.info("epoch %d of %d: loss %.4f, %s to go", epoch, args.epochs, loss, left)
         scalars.add(epoch, {"epoch/loss": loss})
         last = epoch + 1 == args.epochs
         if epoch % args.save_last_freq == 0 or last:
@@ -215,8 +222,7 @@ def run_evaluation(
         on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
     results = {
         "model": args.model,
-        "checkpoint": args.resume or args.pretrained_ckpt,
-        "epoch": epoch,
+        "checkpoint": str(find_weights(args)[0]) if epoch is None else f"epoch {epoch}",
         "steps": len(evaluation.group_sizes),
         "order": args.order,
         "seed": evaluation.seed,

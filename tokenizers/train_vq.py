@@ -215,7 +215,7 @@ class Trainer:
         batches = epoch_batches(len(self.pictures), self.batch_size, args.seed, epoch)
         loaded = self.pictures.batches(batches)
         bar = logs.progress(
-            loaded, total=len(batches), desc=f"epoch {epoch}/{args.epochs}", unit="step"
+            loaded, total=len(batches), desc=f"epoch {epoch} of {args.epochs}", unit="step"
         )
         for i, (indices, images) in enumerate(zip(batches, bar, strict=True)):
             flips = streams.uniforms("vq flip", args.seed, epoch, indices, count=1) < args.flip_prob

@@ -40,7 +40,7 @@ def test_group_sizes_and_stride(tmp_path: Path) -> None:
 def test_same_file_for_any_number_of_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_lpd_order, "_available_cores", lambda: 2)
+    monkeypatch.setattr(run_lpd_order, "available_cores", lambda: 2)
     flags = ["--img_size", "128", "--generation_steps", "12", "--num_runs", "600"]
     contents = []
     for workers in ("1", "2"):

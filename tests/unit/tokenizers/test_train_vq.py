@@ -93,7 +93,7 @@ def test_the_seed_decides_the_initial_weights():
     [["--epochs", "0"], ["--flip_prob", "1.5"], ["--lr", "nan"], ["--revive_until", "-0.1"]],
 )
 def test_flags_out_of_range(flags):
-    with pytest.raises(UserError, match=f"^{flags[0]}: found {flags[1]}"):
+    with pytest.raises(UserError, match=f"^{flags[0]}: found '{flags[1]}'"):
         _args(*flags)
 
 
