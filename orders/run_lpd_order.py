@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# Every worker imports this file: keep PyTorch, and what needs it, out of these imports.
 from orders.group_sizes import group_sizes, parse_group_sizes
-from orders.locality import locality_aware_orders
+from orders.locality import check_grid_size, locality_aware_orders
 from orders.order_file import compact_dtype, require_suffix, write_orders
 from util import logs
 from util.cli import Parser, number, pixels, random_seed, whole
@@ -72,26 +67,33 @@ def main(argv: list[str] | None = None) -> None:
     logs.setup()
     with blame("--img_size, --vqgan_stride"):
         grid = TokenGrid(args.img_size, args.vqgan_stride, vocab_size=1)
+        check_grid_size(grid.side)
     sizes = _read_sizes(args, grid.num_tokens)
     _check_output(args.output_file)
-    make = partial(
-        _make,
-        group_sizes=sizes,
-        grid_size=grid.side,
-        proximity_threshold=args.proximity_threshold,
-        repulsion_threshold=args.repulsion_threshold,
-        seed=args.seed,
-    )
     orders = np.empty((args.num_runs, grid.num_tokens), dtype=compact_dtype(grid.num_tokens))
+
+    def make(rows: range) -> int:
+        orders[rows.start : rows.stop] = locality_aware_orders(
+            len(rows),
+            sizes,
+            grid.side,
+            args.proximity_threshold,
+            args.repulsion_threshold,
+            args.seed,
+            image_ids=rows,
+        )
+        return len(rows)
+
     starts = range(0, args.num_runs, _ORDERS_PER_TASK)
     tasks = [range(start, min(start + _ORDERS_PER_TASK, args.num_runs)) for start in starts]
+    # The search holds no lock, so that threads run side by side.
     with (
-        _mapper(min(args.max_workers, available_cores(), len(tasks))) as apply,
+        logs.logging_redirect_tqdm(),
+        ThreadPoolExecutor(min(args.max_workers, available_cores())) as pool,
         logs.progress(total=args.num_runs, desc=args.output_file.name, unit="order") as bar,
     ):
-        for task, made in zip(tasks, apply(make, tasks), strict=True):
-            orders[task.start : task.stop] = made
-            bar.update(len(task))
+        for made in pool.map(make, tasks):
+            bar.update(made)
     with blame("--output_file"):
         write_orders(args.output_file, orders)
     logger.info("wrote %d orders of %d steps to %s", len(orders), len(sizes), args.output_file)
@@ -117,23 +119,6 @@ def _check_output(path: Path | None) -> None:
     if path.is_dir():
         raise UserError(f"--output_file: {path} is a folder, expected a file")
     require_writable_folder(path.parent, "--output_file")
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """A `map` over worker processes, or over this one if one is enough."""
-    if workers == 1:
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield pool.map
-
-
-def _make(image_ids: range, **settings: object) -> np.ndarray:
-    """The orders of some images, in the compact type that is cheap to send between processes."""
-    orders = locality_aware_orders(len(image_ids), image_ids=image_ids, **settings)
-    return orders.astype(compact_dtype(orders.shape[1]))
 
 
 if __name__ == "__main__":

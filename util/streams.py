@@ -13,24 +13,31 @@ import zlib
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function, elementwise on uint64."""
+def mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function, elementwise on uint64.
+
+    Word number j = 1, 2 ... of a stream that starts at s is mix(s + j * GOLDEN), modulo 2**64.
+    """
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
 
 
-def _start(purpose: str, *names: int | np.ndarray) -> np.ndarray:
-    """A 64-bit starting state for every combination of names (which broadcast)."""
-    state = np.atleast_1d(_mix(np.array([zlib.crc32(purpose.encode())], dtype=np.uint64)))
+def starting_states(purpose: str, *names: int | np.ndarray) -> np.ndarray:
+    """Where streams start, for loops that make the words themselves; arguments as for `words`.
+
+    Returns:
+        uint64, of the shape that the names (integers or arrays, of any shape) broadcast to.
+    """
+    state = np.atleast_1d(mix(np.array([zlib.crc32(purpose.encode())], dtype=np.uint64)))
     for name in names:
         value = np.atleast_1d(np.asarray(name, dtype=np.int64)).view(np.uint64)
-        state = _mix((state ^ _mix(value + _GOLDEN)) + _GOLDEN)
+        state = mix((state ^ mix(value + GOLDEN)) + GOLDEN)
     return state
 
 
@@ -45,8 +52,8 @@ def words(purpose: str, *names: int | np.ndarray, count: int) -> np.ndarray:
     Returns:
         (B, count) uint64.
     """
-    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return _mix(_start(purpose, *names)[:, None] + steps)
+    steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+    return mix(starting_states(purpose, *names)[:, None] + steps)
 
 
 def uniforms(purpose: str, *names: int | np.ndarray, count: int) -> np.ndarray:

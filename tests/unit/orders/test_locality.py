@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections import Counter
@@ -38,6 +39,7 @@ SETTINGS = {
     "5x5, one by one": (5, [1] * 25, 1.0, 1.0),
     "16x16 in 20, r = 2": (16, group_sizes(256, 20), 1.0, 2.0),
 }
+LARGE = (32, group_sizes(1024, 48), 1.0, 4.0)
 settings = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 
 
@@ -174,6 +176,24 @@ def test_rows_depend_on_seed_and_image_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert not (make(setting, 300, seed=1) == orders).all(axis=1).any()
 
 
+@pytest.mark.parametrize(
+    ("setting", "digest"),
+    [
+        (SETTINGS["8x8 in 12"], "db1e3e855e241368"),
+        (SETTINGS["8x8, fractional thresholds"], "5e61f5459731057f"),
+        (SETTINGS["8x8, none near"], "997cb0e7cc6f4433"),
+        (SETTINGS["5x5"], "102281d6bb5d45dc"),
+        (SETTINGS["16x16 in 20, r = 2"], "3c5d628374fd7f48"),
+        (LARGE, "4691142449294363"),
+    ],
+)
+def test_one_seed_gives_one_file_for_ever(setting: tuple, digest: str) -> None:
+    side, sizes, *thresholds = setting
+    ids = np.arange(20) * 1000
+    orders = locality_aware_orders(20, sizes, side, *thresholds, seed=7, image_ids=ids)
+    assert hashlib.sha256(orders.astype("<u2").tobytes()).hexdigest()[:16] == digest
+
+
 def test_random_orders() -> None:
     orders = random_orders(3000, 9)
     validate_orders(orders, 9)
@@ -201,6 +221,7 @@ def test_tiny_grids(side: int) -> None:
         ({"repulsion_threshold": math.nan}, "repulsion threshold nan"),
         ({"repulsion_threshold": math.inf}, "repulsion threshold inf"),
         ({"image_ids": [1]}, r"shape \(1,\), expected \(2,\)"),
+        ({"grid_size": 2049}, "found 2049 tokens a side, expected at most 2048"),
     ],
 )
 def test_bad_settings(options: dict, message: str) -> None:

@@ -1,0 +1,120 @@
+"""Time per locality-aware order, on one core, beside that of the published release.
+
+    python scripts/benchmark_orders.py [--output orders.json]
+
+Compiling, or reading what an earlier process compiled, is timed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from orders.group_sizes import group_sizes
+from orders.locality import locality_aware_orders, published_repulsion
+from util import logs
+from util.cli import Parser, whole
+from util.errors import blame, require_writable_folder, run
+from util.files import write_json
+from util.geometry import TokenGrid
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One published order file.
+
+    Attributes:
+        image_size: side of the image, pixels.
+        steps: of the generation, K.
+        release_ms: time per order of the published release, measured on a 2-core CPU machine.
+    """
+
+    image_size: int
+    steps: int
+    release_ms: float
+
+
+SETTINGS = (Setting(256, 20, 23.5), Setting(256, 32, 31.4), Setting(512, 48, 554.0))
+STRIDE = 16
+# Title and number format by key.
+COLUMNS = {
+    "image_size": ("pixels", "d"),
+    "steps": ("steps", "d"),
+    "repulsion": ("repulsion", "g"),
+    "release_ms": ("release, ms", ".1f"),
+    "median_us": ("median, us", ".1f"),
+    "best_us": ("best, us", ".1f"),
+    "ratio": ("times faster", ".0f"),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description="Time per locality-aware order, on one core.")
+    parser.add_argument("--num_orders", type=whole(1), default=500, help="made at once")
+    parser.add_argument("--repeats", type=whole(1), default=31, help="times to make them")
+    parser.add_argument("--output", type=Path, help="JSON file for the table")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, show the table and write it."""
+    if args.output is not None:
+        require_writable_folder(args.output.parent, "--output")
+    start = time.perf_counter()
+    locality_aware_orders(1, [1], 1)
+    start_up = time.perf_counter() - start
+    logger.info("the first order took %.2f s: compiling, or reading what was compiled", start_up)
+    rows = [
+        measure(setting, args.num_orders, args.repeats)
+        for setting in logs.progress(SETTINGS, desc="orders", unit="setting")
+    ]
+    sys.stdout.write(table(rows))
+    if args.output is not None:
+        with blame("--output"):
+            write_json({"start_up_s": start_up, "settings": rows}, args.output)
+
+
+def measure(setting: Setting, num_orders: int, repeats: int) -> dict[str, float]:
+    """The row of a setting: times per order; `ratio` is the release's time over the median."""
+    grid = TokenGrid(setting.image_size, STRIDE, vocab_size=1)
+    sizes = group_sizes(grid.num_tokens, setting.steps)
+    repulsion = published_repulsion(grid.num_tokens, setting.steps)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        locality_aware_orders(num_orders, sizes, grid.side, repulsion_threshold=repulsion)
+        times.append((time.perf_counter() - start) * 1e6 / num_orders)
+    median = statistics.median(times)
+    return {
+        "image_size": setting.image_size,
+        "steps": setting.steps,
+        "repulsion": repulsion,
+        "release_ms": setting.release_ms,
+        "median_us": median,
+        "best_us": min(times),
+        "ratio": setting.release_ms * 1e3 / median,
+    }
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """The rows as lines of aligned text."""
+    lines = ["  ".join(title for title, _ in COLUMNS.values())]
+    for row in rows:
+        cells = (f"{row[key]:{len(title)}{kind}}" for key, (title, kind) in COLUMNS.items())
+        lines.append("  ".join(cells))
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    logs.setup()
+    run(lambda: main(parse_args()))

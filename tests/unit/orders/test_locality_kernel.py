@@ -1,0 +1,115 @@
+"""The compiled search: its arithmetic, and where its compiled code is kept."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orders import locality_kernel as kernel
+from orders.locality import MAX_GRID_SIZE
+from util import streams
+
+ROOT = Path(__file__).resolve().parents[3]
+# One order, and the log of making it. A copy of the checkout has no __pycache__ to write to.
+MAKE = """
+import logging
+logging.basicConfig(level=logging.INFO)
+from orders.locality import locality_aware_orders
+print(locality_aware_orders(1, [1, 3, 12], 4).tolist())
+"""
+
+
+def test_whole_scores_are_in_the_order_of_the_exact_ones() -> None:
+    around = list(product(range(5), range(5)))
+    by_exact = sorted(around, key=lambda counts: counts[0] + counts[1] / math.sqrt(2))
+    whole = [kernel.EDGE * edges + kernel.CORNER * corners for edges, corners in by_exact]
+    assert whole == sorted(set(whole))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "lowest"), [(0, 0), (0.5, 7), (1, 10), (math.sqrt(2), 14), (1.5, 17), (50, 100)]
+)
+def test_lowest_near_score(threshold: float, lowest: int) -> None:
+    assert kernel.lowest_near_score(threshold) == lowest
+
+
+def test_random_words_are_those_of_the_stream() -> None:
+    ids = np.array([-1, 0, 2**62])
+    states = streams.starting_states("order", 5, ids[:, None], np.arange(2))
+    assert states.shape == (3, 2)
+    words = np.empty(40, dtype=np.uint64)
+    for row, step in product(range(3), range(2)):
+        kernel._random_words(words, states[row, step])
+        expected = streams.words("order", 5, ids[row], step, count=40)[0]
+        np.testing.assert_array_equal(words, expected)
+
+
+def test_keys_have_room_for_the_largest_grid() -> None:
+    assert MAX_GRID_SIZE**2 <= kernel._POSITION_MASK + 1
+    highest = kernel._LOW_SCORE + 4 * (kernel.EDGE + kernel.CORNER)
+    assert highest < kernel._ABOVE_ALL + kernel._LOW_SCORE
+    assert highest << kernel._RANDOM_BITS + kernel._POSITION_BITS < 2**63
+    assert kernel._DECODED + 4 * (kernel.EDGE + kernel.CORNER) < 0
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what makes orders, beside which nothing can be written."""
+    for folder in ("orders", "util"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=lambda *_: ["__pycache__"])
+    (tmp_path / "orders" / "__pycache__").touch()
+    return tmp_path
+
+
+def start(checkout: Path, user_cache: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(user_cache)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    return subprocess.Popen(
+        [sys.executable, "-c", MAKE],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def make(checkout: Path, user_cache: Path) -> tuple[str, str]:
+    """The order made and the log."""
+    process = start(checkout, user_cache)
+    output, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    return output, log
+
+
+def test_processes_that_start_at_once_share_what_they_compile(checkout: Path) -> None:
+    user_cache = checkout / "cache"
+    processes = [start(checkout, user_cache) for _ in range(2)]
+    outputs = set()
+    for process in processes:
+        outputs.add(process.communicate(timeout=120)[0])
+        assert process.returncode == 0
+    output, log = make(checkout, user_cache)
+    assert log == ""
+    assert outputs == {output}
+    # A damaged file does no harm.
+    for file in user_cache.rglob("*.nbi"):
+        file.write_bytes(b"")
+    again, log = make(checkout, user_cache)
+    assert again == output
+    assert "compiling the search" in log and "no compiled code on the disk" in log
+
+
+def test_compiles_where_nothing_can_be_written(checkout: Path) -> None:
+    output, log = make(checkout, Path(os.devnull))
+    assert output.startswith("[[")
+    assert "no compiled code on the disk (cannot cache" in log and "NUMBA_CACHE_DIR" in log
+    assert log.count("compiling the search") == 1
