@@ -196,6 +196,7 @@ def _generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) 
             **vars(evaluation.sampling),
             seed=evaluation.seed,
             image_ids=image_ids,
+            sampler=evaluation.sampler,
         )
     return to_uint8(evaluation.tokenizer.decode_code(tokens))
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 
+from models.fast_network import FastNetwork
 from models.lpd import LPD
-from models.sampling import (
-    SamplingSettings,
-    draw,
-    filtered_probabilities,
-    guidance_scales,
-    guide,
-)
+from models.sampling import SamplingSettings, guidance_scales, pick
 from orders.plan import GenerationPlan
 from util import streams
+from util.cuda_graphs import CaptureError
+
+SAMPLERS = ("fast", "plain")
 
 
 @torch.no_grad()
@@ -34,6 +33,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
+    sampler: str = "fast",
 ) -> torch.Tensor:
     """Generate B images as code indices, in K steps.
 
@@ -52,6 +52,8 @@ def generate(
         top_p: keep the most likely codes up to this mass; 1 keeps all.
         seed: whole number that names the random streams.
         image_ids: (B,) whole numbers that name the images; `range(B)` if None.
+        sampler: `plain` runs the model as it is; `fast` runs the same steps with prepared weights
+            and, on a GPU, as one CUDA graph. Where it cannot, the plain one stands in.
 
     Returns:
         (B, N) int64 on the model's device, raster order.
@@ -60,16 +62,25 @@ def generate(
         ValueError: an argument is out of range, or guidance is asked for without labels.
     """
     settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler: found {sampler!r}, expected one of {SAMPLERS}")
     plan = GenerationPlan.build(orders, group_sizes, model.grid.num_tokens)
     ids = np.arange(plan.batch_size) if image_ids is None else np.asarray(image_ids)
     labels = None if labels is None else torch.as_tensor(labels)
     _check_arguments(model, labels, ids, plan, settings)
     device = model.pos_embed.device
+    inputs = [
+        plan.orders.to(device),
+        torch.from_numpy(position_uniforms(seed, ids, plan.num_tokens)).to(device),
+    ]
     if labels is not None:
-        labels = labels.to(device, torch.int64)
-    uniforms = torch.from_numpy(position_uniforms(seed, ids, plan.num_tokens)).to(device)
+        inputs.append(labels.to(device, torch.int64))
+    if sampler == "fast":
+        tokens = _decode_fast(model, plan, settings, inputs)
+        if tokens is not None:
+            return tokens
     with _eval_mode(model):
-        return _decode(model, labels, plan, uniforms, settings)
+        return _decode(model, plan, settings, *inputs)
 
 
 def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.ndarray:
@@ -77,33 +88,59 @@ def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.n
     return streams.uniforms("sampling", seed, image_ids, count=num_tokens)
 
 
+def _decode_fast(
+    model: LPD, plan: GenerationPlan, settings: SamplingSettings, inputs: list[torch.Tensor]
+) -> torch.Tensor | None:
+    """`_decode` with prepared weights and on a GPU as one graph; None where that is impossible."""
+    fast_path = model.fast_path
+    if type(model).decode_step is not LPD.decode_step:
+        fast_path.use_plain(f"{type(model).__name__} has a decode_step of its own")
+        return None
+    network = fast_path.network(model)
+    if network is None:
+        return None
+    decode = partial(_decode, network, plan, settings)
+    device = model.pos_embed.device.type
+    with torch.autocast(device, enabled=False):  # the network casts what it wants cast
+        if device != "cuda":
+            return decode(*inputs)
+        try:
+            # Shapes tell guided, labelled and batch sizes apart; the grid belongs to the model.
+            return fast_path.graphs.run((plan.group_sizes, settings), decode, *inputs)
+        except CaptureError as error:
+            fast_path.use_plain(str(error))
+            return None
+
+
 def _decode(
-    model: LPD,
-    labels: torch.Tensor | None,
+    network: LPD | FastNetwork,
     plan: GenerationPlan,
-    uniforms: torch.Tensor,
     settings: SamplingSettings,
+    orders: torch.Tensor,
+    uniforms: torch.Tensor,
+    labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The plain decoding loop; arguments are checked and on the model's device."""
-    batch_size = plan.batch_size
-    orders = plan.orders.to(uniforms.device)
+    """The decoding loop; arguments are checked, tensors on the network's device.
+
+    Of the plan only the steps are used: `orders` takes the place of its orders, because a CUDA
+    graph serves any.
+    """
+    batch_size = len(orders)
     uniforms = uniforms.gather(1, orders)
-    scales = guidance_scales(settings, plan.num_tokens, uniforms.device)
+    scales = guidance_scales(settings, plan.num_tokens, orders.device)
     tokens = torch.empty_like(orders)
 
-    context = model.embed_class(labels, batch_size)
+    context = network.embed_class(labels, batch_size)
     if settings.guided:
-        context = torch.cat([context, model.embed_class(None, batch_size)])
-    cache = model.new_cache(context.shape[0])
+        context = torch.cat([context, network.embed_class(None, batch_size)])
+    all_queries = _both_halves(network.embed_queries(orders), settings)
+    cache = network.new_cache(len(context))
     for start, stop in plan.steps():
         positions = orders[:, start:stop]
-        queries = _both_halves(model.embed_queries(positions), settings)
-        logits = model.decode_step(context, queries, cache).float()
-        if settings.guided:
-            logits = guide(logits, scales[start:stop])
-        drawn = draw(filtered_probabilities(logits, settings), uniforms[:, start:stop])
+        logits = network.decode_step(context, all_queries[:, start:stop], cache)
+        drawn = pick(logits, scales[start:stop], uniforms[:, start:stop], settings)
         tokens.scatter_(1, positions, drawn)
-        context = _both_halves(model.embed_tokens(drawn, positions), settings)
+        context = _both_halves(network.embed_tokens(drawn, positions), settings)
     return tokens
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from models.fast_path import FastPath
 from models.masks import group_causal_mask
 from models.transformer import LAYER_NORM_EPS, Block, KVCache
 from util.geometry import TokenGrid
@@ -55,6 +57,7 @@ class LPD(nn.Module):
         self.class_num = class_num
         self.label_drop_prob = label_drop_prob
         self.grad_checkpointing = grad_checkpointing
+        self.fast_path = FastPath()
         if attn_dropout > 0:
             logger.warning("attn_dropout %g applies; the published models had none", attn_dropout)
 
@@ -88,6 +91,16 @@ class LPD(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def train(self, mode: bool = True) -> LPD:
+        """As of `nn.Module`; after training the fast path's copies of the weights are made anew."""
+        if mode:
+            self.fast_path.expire()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles prepare their own weights and capture their own graphs.
+        return {**self.__dict__, "fast_path": FastPath()}
 
     # Input tokens
 
@@ -195,12 +208,15 @@ class LPD(nn.Module):
 
     # Decoding
 
-    def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache for one whole generation, in the dtype that attention will run in."""
-        device = self.pos_embed.device
-        dtype = self.pos_embed.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
+    def compute_dtype(self) -> torch.dtype:
+        """Of matrix products: the dtype of an enclosing `torch.autocast`, else of the weights."""
+        device = self.pos_embed.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.pos_embed.dtype
+
+    def new_cache(self, batch_size: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for one whole generation, by default in `compute_dtype`."""
         heads = self.blocks[0].attn.num_heads
         return KVCache(
             layers=len(self.blocks),
@@ -208,8 +224,8 @@ class LPD(nn.Module):
             heads=heads,
             capacity=1 + self.grid.num_tokens,
             head_size=self.pos_embed.shape[-1] // heads,
-            dtype=dtype,
-            device=device,
+            dtype=dtype or self.compute_dtype(),
+            device=self.pos_embed.device,
         )
 
     def decode_step(

@@ -59,6 +59,29 @@ def guidance_scales(
     return 1 + (settings.cfg - 1) * ramp
 
 
+def pick(
+    logits: torch.Tensor,
+    scales: torch.Tensor,
+    uniforms: torch.Tensor,
+    settings: SamplingSettings,
+) -> torch.Tensor:
+    """Guidance, filters and the draw.
+
+    Args:
+        logits: (B, g, V), under guidance (2B, g, V) with the conditional half first.
+        scales: (g,) guidance strengths; see `guidance_scales`.
+        uniforms: (B, g) in [0, 1).
+        settings: how codes are drawn.
+
+    Returns:
+        (B, g) int64 codes.
+    """
+    logits = logits.float()
+    if settings.guided:
+        logits = guide(logits, scales)
+    return draw(filtered_probabilities(logits, settings), uniforms)
+
+
 def guide(logits: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance.
 
@@ -70,7 +93,7 @@ def guide(logits: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         (B, g, V).
     """
     cond, uncond = logits.chunk(2)
-    return uncond + scales[:, None] * (cond - uncond)
+    return torch.addcmul(uncond, scales[:, None], cond - uncond)
 
 
 def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
@@ -82,7 +105,8 @@ def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> 
     Returns:
         (..., V) probabilities that sum to 1, zero where filtered out.
     """
-    logits = logits / max(settings.temperature, MIN_TEMPERATURE)
+    if settings.temperature != 1:
+        logits = logits / max(settings.temperature, MIN_TEMPERATURE)
     if 0 < settings.top_k < logits.shape[-1]:
         kth = logits.topk(settings.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -110,5 +134,5 @@ def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     cumulative = probs.cumsum(dim=-1)
     codes = torch.searchsorted(cumulative, uniforms[..., None].contiguous(), right=True)
     # Rounding may leave the total below 1: the tail then belongs to the last possible code.
-    reversed_last = (probs > 0).flip(-1).int().argmax(dim=-1)
-    return torch.minimum(codes.squeeze(-1), probs.shape[-1] - 1 - reversed_last)
+    last = torch.searchsorted(cumulative, cumulative[..., -1:].contiguous())
+    return torch.minimum(codes, last).squeeze(-1)

@@ -18,7 +18,7 @@ class KVCache:
     step's context overwrites the queries.
 
     Attributes:
-        keys, values: (layers, B, heads, capacity, head size).
+        entries: (layers, keys and values, B, heads, capacity, head size).
         length: number of context tokens stored, the class token included.
     """
 
@@ -32,27 +32,56 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, batch_size, heads, capacity, head_size)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        shape = (layers, 2, batch_size, heads, capacity, head_size)
+        self.entries = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
-    def write(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store (B, heads, T, head size) behind the known tokens of a layer.
+    @property
+    def heads(self) -> int:
+        """Attention heads of a layer."""
+        return self.entries.shape[3]
+
+    def attend(
+        self, layer: int, qkv: torch.Tensor, num_context: int, queries_only: bool = False
+    ) -> torch.Tensor:
+        """Store a step's keys and values in one layer and attend to all it may see.
+
+        Args:
+            layer: which one.
+            qkv: (3, B, heads, T, head size): of `num_context` new context tokens, then of this
+                step's queries.
+            num_context: context tokens at the front.
+            queries_only: leave out what the context tokens see.
 
         Returns:
-            All keys and all values up to and including the new ones: (B, heads, length + T, ...).
+            (B, T, heads * head size), or without the context tokens.
         """
-        stop = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : stop] = keys
-        self.values[layer, :, :, self.length : stop] = values
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        known = self.length + num_context
+        stop = self.length + qkv.shape[3]
+        self.entries[layer, :, :, :, self.length : stop] = qkv[1:]
+        keys, values = self.entries[layer, :, :, :, :stop]
+        # Two unmasked calls say what a mask would: the context does not see the queries.
+        attended = F.scaled_dot_product_attention(qkv[0, :, :, num_context:], keys, values)
+        if not queries_only:
+            context = F.scaled_dot_product_attention(
+                qkv[0, :, :, :num_context], keys[:, :, :known], values[:, :, :known]
+            )
+            attended = torch.cat([context, attended], dim=2)
+        return merge_heads(attended)
 
     def advance(self, num_context: int) -> None:
         """Keep the first `num_context` of the tokens that the last step wrote."""
         self.length += num_context
+
+
+def split_heads(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(B, L, 3 * C), (q, k, v) x heads x size -> (3, B, heads, L, size)."""
+    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def merge_heads(x: torch.Tensor) -> torch.Tensor:
+    """(B, heads, L, size) -> (B, L, C)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -78,7 +107,7 @@ class Attention(nn.Module):
         Returns:
             (B, L, C).
         """
-        qkv = self._qkv(x)
+        qkv = split_heads(self.qkv(x), self.num_heads)
         dropout = self.attn_dropout if self.training else 0.0
         if qkv.requires_grad and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu":
             # There the backward pass of bfloat16 attention takes twice as long as float32's.
@@ -86,7 +115,7 @@ class Attention(nn.Module):
                 x = F.scaled_dot_product_attention(*qkv.float(), mask, dropout).to(qkv.dtype)
         else:
             x = F.scaled_dot_product_attention(*qkv, mask, dropout)
-        return self._out(x)
+        return self.proj_drop(self.proj(merge_heads(x)))
 
     def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
         """Attend from new context tokens and queries to the cache and to what they may see.
@@ -100,22 +129,8 @@ class Attention(nn.Module):
         Returns:
             (B, T, C).
         """
-        q, k, v = self._qkv(x)
-        keys, values = cache.write(layer, k, v)
-        # Two unmasked calls say what a mask would: the context does not see the queries.
-        known = cache.length + num_context
-        context = F.scaled_dot_product_attention(
-            q[:, :, :num_context], keys[:, :, :known], values[:, :, :known]
-        )
-        queries = F.scaled_dot_product_attention(q[:, :, num_context:], keys, values)
-        return self._out(torch.cat([context, queries], dim=2))
-
-    def _qkv(self, x: torch.Tensor) -> torch.Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        return qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, L, head size)
-
-    def _out(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        qkv = split_heads(self.qkv(x), self.num_heads)
+        return self.proj_drop(self.proj(cache.attend(layer, qkv, num_context)))
 
 
 class Block(nn.Module):

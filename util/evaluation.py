@@ -35,6 +35,7 @@ class Evaluation:
         group_sizes: K sizes that sum to N.
         orders: image ids (B,) -> orders (B, N).
         sampling: how codes are drawn.
+        sampler: `fast` or `plain`.
         seed: names the random streams.
         bf16: run the network under bfloat16 autocast.
         tokenizer: decodes the codes; on the evaluation's device.
@@ -48,6 +49,7 @@ class Evaluation:
     group_sizes: list[int]
     orders: OrderSource
     sampling: SamplingSettings
+    sampler: str
     seed: int
     bf16: bool
     tokenizer: VQModel
@@ -87,6 +89,7 @@ def build_evaluation(
         group_sizes=sizes,
         orders=orders,
         sampling=sampling,
+        sampler=args.sampler,
         seed=args.seed,
         bf16=args.bf16,
         tokenizer=tokenizer.to(device),

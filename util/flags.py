@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.decoding import SAMPLERS
 from models.lpd import MODELS
 from models.sampling import CFG_SCHEDULES
 from util.cli import Parser, number, pixels, random_seed, share, whole
@@ -132,6 +133,9 @@ def _add_sampling_flags(parser: Parser) -> None:
     group.add_argument("--temperature", type=number(), default=1.0)
     group.add_argument("--top_k", type=whole(0), default=0, help="0 keeps all codes")
     group.add_argument("--top_p", type=share(), default=1.0, help="1 keeps all codes")
+    group.add_argument(
+        "--sampler", default="fast", choices=SAMPLERS, help="plain is the readable reference"
+    )
 
 
 def _add_logging_flags(parser: Parser) -> None:

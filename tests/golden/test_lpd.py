@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.decoding import generate
+from models.decoding import SAMPLERS, generate
 from models.lpd import LPD, MODELS, lpd_l
+from tests.forced import forced_logits
 from tests.golden.weights import fill_golden_weights
 
 DATA = Path(__file__).parent / "data"
@@ -49,6 +50,19 @@ def large() -> LPD:
     return model.eval()
 
 
+def check_fast_logits(model: LPD, golden: dict[str, np.ndarray]) -> None:
+    logits = forced_logits(
+        model.fast_path.network(model),
+        long(golden["tokens"]),
+        long(golden["labels"]),
+        golden["group_sizes"].tolist(),
+        long(golden["orders"]),
+    )
+    stored = torch.from_numpy(golden["train_logits"])
+    assert (logits[..., : stored.shape[-1]] - stored).abs().max() < 1e-5
+    assert torch.equal(logits.argmax(-1), long(golden["train_logits_argmax"]))
+
+
 def check_logits(model: LPD, golden: dict[str, np.ndarray], bound: float = 1e-5) -> None:
     tokens, orders = long(golden["tokens"]), long(golden["orders"])
     sizes = golden["group_sizes"].tolist()
@@ -62,15 +76,15 @@ def check_logits(model: LPD, golden: dict[str, np.ndarray], bound: float = 1e-5)
     assert abs(loss.item() - float(golden["train_loss"])) < 1e-5
 
 
-def check_greedy(model: LPD, golden: dict[str, np.ndarray], key: str) -> None:
+def check_greedy(model: LPD, golden: dict[str, np.ndarray], key: str, sampler: str) -> None:
     if key.endswith("unconditional"):
         labels, options = None, {}
     else:
         cfg, schedule = re.fullmatch(r"greedy_tokens_cfg([\d.]+)_(\w+)", key).groups()
         labels, options = long(golden["labels"]), {"cfg": float(cfg), "cfg_schedule": schedule}
-    tokens = generate(
-        model, labels, golden["orders"], golden["group_sizes"].tolist(), top_k=1, **options
-    )
+    sizes = golden["group_sizes"].tolist()
+    options |= {"top_k": 1, "sampler": sampler}
+    tokens = generate(model, labels, golden["orders"], sizes, **options)
     assert torch.equal(tokens, long(golden[key]))
 
 
@@ -81,22 +95,26 @@ def greedy_cases(names: list[str]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_logits(tiny: LPD, name: str) -> None:
     check_logits(tiny, read(name))
+    check_fast_logits(tiny, read(name))
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("name", "key"), greedy_cases(TINY))
-def test_tiny_greedy_tokens(tiny: LPD, name: str, key: str) -> None:
-    check_greedy(tiny, read(name), key)
+def test_tiny_greedy_tokens(tiny: LPD, name: str, key: str, sampler: str) -> None:
+    check_greedy(tiny, read(name), key, sampler)
 
 
 @pytest.mark.slow
 def test_large_logits(large: LPD) -> None:
     check_logits(large, read("lpd_l_256_steps20"))
+    check_fast_logits(large, read("lpd_l_256_steps20"))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("name", "key"), greedy_cases(["lpd_l_256_steps20"]))
-def test_large_greedy_tokens(large: LPD, name: str, key: str) -> None:
-    check_greedy(large, read(name), key)
+def test_large_greedy_tokens(large: LPD, name: str, key: str, sampler: str) -> None:
+    check_greedy(large, read(name), key, sampler)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import main_lpd
-from models.decoding import generate
-from models.lpd import LPD, lpd_tiny
+from models.decoding import SAMPLERS, generate
+from models.lpd import lpd_tiny
+from models.transformer import KVCache
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
@@ -110,18 +111,21 @@ def test_bf16_runs_the_network_in_bfloat16(
     world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    decode_step = LPD.decode_step
+    attend = KVCache.attend
 
-    def spy(self, context, queries, cache):
-        seen.append(cache.keys.dtype)
-        return decode_step(self, context, queries, cache)
+    def spy(self, layer, qkv, *args, **kwargs):
+        seen.append(qkv.dtype)
+        return attend(self, layer, qkv, *args, **kwargs)
 
-    monkeypatch.setattr(LPD, "decode_step", spy)
-    main_lpd.main(world.eval_flags(tmp_path))
-    assert set(seen) == {torch.float32}
-    seen.clear()
-    main_lpd.main([*world.eval_flags(tmp_path), "--bf16"])
-    assert set(seen) == {torch.bfloat16}
+    monkeypatch.setattr(KVCache, "attend", spy)
+    for sampler in SAMPLERS:
+        flags = [*world.eval_flags(tmp_path), "--sampler", sampler]
+        main_lpd.main(flags)
+        assert set(seen) == {torch.float32}
+        seen.clear()
+        main_lpd.main([*flags, "--bf16"])
+        assert set(seen) == {torch.bfloat16}
+        seen.clear()
 
 
 @pytest.fixture(scope="module")

@@ -4,21 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.decoding import generate
-from orders.plan import GenerationPlan
+from models.decoding import SAMPLERS, generate
+from tests.forced import forced_logits
 from tests.unit.models.small import NUM_TOKENS, SIDE, VOCAB, random_batch, random_split, small_lpd
-
-
-def decoded_logits(model, tokens, labels, orders, sizes) -> torch.Tensor:
-    """Logits of every step of cached decoding when the true tokens are fed back."""
-    plan = GenerationPlan.build(orders, sizes, NUM_TOKENS)
-    cache = model.new_cache(len(tokens))
-    context, logits = model.embed_class(labels, len(tokens)), []
-    for start, stop in plan.steps():
-        positions = orders[:, start:stop]
-        logits.append(model.decode_step(context, model.embed_queries(positions), cache))
-        context = model.embed_tokens(tokens.gather(1, positions), positions)
-    return torch.cat(logits, dim=1)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -29,9 +17,10 @@ def test_decoding_equals_the_teacher_forced_pass(seed: int) -> None:
     tokens, labels, orders = random_batch(generator)
     sizes = random_split(generator)
     forced = model.forward_logits(tokens, labels, sizes, orders)
-    decoded = decoded_logits(model, tokens, labels, orders, sizes)
     assert forced.std() > 0.5  # the comparison would be idle between constants
-    assert (forced - decoded).abs().max() < 1e-5
+    for network in (model, model.fast_path.network(model)):
+        decoded = forced_logits(network, tokens, labels, sizes, orders)
+        assert (forced - decoded).abs().max() < 1e-5
 
 
 @torch.no_grad()
@@ -62,8 +51,10 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("options", SETTINGS)
-def test_an_image_does_not_depend_on_its_batch(options: dict) -> None:
+def test_an_image_does_not_depend_on_its_batch(options: dict, sampler: str) -> None:
+    options = options | {"sampler": sampler}
     generator = torch.Generator().manual_seed(5)
     model = small_lpd()
     _, labels, orders = random_batch(generator, batch_size=6)
@@ -111,14 +102,18 @@ def test_bad_arguments_are_refused() -> None:
         generate(model, labels, np.zeros((1, NUM_TOKENS), dtype=int), [NUM_TOKENS])
     with pytest.raises(ValueError):
         generate(model, labels, orders, [NUM_TOKENS - 1])
+    with pytest.raises(ValueError, match="sampler: found 'slow', expected one of"):
+        generate(model, labels, orders, [NUM_TOKENS], sampler="slow")
 
 
-def test_generation_leaves_the_model_as_it_was() -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_generation_leaves_the_model_as_it_was(sampler: str) -> None:
     model = small_lpd(proj_dropout=0.5).train()
     labels, orders = torch.tensor([1]), np.arange(SIDE * SIDE)[None]
-    first = generate(model, labels, orders, [8, 8], seed=3)
+    first = generate(model, labels, orders, [8, 8], seed=3, sampler=sampler)
+    again = generate(model, labels, orders, [8, 8], seed=3, sampler=sampler)
     assert model.training
-    assert torch.equal(first, generate(model, labels, orders, [8, 8], seed=3))  # no dropout
+    assert torch.equal(first, again)  # no dropout
     assert not first.requires_grad
 
 
@@ -126,7 +121,7 @@ def test_bf16_autocast_is_honoured() -> None:
     model = small_lpd()
     labels, orders = torch.tensor([1, 2]), np.stack([np.arange(16)] * 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model.new_cache(2).keys.dtype == torch.bfloat16
+        assert model.new_cache(2).entries.dtype == torch.bfloat16
         tokens = generate(model, labels, orders, [1, 3, 12], cfg=2.0)
     assert tokens.shape == (2, NUM_TOKENS)
     assert tokens.min() >= 0 and tokens.max() < VOCAB

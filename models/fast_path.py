@@ -1,0 +1,150 @@
+"""What the fast sampler keeps of a model between calls: prepared weights and CUDA graphs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from timm.layers import Mlp
+from torch import nn
+
+from models.fast_network import FastNetwork, NetworkWeights, Rows
+from models.transformer import Attention, Block
+from util.cuda_graphs import GraphCache
+
+if TYPE_CHECKING:
+    from models.lpd import LPD
+
+logger = logging.getLogger(__name__)
+
+# An evaluation uses two: for its full batches and for the last one.
+MAX_GRAPHS = 4
+
+# What `NetworkWeights` knows how to prepare. A model with other parts (adapters, quantised or
+# sharded layers) is left to the plain sampler.
+_KNOWN_PARTS = {
+    *(Block, Attention, Mlp, nn.ModuleList),
+    *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.Dropout, nn.Identity),
+}
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """Which weights they were: the same parameters, at the same place, in the same version."""
+
+    parameters: list[nn.Parameter]
+    places: list[int]
+    versions: list[object]
+
+    @classmethod
+    def of(cls, model: LPD) -> _Stamp:
+        parameters = list(model.parameters())
+        return cls(
+            parameters,
+            [parameter.data_ptr() for parameter in parameters],
+            # Tensors of inference mode keep no version: an object equals no other.
+            [object() if p.is_inference() else p._version for p in parameters],
+        )
+
+    def same_places(self, other: _Stamp) -> bool:
+        return self.places == other.places and all(
+            ours is theirs for ours, theirs in zip(self.parameters, other.parameters, strict=True)
+        )
+
+
+class FastPath:
+    """Prepares a model's weights when they are first used, and again when they have changed.
+
+    Changes are seen by the parameters' version counters. Optimisers that write through `.data`
+    leave those alone, so weights also count as changed while the model is in training mode and
+    after it was.
+
+    Attributes:
+        graphs: of whole generations, CUDA only; empty whenever the weights have moved.
+    """
+
+    def __init__(self) -> None:
+        self.graphs = GraphCache(MAX_GRAPHS)
+        self._weights: NetworkWeights | None = None
+        self._rows = Rows()
+        self._stamp: _Stamp | None = None
+        self._expired = False
+        self._obstacle: str | None = None
+
+    def expire(self) -> None:
+        """Prepare the weights anew before their next use, whatever their version says."""
+        self._expired = True
+
+    def network(self, model: LPD) -> FastNetwork | None:
+        """The model with prepared weights of today, in its `compute_dtype`.
+
+        Returns:
+            None where the fast path does not serve the model; the log says why, once.
+        """
+        dtype = model.compute_dtype()
+        obstacle = _find_obstacle(model, dtype)
+        if obstacle is not None:
+            self.use_plain(obstacle)
+            return None
+        stamp = _Stamp.of(model)
+        moved = (
+            self._weights is None
+            or self._weights.dtype != dtype
+            or not stamp.same_places(self._stamp)
+        )
+        if moved:
+            self.graphs.clear()
+            self._weights = None  # the old copies go before the new ones come
+            on_cpu = model.pos_embed.device.type == "cpu"
+            self._weights = NetworkWeights.prepare(model, dtype, packed=on_cpu)
+            if not on_cpu:
+                self._rows = _compile(self._weights)
+        elif self._expired or model.training or stamp.versions != self._stamp.versions:
+            self._weights.refresh(model)
+        self._stamp, self._expired = stamp, False
+        return FastNetwork(model, self._weights, self._rows)
+
+    def use_plain(self, reason: str) -> None:
+        """Say once that, and why, the plain sampler stands in."""
+        if reason != self._obstacle:
+            logger.warning("the plain sampler stands in for the fast one: %s", reason)
+        self._obstacle = reason
+
+
+def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
+    """Why the fast path does not serve a model, if so."""
+    device = model.pos_embed.device.type
+    if device not in ("cpu", "cuda"):
+        return f"it knows no device of type {device}"
+    if device == "cpu":
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"on a CPU it computes in float32 or bfloat16, not {dtype}"
+        if not torch.backends.mkldnn.is_available():
+            return "this PyTorch was built without oneDNN"
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return "this processor has no bfloat16 products"
+    for name, part in model.named_modules():
+        if part is not model and type(part) not in _KNOWN_PARTS:
+            return f"{name} is a {type(part).__name__}, which it does not know"
+        if part._forward_hooks or part._forward_pre_hooks:
+            return f"{name or 'the model'} has a forward hook"
+    return None
+
+
+def _compile(weights: NetworkWeights) -> Rows:
+    """The functions of rows, compiled if that works here."""
+    logger.info("compiling the fast sampler (once per process, up to half a minute)")
+    started = time.monotonic()
+    try:
+        rows = Rows.compiled(weights)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # no Triton, no compiler, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("going on without compilation: %s", reason)
+        return Rows()
+    logger.info("compiled in %.0f s", time.monotonic() - started)
+    return rows

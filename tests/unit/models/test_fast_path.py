@@ -1,0 +1,299 @@
+"""The fast sampler: the plain one's tokens, from today's weights."""
+
+import copy
+import itertools
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from models.decoding import generate
+from models.fast_network import FastNetwork, NetworkWeights, Rows
+from models.lpd import LPD
+from orders.group_sizes import _TABLE_KEYS, _published, group_sizes
+from orders.locality import random_orders
+from tests.forced import forced_logits
+from tests.unit.models.small import NUM_TOKENS, random_batch, small_lpd
+
+LABELS = torch.tensor([0, 3, 1, 4, 2, 2, 0, 1])
+SIZES = [1, 3, 5, 7]
+
+
+def tokens_of(model: LPD, sizes: list[int] = SIZES, batch_size: int = 2, **options: object):
+    orders = random_orders(batch_size, sum(sizes), seed=1)
+    return generate(model, LABELS[:batch_size], orders, sizes, **options)
+
+
+def both(model: LPD, sizes: list[int], batch_size: int, **options: object) -> list[torch.Tensor]:
+    return [
+        tokens_of(model, sizes, batch_size, sampler=sampler, **options)
+        for sampler in ("fast", "plain")
+    ]
+
+
+TABLES = [(n, steps) for n in _TABLE_KEYS for steps in _published(n)]
+
+
+@pytest.mark.parametrize(("num_tokens", "steps"), TABLES)
+def test_equals_plain_for_every_published_table(num_tokens: int, steps: int) -> None:
+    model = small_lpd(img_size=int(num_tokens**0.5) * 4)
+    fast, plain = both(model, group_sizes(num_tokens, steps), 3, cfg=3.0)
+    assert torch.equal(fast, plain)
+    assert len(plain.unique()) > 10
+
+
+FILTERS = [{}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}]
+GUIDANCE = [{}, {"cfg": 3.0}, {"cfg": 3.0, "cfg_schedule": "constant"}]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize(("guidance", "filters"), list(itertools.product(GUIDANCE, FILTERS)))
+def test_equals_plain_for_every_setting(guidance: dict, filters: dict, batch_size: int) -> None:
+    model = small_lpd(img_size=64)
+    fast, plain = both(model, group_sizes(256, 20), batch_size, **guidance, **filters)
+    assert torch.equal(fast, plain)
+
+
+def test_equals_plain_without_labels() -> None:
+    model, orders = small_lpd(), random_orders(2, NUM_TOKENS)
+    fast = generate(model, None, orders, SIZES)
+    assert torch.equal(fast, generate(model, None, orders, SIZES, sampler="plain"))
+
+
+def test_equals_plain_in_one_step_and_one_by_one() -> None:
+    for sizes in ([NUM_TOKENS], [1] * NUM_TOKENS):
+        fast, plain = both(small_lpd(), sizes, 2, cfg=2.0)
+        assert torch.equal(fast, plain)
+
+
+@torch.no_grad()
+def test_bfloat16_logits_are_within_its_rounding() -> None:
+    """Products round to 8 bits: 2**-8 of the logits' spread a layer, and no worse than plain's."""
+    model = small_lpd(decoder_embed_dim=128, decoder_depth=6)
+    for parameter in model.parameters():
+        parameter.mul_(0.3)
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0), batch_size=8)
+    exact = model.forward_logits(tokens, labels, SIZES, orders)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network = model.fast_path.network(model)
+        plain = model.forward_logits(tokens, labels, SIZES, orders)
+    fast = forced_logits(network, tokens, labels, SIZES, orders)
+    assert fast.dtype == torch.bfloat16
+
+    def error(logits: torch.Tensor) -> float:
+        return float((logits.float() - exact).square().mean().sqrt() / exact.std())
+
+    assert 1e-4 < error(fast) < 6 * 2**-8
+    assert error(fast) < 1.2 * error(plain)
+
+
+def test_a_bfloat16_model_stays_in_bfloat16() -> None:
+    model = small_lpd().bfloat16()
+    network = model.fast_path.network(model)
+    assert network.new_cache(1).entries.dtype == torch.bfloat16
+    assert tokens_of(model).shape == (2, NUM_TOKENS)
+
+
+# Today's weights
+
+
+def step_adamw(model: LPD) -> None:
+    # fused, foreach and plain loops write in different ways
+    for options in ({"fused": True}, {"foreach": True}, {"foreach": False}):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **options)
+        tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+        model(tokens, labels, SIZES, orders).backward()
+        optimizer.step()
+
+
+def load_other_weights(model: LPD) -> None:
+    model.load_state_dict(small_lpd(seed=9).state_dict())
+
+
+def assign_other_weights(model: LPD) -> None:
+    model.load_state_dict(small_lpd(seed=9).state_dict(), assign=True)
+
+
+@torch.no_grad()
+def change_one_bias(model: LPD) -> None:
+    model.blocks[1].mlp.fc1.bias.add_(1)
+
+
+@torch.no_grad()
+def change_embeddings(model: LPD) -> None:
+    model.token_emb.weight.mul_(-1)
+
+
+def replace_a_layer(model: LPD) -> None:
+    torch.manual_seed(5)
+    model.head = nn.Linear(32, 23, bias=False)
+
+
+def write_through_data_in_training(model: LPD) -> None:
+    model.train()
+    for parameter in model.parameters():
+        parameter.data.add_(0.2)
+    model.eval()
+
+
+def write_under_inference_mode(model: LPD) -> None:
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.add_(0.2)
+
+
+CHANGES = [
+    step_adamw,
+    load_other_weights,
+    assign_other_weights,
+    change_one_bias,
+    change_embeddings,
+    replace_a_layer,
+    write_through_data_in_training,
+    write_under_inference_mode,
+]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_changed_weight_is_seen(change, bf16: bool) -> None:
+    model = small_lpd()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        before = tokens_of(model, batch_size=8)
+    change(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        after = tokens_of(model, batch_size=8)
+        anew = tokens_of(copy.deepcopy(model), batch_size=8)
+    assert torch.equal(after, anew)
+    assert not torch.equal(after, before)
+
+
+def test_weights_written_through_data_while_training_are_seen() -> None:
+    model = small_lpd().train()
+    before = tokens_of(model, batch_size=8)
+    model.head.weight.data.mul_(-1)
+    after = tokens_of(model, batch_size=8)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, tokens_of(model, batch_size=8, sampler="plain"))
+
+
+def test_weights_of_inference_mode_are_never_trusted() -> None:
+    with torch.inference_mode():
+        model = small_lpd()
+        before = tokens_of(model, batch_size=8)
+        model.head.weight.mul_(-1)
+        after = tokens_of(model, batch_size=8)
+    assert not torch.equal(after, before)
+
+
+def test_dtype_follows_the_call() -> None:
+    model = small_lpd()
+    first = tokens_of(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens_of(model)
+    assert torch.equal(tokens_of(model), first)
+
+
+def test_weights_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prepared = small_lpd(), []
+    prepare = NetworkWeights.prepare.__func__
+    monkeypatch.setattr(
+        NetworkWeights,
+        "prepare",
+        classmethod(lambda *args, **kwargs: prepared.append(1) or prepare(*args, **kwargs)),
+    )
+    monkeypatch.setattr(NetworkWeights, "refresh", lambda *args: prepared.append(2))
+    for _ in range(3):
+        tokens_of(model.eval())
+    assert prepared == [1]
+
+
+def test_copies_and_pickles_leave_the_prepared_weights_behind() -> None:
+    model = small_lpd()
+    tokens = tokens_of(model)
+    names = list(model.state_dict())
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.fast_path is not model.fast_path
+        assert torch.equal(tokens_of(copied), tokens)
+        assert list(copied.state_dict()) == names
+
+
+# Where the plain sampler stands in
+
+
+class Doubled(nn.Linear):
+    """A layer that the fast path cannot know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def put_in_an_adapter(model: LPD) -> None:
+    model.blocks[0].mlp.fc1.__class__ = Doubled
+
+
+def hook_a_block(model: LPD) -> None:
+    model.blocks[0].mlp.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def use_float64(model: LPD) -> None:
+    model.double()
+
+
+class OwnStep(LPD):
+    """A changed method."""
+
+    def decode_step(self, *args: object) -> torch.Tensor:
+        return super().decode_step(*args) * 2
+
+
+def change_the_step(model: LPD) -> None:
+    model.__class__ = OwnStep
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (put_in_an_adapter, "blocks.0.mlp.fc1 is a Doubled, which it does not know"),
+        (hook_a_block, "blocks.0.mlp has a forward hook"),
+        (use_float64, "on a CPU it computes in float32 or bfloat16, not torch.float64"),
+        (change_the_step, "OwnStep has a decode_step of its own"),
+    ],
+)
+def test_what_it_does_not_serve_is_sampled_plainly(
+    change, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small_lpd()
+    change(model)
+    with caplog.at_level(logging.WARNING):
+        fast, plain = both(model, SIZES, 2, cfg=2.0)
+        both(model, SIZES, 2)
+    assert torch.equal(fast, plain)
+    assert caplog.messages == [f"the plain sampler stands in for the fast one: {reason}"]
+
+
+# The form that a GPU runs
+
+
+@torch.no_grad()
+def test_the_compiled_form_is_the_same_and_compiles_a_bounded_number_of_times() -> None:
+    torch.compiler.reset()
+    model = small_lpd(decoder_depth=3)
+    weights = NetworkWeights.prepare(model, torch.float32, packed=False)
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    network = FastNetwork(model, weights, Rows.compiled(weights, backend=backend))
+    generator = torch.Generator().manual_seed(0)
+    for batch_size, sizes in itertools.product([2, 3, 6], [SIZES, [1, 1, 2, 12], [1] * 16, [16]]):
+        tokens, labels, orders = random_batch(generator, batch_size)
+        exact = model.forward_logits(tokens, labels, sizes, orders)
+        logits = forced_logits(network, tokens, labels, sizes, orders)
+        assert (logits - exact).abs().max() < 1e-5
+    assert len(compiled) <= 4
+    torch.compiler.reset()

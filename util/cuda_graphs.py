@@ -1,0 +1,149 @@
+"""CUDA graphs: record a function's kernels once, then launch them all with a single call.
+
+The rules kept here are those of PyTorch's notes on CUDA graphs (CUDA semantics, "CUDA Graphs").
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# Runs before a capture: libraries load their kernels, make their handles and choose algorithms.
+WARM_UP_RUNS = 2
+
+
+class CaptureError(RuntimeError):
+    """A function cannot be captured; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A graph with the tensors that it reads and writes, which live as long as it does."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+    def replay(self, *inputs: Tensor) -> Tensor:
+        for static, new in zip(self.inputs, inputs, strict=True):
+            static.copy_(new)
+        self.graph.replay()
+        # The memory of the output belongs to the pool: the next replay may overwrite it.
+        return self.output.clone()
+
+
+class GraphCache:
+    """The functions last used, captured; all graphs share the memory of their intermediates.
+
+    Use it from one thread and one CUDA stream, with inputs on one device (`clear` before another):
+    what the graphs share is safe because no two of them ever run at once.
+
+    Args:
+        max_graphs: graphs kept, at least 1; beyond it the least recently used is dropped.
+    """
+
+    def __init__(self, max_graphs: int) -> None:
+        if max_graphs < 1:
+            raise ValueError(f"max_graphs: found {max_graphs}, expected at least 1")
+        self._max_graphs = max_graphs
+        self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
+        # Captures share the memory of a pool only if they share the stream as well.
+        self._pool: tuple[int, int] | None = None
+        self._side_stream: torch.cuda.Stream | None = None
+
+    def __len__(self) -> int:
+        """Graphs held at present."""
+        return len(self._graphs)
+
+    @torch.no_grad()
+    def run(self, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Replay `function` as captured for `key`, capturing it first if it is new.
+
+        Args:
+            key: names what `function` computes, the settings it reads (autocast, flags, ...)
+                included; appears in the log. Shapes and dtypes of the inputs need not be part.
+            function: called a few times with static copies of the inputs when it is captured, and
+                never again for this key. It may not wait for the GPU, and what it reads and writes
+                besides the inputs must stay alive at its address as long as the graph: new values
+                there are seen, another tensor is not.
+            inputs: on one CUDA device.
+
+        Returns:
+            The output, in memory of its own.
+
+        Raises:
+            CaptureError: `function` did something that cannot be captured.
+            torch.OutOfMemoryError: the graph does not fit; nothing of it is kept.
+        """
+        signature = (key, *((x.shape, x.dtype, x.device) for x in inputs))
+        if signature not in self._graphs:
+            logger.info("capturing a CUDA graph: %s", key)
+            while len(self._graphs) >= self._max_graphs:
+                self._graphs.popitem(last=False)
+            self._graphs[signature] = self._capture(function, inputs)
+        self._graphs.move_to_end(signature)
+        return self._graphs[signature].replay(*inputs)
+
+    def clear(self) -> None:
+        """Drop all graphs and their memory."""
+        self._graphs.clear()
+
+    def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Captured:
+        device = inputs[0].device
+        # Tensors made in inference mode could not be written to outside it.
+        with torch.inference_mode(False):
+            static = tuple(torch.empty_like(x) for x in inputs)
+        for new, given in zip(static, inputs, strict=True):
+            new.copy_(given)
+        # Autocast would free its cast weights when it ends; without its cache they are part of
+        # the graph, cast anew at every replay.
+        autocast = torch.autocast(
+            device.type,
+            dtype=torch.get_autocast_dtype(device.type),
+            enabled=torch.is_autocast_enabled(device.type),
+            cache_enabled=False,
+        )
+        if not self._graphs:  # a pool ends with its last graph
+            self._pool = torch.cuda.graph_pool_handle()
+        if self._side_stream is None or self._side_stream.device != device:
+            self._side_stream = torch.cuda.Stream(device)
+        with torch.cuda.device(device), autocast:
+            stream = torch.cuda.current_stream()
+            self._side_stream.wait_stream(stream)
+            try:
+                with torch.cuda.stream(self._side_stream):
+                    for _ in range(WARM_UP_RUNS):
+                        function(*static)
+                    return _record(function, static, self._pool, self._side_stream)
+            finally:
+                stream.wait_stream(self._side_stream)
+
+
+def _record(
+    function: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    pool: tuple[int, int],
+    stream: torch.cuda.Stream,
+) -> _Captured:
+    """Capture one call; nothing is computed yet."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Other threads (NCCL's watchdog, memory pinning) may go on calling CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            output = function(*inputs)
+    except Exception as error:
+        graph.reset()  # a traceback may keep it: give the memory back now
+        if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+            raise
+        # What the function did wrong comes first; the end of the capture then fails as well.
+        reason = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+        line = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise CaptureError(f"it cannot be captured: {line}") from error
+    return _Captured(graph, inputs, output)
