@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.decoding import generate
+from models.decoding import eval_mode, generate
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel, fingerprint
 from util import distributed, streams
@@ -23,10 +23,13 @@ from util.errors import UserError, blame
 from util.evaluation import Evaluation
 from util.features import Features, extract
 from util.geometry import TokenGrid
+from util.host_copy import HostCopy
 from util.image_folder import ImageList, image_batches
-from util.images import save_png, to_float, to_uint8
+from util.images import to_float
 from util.logs import logging_redirect_tqdm, progress
+from util.memory import largest_that_fits
 from util.metrics import Scores, score
+from util.png_writers import PngWriters
 from util.scalars import ScalarLog
 from util.token_cache import ArrayFile, plan_shards, remove_unfinished, write_index, write_shard
 from util.training import TrainingRecipe
@@ -128,9 +131,10 @@ def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = Non
         The scores on rank 0; None elsewhere and where nothing scores.
     """
     # No process waits for another before its share is done: let all fail if one does.
-    ids, features = distributed.fail_together(
-        lambda: _evaluate_share(model, evaluation, image_folder)
-    )
+    with eval_mode(model):
+        ids, features = distributed.fail_together(
+            lambda: _evaluate_share(model, evaluation, image_folder)
+        )
     if evaluation.extractor is None:
         return None
     # Rank 0 scores the features of all, in image-id order.
@@ -156,24 +160,56 @@ def _evaluate_share(
 ) -> tuple[np.ndarray, Features | None]:
     """This process's image ids, and their features if something scores them."""
     batches = list(_image_id_batches(evaluation))
-    features, writes = [], []
+    features: list[Features] = []
     total = sum(map(len, batches))
     with (
-        ThreadPoolExecutor(max_workers=2) as writers,
+        PngWriters(image_folder) as writers,
         progress(total=total, desc="evaluate", unit="image") as bar,
     ):
-        for image_ids in batches:
-            images = _generate_images(model, evaluation, image_ids)
-            if image_folder is not None:
-                paths = [image_folder / f"{image_id:05d}.png" for image_id in image_ids]
-                writes.append(writers.map(save_png, images.cpu().numpy(), paths))
-            if evaluation.extractor is not None:
-                features.append(extract(evaluation.extractor, images))
+
+        def settle(image_ids: np.ndarray, samples: HostCopy) -> None:
+            images, *found = samples.wait()
+            writers.write(images.numpy(), image_ids)
+            if found:
+                features.append(Features(*found))
             bar.update(len(image_ids))
-        for results in writes:
-            list(results)  # an error of a writer surfaces here
+
+        # While a GPU makes one batch, the host handles the one before.
+        waiting: deque[tuple[np.ndarray, HostCopy]] = deque()
+        for image_ids in batches:
+            waiting.append((image_ids, _start_batch(model, evaluation, image_ids)))
+            if len(waiting) > 1:
+                settle(*waiting.popleft())
+        for batch in waiting:
+            settle(*batch)
     ids = np.concatenate([np.empty(0, dtype=np.int64), *batches])
     return ids, Features.join(features) if features else None
+
+
+def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> HostCopy:
+    """Images and, if something scores them, their features, on their way to the host.
+
+    Raises:
+        UserError: the batch does not fit into the device's memory; the message says what does.
+    """
+
+    def start(ids: np.ndarray) -> HostCopy:
+        images = _generate_images(model, evaluation, ids)
+        if evaluation.extractor is None:
+            return HostCopy(images)
+        found = extract(evaluation.extractor, images)
+        return HostCopy(images, found.pool, found.logits)
+
+    try:
+        return start(image_ids)
+    except torch.OutOfMemoryError:
+        pass  # the failed attempt's memory is free only outside this block
+    size = len(image_ids)
+    fits = largest_that_fits(lambda smaller: start(image_ids[:smaller]).wait(), size)
+    raise UserError(
+        f"--eval_bsz: {size} images at a time do not fit into the memory of "
+        f"{model.pos_embed.device}, expected at most {fits}"
+    )
 
 
 def _image_id_batches(evaluation: Evaluation) -> Iterator[np.ndarray]:
@@ -198,7 +234,7 @@ def _generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) 
             image_ids=image_ids,
             sampler=evaluation.sampler,
         )
-    return to_uint8(evaluation.tokenizer.decode_code(tokens))
+    return evaluation.decode(tokens)
 
 
 def cache_latents(

@@ -79,7 +79,7 @@ def generate(
         tokens = _decode_fast(model, plan, settings, inputs)
         if tokens is not None:
             return tokens
-    with _eval_mode(model):
+    with eval_mode(model):
         return _decode(model, plan, settings, *inputs)
 
 
@@ -177,7 +177,7 @@ def _check_arguments(
 
 
 @contextmanager
-def _eval_mode(model: LPD) -> Iterator[None]:
+def eval_mode(model: LPD) -> Iterator[None]:
     """Dropout off inside the block; the model's mode is restored after it."""
     was_training = model.training
     model.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from models.fast_network import FastNetwork, NetworkWeights, Rows
 from models.transformer import Attention, Block
 from util.cuda_graphs import GraphCache
+from util.weight_state import WeightState
 
 if TYPE_CHECKING:
     from models.lpd import LPD
@@ -31,30 +31,6 @@ _KNOWN_PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class _Stamp:
-    """Which weights they were: the same parameters, at the same place, in the same version."""
-
-    parameters: list[nn.Parameter]
-    places: list[int]
-    versions: list[object]
-
-    @classmethod
-    def of(cls, model: LPD) -> _Stamp:
-        parameters = list(model.parameters())
-        return cls(
-            parameters,
-            [parameter.data_ptr() for parameter in parameters],
-            # Tensors of inference mode keep no version: an object equals no other.
-            [object() if p.is_inference() else p._version for p in parameters],
-        )
-
-    def same_places(self, other: _Stamp) -> bool:
-        return self.places == other.places and all(
-            ours is theirs for ours, theirs in zip(self.parameters, other.parameters, strict=True)
-        )
-
-
 class FastPath:
     """Prepares a model's weights when they are first used, and again when they have changed.
 
@@ -70,7 +46,7 @@ class FastPath:
         self.graphs = GraphCache(MAX_GRAPHS)
         self._weights: NetworkWeights | None = None
         self._rows = Rows()
-        self._stamp: _Stamp | None = None
+        self._state: WeightState | None = None
         self._expired = False
         self._obstacle: str | None = None
 
@@ -89,22 +65,24 @@ class FastPath:
         if obstacle is not None:
             self.use_plain(obstacle)
             return None
-        stamp = _Stamp.of(model)
-        moved = (
-            self._weights is None
+        weights = list(model.parameters())
+        if (
+            self._state is None
             or self._weights.dtype != dtype
-            or not stamp.same_places(self._stamp)
-        )
-        if moved:
+            or not self._state.same_tensors(weights)
+        ):
+            self._state = None
             self.graphs.clear()
             self._weights = None  # the old copies go before the new ones come
             on_cpu = model.pos_embed.device.type == "cpu"
             self._weights = NetworkWeights.prepare(model, dtype, packed=on_cpu)
             if not on_cpu:
                 self._rows = _compile(self._weights)
-        elif self._expired or model.training or stamp.versions != self._stamp.versions:
+            self._state = WeightState(weights)
+        elif self._expired or model.training or not self._state.is_current(weights):
             self._weights.refresh(model)
-        self._stamp, self._expired = stamp, False
+            self._state = WeightState(weights)
+        self._expired = False
         return FastNetwork(model, self._weights, self._rows)
 
     def use_plain(self, reason: str) -> None:

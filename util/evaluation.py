@@ -15,10 +15,12 @@ from models.sampling import SamplingSettings
 from orders.group_sizes import group_sizes, parse_group_sizes
 from orders.locality import locality_aware_orders, published_repulsion, random_orders
 from orders.order_file import read_orders
+from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
 from util.errors import UserError, blame
 from util.features import FeatureExtractor, build_extractor
 from util.geometry import TokenGrid
+from util.images import to_uint8
 from util.metrics import Statistics, load_reference
 
 OrderSource = Callable[[np.ndarray], np.ndarray]
@@ -38,7 +40,7 @@ class Evaluation:
         sampler: `fast` or `plain`.
         seed: names the random streams.
         bf16: run the network under bfloat16 autocast.
-        tokenizer: decodes the codes; on the evaluation's device.
+        decode: codes (B, N) int64 -> images (B, S, S, 3) uint8, on the evaluation's device.
         extractor: network that scores; None scores nothing.
         reference: statistics for the Frechet distance, if any.
     """
@@ -52,7 +54,7 @@ class Evaluation:
     sampler: str
     seed: int
     bf16: bool
-    tokenizer: VQModel
+    decode: Callable[[torch.Tensor], torch.Tensor]
     extractor: FeatureExtractor | None
     reference: Statistics | None
 
@@ -92,10 +94,19 @@ def build_evaluation(
         sampler=args.sampler,
         seed=args.seed,
         bf16=args.bf16,
-        tokenizer=tokenizer.to(device),
+        decode=build_decoder(tokenizer.to(device), grid, args.sampler),
         extractor=extractor,
         reference=_read_reference(args, extractor),
     )
+
+
+def build_decoder(
+    tokenizer: VQModel, grid: TokenGrid, sampler: str
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What turns codes (B, N) int64 into images (B, S, S, 3) uint8, fast or plainly."""
+    if sampler == "fast":
+        return FastDecoder(tokenizer, grid.num_tokens)
+    return lambda codes: to_uint8(tokenizer.decode_code(codes))
 
 
 def read_group_sizes(args: argparse.Namespace, grid: TokenGrid) -> list[int]:

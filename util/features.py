@@ -105,7 +105,7 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of B images, in the images' order, on the CPU.
+    """Features of B images, in the images' order.
 
     Attributes:
         pool: (B, D) float32.
@@ -119,6 +119,10 @@ class Features:
     def join(cls, parts: Sequence[Features]) -> Features:
         """All images of `parts`, one part after another."""
         return cls(torch.cat([p.pool for p in parts]), torch.cat([p.logits for p in parts]))
+
+    def cpu(self) -> Features:
+        """The same on the host."""
+        return Features(self.pool.cpu(), self.logits.cpu())
 
     def select(self, images: Tensor) -> Features:
         """Those of the images at the places `images` ((n,) int64), in that order."""
@@ -256,7 +260,7 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
         images: (B, S, S, 3) or (B, 3, S, S) uint8, any device.
 
     Returns:
-        The features in the images' order.
+        The features in the images' order, on the extractor's device.
 
     Raises:
         ValueError: images of another shape or type.
@@ -277,7 +281,7 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
         found = extractor.network(images.to(extractor.device))
     by_name = extractor.network.convert_features_tuple_to_dict(found)
     kind = extractor.kind
-    return Features(pool=by_name[kind.pool_layer].cpu(), logits=by_name[kind.logits_layer].cpu())
+    return Features(pool=by_name[kind.pool_layer], logits=by_name[kind.logits_layer])
 
 
 def _cached_inception_weights() -> Path:

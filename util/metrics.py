@@ -206,7 +206,7 @@ def folder_features(
     ]
     loaded = image_batches(images, image_size, batches, num_workers=num_workers)
     bar = progress(loaded, total=len(batches), desc="features", unit="batch")
-    return Features.join([extract(extractor, batch.images) for batch in bar])
+    return Features.join([extract(extractor, batch.images).cpu() for batch in bar])
 
 
 def _require_finite(features: Tensor) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import engine_lpd
 import main_lpd
 from models.decoding import SAMPLERS, generate
 from models.lpd import lpd_tiny
@@ -20,6 +21,7 @@ from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
 from tokenizers.vq_model import load_tokenizer
 from util.checkpoint import load_pretrained
 from util.checkpoint_io import atomic_save
+from util.errors import UserError
 from util.features import DigitsClassifier, build_extractor, extract
 from util.images import to_uint8
 from util.metrics import Statistics, score
@@ -126,6 +128,23 @@ def test_bf16_runs_the_network_in_bfloat16(
         main_lpd.main([*flags, "--bf16"])
         assert set(seen) == {torch.bfloat16}
         seen.clear()
+
+
+def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate_three_at_most(model, labels, *args, **options):
+        if len(labels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(model, labels, *args, **options)
+
+    monkeypatch.setattr(engine_lpd, "generate", generate_three_at_most)
+    main_lpd.main([*world.eval_flags(tmp_path), "--eval_bsz", "3"])
+    expected = (
+        "--eval_bsz: 9 images at a time do not fit into the memory of cpu, expected at most 3"
+    )
+    with pytest.raises(UserError, match=expected):
+        main_lpd.main([*world.eval_flags(tmp_path), "--eval_bsz", "9"])
 
 
 @pytest.fixture(scope="module")

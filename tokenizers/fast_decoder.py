@@ -1,0 +1,213 @@
+"""The fast path from code indices to pixels: half precision, channels last, captured."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizers.vq_model import VQModel
+from util import streams
+from util.cuda_graphs import CaptureError, GraphCache
+from util.geometry import grid_side
+from util.images import to_uint8
+from util.weight_state import WeightState
+
+logger = logging.getLogger(__name__)
+
+# A precision is accurate enough if this share of grey levels is within one of float32's.
+MIN_AGREEMENT = 0.999
+PROBE_IMAGES = 2
+# Decoded at a time, in pixels (16 images of 256 x 256): they fill a GPU and bound its memory.
+MAX_PIXELS = 16 * 256**2
+# Numbers of images at a time with a graph of their own.
+MAX_GRAPHS = 4
+
+
+@contextmanager
+def _plain_float32(device: torch.device) -> Iterator[None]:
+    """No autocast and no TF32 inside the block."""
+    with (
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        yield
+
+
+class DecodingHalf(nn.Module):
+    """What of a tokenizer decodes, copied in another precision, channels last.
+
+    Args:
+        tokenizer: what to copy; the copy is on its device.
+        dtype: of all weights and activations.
+    """
+
+    def __init__(self, tokenizer: VQModel, dtype: torch.dtype) -> None:
+        super().__init__()
+        decoder = copy.deepcopy(tokenizer.decoder).requires_grad_(False)
+        self.decoder = decoder.to(dtype, memory_format=torch.channels_last)
+        self.register_buffer("features", _code_features(tokenizer).to(dtype))
+
+    @torch.no_grad()
+    def load(self, tokenizer: VQModel) -> None:
+        """Take over the tokenizer's weights in place, so that graphs stay valid."""
+        theirs = tokenizer.decoder.parameters()
+        for mine, new in zip(self.decoder.parameters(), theirs, strict=True):
+            mine.copy_(new)
+        self.features.copy_(_code_features(tokenizer))
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """(B, N) int64 -> (B, S, S, 3) uint8."""
+        side = grid_side(indices.shape[1])
+        x = F.embedding(indices, self.features).mT.unflatten(-1, (side, side))
+        return to_uint8(self.decoder(x))
+
+
+@torch.no_grad()
+def _code_features(tokenizer: VQModel) -> Tensor:
+    """Every code as the decoder sees it, (codebook_size, z_channels)."""
+    with _plain_float32(tokenizer.quantize.embedding.weight.device):
+        codes = tokenizer.quantize.codes().mT[None, :, :, None]
+        return tokenizer.post_quant_conv(codes)[0, :, :, 0].mT.contiguous()
+
+
+def _decoding_weights(tokenizer: VQModel) -> list[Tensor]:
+    """All that `DecodingHalf` copies."""
+    return [
+        *tokenizer.decoder.parameters(),
+        *tokenizer.post_quant_conv.parameters(),
+        tokenizer.quantize.embedding.weight,
+    ]
+
+
+class FastDecoder:
+    """Code indices -> uint8 images, at the precision and memory layout that are fast on the device.
+
+    Stands for `to_uint8(tokenizer.decode_code(indices))` and keeps it within one grey level for
+    99.9 % of the values of a probe batch, or else decodes in float32. On a CUDA device float16 and
+    bfloat16 are tried, and what decodes is captured in CUDA graphs. A CPU decodes in float32:
+    bfloat16 is not accurate enough there either, and float16 is slow.
+
+    Weights that change or move are noticed at the next call, except writes through `.data`, which
+    PyTorch does not count.
+
+    Args:
+        tokenizer: in eval mode; stays the owner of the weights.
+        num_tokens: of one image, N.
+        dtype: try this precision only; None tries those that are fast on the device.
+
+    Attributes:
+        dtype: the precision in use.
+        agreement: share of the probe's values within one grey level of float32; 1 for float32.
+
+    Raises:
+        ValueError: `num_tokens` is not a square number.
+    """
+
+    def __init__(
+        self, tokenizer: VQModel, num_tokens: int, *, dtype: torch.dtype | None = None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._num_tokens = num_tokens
+        self._wanted = dtype
+        image_size = grid_side(num_tokens) * tokenizer.stride
+        self._images_at_a_time = max(1, MAX_PIXELS // image_size**2)
+        self._build()
+
+    @torch.no_grad()
+    def __call__(self, indices: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            indices: (B, N) int64 in [0, codebook_size), raster order, on the tokenizer's device.
+
+        Returns:
+            (B, S, S, 3) uint8 on the device, contiguous.
+
+        Raises:
+            ValueError: the indices have another shape.
+        """
+        if indices.ndim != 2 or indices.shape[1] != self._num_tokens:
+            found = tuple(indices.shape)
+            raise ValueError(f"indices: found shape {found}, expected (B, {self._num_tokens})")
+        self._follow_weights()
+        with torch.autocast(self._device.type, enabled=False):
+            parts = [self._decode(part) for part in indices.split(self._images_at_a_time)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        if self._graphs is None:
+            return self._half(indices)
+        try:
+            return self._graphs.run(f"VQ decoder, batch of {len(indices)}", self._half, indices)
+        except (CaptureError, torch.OutOfMemoryError) as error:
+            reason = next(iter(str(error).splitlines()), "out of memory")
+        logger.warning("VQ decoder: decoding without CUDA graphs, because %s", reason)
+        self._graphs = None
+        return self._half(indices)
+
+    def _follow_weights(self) -> None:
+        """Bring the copy up to date."""
+        weights = _decoding_weights(self._tokenizer)
+        if self._state is None or weights[0].device != self._device:
+            self._build()
+        elif not self._state.is_current(weights):
+            self._half.load(self._tokenizer)
+            state = WeightState(weights)
+            # Without versions this happens at every call: what was measured at first must do.
+            if state.versioned and self.dtype != torch.float32:
+                self.agreement = self._measure(self._half)
+            if self.agreement < MIN_AGREEMENT:
+                self._build()
+            self._state = state
+
+    @torch.no_grad()
+    def _build(self) -> None:
+        """Choose the precision and make the copy."""
+        self._state = None  # until all went well
+        weights = _decoding_weights(self._tokenizer)
+        self._device = weights[0].device
+        self._graphs = GraphCache(MAX_GRAPHS) if self._device.type == "cuda" else None
+        self._half, self.dtype, self.agreement = self._choose()
+        self._state = WeightState(weights)
+
+    def _choose(self) -> tuple[DecodingHalf, torch.dtype, float]:
+        """The first precision that is accurate enough: a copy in it, and its agreement."""
+        candidates = (torch.float16, torch.bfloat16) if self._device.type == "cuda" else ()
+        if self._wanted is not None:
+            candidates = (self._wanted,)
+        for dtype in candidates:
+            if dtype == torch.float32:
+                break
+            half = self._copy(dtype)
+            agreement = self._measure(half)
+            logger.info(
+                "VQ decoder: %s keeps %.3f %% of grey levels within one of float32 (%s %.1f %%)",
+                str(dtype).removeprefix("torch."),
+                100 * agreement,
+                "accepted: at least" if agreement >= MIN_AGREEMENT else "rejected: below",
+                100 * MIN_AGREEMENT,
+            )
+            if agreement >= MIN_AGREEMENT:
+                return half, dtype, agreement
+        return self._copy(torch.float32), torch.float32, 1.0
+
+    def _copy(self, dtype: torch.dtype) -> DecodingHalf:
+        with torch.inference_mode(False):  # whose tensors could not be written to later
+            return DecodingHalf(self._tokenizer, dtype)
+
+    def _measure(self, half: DecodingHalf) -> float:
+        """Share of a fixed batch's uint8 values that lie within one of the plain path's."""
+        words = streams.words("VQ decoder probe", np.arange(PROBE_IMAGES), count=self._num_tokens)
+        codes = (words % np.uint64(self._tokenizer.codebook_size)).astype(np.int64)
+        indices = torch.from_numpy(codes).to(self._device)
+        with _plain_float32(self._device):
+            expected = to_uint8(self._tokenizer.decode_code(indices))
+            found = half(indices)
+        return ((found.int() - expected.int()).abs() <= 1).float().mean().item()

@@ -1,0 +1,34 @@
+"""Results on their way from a GPU to the host while the GPU goes on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class HostCopy:
+    """Copies of tensors, started when this is made and awaited when they are needed.
+
+    Args:
+        tensors: on one device, results of work queued on its current stream. Those on the host
+            are not copied.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if tensors[0].device.type != "cuda":
+            self._copies = tensors
+            return
+        # Only page-locked memory is written without holding the host up.
+        self._copies = tuple(
+            torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+            for tensor in tensors
+        )
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(tensors[0].device))
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """The tensors on the host, in the order given."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copies
