@@ -201,9 +201,11 @@ class Rows:
         width, device = weights.norm.weight.numel(), weights.norm.weight.device
         x = torch.zeros(6, width, device=device)
         attended = torch.zeros(6, width, device=device, dtype=weights.dtype)
-        rows.into(x, weights.blocks[0])
-        rows.between(x, attended, weights.blocks[0], weights.blocks[-1])
-        rows.out(x, attended, weights.blocks[-1], weights.norm, weights.head)
+        # Compiled code holds for one state of autocast: that of a capture.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False, cache_enabled=False):
+            rows.into(x, weights.blocks[0])
+            rows.between(x, attended, weights.blocks[0], weights.blocks[-1])
+            rows.out(x, attended, weights.blocks[-1], weights.norm, weights.head)
         return rows
 
 

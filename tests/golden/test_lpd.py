@@ -51,13 +51,10 @@ def large() -> LPD:
 
 
 def check_fast_logits(model: LPD, golden: dict[str, np.ndarray]) -> None:
-    logits = forced_logits(
-        model.fast_path.network(model),
-        long(golden["tokens"]),
-        long(golden["labels"]),
-        golden["group_sizes"].tolist(),
-        long(golden["orders"]),
-    )
+    device = model.pos_embed.device
+    tokens, labels, orders = (long(golden[k]).to(device) for k in ("tokens", "labels", "orders"))
+    sizes = golden["group_sizes"].tolist()
+    logits = forced_logits(model.fast_path.network(model), tokens, labels, sizes, orders).cpu()
     stored = torch.from_numpy(golden["train_logits"])
     assert (logits[..., : stored.shape[-1]] - stored).abs().max() < 1e-5
     assert torch.equal(logits.argmax(-1), long(golden["train_logits_argmax"]))
@@ -85,7 +82,7 @@ def check_greedy(model: LPD, golden: dict[str, np.ndarray], key: str, sampler: s
     sizes = golden["group_sizes"].tolist()
     options |= {"top_k": 1, "sampler": sampler}
     tokens = generate(model, labels, golden["orders"], sizes, **options)
-    assert torch.equal(tokens, long(golden[key]))
+    assert torch.equal(tokens.cpu(), long(golden[key]))
 
 
 def greedy_cases(names: list[str]) -> list[tuple[str, str]]:

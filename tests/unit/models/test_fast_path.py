@@ -103,7 +103,8 @@ def step_adamw(model: LPD) -> None:
     # fused, foreach and plain loops write in different ways
     for options in ({"fused": True}, {"foreach": True}, {"foreach": False}):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **options)
-        tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+        batch = random_batch(torch.Generator().manual_seed(0))
+        tokens, labels, orders = (x.to(model.pos_embed.device) for x in batch)
         model(tokens, labels, SIZES, orders).backward()
         optimizer.step()
 
