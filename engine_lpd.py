@@ -6,34 +6,37 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from models.decoding import eval_mode, generate
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel, fingerprint
 from util import distributed, streams
+from util.cache_writer import Shard, plan_shards, remove_unfinished, write_index, write_shard
+from util.encoding import encode_both_ways, log_share_changed
 from util.errors import UserError, blame
 from util.evaluation import Evaluation
 from util.features import Features, extract
 from util.geometry import TokenGrid
 from util.host_copy import HostCopy
 from util.image_folder import ImageList, image_batches
-from util.images import to_float
 from util.logs import logging_redirect_tqdm, progress
 from util.memory import largest_that_fits
 from util.metrics import Scores, score
 from util.png_writers import PngWriters
 from util.scalars import ScalarLog
-from util.token_cache import ArrayFile, plan_shards, remove_unfinished, write_index, write_shard
 from util.training import TrainingRecipe
-from util.training_data import TokenSource, epoch_batches, steps_per_epoch
+from util.training_data import Batch, TokenSource, epoch_batches, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +68,12 @@ def train_one_epoch(
         UserError: the loss is no longer finite.
     """
     model.train()
-    steps = steps_per_epoch(source.num_samples, recipe.batch_size, distributed.world_size())
+    share = recipe.batch_size * recipe.accum_iter
+    steps = steps_per_epoch(source.num_samples, share, distributed.world_size())
     batches = epoch_batches(
         source,
         epoch,
-        recipe.batch_size,
+        share,
         seed=recipe.seed,
         flip_prob=recipe.flip_prob,
         label_drop_prob=recipe.label_drop_prob,
@@ -87,21 +91,46 @@ def train_one_epoch(
         sizes = _draw_group_sizes(recipe, step)
         # Dropout's masks too depend on the step alone: a resumed run repeats them.
         torch.manual_seed(streams.torch_seed("dropout", recipe.seed, step, distributed.rank()))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
-            loss = model(batch.tokens, batch.labels, sizes, batch.orders, batch.label_drop)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = _backward(model, batch, sizes, recipe)
         norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip or math.inf)
         optimizer.step()
-        total += loss.detach()
+        total += loss
         if step % recipe.log_every == 0:
-            loss_now = distributed.mean(loss.detach())
+            loss_now = distributed.mean(loss)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             _require_finite(loss_now, epoch, step_in_epoch)
             scalars.add(step, {"train/loss": loss_now, "train/lr": lr, "train/grad_norm": norm})
             bar.set_postfix(loss=f"{loss_now:.4f}", lr=f"{lr:.2e}")
     mean_loss = distributed.mean(total / steps)
     _require_finite(mean_loss, epoch, steps - 1)
     return mean_loss
+
+
+def _backward(
+    model: nn.Module, batch: Batch, sizes: list[int], recipe: TrainingRecipe
+) -> torch.Tensor:
+    """Gradients of a step, `recipe.batch_size` images at a time; their mean loss, detached."""
+    parts = list(zip(*(part.split(recipe.batch_size) for part in batch), strict=True))
+    total = torch.zeros((), device=batch.tokens.device)
+    for number, (tokens, labels, orders, label_drop) in enumerate(parts, start=1):
+        with (
+            _exchange(model, number == len(parts)),
+            torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=recipe.bf16),
+        ):
+            loss = model(tokens, labels, sizes, orders, label_drop) / len(parts)
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _exchange(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Whether the processes exchange gradients in a backward pass: once a step is enough."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+    elif isinstance(model, DistributedDataParallel) and not now:
+        return model.no_sync()
+    return nullcontext()
 
 
 def _draw_group_sizes(recipe: TrainingRecipe, step: int) -> list[int]:
@@ -247,6 +276,7 @@ def cache_latents(
     num_workers: int = 0,
     pin_memory: bool = False,
     skip_bad: bool = False,
+    precision: str = "float32",
 ) -> int:
     """Write the token cache of a data set, both ways round; every process takes its share.
 
@@ -260,6 +290,7 @@ def cache_latents(
         path: an existing folder for the cache.
         batch_size: images encoded at a time (each twice: plain and mirrored).
         num_workers, pin_memory, skip_bad: as for `image_batches`.
+        precision: as for `encode`; below float32 the share of indices it changes is logged first.
 
     Returns:
         The number of images in the cache.
@@ -269,11 +300,12 @@ def cache_latents(
             is left behind.
     """
     grid = TokenGrid(image_size, tokenizer.stride, tokenizer.codebook_size)
+    tokenizer = tokenizer.to(memory_format=torch.channels_last)  # convolutions' fast layout
     shards = plan_shards(len(images), batch_size, distributed.world_size())
     mine = range(distributed.rank(), len(shards), distributed.world_size())
     batches = [batch for number in mine for batch in shards[number]]
     loader = image_batches(images, image_size, batches, num_workers, pin_memory, skip_bad)
-    written: list[tuple[ArrayFile, np.ndarray]] = []
+    written: list[tuple[Shard, np.ndarray]] = []
     desc = f"encode (process 1 of {distributed.world_size()})"
     bar = progress(total=sum(map(len, batches)), unit="image", desc=desc)
 
@@ -281,21 +313,14 @@ def cache_latents(
         tokens, labels = [], []
         for _ in shards[number]:
             batch = next(loader)
-            tokens.append(_encode_both_ways(tokenizer, batch.images))
+            if number == 0 and not tokens:
+                log_share_changed(tokenizer, batch.images, precision)
+            tokens.append(encode_both_ways(tokenizer, batch.images, precision).cpu().numpy())
             labels.append(batch.labels.numpy())
             bar.update(len(batch.labels))
         with blame(f"--cached_path: {path}"):
             shard = write_shard(path, number, np.concatenate(tokens), grid.vocab_size)
         written.append((shard, np.concatenate(labels)))
-
-    def finish() -> None:
-        if count == 0:
-            raise UserError("none of the images can be decoded, expected at least one")
-        if distributed.is_main():
-            labels = np.concatenate([labels for _, labels in parts])
-            files = [shard for shard, _ in parts]
-            with blame(f"--cached_path: {path}"):
-                write_index(path, grid, fingerprint(tokenizer), images.classes, labels, files)
 
     started = time.monotonic()
     try:
@@ -305,28 +330,35 @@ def cache_latents(
                 distributed.fail_together(
                     lambda n=number: encode_shard(n) if n < len(shards) else None
                 )
-        parts = sorted(
-            chain.from_iterable(distributed.gather(written)), key=lambda part: part[0].file
+        gathered = chain.from_iterable(distributed.gather(written))
+        parts = sorted(gathered, key=lambda part: part[0].number)
+        distributed.fail_together(
+            lambda: _finish_cache(path, grid, tokenizer, images.classes, parts, precision)
         )
-        count = sum(shard.count for shard, _ in parts)
-        distributed.fail_together(finish)
     except UserError:
         # Every process has left its last write behind: they have just agreed on the failure.
         if distributed.is_main():
             remove_unfinished(path)
         raise
+    count = sum(shard.count for shard, _ in parts)
     seconds = time.monotonic() - started
     logger.info("encoded %d images, %.1f images/s", count, count / seconds)
     return count
 
 
-@torch.inference_mode()
-def _encode_both_ways(tokenizer: VQModel, images: torch.Tensor) -> np.ndarray:
-    """Tokens (B, 2, N) of images (B, 3, S, S) uint8: plain, then mirrored left to right."""
-    if len(images) == 0:  # all of the batch was left out
-        side = images.shape[-1] // tokenizer.stride
-        return np.empty((0, 2, side**2), dtype=np.int64)
-    device = next(tokenizer.parameters()).device
-    plain = to_float(images.to(device, non_blocking=True))
-    indices = tokenizer.encode_indices(torch.cat([plain, plain.flip(-1)]))
-    return torch.stack(indices.chunk(2), dim=1).cpu().numpy()
+def _finish_cache(
+    path: Path,
+    grid: TokenGrid,
+    tokenizer: VQModel,
+    classes: Sequence[str],
+    parts: Sequence[tuple[Shard, np.ndarray]],
+    precision: str,
+) -> None:
+    """Turn the shards and labels of all processes into the cache, on rank 0."""
+    if not sum(shard.count for shard, _ in parts):
+        raise UserError("none of the images can be decoded, expected at least one")
+    if distributed.is_main():
+        shards, labels = zip(*parts, strict=True)
+        made_by = fingerprint(tokenizer)
+        with blame(f"--cached_path: {path}"):
+            write_index(path, grid, made_by, classes, np.concatenate(labels), shards, precision)

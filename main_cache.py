@@ -13,11 +13,11 @@ from pathlib import Path
 from engine_lpd import cache_latents
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util import distributed, logs
+from util.cache_writer import remove_unfinished, require_new_cache
 from util.cli import Parser, pixels, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
 from util.image_folder import list_images
-from util.token_cache import remove_unfinished, require_new_cache
 
 logger = logging.getLogger("lpd")
 
@@ -36,7 +36,9 @@ def build_parser() -> Parser:
         "--vqgan_vocab_size", type=whole(1), help="number of codes; by default the tokenizer's"
     )
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", default="./data/imagenet", help="ImageFolder, under train/")
+    group.add_argument(
+        "--data_path", default="./data/imagenet", help="ImageFolder, under train/, or a tar of one"
+    )
     group.add_argument("--img_size", type=pixels(), default=256, help="side of the crop, pixels")
     group.add_argument("--cached_path", default="", help="folder to write the cache to")
     group.add_argument(
@@ -49,6 +51,16 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("execution")
     group.add_argument("--batch_size", type=whole(1), default=128, help="images per process")
     group.add_argument("--device", default="cuda", help="cuda or cpu")
+    faster = group.add_mutually_exclusive_group()
+    for name, means in (("tf32", "TF32 convolutions"), ("bf16", "bfloat16 autocast")):
+        faster.add_argument(
+            f"--{name}",
+            action="store_const",
+            const=name,
+            dest="precision",
+            default="float32",
+            help=f"encode with {means}; the share of indices that this changes is logged",
+        )
     group.add_argument(
         "--seed", type=random_seed, default=0, help="without effect: nothing is drawn"
     )
@@ -87,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_workers=args.num_workers,
             pin_memory=args.pin_mem,
             skip_bad=args.skip_bad_images,
+            precision=args.precision,
         )
         if count < len(images) and distributed.is_main():
             logger.warning("left out %d of %d images", len(images) - count, len(images))

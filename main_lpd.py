@@ -21,6 +21,7 @@ from models.lpd import LPD, MODELS
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util import distributed, logs
 from util.checkpoint import LAST, load_pretrained
+from util.checkpoint_io import atomic_save
 from util.errors import UserError, blame, require_writable_folder, run
 from util.evaluation import Evaluation, build_evaluation
 from util.files import write_json
@@ -28,6 +29,7 @@ from util.flags import build_parser
 from util.geometry import TokenGrid
 from util.images import open_rgb, write_npz_archive
 from util.scalars import ScalarLog, import_wandb
+from util.sharding import shard
 from util.token_cache import TokenCache, check_cache, open_cache
 from util.training import Training, build_source, build_training
 
@@ -168,7 +170,9 @@ def train(
     state, source, recipe = training.state, training.source, training.recipe
     folder = Path(args.output_dir)
     model = state.model
-    if distributed.world_size() > 1:
+    if args.fsdp:
+        state.optimizer = shard(model, state.optimizer, device)
+    elif distributed.world_size() > 1:
         model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
     started = time.monotonic()
     for epoch in range(training.first_epoch, args.epochs):
@@ -179,10 +183,12 @@ def train(
         logger.info("epoch %d of %d: loss %.4f, %s to go", epoch, args.epochs, loss, left)
         scalars.add(epoch, {"epoch/loss": loss})
         last = epoch + 1 == args.epochs
-        if epoch % args.save_last_freq == 0 or last:
-            on_main(lambda: state.save(folder / LAST))
+        names = [LAST] if epoch % args.save_last_freq == 0 or last else []
         if epoch % args.save_intermediate_freq == 0 or last:
-            on_main(lambda: state.save(folder / f"checkpoint-{state.epoch}.pth"))
+            names.append(f"checkpoint-{epoch}.pth")
+        content = state.content() if names else {}
+        for name in names:
+            on_main(lambda name=name, content=content: atomic_save(content, folder / name))
         if evaluation is not None and (epoch % args.eval_freq == 0 or last):
             run_evaluation(args, state.model, evaluation, scalars, epoch)
 

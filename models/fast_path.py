@@ -11,7 +11,7 @@ from timm.layers import Mlp
 from torch import nn
 
 from models.fast_network import FastNetwork, NetworkWeights, Rows
-from models.transformer import Attention, Block
+from models.transformer import Attention, Block, Dropout
 from util.cuda_graphs import GraphCache
 from util.weight_state import WeightState
 
@@ -27,7 +27,7 @@ MAX_GRAPHS = 4
 # sharded layers) is left to the plain sampler.
 _KNOWN_PARTS = {
     *(Block, Attention, Mlp, nn.ModuleList),
-    *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.Dropout, nn.Identity),
+    *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.Dropout, Dropout, nn.Identity),
 }
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from models.cross_entropy import linear_cross_entropy
 from models.fast_path import FastPath
-from models.masks import group_causal_mask
+from models.masks import group_causal_block_mask, group_causal_mask
 from models.transformer import LAYER_NORM_EPS, Block, KVCache
 from util.geometry import TokenGrid
 
@@ -58,6 +58,7 @@ class LPD(nn.Module):
         self.label_drop_prob = label_drop_prob
         self.grad_checkpointing = grad_checkpointing
         self.fast_path = FastPath()
+        self._sparse_masks = False
         if attn_dropout > 0:
             logger.warning("attn_dropout %g applies; the published models had none", attn_dropout)
 
@@ -164,9 +165,9 @@ class LPD(nn.Module):
             orders = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1)
         if label_drop is None and self.training:
             label_drop = torch.rand(labels.shape, device=labels.device) < self.label_drop_prob
-        logits = self.forward_logits(tokens, labels, group_sizes, orders, label_drop)
+        x = self._forward_queries(tokens, labels, group_sizes, orders, label_drop)
         targets = tokens.gather(1, orders)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
     def forward_logits(
         self,
@@ -183,12 +184,28 @@ class LPD(nn.Module):
         Returns:
             (B, N, vocabulary), generation order.
         """
+        return self.head(self._forward_queries(tokens, labels, group_sizes, orders, label_drop))
+
+    def _forward_queries(
+        self,
+        tokens: torch.Tensor,
+        labels: torch.Tensor | None,
+        group_sizes: Sequence[int],
+        orders: torch.Tensor,
+        label_drop: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What the head reads: (B, N, C), generation order."""
         batch_size, num_tokens = tokens.shape
         if sum(group_sizes) != num_tokens:
             raise ValueError(
                 f"group_sizes: found a sum of {sum(group_sizes)}, expected {num_tokens}"
             )
-        num_context = num_tokens - group_sizes[-1]
+        if self._sparse_masks:
+            num_context = num_tokens - 1
+            mask = group_causal_block_mask(group_sizes, tokens.device)
+        else:
+            num_context = num_tokens - group_sizes[-1]
+            mask = group_causal_mask(group_sizes, tokens.device)
         context_positions = orders[:, :num_context]
         x = torch.cat(
             [
@@ -198,13 +215,25 @@ class LPD(nn.Module):
             ],
             dim=1,
         )
-        mask = group_causal_mask(group_sizes, device=x.device)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, mask)
-        return self.head(self.norm(x[:, -num_tokens:]))
+        return self.norm(x[:, -num_tokens:])
+
+    def compile_blocks(self, sparse: bool, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let the blocks be compiled when `forward` first runs them.
+
+        All blocks share one compiled program, whatever list of group sizes a step draws.
+
+        Args:
+            sparse: attend with sparse masks where the network can (a GPU is needed to train so).
+            backend: of `torch.compile`.
+        """
+        self._sparse_masks = sparse and self.blocks[0].attn.takes_sparse_masks
+        for block in self.blocks:
+            block.compile(backend=backend, dynamic=not self._sparse_masks)
 
     # Decoding
 
@@ -217,13 +246,13 @@ class LPD(nn.Module):
 
     def new_cache(self, batch_size: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for one whole generation, by default in `compute_dtype`."""
-        heads = self.blocks[0].attn.num_heads
+        attention = self.blocks[0].attn
         return KVCache(
             layers=len(self.blocks),
             batch_size=batch_size,
-            heads=heads,
+            heads=attention.num_heads,
             capacity=1 + self.grid.num_tokens,
-            head_size=self.pos_embed.shape[-1] // heads,
+            head_size=attention.head_size,
             dtype=dtype or self.compute_dtype(),
             device=self.pos_embed.device,
         )

@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 LAYER_NORM_EPS = 1e-6
+# Smaller heads do not fill the tiles of the sparse kernel.
+MIN_SPARSE_HEAD_SIZE = 16
 
 
 class KVCache:
@@ -84,6 +87,25 @@ def merge_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+class Dropout(nn.Dropout):
+    """As `nn.Dropout`, with a probability rounded to 16 bits on a CPU.
+
+    PyTorch's own generator there takes as long for a small model's dropout as all of its matrix
+    products; this one turns every random word into four decisions.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Any shape and dtype -> the same."""
+        dropped = round(self.p * 2**16)
+        draws_words = self.training and x.device.type == "cpu" and 0 < dropped < 2**16
+        if not draws_words or torch.compiler.is_compiling():
+            return super().forward(x)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        draws = words.view(torch.int16)[: x.numel()].view(x.shape)
+        scale = x.new_tensor(2**16 / (2**16 - dropped))
+        return x * torch.where(draws >= dropped - 2**15, scale, scale.new_zeros(()))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with biases on qkv; rows of `qkv` are (q, k, v) x heads x size."""
 
@@ -92,30 +114,39 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"width {dim} is not a multiple of the number of heads {num_heads}")
         self.num_heads = num_heads
+        self.head_size = dim // num_heads
         self.attn_dropout = attn_dropout
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_dropout)
+        self.proj_drop = Dropout(proj_dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | BlockMask) -> torch.Tensor:
         """Attend within one sequence.
 
         Args:
             x: (B, L, C).
-            mask: (L, L) bool, True where the row may attend to the column.
+            mask: (L, L) bool, True where the row may attend to the column; or the same as a
+                sparse mask, which knows no dropout and is meant for compiled code.
 
         Returns:
             (B, L, C).
         """
         qkv = split_heads(self.qkv(x), self.num_heads)
         dropout = self.attn_dropout if self.training else 0.0
-        if qkv.requires_grad and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu":
+        if isinstance(mask, BlockMask):
+            x = flex_attention(*qkv, block_mask=mask)
+        elif qkv.requires_grad and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu":
             # There the backward pass of bfloat16 attention takes twice as long as float32's.
             with torch.autocast("cpu", enabled=False):
                 x = F.scaled_dot_product_attention(*qkv.float(), mask, dropout).to(qkv.dtype)
         else:
             x = F.scaled_dot_product_attention(*qkv, mask, dropout)
         return self.proj_drop(self.proj(merge_heads(x)))
+
+    @property
+    def takes_sparse_masks(self) -> bool:
+        """Whether `forward` computes the same with a sparse mask."""
+        return self.attn_dropout == 0 and self.head_size >= MIN_SPARSE_HEAD_SIZE
 
     def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
         """Attend from new context tokens and queries to the cache and to what they may see.
@@ -148,9 +179,10 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, num_heads, attn_dropout, proj_dropout)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=nn.GELU, drop=proj_dropout)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=nn.GELU)
+        self.mlp.drop1, self.mlp.drop2 = Dropout(proj_dropout), Dropout(proj_dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | BlockMask) -> torch.Tensor:
         """One masked pass; shapes as for `Attention.forward`."""
         x = x + self.attn(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from models.lpd import LPD
-from util.checkpoint_io import atomic_save, load_weights, read_checkpoint
+from util.checkpoint_io import load_weights, read_checkpoint
 from util.errors import UserError, blame
 from util.geometry import grid_side
+from util.sharding import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,8 @@ class TrainingState:
     epoch: int = -1
     tokenizer_fingerprint: str | None = None
 
-    def save(self, path: Path) -> None:
-        """Write the published checkpoint form; an existing file survives until the end.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def content(self) -> dict[str, Any]:
+        """What the published checkpoint form holds; all processes of a sharded run take part."""
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -52,7 +49,7 @@ class TrainingState:
             "args": self.args,
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
         }
-        atomic_save(content, path)
+        return gathered(content)
 
     def restore(self, path: Path, flag: str = "--resume") -> None:
         """Continue from a training checkpoint.
@@ -73,6 +70,8 @@ class TrainingState:
 
     def _restore_optimizer(self, found: Any, what: str) -> None:
         try:
+            for group in found["param_groups"]:  # of an older run, maybe: how, not what it computes
+                group["fused"] = True
             self.optimizer.load_state_dict(found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{what}: optimizer state does not fit this model: {error}") from error

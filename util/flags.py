@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from models.decoding import SAMPLERS
 from models.lpd import MODELS
 from models.sampling import CFG_SCHEDULES
@@ -54,9 +56,19 @@ def _add_training_flags(parser: Parser) -> None:
     )
     group.add_argument("--epochs", type=whole(1), default=450)
     group.add_argument(
-        "--batch_size", type=whole(1), default=64, help="images per process and step"
+        "--batch_size", type=whole(1), default=64, help="images per process at a time"
     )
-    group.add_argument("--lr", type=number(), help="learning rate; by default blr * batch / 256")
+    group.add_argument(
+        "--accum_iter", type=whole(1), default=1, help="batches per process and optimiser step"
+    )
+    group.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the network, with sparse masks; by default on a GPU",
+    )
+    group.add_argument(
+        "--lr", type=number(), help="learning rate; by default blr * images per step / 256"
+    )
     group.add_argument("--blr", type=number(), default=1e-4, help="learning rate per 256 images")
     group.add_argument("--min_lr", type=number(), default=1e-5, help="where the cosine ends")
     group.add_argument("--lr_schedule", default="constant+cosine", choices=LR_SCHEDULES)
@@ -69,6 +81,9 @@ def _add_training_flags(parser: Parser) -> None:
     group.add_argument("--attn_dropout", type=share(), default=0.0)
     group.add_argument("--proj_dropout", type=share(), default=0.1)
     group.add_argument("--label_drop_prob", type=share(), default=0.1)
+    group.add_argument(
+        "--fsdp", action="store_true", help="spread weights and optimiser over the processes"
+    )
     group.add_argument("--output_dir", default="./output_dir", help="checkpoints and results")
     group.add_argument("--resume", default="", help="folder that holds checkpoint-last.pth")
     group.add_argument("--save_last_freq", type=whole(1), default=5, help="epochs")
@@ -82,7 +97,9 @@ def _add_training_flags(parser: Parser) -> None:
 
 def _add_data_flags(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", default="./data/imagenet", help="ImageFolder, under train/")
+    group.add_argument(
+        "--data_path", default="./data/imagenet", help="ImageFolder, or an uncompressed tar of one"
+    )
     group.add_argument("--use_cached", action="store_true", help="train on cached tokens")
     group.add_argument("--cached_path", default="", help="token cache of main_cache.py")
     group.add_argument("--class_num", type=whole(1), default=1000, help="number of classes")

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -28,18 +29,24 @@ _DECODE_ERRORS = (
 )
 
 
-def open_rgb(path: str | Path) -> Image.Image:
+def open_rgb(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Decode an image file of any mode to 8-bit RGB.
 
     Alpha is dropped (not composited) and orientation tags are ignored, as ADM does; 16-bit
     greyscale keeps its high byte, as Pillow does for 16-bit colour.
 
+    Args:
+        source: the file, by path or opened.
+        name: what messages call it; by default `source`.
+
     Raises:
         UserError: the file is missing, damaged or no image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.load()
+            if image.mode == "RGB":
+                return image  # `convert` would copy it
             if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
                 high_bytes = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
                 image = Image.fromarray(high_bytes.astype(np.uint8))
@@ -50,7 +57,9 @@ def open_rgb(path: str | Path) -> Image.Image:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "damaged or not an image"
-        raise UserError(f"{path}: cannot be decoded ({reason}), expected an image file") from error
+        raise UserError(
+            f"{name or source}: cannot be decoded ({reason}), expected an image file"
+        ) from error
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -66,8 +75,13 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     short = min(image.size)
     width, height = (round(side * size / short) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
+    if width > size:
+        # Pillow resizes along x, then along y: cut the columns in between, the pixels are the same.
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+        image = image.crop((left, 0, left + size, image.height))
+        width, left = size, 0
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     return image.crop((left, top, left + size, top + size))
 
 

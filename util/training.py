@@ -32,7 +32,8 @@ class TrainingRecipe:
     """What a training step does.
 
     Attributes:
-        batch_size: images per process.
+        batch_size: images per process at a time.
+        accum_iter: how many times that an optimiser step sees.
         schedule: learning rate over fractional epochs.
         group_size_lists: one of them is drawn per optimiser step.
         grad_clip: largest gradient norm; 0 for no clipping.
@@ -44,6 +45,7 @@ class TrainingRecipe:
     """
 
     batch_size: int
+    accum_iter: int
     schedule: LRSchedule
     group_size_lists: list[list[int]]
     grad_clip: float
@@ -90,11 +92,16 @@ def build_training(
     Raises:
         UserError: a flag or file cannot work; the message names it.
     """
-    with blame("--batch_size"):
-        steps_per_epoch(source.num_samples, args.batch_size, world_size)
-    lr = args.lr if args.lr is not None else args.blr * args.batch_size * world_size / 256
+    if args.fsdp and (world_size == 1 or args.online_eval):
+        found = "--online_eval" if args.online_eval else "one process"
+        raise UserError(f"--fsdp: found {found}, expected training alone, on several processes")
+    share = args.batch_size * args.accum_iter
+    with blame("--batch_size" if args.accum_iter == 1 else "--batch_size times --accum_iter"):
+        steps_per_epoch(source.num_samples, share, world_size)
+    lr = args.lr if args.lr is not None else args.blr * share * world_size / 256
     recipe = TrainingRecipe(
         batch_size=args.batch_size,
+        accum_iter=args.accum_iter,
         schedule=LRSchedule(
             args.lr_schedule,
             lr,
@@ -113,7 +120,11 @@ def build_training(
     )
     # No decay on biases and one-dimensional parameters; embeddings are decayed.
     parameters = param_groups_weight_decay(model, args.weight_decay)
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, fused=True)
+    on_gpu = model.pos_embed.device.type == "cuda"
+    if args.compile or (args.compile is None and on_gpu):
+        logger.info("the network is compiled in the first steps, which takes a minute or two")
+        model.compile_blocks(sparse=on_gpu)
     state = TrainingState(model, optimizer, args, args.resume_epoch - 1, fingerprint)
     if args.resume:
         folder = Path(args.resume)

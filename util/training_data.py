@@ -6,7 +6,8 @@ the number of processes and wherever a run was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -15,8 +16,9 @@ import torch
 
 from tokenizers.vq_model import VQModel
 from util import distributed, streams
+from util.encoding import encode
 from util.image_folder import ImageList, image_batches
-from util.images import to_float
+from util.prefetch import prefetch
 from util.token_cache import TokenCache
 
 
@@ -44,7 +46,7 @@ class TokenSource(Protocol):
 
     def read(
         self, batches: np.ndarray, flipped: np.ndarray
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """Tokens (B, N) int64 and labels (B,) int64 of every row of sample indices.
 
         Args:
@@ -70,11 +72,14 @@ class CachedTokens:
 
     def read(
         self, batches: np.ndarray, flipped: np.ndarray
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for indices, flips in zip(batches, flipped, strict=True):
-            tokens = torch.from_numpy(self.cache.read(indices, flips))
-            labels = torch.from_numpy(self.cache.labels[indices])
-            yield tokens.to(self.device), labels.to(self.device)
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        gathered = (
+            stage(self.device, self.cache.read(indices, flips), self.cache.labels[indices])
+            for indices, flips in zip(batches, flipped, strict=True)
+        )
+        with closing(prefetch(gathered)) as ready:
+            for tokens, labels in ready:
+                yield send(tokens, self.device), send(labels, self.device)
 
 
 @dataclass(frozen=True)
@@ -98,17 +103,16 @@ class EncodedImages:
 
     def read(
         self, batches: np.ndarray, flipped: np.ndarray
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         loader = image_batches(
             self.images, self.image_size, list(batches), self.num_workers, self.pin_memory
         )
         for flips in flipped:
             # One process alone may meet an unreadable image: the others must not wait for it.
             batch = distributed.fail_together(lambda: next(loader))
-            images = to_float(batch.images.to(self.device))
+            images = batch.images.to(self.device, non_blocking=True)
             mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
-            with torch.no_grad():
-                tokens = self.tokenizer.encode_indices(torch.where(mirror, images.flip(-1), images))
+            tokens = encode(self.tokenizer, torch.where(mirror, images.flip(-1), images))
             yield tokens, batch.labels.to(self.device)
 
 
@@ -142,11 +146,11 @@ def epoch_batches(
     flip_prob: float,
     label_drop_prob: float,
     device: torch.device,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's batches of one epoch.
 
     A global batch is a stretch of the epoch's permutation of all samples; process r takes its
-    r-th part.
+    r-th part. What the host has to do for the next batches is done while a step runs.
 
     Args:
         source: where the tokens come from.
@@ -162,12 +166,31 @@ def epoch_batches(
     shares = shuffled[: steps * batch_size * distributed.world_size()]
     batches = shares.reshape(steps, distributed.world_size(), batch_size)[:, distributed.rank()]
     flipped = _coins("flip", seed, epoch, batches, flip_prob)
-    for indices, (tokens, labels) in zip(batches, source.read(batches, flipped), strict=True):
-        orders = streams.permutations("order", seed, epoch, indices, count=source.num_tokens)
-        drop = _coins("label drop", seed, epoch, indices, label_drop_prob)
-        yield Batch(
-            tokens, labels, torch.from_numpy(orders).to(device), torch.from_numpy(drop).to(device)
+    drawn = (
+        stage(
+            device,
+            streams.permutations("order", seed, epoch, indices, count=source.num_tokens),
+            _coins("label drop", seed, epoch, indices, label_drop_prob),
         )
+        for indices in batches
+    )
+    with closing(source.read(batches, flipped)) as read, closing(prefetch(drawn)) as ready:
+        for (tokens, labels), (orders, drop) in zip(read, ready, strict=True):
+            yield Batch(tokens, labels, send(orders, device), send(drop, device))
+
+
+def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """Host tensors of `arrays`, in page-locked memory if they are to go to a GPU."""
+    tensors = tuple(map(torch.from_numpy, arrays))
+    if device.type != "cuda":
+        return tensors
+    with torch.cuda.device(device):  # a new thread would lock memory on behalf of GPU 0
+        return tuple(tensor.pin_memory() for tensor in tensors)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A staged tensor on the device; the host does not wait for the copy."""
+    return tensor.to(device, non_blocking=True)
 
 
 def _coins(

@@ -1,5 +1,6 @@
 """The tokenizer computes what the published one computes (float32, CPU)."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +38,10 @@ def test_latents_and_indices(model, golden):
 def test_decoded_images(model, golden):
     decoded = model.decode_code(golden["decode_indices"].long())
     torch.testing.assert_close(decoded, golden["decoded"], atol=1e-3, rtol=0)
+
+
+def test_channels_last_has_the_same_indices(model, golden):
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    images = golden["images"].contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model.encode(images), golden["pre_quant"], atol=1e-4, rtol=0)
+    assert torch.equal(model.encode_indices(images), golden["indices"].long())

@@ -1,5 +1,9 @@
 """main_cache.py end to end, plainly and under torchrun."""
 
+import json
+import logging
+import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,13 +118,39 @@ def test_two_processes_write_what_one_does_and_leave_out_bad_images(
     for text in (caplog.text, log):
         assert text.count("07.png") == 1
         assert text.count("left out 1 of 11 images") == 1
-    names = ["index.json", "shard-00000.npy", "shard-00001.npy", "shard-labels.npy"]
+    names = ["cache-labels.npy", "cache-tokens.npy", "index.json"]
     assert sorted(file.name for file in two.iterdir()) == names
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
     expected = _encode_directly(workspace)
     assert len(expected) == NUM_IMAGES - 1
     for path in (one, two):
         np.testing.assert_array_equal(_read_all(path), expected)
         assert open_cache(path).labels.tolist() == [0] * 6 + [1] * 4
+
+
+def test_a_tar_gives_the_cache_of_its_folder(workspace: Path, main: Main) -> None:
+    with tarfile.open(workspace / "data.tar", "w:") as tar:
+        for folder in ("dog", "cat"):
+            tar.add(workspace / "data" / folder, f"imagenet/train/{folder}")
+    main(_flags(workspace, "--cached_path", workspace / "one"))
+    more = ("--data_path", workspace / "data.tar", "--num_workers", 2)
+    main(_flags(workspace, "--cached_path", workspace / "two", *more))
+    for file in (workspace / "one").iterdir():
+        assert file.read_bytes() == (workspace / "two" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_another_precision_says_what_it_changes(
+    workspace: Path, main: Main, caplog: pytest.LogCaptureFixture, precision: str
+) -> None:
+    path = workspace / "cache"
+    with caplog.at_level(logging.INFO):
+        main(_flags(workspace, "--cached_path", path, f"--{precision}", "--batch_size", 99))
+    said = re.search(rf"{precision} changes (\S+) % of the first batch's indices", caplog.text)
+    changed = (_read_all(path) != _encode_directly(workspace)).mean()
+    assert float(said[1]) == pytest.approx(100 * changed, abs=1e-4)
+    assert (changed > 0) == (precision == "bf16")  # a CPU has no TF32
+    assert json.loads((path / "index.json").read_text())["precision"] == precision
 
 
 def test_corrupt_image_is_one_line_and_leaves_nothing(workspace: Path) -> None:
@@ -141,6 +171,7 @@ def test_corrupt_image_is_one_line_and_leaves_nothing(workspace: Path) -> None:
         (("--cached_path", "{}/c", "--vqgan_vocab_size", "16384"), "--vqgan_path: "),
         (("--cached_path", "{}/vq.pt"), "--cached_path: "),
         (("--cached_path", "{}/c", "--data_path", "{}/no"), "--data_path: "),
+        (("--cached_path", "{}/c", "--tf32", "--bf16"), "--bf16: not allowed with argument --tf32"),
         (("--cached_path", "{}/c", "--batch_size", "0"), "--batch_size: found '0', expected"),
     ],
 )

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.commands import succeed
 from tests.integration.tiny_world import TinyWorld
-from util.checkpoint import resize_pos_embed
+from util.checkpoint import LAST, resize_pos_embed
 from util.checkpoint_io import read_checkpoint
 
 
@@ -22,19 +22,56 @@ def logged(folder: Path, name: str) -> list[float]:
     return [event.value for event in events.Scalars(name)]
 
 
-def test_one_process_equals_two_on_the_same_global_batch(world: TinyWorld, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
+def test_the_global_batch_may_be_split_over_processes_and_passes(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    one, two, four = tmp_path / "one", tmp_path / "two", tmp_path / "four"
     common = ["--epochs", "2", "--proj_dropout", "0"]
     succeed("main_lpd.py", *world.train_flags(one), *common, "--batch_size", "16")
     succeed("main_lpd.py", *world.train_flags(two), *common, "--batch_size", "8", processes=2)
+    passes = ["--batch_size", "4", "--accum_iter", "2"]
+    succeed("main_lpd.py", *world.train_flags(four), *common, *passes, processes=2)
     losses = logged(one, "train/loss")
     assert len(losses) == 6
-    assert logged(two, "train/loss") == pytest.approx(losses, rel=1e-5)
     assert losses[-1] < losses[0]
-    for name, value in weights(one).items():
-        # Adam turns rounding of tiny gradients into steps of up to lr: compare on that scale.
-        assert (weights(two)[name] - value).abs().max() < 1e-3, name
-        assert (weights(two)[name] - value).abs().mean() < 2e-5, name
+    for split in (two, four):
+        assert logged(split, "train/loss") == pytest.approx(losses, rel=1e-5)
+        assert logged(split, "train/lr") == pytest.approx(logged(one, "train/lr"))
+        for name, value in weights(one).items():
+            # Adam turns rounding of tiny gradients into steps of up to lr: compare on that scale.
+            assert (weights(split)[name] - value).abs().max() < 1e-3, name
+            assert (weights(split)[name] - value).abs().mean() < 2e-5, name
+
+
+def test_sharded_training_is_the_same_training_with_the_same_files(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    whole, sharded, resumed = (tmp_path / name for name in ("whole", "sharded", "resumed"))
+    flags = ["--epochs", "2", "--batch_size", "4", "--accum_iter", "2", "--proj_dropout", "0"]
+    flags += ["--save_intermediate_freq", "1"]
+    succeed("main_lpd.py", *world.train_flags(whole), *flags, processes=2)
+    succeed("main_lpd.py", *world.train_flags(sharded), *flags, "--fsdp", processes=2)
+    expected = read_checkpoint(whole / LAST, "test")
+    found = read_checkpoint(sharded / LAST, "test")
+    assert logged(sharded, "train/loss") == pytest.approx(logged(whole, "train/loss"), rel=1e-5)
+    assert logged(sharded, "train/grad_norm") == pytest.approx(
+        logged(whole, "train/grad_norm"), rel=1e-4
+    )
+    assert found["model"].keys() == expected["model"].keys()
+    for name, value in expected["model"].items():
+        assert (found["model"][name] - value).abs().mean() < 2e-5, name
+    moments, wanted = found["optimizer"]["state"], expected["optimizer"]["state"]
+    assert moments.keys() == wanted.keys()
+    for index, state in wanted.items():
+        assert moments[index]["exp_avg"].shape == state["exp_avg"].shape
+        assert (moments[index]["exp_avg"] - state["exp_avg"]).abs().max() < 1e-4
+    # A sharded run goes on from a file of an unsharded one.
+    resumed.mkdir()
+    (whole / "checkpoint-0.pth").rename(resumed / LAST)
+    flags += ["--resume", str(resumed)]
+    succeed("main_lpd.py", *world.train_flags(resumed), *flags, "--fsdp", processes=2)
+    for name, value in weights(resumed).items():
+        assert (found["model"][name] - value).abs().mean() < 2e-5, name
 
 
 @pytest.mark.parametrize("processes", [None, 2])

@@ -10,9 +10,9 @@ import torch
 
 from models.lpd import lpd_tiny
 from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
+from util.cache_writer import write_index, write_shard
 from util.checkpoint_io import atomic_save
 from util.geometry import TokenGrid
-from util.token_cache import write_index, write_shard
 
 CLASSES = 3
 GRID = TokenGrid(image_size=16, stride=4, vocab_size=32)

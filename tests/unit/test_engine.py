@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 SIZES = [[4], [2, 2], [1, 3]]
 RECIPE = TrainingRecipe(
     batch_size=2,
+    accum_iter=1,
     schedule=LRSchedule("cosine", 0.5, 0.1, 4, 1, 0),
     group_size_lists=SIZES,
     grad_clip=0.0,

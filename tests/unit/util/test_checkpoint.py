@@ -21,7 +21,9 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), [16]).backward()
     optimizer.step()
-    TrainingState(model, optimizer, argparse.Namespace(lr=1e-3), epoch=7).save(path)
+    atomic_save(
+        TrainingState(model, optimizer, argparse.Namespace(lr=1e-3), epoch=7).content(), path
+    )
     other = tiny()
     state = TrainingState(other, torch.optim.AdamW(other.parameters()), argparse.Namespace())
     state.restore(path)
@@ -37,7 +39,7 @@ def test_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint-last.pth"
     model = tiny()
     optimizer = torch.optim.AdamW(model.parameters())
-    TrainingState(model, optimizer, argparse.Namespace(), 0, "a" * 64).save(path)
+    atomic_save(TrainingState(model, optimizer, argparse.Namespace(), 0, "a" * 64).content(), path)
     with pytest.raises(UserError, match="tokenizer aaaaaaaaaaaa, expected this run's bbbbbbbbbbbb"):
         TrainingState(model, optimizer, argparse.Namespace(), 0, "b" * 64).restore(path)
     TrainingState(model, optimizer, argparse.Namespace(), 0, None).restore(path)

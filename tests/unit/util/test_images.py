@@ -91,6 +91,28 @@ def test_center_crop_always_has_the_asked_size(width: int, height: int, size: in
     assert center_crop(Image.new("RGB", (width, height)), size).size == (size, size)
 
 
+def adm_center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The definition, method section 8, step by step on whole images."""
+    while min(image.size) >= 2 * size:
+        image = image.resize(tuple(side // 2 for side in image.size), Image.Resampling.BOX)
+    whole = tuple(round(side * size / min(image.size)) for side in image.size)
+    pixels = np.asarray(image.resize(whole, Image.Resampling.BICUBIC))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 70), st.integers(0, 99))
+def test_center_crop_has_the_pixels_of_the_definition(
+    width: int, height: int, size: int, seed: int
+) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    np.testing.assert_array_equal(
+        np.asarray(center_crop(image, size)), adm_center_crop(image, size)
+    )
+
+
 def test_center_crop_takes_the_middle() -> None:
     image = Image.new("RGB", (64, 32))
     image.paste(COLOUR, (16, 0, 48, 32))

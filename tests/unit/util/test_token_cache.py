@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from util import token_cache
-from util.errors import UserError
-from util.geometry import TokenGrid
-from util.token_cache import (
+from util.cache_readers import MappedCache
+from util.cache_writer import (
+    LABELS_FILE,
     MAX_SHARD_IMAGES,
-    ArrayFile,
-    ShardedCache,
-    check_cache,
-    open_cache,
+    TOKENS_FILE,
     plan_shards,
     remove_unfinished,
     require_new_cache,
     write_index,
     write_shard,
 )
+from util.errors import UserError
+from util.geometry import TokenGrid
+from util.token_cache import check_cache, open_cache
 
 GRID = TokenGrid(image_size=16, stride=4, vocab_size=50)
 COUNTS = (3, 0, 4, 2)
@@ -78,39 +78,48 @@ def test_round_trip(tmp_path: Path, vocab_size: int, dtype: type) -> None:
     found = cache.read(indices, flipped)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, tokens[indices, flipped.astype(int)])
-    assert np.load(tmp_path / "shard-00000.npy").dtype == dtype
+    assert np.load(tmp_path / TOKENS_FILE).dtype == dtype
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"index.json", TOKENS_FILE, LABELS_FILE}
     assert cache.read(np.array([], dtype=int), np.array([], dtype=bool)).shape == (0, 16)
     with pytest.raises(IndexError):
         cache.read(np.array([9]), np.array([False]))
 
 
-def test_few_mapped_shards_give_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_cache_reads_the_same(path: Path) -> None:
     indices, flipped = np.arange(9), np.zeros(9, dtype=bool)
-    expected = open_cache(path).read(indices, flipped)
-    monkeypatch.setattr(token_cache, "MAX_MAPPED_SHARDS", 1)
-    cache = pickle.loads(pickle.dumps(open_cache(path)))
-    for _ in range(2):
-        np.testing.assert_array_equal(cache.read(indices, flipped), expected)
+    cache = open_cache(path)
+    pickled = pickle.dumps(cache)
+    assert len(pickled) < 2000
+    found = pickle.loads(pickled).read(indices, flipped)
+    np.testing.assert_array_equal(found, cache.read(indices, flipped))
 
 
 def test_large_cache_is_mapped_not_loaded(tmp_path: Path) -> None:
-    """100,000 images in sparse files: 51 MB that neither opening nor reading may load."""
-    grid, shards = TokenGrid(256, 16, 16384), []
-    for number, count in enumerate([4096] * 24 + [1696]):
-        file = tmp_path / f"shard-{number:05d}.npy"
-        with file.open("wb") as stream:
-            header = {"descr": "<u2", "fortran_order": False, "shape": (count, 2, 256)}
-            np.lib.format.write_array_header_1_0(stream, header)
-            stream.truncate(stream.tell() + count * 2 * 256 * 2)
-        shards.append(ArrayFile(file.name, count, 0))
-    write_index(tmp_path, grid, "f", ("a",), np.zeros(100_000), shards)
+    """1,281,167 images in a sparse file: 1.3 GB that neither opening nor reading may load."""
+    count = 1_281_167
+    write_index(tmp_path, TokenGrid(256, 16, 16384), "f", ("a",), np.zeros(0), [])
+    np.save(tmp_path / LABELS_FILE, np.zeros(count, dtype=np.int32))
+    with (tmp_path / TOKENS_FILE).open("wb") as stream:
+        header = {"descr": "<u2", "fortran_order": False, "shape": (count, 2, 256)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.truncate(stream.tell() + count * 2 * 256 * 2)
+    _edit_index(tmp_path, num_images=count)
+    before = _own_memory()
     cache = open_cache(tmp_path)
-    assert isinstance(cache, ShardedCache)
-    indices = np.arange(0, 100_000, 5000)
+    assert isinstance(cache, MappedCache)
+    indices = np.arange(0, count, 5000)
     assert not cache.read(indices, indices % 2 == 0).any()
-    assert cache._mapped
-    assert all(isinstance(shard, np.memmap) for shard in cache._mapped.values())
-    assert len(pickle.dumps(cache)) < 2e6
+    if before is not None:
+        assert _own_memory() - before < 100e6
+    assert isinstance(cache._tokens.base, np.memmap)
+
+
+def _own_memory() -> int | None:
+    """Bytes that are this process's own, mapped files not counted; None where that is unknown."""
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else None
 
 
 def test_write_shard_refuses_indices_beyond_the_vocabulary(tmp_path: Path) -> None:
@@ -127,26 +136,27 @@ def _edit_index(path: Path, **entries: object) -> None:
 
 
 def _truncate(path: Path) -> None:
-    file = path / "shard-00002.npy"
+    file = path / TOKENS_FILE
     file.write_bytes(file.read_bytes()[:-8])
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: (p / "shard-00002.npy").unlink(), "shard-00002.npy: is missing"),
-        (_truncate, "shard-00002.npy: is damaged"),
-        (lambda p: (p / "shard-00002.npy").write_text("x"), "shard-00002.npy: "),
-        (lambda p: np.save(p / "shard-00002.npy", np.zeros((4, 2, 16))), "shard-00002.npy: holds"),
-        (lambda p: (p / "shard-labels.npy").unlink(), "shard-labels.npy: is missing"),
-        (lambda p: np.save(p / "shard-labels.npy", np.full(9, 3, dtype=np.int32)), "labels from 3"),
+        (lambda p: (p / TOKENS_FILE).unlink(), "cache-tokens.npy: is missing"),
+        (_truncate, "cache-tokens.npy: is damaged"),
+        (lambda p: (p / TOKENS_FILE).write_text("x"), "cache-tokens.npy: "),
+        (lambda p: np.save(p / TOKENS_FILE, np.zeros((9, 2, 16))), "cache-tokens.npy: holds"),
+        (lambda p: (p / LABELS_FILE).unlink(), "cache-labels.npy: is missing"),
+        (lambda p: np.save(p / LABELS_FILE, np.full(9, 3, dtype=np.int32)), "labels from 3"),
         (lambda p: (p / "index.json").write_text("{"), "index.json: is damaged"),
         (lambda p: (p / "index.json").write_text("[1]"), "not the index of a token cache"),
         (lambda p: (p / "index.json").unlink(), "no index.json"),
-        (lambda p: _edit_index(p, version=2), "version 2, expected 1"),
-        (lambda p: _edit_index(p, num_images=8), "expected the same number"),
+        (lambda p: _edit_index(p, version=1), "version 1, expected 2"),
+        (lambda p: _edit_index(p, num_images=8), "cache-labels.npy: holds int32"),
         (lambda p: _edit_index(p, image_size=17), "not a multiple"),
-        (lambda p: _edit_index(p, shards=[{"file": "../x", "count": 9, "crc32": 0}]), "file entry"),
+        (lambda p: _edit_index(p, crc32={"../x": 0}), "found checksums"),
+        (lambda p: _edit_index(p, num_images=0), "found 0 images"),
         (lambda p: _edit_index(p, classes=None), "no usable entry 'classes'"),
     ],
 )
@@ -167,15 +177,15 @@ def test_open_cache_names_a_missing_folder(tmp_path: Path) -> None:
 def test_verify_finds_a_changed_byte(path: Path) -> None:
     cache = open_cache(path)
     cache.verify()
-    file = path / "shard-00002.npy"
+    file = path / TOKENS_FILE
     content = bytearray(file.read_bytes())
     content[-1] ^= 0x80
     file.write_bytes(content)
     cache = open_cache(path)  # sizes and types still fit
-    with pytest.raises(UserError, match=r"shard-00002\.npy is damaged: checksum"):
+    with pytest.raises(UserError, match=r"cache-tokens\.npy is damaged: checksum"):
         cache.verify()
     with pytest.raises(UserError, match="checksum"):  # the index is now beyond the vocabulary
-        cache.read(np.array([6]), np.array([True]))
+        cache.read(np.array([8]), np.array([True]))
 
 
 def test_check_cache_refuses_what_does_not_belong(path: Path) -> None:

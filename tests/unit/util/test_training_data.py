@@ -1,14 +1,21 @@
 """What an epoch sees depends on the seed, the epoch and the sample alone."""
 
+import hashlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from util import distributed
-from util.training_data import Batch, epoch_batches, steps_per_epoch
+from util.cache_writer import write_index, write_shard
+from util.errors import UserError
+from util.geometry import TokenGrid
+from util.token_cache import open_cache
+from util.training_data import Batch, CachedTokens, TokenSource, epoch_batches, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,11 @@ class Numbered:
             yield tokens, torch.from_numpy(indices % 5)
 
 
-def epoch(number: int = 0, batch_size: int = 8, **changes: object) -> list[Batch]:
+def epoch(
+    number: int = 0, batch_size: int = 8, source: TokenSource | None = None, **changes: object
+) -> list[Batch]:
     options = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
-    return list(epoch_batches(Numbered(), number, batch_size, **{**options, **changes}))
+    return list(epoch_batches(source or Numbered(), number, batch_size, **{**options, **changes}))
 
 
 def by_sample(batches: list[Batch]) -> dict[int, tuple]:
@@ -91,3 +100,40 @@ def test_steps_per_epoch() -> None:
     assert steps_per_epoch(16, 8, 2) == 1
     with pytest.raises(ValueError, match="found 8 on 2 processes, expected at most 7"):
         steps_per_epoch(15, 8, 2)
+
+
+def test_batches_of_a_cache_are_these(tmp_path: Path) -> None:
+    """The same seed gives the same batches in every version: interrupted runs depend on it."""
+    grid = TokenGrid(image_size=16, stride=4, vocab_size=1000)
+    tokens = np.arange(50 * 2 * 16).reshape(50, 2, 16) % 1000
+    parts = np.split(tokens, [20, 33])
+    shards = [write_shard(tmp_path, i, part, 1000) for i, part in enumerate(parts)]
+    write_index(tmp_path, grid, "f", ("a", "b"), np.arange(50) % 2, shards)
+    source = CachedTokens(open_cache(tmp_path), torch.device("cpu"))
+    digest = hashlib.sha256()
+    for number in (0, 7):
+        for batch in epoch(number, source=source):
+            for tensor in batch:
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.numpy().tobytes())
+    expected = "8e0ecf88a690dcbb6c3feb13020d1aa48388817527f7cc44d7e46c8392b6d250"
+    assert digest.hexdigest() == expected
+
+
+def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:
+    @dataclass(frozen=True)
+    class Failing(Numbered):
+        def read(self, batches: np.ndarray, flipped: np.ndarray) -> Iterator[tuple]:
+            yield from list(super().read(batches[:2], flipped[:2]))
+            raise UserError("the cache has gone")
+
+    before = threading.active_count()
+    options = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
+    batches = epoch_batches(Numbered(), 0, 8, **options)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+    with pytest.raises(UserError, match="has gone"):
+        epoch(source=Failing())
+    assert threading.active_count() == before

@@ -1,0 +1,348 @@
+"""Time from labels to images, fast and plain, beside the least time this machine allows.
+
+    python scripts/benchmark_sampling.py [--quick] [--output sampling.json]
+
+Weights are random, and orders are at hand as from an order file. All that stands in one line of
+the table is timed in turn. Times drift between runs: only ratios taken in one run count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from models.fast_network import NetworkWeights
+from models.lpd import LPD
+from scripts.sampling_case import (
+    Case,
+    Row,
+    bare_products,
+    decoder_work,
+    head_and_drawing,
+    random_model,
+)
+from tokenizers.fast_decoder import FastDecoder
+from tokenizers.vq_model import VQModel
+from util import benchmark, distributed, logs
+from util.cli import Parser, number, whole
+from util.errors import blame, require_writable_folder, run
+from util.files import write_json
+from util.memory import largest_that_fits
+from util.roofline import FORMULA, Rates, total
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+BATCH_SIZES = {"cpu": [1, 4], "cuda": [1, 8, 64, 256]}
+# On a GPU, 30 make a 95th percentile.
+MOST_ROUNDS = 30
+
+# Title, number format and factor by key.
+COLUMNS = {
+    "row": ("row", "", 1),
+    "dtype": ("type", "", 1),
+    "batch_size": ("batch", "d", 1),
+    "rounds": ("rounds", "d", 1),
+    "fast_s": ("fast, ms", ".1f", 1e3),
+    "fast_p95_s": ("95 %, ms", ".1f", 1e3),
+    "images_per_s": ("images/s", ".2f", 1),
+    "plain_s": ("plain, ms", ".1f", 1e3),
+    "ratio": ("plain / fast", ".2f", 1),
+    "floor_s": ("floor, ms", ".1f", 1e3),
+    "floor_share": ("floor / fast", ".0%", 1),
+    "transformer_s": ("transformer, ms", ".1f", 1e3),
+    "head_s": ("head + drawing, ms", ".1f", 1e3),
+    "vq_s": ("VQ decoder, ms", ".1f", 1e3),
+    "products_ratio": ("generation / products", ".2f", 1),
+    "packed_products_ratio": ("generation / packed products", ".2f", 1),
+    "peak_bytes": ("peak, GiB", ".2f", 2**-30),
+    "memory_ratio": ("peak / needed", ".2f", 1),
+    "cold_start_s": ("cold start, s", ".1f", 1),
+}
+NOTES = """\
+fast, 95 %: median and 95th percentile, from labels to uint8 images on the device
+transformer: what head + drawing and VQ decoder, timed alone, leave of the fast median
+generation: the fast median without the VQ decoder; products: the bare matrix products of the same
+  shapes, as nn.Linear runs them or (packed) with weights in the fast path's layout
+peak: on a GPU of the fast path, on a CPU of the process so far; peak / needed: without the VQ
+  decoder, over the model's weights + key-value cache + one step's activations
+cold start: the first images, with preparation, compilation and capture
+"""
+
+
+ROWS = (
+    Row("lpd_l", 256, 20, 4.8),
+    Row("lpd_xl", 256, 20, 4.9),
+    Row("lpd_xxl", 256, 20, 5.9),
+    Row("lpd_l", 256, 32, 5.4),
+    Row("lpd_xl", 256, 32, 5.0),
+    Row("lpd_l", 512, 48, 7.3),
+    Row("lpd_xl", 512, 48, 6.0),
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is measured, and how often.
+
+    Attributes:
+        device: where.
+        dtypes: of the network's matrix products, keys of `DTYPES`.
+        batch_sizes: tried in turn until one does not fit.
+        plain: measure the plain path, too.
+        rounds: at least so many, whatever they take.
+        seconds: after these no round begins beyond the least number.
+        plain_once: types whose plain path, being slow, is called once, cold.
+    """
+
+    device: torch.device
+    dtypes: Sequence[str]
+    batch_sizes: Sequence[int]
+    plain: bool = True
+    rounds: int = 3
+    seconds: float = 10.0
+    plain_once: Collection[str] = ()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    names = [row.name for row in ROWS]
+    parser = Parser(description="Time from labels to images, beside what this machine allows.")
+    parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", help=", ".join(names))
+    parser.add_argument("--batch_sizes", nargs="+", type=whole(1), help="images at a time")
+    parser.add_argument("--dtype", choices=("bf16", "f32", "both"), help="by default bf16 on a GPU")
+    parser.add_argument("--device", help="by default cuda where there is one, else cpu")
+    parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
+    parser.add_argument("--no_plain", action="store_true", help="leave out the plain path")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds; by default one row, one image at a time"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, show the table and write it."""
+    device = distributed.resolve_device(
+        args.device or ("cuda" if torch.cuda.is_available() else "cpu"), distributed.Launch()
+    )
+    if args.output is not None:
+        require_writable_folder(args.output.parent, "--output")
+    dtype = args.dtype or ("bf16" if device.type == "cuda" else "both")
+    effort = Effort(
+        device=device,
+        dtypes=("bf16", "f32") if dtype == "both" else (dtype,),
+        batch_sizes=args.batch_sizes or ([1] if args.quick else BATCH_SIZES[device.type]),
+        plain=not args.no_plain,
+        rounds=2 if args.quick else 3,
+        seconds=0 if args.quick else args.seconds,
+        plain_once=("f32",) if args.quick and device.type == "cpu" else (),
+    )
+    wanted = args.rows or [row.name for row in (ROWS[:1] if args.quick else ROWS)]
+    result = measure_rows(
+        [row for row in ROWS if row.name in wanted],
+        benchmark.random_weights(VQModel, device),
+        effort,
+    )
+    machine = benchmark.describe_machine(device)
+    sys.stdout.write(report(result["rows"]))
+    logger.info("measured on %s", machine)
+    if args.output is not None:
+        with blame("--output"):
+            write_json({"machine": machine, "command": sys.argv, **result}, args.output)
+
+
+def measure_rows(rows: Sequence[Row], tokenizer: VQModel, effort: Effort) -> dict[str, Any]:
+    """Measure every row at every type and batch size that fits.
+
+    Args:
+        rows: of the table.
+        tokenizer: on the effort's device.
+        effort: what is measured, and how often.
+
+    Returns:
+        `formula` of the floor, `rates` of the machine by type, and one record per line in `rows`.
+    """
+    dtypes = {DTYPES[name] for name in effort.dtypes} | {torch.float32}
+    if effort.device.type == "cuda":
+        dtypes |= {torch.float16, torch.bfloat16}  # what the VQ decoder may choose
+    rates = benchmark.measure_rates(effort.device, dtypes)
+    records = []
+    bar = logs.progress(total=len(rows) * len(effort.dtypes), desc="sampling", unit="series")
+    with logs.logging_redirect_tqdm(), bar:
+        for row in rows:
+            if effort.device.type == "cuda":
+                torch.compiler.reset()  # the fast path compiles for the sizes of a model
+            model = random_model(row, tokenizer, effort.device)
+            for dtype in effort.dtypes:
+                records += measure_series(row, model, tokenizer, dtype, rates, effort)
+                bar.update()
+            del model  # before the next one comes
+    by_name = {NAMES[dtype]: asdict(rate) for dtype, rate in rates.items()}
+    return {"formula": FORMULA, "rates": by_name, "rows": records}
+
+
+def measure_series(
+    row: Row,
+    model: LPD,
+    tokenizer: VQModel,
+    dtype: str,
+    rates: Mapping[torch.dtype, Rates],
+    effort: Effort,
+) -> list[dict[str, Any]]:
+    """One record per batch size; one that does not fit ends the series in one line of the log."""
+    once = dtype in effort.plain_once
+
+    def first_calls(batch_size: int) -> tuple[Case, dict[str, Any]]:
+        case = Case(row, model, tokenizer, DTYPES[dtype], batch_size)
+        return case, warm_up(case, plain=effort.plain and not once)
+
+    def measured(batch_size: int) -> dict[str, Any]:
+        names = {"row": row.name, **asdict(row), "dtype": dtype, "batch_size": batch_size}
+        case, first = first_calls(batch_size)
+        return names | first | measure(case, rates, effort, once={"plain"} if once else ())
+
+    records = []
+    for batch_size in effort.batch_sizes:
+        record = None
+        with suppress(torch.OutOfMemoryError):
+            record = measured(batch_size)
+        if record is None:  # only now is free what the failed attempt took
+            fits = largest_that_fits(first_calls, batch_size)
+            logger.warning(
+                "%s, %s: a batch of %d does not fit into the memory of %s, the largest that does "
+                "is %d",
+                *(row.name, dtype, batch_size, effort.device, fits),
+            )
+            break
+        logger.info(
+            "%s, %s, batch of %d: %.1f ms, %.2f images/s, %.0f %% of the floor's speed",
+            *(row.name, dtype, batch_size, 1e3 * record["fast_s"]),
+            *(record["images_per_s"], 100 * record["floor_share"]),
+        )
+        records.append(record)
+    return records
+
+
+def warm_up(case: Case, plain: bool) -> dict[str, Any]:
+    """The first calls: what they take, and the memory they need."""
+    device, generation = case.device, case.generation
+    record: dict[str, Any] = {}
+    benchmark.reset_peak(device)
+    started = time.perf_counter()
+    case.tokens = case.generate("fast")
+    benchmark.wait_for(device)
+    if device.type == "cuda":
+        peak = benchmark.peak_bytes(device) - benchmark.num_bytes(case.tokenizer)
+        needs = {
+            "weight_bytes": benchmark.num_bytes(case.model),
+            "cache_bytes": generation.cache_bytes,
+            "activation_bytes": generation.activation_bytes,
+        }
+        record |= {"memory": {"peak_bytes": peak, **needs}}
+        record["memory_ratio"] = peak / sum(needs.values())
+    case.decoder = FastDecoder(case.tokenizer, case.model.grid.num_tokens)
+    case.decoder(case.tokens)
+    benchmark.wait_for(device)
+    record["cold_start_s"] = time.perf_counter() - started
+    record["peak_bytes"] = benchmark.peak_bytes(device)
+    if plain:
+        benchmark.reset_peak(device)
+        case.plain()
+        benchmark.wait_for(device)
+        record["plain_peak_bytes"] = benchmark.peak_bytes(device)
+    return record
+
+
+@torch.no_grad()
+def measure(
+    case: Case, rates: Mapping[torch.dtype, Rates], effort: Effort, once: Collection[str] = ()
+) -> dict[str, Any]:
+    """The figures of a warm case."""
+    on_cpu, packed = case.device.type == "cpu", case.uses_packed_weights()
+    paths = {"fast": case.fast} | ({"plain": case.plain} if effort.plain else {})
+    head = head_and_drawing(case, packed)
+    head()  # all else is warm: the products are those of the two paths
+    parts = {"vq": lambda: case.decoder(case.tokens), "head": head}
+    products = {}
+    for name, layout in {"products": False, "packed_products": True}.items():
+        if on_cpu and (packed or not layout):
+            weights = NetworkWeights.prepare(case.model, case.dtype, layout)
+            products[name] = bare_products(weights, case.generation)
+    times = benchmark.time_in_turn(
+        paths | parts | products,
+        case.device,
+        rounds=(effort.rounds, max(effort.rounds, MOST_ROUNDS)),
+        seconds=effort.seconds,
+        once=once,
+    )
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    generation_s = median["fast"] - median["vq"]
+    floors = floor(case, rates)
+    return {
+        "rounds": len(times["fast"]),
+        **{f"{name}_s": seconds for name, seconds in median.items()},
+        **{f"{name}_p95_s": float(np.percentile(times[name], 95)) for name in paths},
+        "images_per_s": case.batch_size / median["fast"],
+        "ratio": median["plain"] / median["fast"] if effort.plain else None,
+        "transformer_s": generation_s - median["head"],
+        **{f"{name}_ratio": generation_s / median[name] for name in products},
+        **floors,
+        "floor_share": floors["floor_s"] / median["fast"],
+        "times_s": times,
+    }
+
+
+def floor(case: Case, rates: Mapping[torch.dtype, Rates]) -> dict[str, Any]:
+    """`floor_s` of a case, and in `floor` all that it was computed from."""
+    steps = case.generation.steps()
+    vq, vq_dtype = decoder_work(case), case.decoder.dtype
+    steps_s = sum(step.seconds(rates[case.dtype]) for step in steps)
+    vq_s = vq.seconds(rates[vq_dtype])
+    parts = {
+        "generation": asdict(case.generation),
+        "steps": {**asdict(total(steps)), **asdict(rates[case.dtype]), "seconds": steps_s},
+        "vq": {**asdict(vq), **asdict(rates[vq_dtype]), "seconds": vq_s, "dtype": NAMES[vq_dtype]},
+    }
+    return {"floor_s": steps_s + vq_s, "floor": parts}
+
+
+def report(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records as a table, what its columns mean, and how the floors come about."""
+    table = benchmark.markdown_table(COLUMNS, records)
+    return "\n".join([table, NOTES, FORMULA, *map(floor_line, records), ""])
+
+
+def floor_line(record: Mapping[str, Any]) -> str:
+    """The formula of the floor with a record's numbers."""
+    steps, vq = (
+        f"max({part['bytes'] / 1e9:.3g} GB / {part['bandwidth'] / 1e9:.4g} GB/s, "
+        f"{part['operations'] / 1e12:.3g} TFLOP / {part['rate'] / 1e12:.3g} TFLOP/s)"
+        for part in (record["floor"]["steps"], record["floor"]["vq"])
+    )
+    return (
+        f"{record['row']}, {record['dtype']}, batch {record['batch_size']}: "
+        f"step by step {steps} = {1e3 * record['floor']['steps']['seconds']:.1f} ms; "
+        f"VQ decoder ({record['floor']['vq']['dtype']}) {vq} = "
+        f"{1e3 * record['floor']['vq']['seconds']:.1f} ms; "
+        f"together {1e3 * record['floor_s']:.1f} ms"
+    )
+
+
+if __name__ == "__main__":
+    logs.setup()
+    run(lambda: main(parse_args()))

@@ -1,0 +1,132 @@
+"""Turn the published per-image token files into a token cache.
+
+python scripts/convert_cache.py --published_path ./latents --cached_path ./data/cache \
+    --vqgan_path tokenizers/vq_ds16_c2i.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from tokenizers.vq_model import fingerprint, load_tokenizer
+from util import logs
+from util.cache_readers import PublishedCache
+from util.cache_writer import (
+    MAX_SHARD_IMAGES,
+    Shard,
+    remove_unfinished,
+    require_new_cache,
+    write_index,
+    write_shard,
+)
+from util.cli import Parser, whole
+from util.cores import available_cores
+from util.errors import UserError, blame, require_writable_folder, run
+from util.geometry import TokenGrid, grid_side
+from util.token_cache import open_cache
+
+logger = logging.getLogger("lpd")
+
+
+def build_parser() -> Parser:
+    parser = Parser(description="Turn published per-image token files into a token cache.")
+    parser.add_argument(
+        "--published_path", default="", help="folder of <class>/<image name>.npz files"
+    )
+    parser.add_argument("--cached_path", default="", help="folder to write the cache to")
+    parser.add_argument(
+        "--vqgan_path",
+        default="tokenizers/vq_ds16_c2i.pt",
+        help="the tokenizer that made the tokens; the files do not say, so this is trusted",
+    )
+    parser.add_argument("--num_workers", type=whole(1), default=10, help="processes that read")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    if not args.cached_path:
+        raise UserError("--cached_path: not given, expected the folder to write the cache to")
+    path = Path(args.cached_path)
+    require_new_cache(path)
+    tokenizer = load_tokenizer(args.vqgan_path)
+    published = open_published(args)
+    side = grid_side(published.num_tokens) * tokenizer.stride
+    # With a grid the reader refuses indices beyond its vocabulary.
+    published.grid = grid = TokenGrid(side, tokenizer.stride, tokenizer.codebook_size)
+    logger.warning(
+        "--vqgan_path: taking it that %s made these tokens; checked is only that its %d codes "
+        "hold them",
+        args.vqgan_path,
+        grid.vocab_size,
+    )
+    require_writable_folder(path, "--cached_path")
+    remove_unfinished(path)
+    try:
+        shards = write_shards(published, path, args.num_workers)
+        labels, made_by = published.labels, fingerprint(tokenizer)
+        with blame(f"--cached_path: {path}"):
+            write_index(path, grid, made_by, published.classes, labels, shards, "unknown")
+    except BaseException:
+        remove_unfinished(path)
+        raise
+    logger.info("%s is complete: %d images of %d px", path, len(labels), side)
+
+
+def open_published(args: argparse.Namespace) -> PublishedCache:
+    """The per-image files.
+
+    Raises:
+        UserError: there are none, or they are a cache already.
+    """
+    published = open_cache(args.published_path, "--published_path")
+    if not isinstance(published, PublishedCache):
+        raise UserError(
+            f"--published_path: {args.published_path} is a token cache already, expected a folder "
+            "of <class>/<image name>.npz"
+        )
+    return published
+
+
+def write_shards(published: PublishedCache, path: Path, num_workers: int) -> list[Shard]:
+    """All tokens as shards, read by several processes."""
+    starts = range(0, published.num_images, MAX_SHARD_IMAGES)
+    everything = np.arange(published.num_images)
+    parts = [published.select(everything[start:][:MAX_SHARD_IMAGES]) for start in starts]
+    shards = []
+    with (
+        ProcessPoolExecutor(min(num_workers, available_cores(), len(parts))) as pool,
+        logs.progress(total=published.num_images, unit="image", desc="convert") as bar,
+    ):
+        try:
+            for shard in pool.map(partial(write_part, path), range(len(parts)), parts):
+                shards.append(shard)
+                bar.update(shard.count)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return shards
+
+
+def write_part(path: Path, number: int, part: PublishedCache) -> Shard:
+    """Read all images of a part, both ways round, and write them as one shard."""
+    indices = np.arange(part.num_images)
+    ways = [part.read(indices, np.full(len(indices), flip)) for flip in (False, True)]
+    with blame(f"--cached_path: {path}"):
+        return write_shard(path, number, np.stack(ways, axis=1), part.vocab_size)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""Published per-image token files become a cache with the same tokens and labels."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts import convert_cache
+from tests.commands import run_command
+from tests.integration.tiny_world import GRID, tiny_tokenizer
+from tokenizers.vq_model import fingerprint, save_tokenizer
+from util.errors import UserError
+from util.token_cache import check_cache, open_cache
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tokenizer and the token files of eleven images of three classes, in three shards."""
+    monkeypatch.setattr("util.logs.setup", lambda: None)
+    monkeypatch.setattr(convert_cache, "MAX_SHARD_IMAGES", 4)
+    save_tokenizer(tmp_path / "vq.pt", tiny_tokenizer())
+    tokens = np.random.default_rng(0).integers(0, GRID.vocab_size, (11, 2, GRID.num_tokens))
+    for number, (plain, mirrored) in enumerate(tokens):
+        file = tmp_path / "published" / f"n{number % 3}" / f"{number:02d}.JPEG.npz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, indices=plain, indices_flip=mirrored)
+    return tmp_path
+
+
+def _flags(workspace: Path, *more: object) -> list[str]:
+    """Flags of a run; later ones replace earlier ones."""
+    flags = ("--published_path", workspace / "published", "--cached_path", workspace / "cache")
+    return [str(flag) for flag in (*flags, "--vqgan_path", workspace / "vq.pt", *more)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_converted_cache_reads_the_same(
+    workspace: Path, caplog: pytest.LogCaptureFixture, num_workers: int
+) -> None:
+    convert_cache.main(_flags(workspace, "--num_workers", num_workers))
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "taking it that" in caplog.text
+    published, cache = open_cache(workspace / "published"), open_cache(workspace / "cache")
+    assert cache.classes == published.classes == ("n0", "n1", "n2")
+    np.testing.assert_array_equal(cache.labels, published.labels)
+    everything = np.arange(11)
+    for flip in (np.zeros(11, dtype=bool), np.ones(11, dtype=bool)):
+        np.testing.assert_array_equal(
+            cache.read(everything, flip), published.read(everything, flip)
+        )
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        check_cache(cache, GRID, fingerprint(tiny_tokenizer()), num_classes=3)
+    assert not caplog.records
+    cache.verify()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"indices": np.full(16, 32), "indices_flip": np.zeros(16, int)},
+            r"expected 16 in \[0, 32",
+        ),
+        ({"indices": np.zeros(16, int), "indices_flip": np.full(16, -1)}, "from -1 to -1"),
+        ({"indices": np.zeros(16, int)}, "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_leaves_nothing(
+    workspace: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(workspace / "published" / "n2" / "08.JPEG.npz", **arrays)
+    with pytest.raises(
+        UserError, match=rf"^--published_path: .*n2/08\.JPEG\.npz .*{message}"
+    ) as caught:
+        convert_cache.main(_flags(workspace, "--num_workers", 2))
+    assert "\n" not in str(caught.value)
+    assert list((workspace / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--published_path", ""), "--published_path: found nothing"),
+        (("--published_path", "{}/no"), "--published_path: .*no does not exist"),
+        (("--published_path", "{}/done"), "--published_path: .*done is a token cache already"),
+        (("--cached_path", ""), "--cached_path: not given"),
+        (("--cached_path", "{}/done"), "--cached_path: .*already holds a finished"),
+        (("--vqgan_path", "{}/no.pt"), "--vqgan_path: .*no.pt does not exist"),
+        (("--num_workers", "0"), "--num_workers: found '0'"),
+    ],
+)
+def test_bad_flags_raise_before_anything_is_written(
+    workspace: Path, flags: tuple[str, ...], message: str
+) -> None:
+    if any("done" in flag for flag in flags):
+        convert_cache.main(_flags(workspace, "--cached_path", workspace / "done"))
+    with pytest.raises(UserError, match=f"^{message}"):
+        convert_cache.main(_flags(workspace, *(flag.format(workspace) for flag in flags)))
+    assert not (workspace / "cache").exists()
+
+
+def test_the_command_ends_in_one_line(workspace: Path) -> None:
+    (workspace / "published" / "n0" / "00.JPEG.npz").write_bytes(b"no archive")
+    result = run_command("scripts/convert_cache.py", *_flags(workspace))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --published_path: ")
+    assert result.stderr.count("\n") == 1

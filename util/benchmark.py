@@ -1,0 +1,176 @@
+"""What benchmarks share: timing in turn, peak memory, what the machine does at best, tables."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from util.roofline import Rates
+
+Module = TypeVar("Module", bound=nn.Module)
+
+# Of the copy whose bandwidth is measured: far beyond any cache.
+_COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
+# (rows, in, out) of the products whose rate is measured.
+_PRODUCTS = {
+    "cpu": ((512, 1024, 4096), (2048, 2048, 2048), (1024, 4096, 4096)),
+    "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (16384, 8192, 8192), (4096, 4096, 16384)),
+}
+_RATE_CALLS = {"cpu": 4, "cuda": 20}
+
+
+def wait_for(device: torch.device) -> None:
+    """Let a GPU finish; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """Of one call, until the device has done its work."""
+    wait_for(device)
+    started = time.perf_counter()
+    function()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def time_in_turn(
+    subjects: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: tuple[int, int],
+    seconds: float,
+    once: Collection[str] = (),
+) -> dict[str, list[float]]:
+    """Call functions in turn, so that a machine that drifts treats all alike.
+
+    Args:
+        subjects: the functions by name, warm.
+        device: where they work.
+        rounds: least and largest number.
+        seconds: after these no round begins beyond the least number.
+        once: names of those called in the first round only.
+
+    Returns:
+        Seconds of every call, by name.
+    """
+    least, most = rounds
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    started = time.perf_counter()
+    for number in range(most):
+        if number >= least and time.perf_counter() - started >= seconds:
+            break
+        for name, function in subjects.items():
+            if number == 0 or name not in once:
+                times[name].append(seconds_of(function, device))
+    return times
+
+
+def measure_rates(
+    device: torch.device, dtypes: Collection[torch.dtype]
+) -> dict[torch.dtype, Rates]:
+    """Bandwidth of a large copy and, by type, the best rate of several large matrix products."""
+    source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.numel() / _least_seconds(lambda: target.copy_(source), device)
+    rates = {}
+    for dtype in dtypes:
+        best = 0.0
+        for rows, width, out in _PRODUCTS[device.type]:
+            x = torch.randn(rows, width, device=device, dtype=dtype)
+            weight = torch.randn(out, width, device=device, dtype=dtype)
+            seconds = _least_seconds(lambda x=x, weight=weight: F.linear(x, weight), device)
+            best = max(best, 2 * rows * width * out / seconds)
+        rates[dtype] = Rates(bandwidth, best)
+    return rates
+
+
+def _least_seconds(function: Callable[[], object], device: torch.device) -> float:
+    function()
+    return min(seconds_of(function, device) for _ in range(_RATE_CALLS[device.type]))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let a GPU's peak begin at what is allocated now; a process's cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """A GPU's largest allocation since `reset_peak`; on a CPU the process's largest so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def num_bytes(model: nn.Module) -> int:
+    """Of all parameters and buffers."""
+    return sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
+
+
+@torch.no_grad()
+def random_weights(build: Callable[[], Module], device: torch.device) -> Module:
+    """A model for inference whose weights are normal with std 0.02; norms are as they begin.
+
+    Args:
+        build: makes it; called where tensors take no memory.
+        device: of the result.
+    """
+    with torch.device("meta"):
+        model = build()
+    model.to_empty(device=device)
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.normal_(std=0.02)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.reset_parameters()
+    return model.eval().requires_grad_(False)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What figures depend on besides the code."""
+    cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def markdown_table(
+    columns: Mapping[str, tuple[str, str, float]], records: Sequence[Mapping[str, Any]]
+) -> str:
+    """Records as a Markdown table that is aligned as text, too.
+
+    Args:
+        columns: title, number format and factor by key; columns without any value are left out.
+        records: the lines; a missing value leaves its cell empty.
+    """
+    cells = []
+    for key, (title, kind, factor) in columns.items():
+        values = [record.get(key) for record in records]
+        if any(value is not None for value in values):
+            shown = [_cell(value, kind, factor) for value in values]
+            width = max(map(len, (title, *shown)))
+            cells.append(
+                [title.rjust(width), "-" * (width - 1) + ":", *(x.rjust(width) for x in shown)]
+            )
+    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*cells, strict=True))
+
+
+def _cell(value: Any, kind: str, factor: float) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value * factor:{kind}}"

@@ -1,0 +1,207 @@
+"""Writing a token cache: shards by many processes, joined into one file at the end.
+
+A finished cache is a folder of
+
+    cache-tokens.npy  (n, 2, N) uint16 (uint32 above 65,536 codes); axis 1: plain, mirrored
+    cache-labels.npy  (n,) int32 class indices
+    index.json        what the tokens are, and the checksums of the other two
+
+with the images in `ImageList` order. `index.json` is written last: a folder without it is no cache.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from util.errors import UserError
+from util.files import replacing, write_json
+from util.geometry import TokenGrid
+
+FORMAT = "lpd-token-cache"
+VERSION = 2
+INDEX_FILE = "index.json"
+TOKENS_FILE = "cache-tokens.npy"
+LABELS_FILE = "cache-labels.npy"
+MAX_SHARD_IMAGES = 4096
+# What a run writes before its index, temporary names included.
+_UNFINISHED = re.compile(
+    r"\.?(shard-\d{5,}|cache-tokens|cache-labels)\.npy(\.part)?|\.index\.json\.part"
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Tokens of consecutive images, on their way into the cache.
+
+    Attributes:
+        number: its place among the shards.
+        count: images it holds.
+    """
+
+    number: int
+    count: int
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smaller of uint16 and uint32 that holds every index below `vocab_size`."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def require_new_cache(path: str | Path, flag: str = "--cached_path") -> None:
+    """Refuse a folder that holds anything but what an interrupted run left behind.
+
+    Raises:
+        UserError: a finished cache, or files that are not of a cache.
+    """
+    path = Path(path)
+    if (path / INDEX_FILE).exists():
+        raise UserError(
+            f"{flag}: {path} already holds a finished token cache, expected a new folder"
+        )
+    foreign = sorted(file.name for file in _entries(path) if not _UNFINISHED.fullmatch(file.name))
+    if foreign:
+        raise UserError(f"{flag}: {path} holds {foreign[0]}, expected a new or empty folder")
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Delete the cache files that an interrupted or failed run left in a folder."""
+    for file in _entries(Path(path)):
+        if _UNFINISHED.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
+def holds_unfinished(path: Path) -> bool:
+    """Whether an interrupted or failed run left cache files in a folder."""
+    return any(_UNFINISHED.fullmatch(file.name) for file in _entries(path))
+
+
+def _entries(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else []
+
+
+def plan_shards(num_images: int, batch_size: int, processes: int) -> list[list[np.ndarray]]:
+    """Cut images 0, 1, ... into batches and those into shards that divide well over processes.
+
+    The batches do not depend on the number of processes, so neither do the tokens, even where a
+    GPU's kernels round differently for other batch sizes.
+
+    Returns:
+        For every shard its batches, each an array of consecutive image indices; at most
+        `MAX_SHARD_IMAGES` images per shard.
+    """
+    batch_size = min(batch_size, MAX_SHARD_IMAGES)
+    starts = range(0, num_images, batch_size)
+    batches = [np.arange(start, min(start + batch_size, num_images)) for start in starts]
+    rounds = math.ceil(len(batches) / (MAX_SHARD_IMAGES // batch_size * processes))
+    size = math.ceil(len(batches) / (rounds * processes))
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+
+def write_shard(path: str | Path, number: int, tokens: np.ndarray, vocab_size: int) -> Shard:
+    """Write one shard, atomically.
+
+    Args:
+        path: the cache folder.
+        number: the shard's place in the cache.
+        tokens: (n, 2, N) integers, plain and mirrored.
+        vocab_size: decides the type on disk.
+
+    Raises:
+        ValueError: an index is not below `vocab_size`.
+        OSError: the file cannot be written.
+    """
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        raise ValueError(
+            f"found indices {tokens.min()} to {tokens.max()}, expected [0, {vocab_size})"
+        )
+    with replacing(_shard_file(path, number)) as temporary, temporary.open("wb") as stream:
+        np.save(stream, tokens.astype(token_dtype(vocab_size)), allow_pickle=False)
+    return Shard(number, len(tokens))
+
+
+def write_index(
+    path: str | Path,
+    grid: TokenGrid,
+    fingerprint: str,
+    classes: Sequence[str],
+    labels: np.ndarray,
+    shards: Sequence[Shard],
+    precision: str = "float32",
+) -> None:
+    """Join the shards, write the labels and then the index: the cache is finished.
+
+    Args:
+        path: the cache folder, which holds the shards; they are deleted as they are joined.
+        grid: what the tokens are.
+        fingerprint: of the tokenizer that made them.
+        classes: class names.
+        labels: (n,) class index of every image, in the order of the shards' concatenation.
+        shards: in order.
+        precision: of the arithmetic that made them, for the record.
+
+    Raises:
+        ValueError: labels and shards do not agree.
+        OSError: a file cannot be written.
+    """
+    total = sum(shard.count for shard in shards)
+    if total != len(labels):
+        raise ValueError(f"found {total} images in shards and {len(labels)} labels")
+    path = Path(path)
+    with replacing(path / LABELS_FILE) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.asarray(labels, dtype=np.int32), allow_pickle=False)
+    _join_shards(path, shards, (total, 2, grid.num_tokens), token_dtype(grid.vocab_size))
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        **asdict(grid),
+        "num_tokens": grid.num_tokens,
+        "num_images": total,
+        "fingerprint": fingerprint,
+        "precision": precision,
+        "crc32": {name: checksum(path / name) for name in (TOKENS_FILE, LABELS_FILE)},
+        "classes": list(classes),
+    }
+    write_json(index, path / INDEX_FILE)
+
+
+def _join_shards(
+    path: Path, shards: Sequence[Shard], shape: tuple[int, ...], dtype: np.dtype
+) -> None:
+    """One array file instead of many: one memory map, read by one gather."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    with replacing(path / TOKENS_FILE) as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for shard in shards:
+            file = _shard_file(path, shard.number)
+            tokens = np.load(file, allow_pickle=False)
+            if (tokens.shape, tokens.dtype) != ((shard.count, *shape[1:]), dtype):
+                raise ValueError(
+                    f"{file.name} holds {tokens.dtype} {tokens.shape}, "
+                    f"expected {dtype} {(shard.count, *shape[1:])}"
+                )
+            stream.write(tokens.data)
+            file.unlink()  # so that the cache needs its space on the disk once, not twice
+
+
+def _shard_file(path: str | Path, number: int) -> Path:
+    return Path(path) / f"shard-{number:05d}.npy"
+
+
+def checksum(file: Path) -> int:
+    """`zlib.crc32` of a whole file."""
+    found = 0
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            found = zlib.crc32(block, found)
+    return found
