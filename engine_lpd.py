@@ -200,7 +200,8 @@ def _evaluate_share(
             images, *found = samples.wait()
             writers.write(images.numpy(), image_ids)
             if found:
-                features.append(Features(*found))
+                # Page-locked memory is for the way only.
+                features.append(Features(*(values.clone() for values in found)))
             bar.update(len(image_ids))
 
         # While a GPU makes one batch, the host handles the one before.
@@ -234,7 +235,12 @@ def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> H
     except torch.OutOfMemoryError:
         pass  # the failed attempt's memory is free only outside this block
     size = len(image_ids)
-    fits = largest_that_fits(lambda smaller: start(image_ids[:smaller]).wait(), size)
+
+    def attempt(smaller: int) -> None:
+        model.fast_path.graphs.clear()  # whose memory would count against this attempt
+        start(image_ids[:smaller]).wait()
+
+    fits = largest_that_fits(attempt, size)
     raise UserError(
         f"--eval_bsz: {size} images at a time do not fit into the memory of "
         f"{model.pos_embed.device}, expected at most {fits}"

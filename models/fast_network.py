@@ -167,7 +167,9 @@ def _tensors(parts: tuple) -> Iterator[torch.Tensor]:
 
 def _overwrite(old: tuple, new: tuple) -> None:
     for target, source in zip(_tensors(old), _tensors(new), strict=True):
-        target.copy_(source)
+        # What needs no preparation is the parameter itself; a copy would count as a change of it.
+        if target.is_mkldnn or target.data_ptr() != source.data_ptr():
+            target.copy_(source)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from timm.layers import Mlp
 from torch import nn
 
 from models.fast_network import FastNetwork, NetworkWeights, Rows
-from models.transformer import Attention, Block, Dropout
+from models.transformer import LAYER_NORM_EPS, Attention, Block, Dropout
 from util.cuda_graphs import GraphCache
 from util.weight_state import WeightState
 
@@ -66,6 +66,13 @@ class FastPath:
             self.use_plain(obstacle)
             return None
         weights = list(model.parameters())
+        # Copies made in inference mode could not be refreshed outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._follow(model, weights, dtype)
+        return FastNetwork(model, self._weights, self._rows)
+
+    def _follow(self, model: LPD, weights: list[nn.Parameter], dtype: torch.dtype) -> None:
+        """Prepare the weights if they are new, moved or changed."""
         if (
             self._state is None
             or self._weights.dtype != dtype
@@ -83,7 +90,6 @@ class FastPath:
             self._weights.refresh(model)
             self._state = WeightState(weights)
         self._expired = False
-        return FastNetwork(model, self._weights, self._rows)
 
     def use_plain(self, reason: str) -> None:
         """Say once that, and why, the plain sampler stands in."""
@@ -97,9 +103,9 @@ def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
     device = model.pos_embed.device.type
     if device not in ("cpu", "cuda"):
         return f"it knows no device of type {device}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"it computes in float32 or bfloat16, not {dtype}"
     if device == "cpu":
-        if dtype not in (torch.float32, torch.bfloat16):
-            return f"on a CPU it computes in float32 or bfloat16, not {dtype}"
         if not torch.backends.mkldnn.is_available():
             return "this PyTorch was built without oneDNN"
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -107,6 +113,10 @@ def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
     for name, part in model.named_modules():
         if part is not model and type(part) not in _KNOWN_PARTS:
             return f"{name} is a {type(part).__name__}, which it does not know"
+        if isinstance(part, nn.LayerNorm) and part.eps != LAYER_NORM_EPS:
+            return f"{name} has eps {part.eps}, which it does not know"
+        if isinstance(part, nn.GELU) and part.approximate != "none":
+            return f"{name} approximates, which it does not"
         if part._forward_hooks or part._forward_pre_hooks:
             return f"{name or 'the model'} has a forward hook"
     return None

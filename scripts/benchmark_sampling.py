@@ -209,12 +209,16 @@ def measure_series(
 
     def first_calls(batch_size: int) -> tuple[Case, dict[str, Any]]:
         case = Case(row, model, tokenizer, DTYPES[dtype], batch_size)
-        return case, warm_up(case, plain=effort.plain and not once)
+        return case, warm_up(case)
 
     def measured(batch_size: int) -> dict[str, Any]:
-        names = {"row": row.name, **asdict(row), "dtype": dtype, "batch_size": batch_size}
+        record = {"row": row.name, **asdict(row), "dtype": dtype, "batch_size": batch_size}
         case, first = first_calls(batch_size)
-        return names | first | measure(case, rates, effort, once={"plain"} if once else ())
+        plain = effort.plain
+        if plain and not once:
+            first["plain_peak_bytes"] = warm_up_plain(case)
+            plain = first["plain_peak_bytes"] is not None
+        return record | first | measure(case, rates, effort, plain, once)
 
     records = []
     for batch_size in effort.batch_sizes:
@@ -238,8 +242,8 @@ def measure_series(
     return records
 
 
-def warm_up(case: Case, plain: bool) -> dict[str, Any]:
-    """The first calls: what they take, and the memory they need."""
+def warm_up(case: Case) -> dict[str, Any]:
+    """The fast path's first calls: what they take, and the memory they need."""
     device, generation = case.device, case.generation
     record: dict[str, Any] = {}
     benchmark.reset_peak(device)
@@ -260,21 +264,30 @@ def warm_up(case: Case, plain: bool) -> dict[str, Any]:
     benchmark.wait_for(device)
     record["cold_start_s"] = time.perf_counter() - started
     record["peak_bytes"] = benchmark.peak_bytes(device)
-    if plain:
-        benchmark.reset_peak(device)
-        case.plain()
-        benchmark.wait_for(device)
-        record["plain_peak_bytes"] = benchmark.peak_bytes(device)
     return record
+
+
+def warm_up_plain(case: Case) -> int | None:
+    """Peak bytes of the plain path's first call; None, and a line in the log, if it does not fit.
+
+    The plain VQ decoder takes all images at once, so it may not where the fast path does.
+    """
+    benchmark.reset_peak(case.device)
+    with suppress(torch.OutOfMemoryError):
+        case.plain()
+        benchmark.wait_for(case.device)
+        return benchmark.peak_bytes(case.device)
+    logger.warning("the plain path has no room for a batch of %d", case.batch_size)
+    return None
 
 
 @torch.no_grad()
 def measure(
-    case: Case, rates: Mapping[torch.dtype, Rates], effort: Effort, once: Collection[str] = ()
+    case: Case, rates: Mapping[torch.dtype, Rates], effort: Effort, plain: bool, once: bool
 ) -> dict[str, Any]:
-    """The figures of a warm case."""
+    """The figures of a warm case, with those of the plain path, or with it called only once."""
     on_cpu, packed = case.device.type == "cpu", case.uses_packed_weights()
-    paths = {"fast": case.fast} | ({"plain": case.plain} if effort.plain else {})
+    paths = {"fast": case.fast} | ({"plain": case.plain} if plain else {})
     head = head_and_drawing(case, packed)
     head()  # all else is warm: the products are those of the two paths
     parts = {"vq": lambda: case.decoder(case.tokens), "head": head}
@@ -288,7 +301,7 @@ def measure(
         case.device,
         rounds=(effort.rounds, max(effort.rounds, MOST_ROUNDS)),
         seconds=effort.seconds,
-        once=once,
+        once={"plain"} if once else (),
     )
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     generation_s = median["fast"] - median["vq"]
@@ -298,7 +311,7 @@ def measure(
         **{f"{name}_s": seconds for name, seconds in median.items()},
         **{f"{name}_p95_s": float(np.percentile(times[name], 95)) for name in paths},
         "images_per_s": case.batch_size / median["fast"],
-        "ratio": median["plain"] / median["fast"] if effort.plain else None,
+        "ratio": median["plain"] / median["fast"] if plain else None,
         "transformer_s": generation_s - median["head"],
         **{f"{name}_ratio": generation_s / median[name] for name in products},
         **floors,

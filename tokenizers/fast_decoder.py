@@ -146,10 +146,11 @@ class FastDecoder:
             return self._half(indices)
         try:
             return self._graphs.run(f"VQ decoder, batch of {len(indices)}", self._half, indices)
-        except (CaptureError, torch.OutOfMemoryError) as error:
-            reason = next(iter(str(error).splitlines()), "out of memory")
-        logger.warning("VQ decoder: decoding without CUDA graphs, because %s", reason)
-        self._graphs = None
+        except torch.OutOfMemoryError:
+            self._graphs.clear()  # without their memory there may be room, now and later
+        except CaptureError as error:
+            logger.warning("VQ decoder: decoding without CUDA graphs, because %s", error)
+            self._graphs = None
         return self._half(indices)
 
     def _follow_weights(self) -> None:

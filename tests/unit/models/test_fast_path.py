@@ -189,6 +189,29 @@ def test_weights_of_inference_mode_are_never_trusted() -> None:
     assert not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_weights_prepared_in_inference_mode_can_be_refreshed_outside(bf16: bool) -> None:
+    model = small_lpd()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with torch.inference_mode():
+            before = tokens_of(model, batch_size=8)
+        load_other_weights(model)
+        after = tokens_of(model, batch_size=8)
+        assert torch.equal(after, tokens_of(copy.deepcopy(model), batch_size=8))
+    assert not torch.equal(after, before)
+
+
+def test_sampling_between_forward_and_backward_is_no_change() -> None:
+    model = small_lpd().train()
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    loss = model(tokens, labels, SIZES, orders)
+    versions = [parameter._version for parameter in model.parameters()]
+    tokens_of(model)
+    tokens_of(model)
+    assert versions == [parameter._version for parameter in model.parameters()]
+    loss.backward()
+
+
 def test_dtype_follows_the_call() -> None:
     model = small_lpd()
     first = tokens_of(model)
@@ -259,7 +282,7 @@ def change_the_step(model: LPD) -> None:
     [
         (put_in_an_adapter, "blocks.0.mlp.fc1 is a Doubled, which it does not know"),
         (hook_a_block, "blocks.0.mlp has a forward hook"),
-        (use_float64, "on a CPU it computes in float32 or bfloat16, not torch.float64"),
+        (use_float64, "it computes in float32 or bfloat16, not torch.float64"),
         (change_the_step, "OwnStep has a decode_step of its own"),
     ],
 )

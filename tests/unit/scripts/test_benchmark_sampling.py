@@ -145,6 +145,23 @@ def test_out_of_memory_is_one_line(
     assert 16 not in tried
 
 
+def test_plain_path_alone_may_not_fit(
+    tokenizer: VQModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def plain(case: Case) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Case, "plain", plain)
+    with caplog.at_level(logging.WARNING):
+        options = {"dtypes": ("f32",), "batch_sizes": (2,)}
+        (record,) = measure_rows([ROW], tokenizer, effort(**options))["rows"]
+    assert record["fast_s"] > 0
+    assert record["ratio"] is None
+    assert [line.getMessage() for line in caplog.records] == [
+        "the plain path has no room for a batch of 2"
+    ]
+
+
 def test_command_writes_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
