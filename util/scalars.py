@@ -31,6 +31,7 @@ class ScalarLog:
         if folder is not None and wandb is not None:
             wandb.init(dir=str(folder), sync_tensorboard=True, **(wandb_options or {}))
         self._writer = SummaryWriter(str(folder)) if folder is not None else None
+        self._wandb = wandb if folder is not None else None
 
     def add(self, step: int, values: Mapping[str, float | torch.Tensor]) -> None:
         """Log every value under its name at `step`."""
@@ -39,9 +40,11 @@ class ScalarLog:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush to disk."""
+        """Flush to disk, and to Weights & Biases."""
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def import_wandb() -> ModuleType:

@@ -70,6 +70,21 @@ def test_torchrun_prints_the_line_once_and_every_worker_exits_2(
     assert codes == ["2", "2", "2"]
 
 
+def test_workers_end_without_the_shutdown_that_can_abort_them(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        """
+        import atexit
+        from util.errors import run
+        atexit.register(print, "shutting down")
+        run(lambda: print("done"))
+        """,
+    )
+    assert run_command(path).stdout == "done\nshutting down\n"
+    worker = run_command(path, WORLD_SIZE="2")
+    assert (worker.returncode, worker.stdout) == (0, "done\n")
+
+
 def test_blame_names_the_flag() -> None:
     with pytest.raises(UserError, match="^--flag: found 3, expected 4$"), blame("--flag"):
         raise ValueError("found 3, expected 4")
