@@ -24,7 +24,7 @@ from tokenizers.vq_model import VQModel, fingerprint
 from util import distributed, streams
 from util.cache_writer import Shard, plan_shards, remove_unfinished, write_index, write_shard
 from util.encoding import encode_both_ways, log_share_changed
-from util.errors import UserError, blame
+from util.errors import UserError, blame, is_out_of_memory
 from util.evaluation import Evaluation
 from util.features import Features, extract
 from util.geometry import TokenGrid
@@ -232,8 +232,10 @@ def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> H
 
     try:
         return start(image_ids)
-    except torch.OutOfMemoryError:
-        pass  # the failed attempt's memory is free only outside this block
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only out of that block is the failed attempt's memory free.
     size = len(image_ids)
 
     def attempt(smaller: int) -> None:
@@ -243,7 +245,8 @@ def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> H
     fits = largest_that_fits(attempt, size)
     raise UserError(
         f"--eval_bsz: {size} images at a time do not fit into the memory of "
-        f"{model.pos_embed.device}, expected at most {fits}"
+        f"{model.pos_embed.device}, "
+        + (f"expected at most {fits}" if fits else "and neither does a single one")
     )
 
 

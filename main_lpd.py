@@ -143,6 +143,8 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> LPD:
         )
     if path is not None:
         load_pretrained(model, path, not args.evaluate, tokens.fingerprint, flag)
+    if args.evaluate and args.bf16:
+        model.round_products()
     return model.requires_grad_(not args.evaluate)
 
 

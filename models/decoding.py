@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from models.fast_network import FastNetwork
+from models.fast_path import is_compile_error
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
 from orders.plan import GenerationPlan
 from util import streams
 from util.cuda_graphs import CaptureError
+from util.host_copy import to_device
 
 SAMPLERS = ("fast", "plain")
 
@@ -70,11 +72,11 @@ def generate(
     _check_arguments(model, labels, ids, plan, settings)
     device = model.pos_embed.device
     inputs = [
-        plan.orders.to(device),
-        torch.from_numpy(position_uniforms(seed, ids, plan.num_tokens)).to(device),
+        to_device(plan.orders, device),
+        to_device(torch.from_numpy(position_uniforms(seed, ids, plan.num_tokens)), device),
     ]
     if labels is not None:
-        inputs.append(labels.to(device, torch.int64))
+        inputs.append(to_device(labels.to(torch.int64), device))
     if sampler == "fast":
         tokens = _decode_fast(model, plan, settings, inputs)
         if tokens is not None:
@@ -109,6 +111,12 @@ def _decode_fast(
             return fast_path.graphs.run((plan.group_sizes, settings), decode, *inputs)
         except CaptureError as error:
             fast_path.use_plain(str(error))
+            return None
+        except RuntimeError as error:
+            # A shape that the compiler sees for the first time may fail it.
+            if not is_compile_error(error):
+                raise
+            fast_path.use_plain(f"it cannot be compiled: {str(error).splitlines()[0]}")
             return None
 
 

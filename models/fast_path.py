@@ -29,6 +29,8 @@ _KNOWN_PARTS = {
     *(Block, Attention, Mlp, nn.ModuleList),
     *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.Dropout, Dropout, nn.Identity),
 }
+# Whose replacement on one object would go unseen.
+_METHODS = {"forward", "decode", "decode_step"}
 
 
 class FastPath:
@@ -113,13 +115,26 @@ def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
     for name, part in model.named_modules():
         if part is not model and type(part) not in _KNOWN_PARTS:
             return f"{name} is a {type(part).__name__}, which it does not know"
-        if isinstance(part, nn.LayerNorm) and part.eps != LAYER_NORM_EPS:
-            return f"{name} has eps {part.eps}, which it does not know"
+        if isinstance(part, nn.LayerNorm):
+            if part.eps != LAYER_NORM_EPS:
+                return f"{name} has eps {part.eps}, which it does not know"
+            if part.weight is None or part.bias is None:
+                return f"{name} lacks weights, which it does not know"
         if isinstance(part, nn.GELU) and part.approximate != "none":
             return f"{name} approximates, which it does not"
         if part._forward_hooks or part._forward_pre_hooks:
             return f"{name or 'the model'} has a forward hook"
+        replaced = sorted(_METHODS & vars(part).keys())
+        if replaced:
+            return f"{name or 'the model'} has a {replaced[0]} of its own"
     return None
+
+
+def is_compile_error(error: RuntimeError) -> bool:
+    """Whether `torch.compile` failed, not the code it compiled."""
+    from torch._dynamo.exc import TorchDynamoException  # slow to import, and rarely needed
+
+    return isinstance(error, TorchDynamoException)
 
 
 def _compile(weights: NetworkWeights) -> Rows:

@@ -237,6 +237,17 @@ class LPD(nn.Module):
 
     # Decoding
 
+    @torch.no_grad()
+    def round_products(self, dtype: torch.dtype = torch.bfloat16) -> LPD:
+        """Keep the weights of matrix products only as autocast rounds them: for inference.
+
+        Under `torch.autocast` in that dtype it changes no result, and saves half of their memory.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+        return self
+
     def compute_dtype(self) -> torch.dtype:
         """Of matrix products: the dtype of an enclosing `torch.autocast`, else of the weights."""
         device = self.pos_embed.device.type

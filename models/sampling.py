@@ -44,6 +44,11 @@ class SamplingSettings:
             raise ValueError(f"top_p: found {self.top_p}, expected a number in [0, 1]")
 
     @property
+    def filtered(self) -> bool:
+        """Whether some codes must not be drawn."""
+        return self.top_k > 0 or self.top_p < 1
+
+    @property
     def guided(self) -> bool:
         """Whether the unconditional half is needed."""
         return self.cfg != 1.0
@@ -79,7 +84,7 @@ def pick(
     logits = logits.float()
     if settings.guided:
         logits = guide(logits, scales)
-    return draw(filtered_probabilities(logits, settings), uniforms)
+    return draw(filtered_probabilities(logits, settings), uniforms, settings.filtered)
 
 
 def guide(logits: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -120,18 +125,21 @@ def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> 
     return probs
 
 
-def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def draw(probs: torch.Tensor, uniforms: torch.Tensor, filtered: bool = True) -> torch.Tensor:
     """Inverse-CDF draw in vocabulary order.
 
     Args:
         probs: (..., V), summing to 1.
         uniforms: (...) in [0, 1).
+        filtered: some codes have probability zero and must not be drawn, whatever the rounding.
 
     Returns:
         (...) int64: the first code whose cumulative probability exceeds its uniform number, at
         most the last code of non-zero probability.
     """
     cumulative = probs.cumsum(dim=-1)
+    if filtered:  # a GPU adds in parallel: rounding may take a step back, which would be searched
+        cumulative = cumulative.cummax(dim=-1).values
     codes = torch.searchsorted(cumulative, uniforms[..., None].contiguous(), right=True)
     # Rounding may leave the total below 1: the tail then belongs to the last possible code.
     last = torch.searchsorted(cumulative, cumulative[..., -1:].contiguous())

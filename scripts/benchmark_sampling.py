@@ -13,7 +13,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,26 +153,36 @@ def main(args: argparse.Namespace) -> None:
         plain_once=("f32",) if args.quick and device.type == "cpu" else (),
     )
     wanted = args.rows or [row.name for row in (ROWS[:1] if args.quick else ROWS)]
+    machine = benchmark.describe_machine(device)
+
+    def keep(result: dict[str, Any]) -> None:
+        if args.output is not None:
+            with blame("--output"):
+                write_json({"machine": machine, "command": sys.argv, **result}, args.output)
+
     result = measure_rows(
         [row for row in ROWS if row.name in wanted],
         benchmark.random_weights(VQModel, device),
         effort,
+        keep,
     )
-    machine = benchmark.describe_machine(device)
     sys.stdout.write(report(result["rows"]))
     logger.info("measured on %s", machine)
-    if args.output is not None:
-        with blame("--output"):
-            write_json({"machine": machine, "command": sys.argv, **result}, args.output)
 
 
-def measure_rows(rows: Sequence[Row], tokenizer: VQModel, effort: Effort) -> dict[str, Any]:
+def measure_rows(
+    rows: Sequence[Row],
+    tokenizer: VQModel,
+    effort: Effort,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Measure every row at every type and batch size that fits.
 
     Args:
         rows: of the table.
         tokenizer: on the effort's device.
         effort: what is measured, and how often.
+        keep: gets the result so far after every series; a long run that breaks leaves those.
 
     Returns:
         `formula` of the floor, `rates` of the machine by type, and one record per line in `rows`.
@@ -181,19 +191,22 @@ def measure_rows(rows: Sequence[Row], tokenizer: VQModel, effort: Effort) -> dic
     if effort.device.type == "cuda":
         dtypes |= {torch.float16, torch.bfloat16}  # what the VQ decoder may choose
     rates = benchmark.measure_rates(effort.device, dtypes)
-    records = []
+    by_name = {NAMES[dtype]: asdict(rate) for dtype, rate in rates.items()}
+    result = {"formula": FORMULA, "rates": by_name, "rows": []}
     bar = logs.progress(total=len(rows) * len(effort.dtypes), desc="sampling", unit="series")
     with logs.logging_redirect_tqdm(), bar:
         for row in rows:
             if effort.device.type == "cuda":
                 torch.compiler.reset()  # the fast path compiles for the sizes of a model
-            model = random_model(row, tokenizer, effort.device)
             for dtype in effort.dtypes:
-                records += measure_series(row, model, tokenizer, dtype, rates, effort)
+                model = random_model(row, tokenizer, effort.device)
+                if DTYPES[dtype] != torch.float32:
+                    model.round_products(DTYPES[dtype])  # as an evaluation does
+                result["rows"] += measure_series(row, model, tokenizer, dtype, rates, effort)
+                del model  # before the next one comes
+                keep(result)
                 bar.update()
-            del model  # before the next one comes
-    by_name = {NAMES[dtype]: asdict(rate) for dtype, rate in rates.items()}
-    return {"formula": FORMULA, "rates": by_name, "rows": records}
+    return result
 
 
 def measure_series(

@@ -33,10 +33,9 @@ MAX_GRAPHS = 4
 @contextmanager
 def _plain_float32(device: torch.device) -> Iterator[None]:
     """No autocast and no TF32 inside the block."""
-    with (
-        torch.autocast(device.type, enabled=False),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):
+    cudnn = torch.backends.cudnn
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with torch.autocast(device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
         yield
 
 
@@ -137,7 +136,7 @@ class FastDecoder:
             found = tuple(indices.shape)
             raise ValueError(f"indices: found shape {found}, expected (B, {self._num_tokens})")
         self._follow_weights()
-        with torch.autocast(self._device.type, enabled=False):
+        with _plain_float32(self._device):
             parts = [self._decode(part) for part in indices.split(self._images_at_a_time)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from util.errors import is_out_of_memory
+
 logger = logging.getLogger(__name__)
 
 # Runs before a capture: libraries load their kernels, make their handles and choose algorithms.
@@ -67,8 +69,8 @@ class GraphCache:
         """Replay `function` as captured for `key`, capturing it first if it is new.
 
         Args:
-            key: names what `function` computes, the settings it reads (autocast, flags, ...)
-                included; appears in the log. Shapes and dtypes of the inputs need not be part.
+            key: names what `function` computes; appears in the log. Shapes and dtypes of the
+                inputs and PyTorch's own settings (autocast, TF32, ...) need not be part.
             function: called a few times with static copies of the inputs when it is captured, and
                 never again for this key. It may not wait for the GPU, and what it reads and writes
                 besides the inputs must stay alive at its address as long as the graph: new values
@@ -82,7 +84,7 @@ class GraphCache:
             CaptureError: `function` did something that cannot be captured.
             torch.OutOfMemoryError: the graph does not fit; nothing of it is kept.
         """
-        signature = (key, *((x.shape, x.dtype, x.device) for x in inputs))
+        signature = (key, _settings(), *((x.shape, x.dtype, x.device) for x in inputs))
         if signature not in self._graphs:
             logger.info("capturing a CUDA graph: %s", key)
             while len(self._graphs) >= self._max_graphs:
@@ -126,6 +128,23 @@ class GraphCache:
                 stream.wait_stream(self._side_stream)
 
 
+def _settings() -> tuple[Hashable, ...]:
+    """What decides at the capture, and not at a replay, how PyTorch computes."""
+    backends = torch.backends
+    return (
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.get_float32_matmul_precision(),
+        backends.cudnn.allow_tf32,
+        backends.cudnn.deterministic,
+        backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        backends.cuda.flash_sdp_enabled(),
+        backends.cuda.mem_efficient_sdp_enabled(),
+        backends.cuda.cudnn_sdp_enabled(),
+        backends.cuda.math_sdp_enabled(),
+    )
+
+
 def _record(
     function: Callable[..., Tensor],
     inputs: tuple[Tensor, ...],
@@ -140,10 +159,13 @@ def _record(
             output = function(*inputs)
     except Exception as error:
         graph.reset()  # a traceback may keep it: give the memory back now
-        if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
-            raise
         # What the function did wrong comes first; the end of the capture then fails as well.
-        reason = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-        line = next(iter(str(reason).splitlines()), type(reason).__name__)
+        reasons = [found for found in (error.__context__, error) if isinstance(found, RuntimeError)]
+        for reason in reasons:
+            if is_out_of_memory(reason):
+                raise reason from None
+        if not isinstance(error, RuntimeError):
+            raise
+        line = next(iter(str(reasons[0]).splitlines()), type(reasons[0]).__name__)
         raise CaptureError(f"it cannot be captured: {line}") from error
     return _Captured(graph, inputs, output)

@@ -106,7 +106,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         _report(describe_os_error(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         _report(f"out of memory: {str(error).splitlines()[0]}")
     except KeyboardInterrupt:
@@ -118,12 +118,13 @@ def run(main: Callable[[], None]) -> None:
         _leave(0)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether NumPy, PyTorch's CPU allocator or a GPU could not allocate."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether NumPy, PyTorch's CPU allocator, a GPU or one of its libraries could not allocate."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
+        or "_ALLOC_FAILED" in str(error)
     )
 
 

@@ -1,9 +1,16 @@
-"""Results on their way from a GPU to the host while the GPU goes on."""
+"""Tensors on their way to a GPU and back while host and GPU go on."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; the host does not wait for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # other memory is copied while the host waits
+    return tensor.to(device, non_blocking=True)
 
 
 class HostCopy:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from util.errors import is_out_of_memory
+
 
 def largest_that_fits(attempt: Callable[[int], object], too_large: int) -> int:
     """The largest size whose attempt does not run out of memory; 0 if none fits.
@@ -20,7 +22,9 @@ def largest_that_fits(attempt: Callable[[int], object], too_large: int) -> int:
         try:
             attempt(size)
             fits = size
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             too_large = size
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

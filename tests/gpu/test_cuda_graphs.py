@@ -51,6 +51,8 @@ def test_what_waits_for_the_gpu_cannot_be_captured(others):
     torch.cuda.empty_cache()
     assert torch.equal(cache.run("negative", torch.neg, x), -x)
     assert torch.ones(1000, 1000, device="cuda").sum().item() == 1e6
+    # PyTorch's own random numbers too, whose generator takes part in captures.
+    assert 0 < torch.rand(1000, device="cuda").mean().item() < 1
 
 
 def test_a_lack_of_memory_passes_unchanged():
@@ -60,6 +62,15 @@ def test_a_lack_of_memory_passes_unchanged():
         cache.run("huge", lambda x: x.expand(2**46).clone(), x)
     assert len(cache) == 0
     assert cache.run("negative", torch.neg, x).item() == -1
+
+
+def test_other_settings_are_other_graphs(monkeypatch):
+    cache = GraphCache(2)
+    x = torch.randn(64, 64, device="cuda")
+    for allowed in (False, True):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+        assert torch.equal(cache.run("product", torch.matmul, x, x), x @ x)
+    assert len(cache) == 2
 
 
 def test_autocast_casts_again_at_every_replay():

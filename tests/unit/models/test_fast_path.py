@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.decoding import generate
+from models.decoding import SAMPLERS, generate
 from models.fast_network import FastNetwork, NetworkWeights, Rows
+from models.fast_path import is_compile_error
 from models.lpd import LPD
 from orders.group_sizes import _TABLE_KEYS, _published, group_sizes
 from orders.locality import random_orders
@@ -94,6 +95,22 @@ def test_a_bfloat16_model_stays_in_bfloat16() -> None:
     network = model.fast_path.network(model)
     assert network.new_cache(1).entries.dtype == torch.bfloat16
     assert tokens_of(model).shape == (2, NUM_TOKENS)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_products_rounded_beforehand_change_nothing_under_autocast(sampler: str) -> None:
+    model = small_lpd()
+    labels, orders = torch.tensor([1, 2, 0]), random_orders(3, NUM_TOKENS)
+
+    def sample() -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return generate(model, labels, orders, SIZES, cfg=3.0, sampler=sampler)
+
+    expected = sample()
+    size = sum(weight.nbytes for weight in model.blocks.parameters())
+    assert torch.equal(model.round_products().head.weight, model.head.weight.bfloat16())
+    assert sum(weight.nbytes for weight in model.blocks.parameters()) < 0.6 * size
+    assert torch.equal(sample(), expected)
 
 
 # Today's weights
@@ -277,6 +294,15 @@ def change_the_step(model: LPD) -> None:
     model.__class__ = OwnStep
 
 
+def give_a_block_its_own_forward(model: LPD) -> None:
+    forward = model.blocks[1].attn.proj.forward
+    model.blocks[1].attn.proj.forward = lambda x: forward(x) * 2
+
+
+def drop_the_last_weights(model: LPD) -> None:
+    model.norm = nn.LayerNorm(32, eps=1e-6, elementwise_affine=False)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -284,6 +310,8 @@ def change_the_step(model: LPD) -> None:
         (hook_a_block, "blocks.0.mlp has a forward hook"),
         (use_float64, "it computes in float32 or bfloat16, not torch.float64"),
         (change_the_step, "OwnStep has a decode_step of its own"),
+        (give_a_block_its_own_forward, "blocks.1.attn.proj has a forward of its own"),
+        (drop_the_last_weights, "norm lacks weights, which it does not know"),
     ],
 )
 def test_what_it_does_not_serve_is_sampled_plainly(
@@ -321,4 +349,21 @@ def test_the_compiled_form_is_the_same_and_compiles_a_bounded_number_of_times() 
             logits = forced_logits(network, tokens, labels, sizes, orders)
         assert (logits - exact).abs().max() < 1e-5
     assert len(compiled) <= 4
+    torch.compiler.reset()
+
+
+def test_what_fails_to_compile_is_told_from_what_fails_when_run() -> None:
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("the code's own")
+
+    def no_backend(graph: torch.fx.GraphModule, inputs: list) -> None:
+        raise ValueError("no compiler here")
+
+    for function, is_compiler in (
+        (torch.compile(torch.neg, backend=no_backend), True),
+        (fail, False),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            function(torch.zeros(2))
+        assert is_compile_error(caught.value) == is_compiler
     torch.compiler.reset()

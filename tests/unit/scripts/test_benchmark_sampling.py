@@ -45,8 +45,15 @@ def effort(**options: Any) -> Effort:
     return Effort(CPU, **{**defaults, **options})
 
 
+def ignore(result: dict[str, Any]) -> None:
+    """Where nothing is to be written."""
+
+
 def test_records_and_report(tokenizer: VQModel) -> None:
-    result = json.loads(json.dumps(measure_rows([ROW], tokenizer, effort(plain_once=("f32",)))))
+    kept = []
+    result = measure_rows([ROW], tokenizer, effort(plain_once=("f32",)), kept.append)
+    assert kept == [result] * 2  # once a series
+    result = json.loads(json.dumps(result))
     assert result["rates"] == {
         "bf16": {"bandwidth": 1e9, "rate": 2e9},
         "f32": {"bandwidth": 1e9, "rate": 1e9},
@@ -79,7 +86,7 @@ def test_records_and_report(tokenizer: VQModel) -> None:
 
 def test_floor_of_tiny_network(tokenizer: VQModel) -> None:
     options = {"dtypes": ("bf16",), "batch_sizes": (3,), "plain": False}
-    (record,) = measure_rows([ROW], tokenizer, effort(**options))["rows"]
+    (record,) = measure_rows([ROW], tokenizer, effort(**options), ignore)["rows"]
     assert record["ratio"] is None and "plain_s" not in record
     assert "plain" not in report([record]).splitlines()[0]
     generation = record["floor"]["generation"]
@@ -132,7 +139,7 @@ def test_out_of_memory_is_one_line(
     rows = [ROW, Row("lpd_tiny", 64, 5, 3.0)]
     sizes = (1, 8, 16)
     with caplog.at_level(logging.WARNING):
-        result = measure_rows(rows, tokenizer, effort(dtypes=("f32",), batch_sizes=sizes))
+        result = measure_rows(rows, tokenizer, effort(dtypes=("f32",), batch_sizes=sizes), ignore)
     assert [(record["row"], record["batch_size"]) for record in result["rows"]] == [
         ("lpd_tiny_64_4", 1),
         ("lpd_tiny_64_5", 1),
@@ -154,7 +161,7 @@ def test_plain_path_alone_may_not_fit(
     monkeypatch.setattr(Case, "plain", plain)
     with caplog.at_level(logging.WARNING):
         options = {"dtypes": ("f32",), "batch_sizes": (2,)}
-        (record,) = measure_rows([ROW], tokenizer, effort(**options))["rows"]
+        (record,) = measure_rows([ROW], tokenizer, effort(**options), ignore)["rows"]
     assert record["fast_s"] > 0
     assert record["ratio"] is None
     assert [line.getMessage() for line in caplog.records] == [

@@ -52,6 +52,22 @@ def test_other_shapes_and_dtypes_are_other_graphs(captures):
     assert len(captures) == len(cache) == 3
 
 
+def test_other_settings_of_pytorch_are_other_graphs(captures):
+    cache = GraphCache(9)
+    x = torch.zeros(1)
+    cache.run("negative", torch.neg, x)
+    with torch.backends.cudnn.flags(deterministic=True):
+        cache.run("negative", torch.neg, x)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if before == "highest" else "highest")
+    try:
+        cache.run("negative", torch.neg, x)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    cache.run("negative", torch.neg, x)
+    assert len(captures) == len(cache) == 3
+
+
 def test_the_least_recently_used_graph_is_dropped(captures):
     cache = GraphCache(2)
     for key in ("a", "b", "a", "c", "a"):  # c pushes out b
@@ -131,6 +147,15 @@ def test_what_cannot_be_captured_is_one_line(recorder, message):
         _record(function, (), (0, 1), None)
     first = message.splitlines()[0]
     assert str(caught.value) == f"it cannot be captured: {first}"
+    assert recorder.was_reset
+
+
+def test_a_lack_of_memory_shows_through_the_failed_end_of_a_capture(recorder):
+    def function():
+        raise torch.OutOfMemoryError("invalid: full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        _record(function, (), (0, 1), None)
     assert recorder.was_reset
 
 
