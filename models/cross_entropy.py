@@ -28,46 +28,51 @@ def linear_cross_entropy(
         Scalar float32, the mean over rows.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(x, weight, targets)
+        return _LinearCrossEntropy.apply(x, weight, targets, dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         rows = max(1, LOGITS_AT_A_TIME // len(weight))
-        wants_x, wants_weight, _ = ctx.needs_input_grad
+        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        # Gradients of the sum, in the inputs' own dtypes: what is cast here is not cast back.
         grad_x = torch.empty_like(x) if wants_x else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_weight = None
+        weight, weight_dtype = weight.to(dtype), weight.dtype
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         for start in range(0, len(x), rows):
-            part, wanted = x[start : start + rows], targets[start : start + rows, None]
-            logits = F.linear(part, weight).float()
-            scale = logits.logsumexp(dim=-1, keepdim=True)
-            total += (scale - logits.gather(1, wanted)).sum()
+            part, wanted = x[start : start + rows].to(dtype), targets[start : start + rows, None]
+            logs = F.linear(part, weight).log_softmax(dim=-1, dtype=torch.float32)
+            total -= logs.gather(1, wanted).sum()
             if not (wants_x or wants_weight):
                 continue
-            probs = logits.sub_(scale).exp_()
-            probs.scatter_add_(1, wanted, probs.new_full((1, 1), -1).expand_as(wanted))
-            slope = probs.div_(len(x)).to(x.dtype)
+            slope = logs.exp_().scatter_add_(1, wanted, logs.new_full((1, 1), -1).expand_as(wanted))
+            slope = slope.to(dtype)
             if wants_x:
                 grad_x[start : start + rows] = slope @ weight
             if wants_weight:
-                grad_weight += slope.mT @ part
+                grad = (slope.mT @ part).float()
+                grad_weight = grad if grad_weight is None else grad_weight.add_(grad)
         ctx.save_for_backward(grad_x, grad_weight)
-        ctx.weight_dtype = weight.dtype
+        ctx.num_rows, ctx.weight_dtype = len(x), weight_dtype
         return total / len(x)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
-        if grad_x is not None:
-            grad_x = grad_x * grad.to(grad_x.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
-        return grad_x, grad_weight, None
+        scale = grad / ctx.num_rows
+        return (
+            None if grad_x is None else grad_x * scale.to(grad_x.dtype),
+            None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
+            None,
+            None,
+        )
