@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from models.fast_network import FastNetwork
-from models.fast_path import is_compile_error
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
 from orders.plan import GenerationPlan
 from util import streams
 from util.cuda_graphs import CaptureError
+from util.errors import compile_failure
 from util.host_copy import to_device
 
 SAMPLERS = ("fast", "plain")
@@ -114,9 +114,10 @@ def _decode_fast(
             return None
         except RuntimeError as error:
             # A shape that the compiler sees for the first time may fail it.
-            if not is_compile_error(error):
+            reason = compile_failure(error)
+            if reason is None:
                 raise
-            fast_path.use_plain(f"it cannot be compiled: {str(error).splitlines()[0]}")
+            fast_path.use_plain(f"it cannot be compiled: {reason}")
             return None
 
 

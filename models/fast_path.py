@@ -130,13 +130,6 @@ def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
     return None
 
 
-def is_compile_error(error: RuntimeError) -> bool:
-    """Whether `torch.compile` failed, not the code it compiled."""
-    from torch._dynamo.exc import TorchDynamoException  # slow to import, and rarely needed
-
-    return isinstance(error, TorchDynamoException)
-
-
 def _compile(weights: NetworkWeights) -> Rows:
     """The functions of rows, compiled if that works here."""
     logger.info("compiling the fast sampler (once per process, up to half a minute)")
@@ -146,7 +139,7 @@ def _compile(weights: NetworkWeights) -> Rows:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # no Triton, no compiler, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         logger.warning("going on without compilation: %s", reason)
         return Rows()
     logger.info("compiled in %.0f s", time.monotonic() - started)

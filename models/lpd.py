@@ -232,6 +232,9 @@ class LPD(nn.Module):
             backend: of `torch.compile`.
         """
         self._sparse_masks = sparse and self.blocks[0].attn.takes_sparse_masks
+        # DDP exchanges gradients of one block while the next is worked on anyway; its optimiser
+        # would cut every block into programs of 25 MB of weights.
+        torch._dynamo.config.optimize_ddp = False
         for block in self.blocks:
             block.compile(backend=backend, dynamic=not self._sparse_masks)
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-# A training run draws from 9 group-size lists at 256 px and from 14 at 512.
-_MASKS_KEPT = 32
+# A training run draws from 9 group-size lists at 256 px and from 14 at 512; its own may be more.
+_MASKS_KEPT = 128
 
 
 def group_causal_mask(

@@ -27,7 +27,6 @@ from models.lpd import LPD, lpd_l, lpd_tiny, lpd_xl, lpd_xxl
 from scripts.training_case import (
     FAST_DTYPE,
     MOST_ROUNDS,
-    NAMES,
     Case,
     Effort,
     Row,
@@ -40,7 +39,6 @@ from util.cli import Parser, number, whole
 from util.errors import blame, require_writable_folder, run
 from util.files import write_json
 from util.memory import largest_that_fits
-from util.roofline import Rates
 from util.token_cache import open_cache
 from util.training_data import CachedTokens
 
@@ -76,7 +74,7 @@ plain: the same batches and lists; dense masks made at every step, eager, all lo
   PyTorch's own dropout and unfused AdamW
 tokens/s: 2N sequence tokens an image, N known ones and N queries
 TFLOP/s: by the rule below, which counts the head for all 2N though only N reach it; of the rate:
-  over the best large matrix products in the fast step's type
+  over the fastest of large matrix products in the same rounds and type
 products: qkv, proj, fc1, fc2 and head alone, forward and backward, for the rows that are needed
 waiting for data: share of the fast loop's time that the host asks a token cache for its next batch
 peak: on a GPU of one step's network, optimiser and activations, on a CPU of the process so far
@@ -147,9 +145,8 @@ def measure_rows(rows: Sequence[Row], effort: Effort) -> dict[str, Any]:
     """Measure every row at every batch size that fits.
 
     Returns:
-        `formula` of the operations, `rates` of the machine by type, one record per line in `rows`.
+        `formula` of the operations, and one record per line in `rows`.
     """
-    rates = benchmark.measure_rates(effort.device, {FAST_DTYPE})[FAST_DTYPE]
     records = []
     bar = logs.progress(rows, desc="training", unit="row")
     with logs.logging_redirect_tqdm(), tempfile.TemporaryDirectory() as folder:
@@ -159,20 +156,19 @@ def measure_rows(rows: Sequence[Row], effort: Effort) -> dict[str, Any]:
             batch_sizes = effort.batch_sizes or [row.batch_size]
             write_tokens(cache, row, max(NUM_IMAGES, (MOST_ROUNDS + 1) * max(batch_sizes)))
             source = CachedTokens(open_cache(cache), effort.device)
-            records += measure_series(row, source, batch_sizes, rates, effort)
-    by_name = {NAMES[FAST_DTYPE]: vars(rates)}
-    return {"formula": FORMULA, "rates": by_name, "rows": records}
+            records += measure_series(row, source, batch_sizes, effort)
+    return {"formula": FORMULA, "rows": records}
 
 
 def measure_series(
-    row: Row, source: CachedTokens, batch_sizes: Sequence[int], rates: Rates, effort: Effort
+    row: Row, source: CachedTokens, batch_sizes: Sequence[int], effort: Effort
 ) -> list[dict[str, Any]]:
     """One record per batch size; one that does not fit ends the series in one line of the log."""
     records: list[dict[str, Any]] = []
 
     def measured(batch_size: int, effort: Effort = effort) -> dict[str, Any]:
         names = {"row": row.name, "batch_size": batch_size}
-        return names | measure(Case(row, source, batch_size, effort), rates, effort)
+        return names | measure(Case(row, source, batch_size, effort), effort)
 
     for batch_size in batch_sizes:
         try:
@@ -191,25 +187,30 @@ def measure_series(
     return records
 
 
-def measure(case: Case, rates: Rates, effort: Effort) -> dict[str, Any]:
-    """The figures of a warm case."""
+def measure(case: Case, effort: Effort) -> dict[str, Any]:
+    """The figures of a warm case, and of large products in the same rounds."""
+    large = benchmark.large_products(effort.device, FAST_DTYPE)
     times = benchmark.time_in_turn(
-        {name: case.in_turn(name) for name in case.subjects},
+        {
+            **{name: case.in_turn(name) for name in case.subjects},
+            **{name: product for name, (product, _) in large.items()},
+        },
         effort.device,
         rounds=(effort.rounds, MOST_ROUNDS),
         seconds=effort.seconds,
     )
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    rate = max(work / median[name] for name, (_, work) in large.items())
     operations = operations_per_image(case.model)
     num_tokens = case.model.grid.num_tokens
     images_per_s = case.batch_size / median["fast"]
     record = {
         "rounds": len(times["fast"]),
-        **{f"{name}_s": seconds for name, seconds in median.items()},
+        **{f"{name}_s": median[name] for name in case.subjects},
         "images_per_s": images_per_s,
         "tokens_per_s": images_per_s * 2 * num_tokens,
         "flop_per_s": images_per_s * operations,
-        "rate_share": images_per_s * operations / rates.rate,
+        "rate_share": images_per_s * operations / rate,
         "products_share": median["products"] / median["fast"],
     }
     if "plain" in median:
@@ -218,7 +219,7 @@ def measure(case: Case, rates: Rates, effort: Effort) -> dict[str, Any]:
         "num_tokens": num_tokens,
         "parameters": counted_parameters(case.model),
         "operations_per_image": operations,
-        "rate": rates.rate,
+        "rate": rate,
     }
     return record | case.record | {"counted": counted, "times_s": times}
 

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -83,14 +84,25 @@ def measure_rates(
     bandwidth = 2 * source.numel() / _least_seconds(lambda: target.copy_(source), device)
     rates = {}
     for dtype in dtypes:
-        best = 0.0
-        for rows, width, out in _PRODUCTS[device.type]:
-            x = torch.randn(rows, width, device=device, dtype=dtype)
-            weight = torch.randn(out, width, device=device, dtype=dtype)
-            seconds = _least_seconds(lambda x=x, weight=weight: F.linear(x, weight), device)
-            best = max(best, 2 * rows * width * out / seconds)
+        products = large_products(device, dtype)
+        best = max(work / _least_seconds(product, device) for product, work in products.values())
         rates[dtype] = Rates(bandwidth, best)
     return rates
+
+
+def large_products(
+    device: torch.device, dtype: torch.dtype
+) -> dict[str, tuple[Callable[[], object], int]]:
+    """Matrix products that a machine is fast at, by name: a function, and its operations."""
+
+    def product(rows: int, width: int, out: int) -> Callable[[], object]:
+        x = torch.randn(rows, width, device=device, dtype=dtype)
+        return partial(F.linear, x, torch.randn(out, width, device=device, dtype=dtype))
+
+    return {
+        f"{rows} x {width} x {out}": (product(rows, width, out), 2 * rows * width * out)
+        for rows, width, out in _PRODUCTS[device.type]
+    }
 
 
 def _least_seconds(function: Callable[[], object], device: torch.device) -> float:

@@ -170,7 +170,7 @@ def _read_index(file: Path, flag: str) -> dict[str, Any]:
     with blame(f"{flag}: {file}"):
         try:
             index = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"is damaged: {error}, expected JSON") from error
         if not isinstance(index, dict) or index.get("format") != FORMAT:
             raise ValueError("is not the index of a token cache")

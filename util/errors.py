@@ -97,8 +97,11 @@ def run(main: Callable[[], None]) -> None:
     keeps its traceback. Under torchrun the line is printed by one worker only and every worker
     exits with 2. With `--debug` on the command line the traceback is shown as well.
 
-    `main` closes what it opens: a worker of several leaves without the interpreter's shutdown.
+    `main` closes what it opens: a worker of several leaves without the interpreter's shutdown. It
+    may end with an exit code of its own by raising `SystemExit(code)`.
     """
+    one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    code = 0
     try:
         main()
     except UserError as error:
@@ -106,16 +109,26 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         _report(describe_os_error(error))
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            _report(f"out of memory: {str(error).splitlines()[0]}")
+        elif reason := compile_failure(error):
+            _report(
+                f"--compile: found that this machine cannot compile ({reason}), expected a C++ "
+                "compiler (and Triton on a GPU), or --no-compile"
+            )
+        else:
             raise
-        _report(f"out of memory: {str(error).splitlines()[0]}")
     except KeyboardInterrupt:
         logger.warning("interrupted")
         _leave(130)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    except SystemExit as end:
+        if not one_of_several:
+            raise
+        code = int(end.code or 0)
+    if one_of_several:
         # A sharded model keeps gloo's threads alive, and one that drops a Python tensor while the
         # interpreter shuts down aborts the process: one run in forty on a busy machine.
-        _leave(0)
+        _leave(code)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -126,6 +139,18 @@ def is_out_of_memory(error: Exception) -> bool:
         or "can't allocate memory" in str(error)
         or "_ALLOC_FAILED" in str(error)
     )
+
+
+def compile_failure(error: Exception) -> str | None:
+    """In one line why `torch.compile` failed; None if it is not what failed."""
+    if "torch._dynamo.exc" not in sys.modules:  # slow to import, and nothing was compiled
+        return None
+    from torch._dynamo.exc import TorchDynamoException
+
+    text = str(error).strip()
+    if isinstance(error, TorchDynamoException) or "C compiler" in text:
+        return next(iter(text.splitlines()), type(error).__name__)
+    return None
 
 
 def _report(message: str) -> None:

@@ -110,5 +110,15 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             while (member := tar.next()) is not None:
                 yield member
                 tar.members = []  # it would keep a kilobyte for each of a million
+            end = tar.offset
     except tarfile.TarError as error:
         raise ValueError(f"is no readable tar ({error})") from error
+    # tarfile takes whatever is no header for the end of the archive.
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(tarfile.BLOCKSIZE)
+        if len(rest) < tarfile.BLOCKSIZE or any(rest):
+            raise ValueError(f"is cut short or damaged at byte {end}")
+        while rest := file.read(2**20):
+            if any(rest):
+                raise ValueError("goes on after its end, expected one tar, not several in a row")

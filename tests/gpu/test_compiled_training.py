@@ -41,3 +41,35 @@ def test_all_lists_share_one_program(num_tokens: int) -> None:
     for sizes in LISTS[num_tokens]:
         model(tokens, labels, sizes, orders).backward()
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_steps_in_bfloat16_never_wait_for_the_gpu(grad_checkpointing: bool) -> None:
+    torch.compiler.reset()
+    lists = LISTS[256][:3]
+    plain, model = model_for(256), model_for(256)
+    model.grad_checkpointing = grad_checkpointing
+    model.compile_blocks(sparse=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens, labels, orders = (x.to("cuda") for x in batch_for(256))
+    drop = torch.tensor([False, True], device="cuda")
+
+    def step(sizes: list[int]) -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        for _ in range(2):  # accumulation
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = model(tokens, labels, sizes, orders, drop)
+            (loss / 2).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+        optimizer.step()
+        return loss.detach()
+
+    first, *_ = [step(sizes) for sizes in lists]
+    with torch.no_grad():
+        assert abs(first - plain(tokens, labels, lists[0], orders, drop)) < 0.05
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [step(sizes) for sizes in lists]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses[0] < first

@@ -1,10 +1,13 @@
 """The compiled training step: sparse masks, one program for all lists, the plain step's numbers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from models import transformer
 from models.lpd import LPD
@@ -69,7 +72,7 @@ def dense_flex_attention(q, k, v, block_mask):
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 
-@pytest.mark.parametrize(("num_tokens", "sizes"), [case for case in CASES if case[0] == 256])
+@pytest.mark.parametrize(("num_tokens", "sizes"), CASES)
 def test_loss_and_gradients_are_the_plain_steps(
     num_tokens: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +100,26 @@ def test_all_lists_and_blocks_share_one_program(num_tokens: int) -> None:
     for sizes in LISTS[num_tokens][::3]:
         loss = model(tokens, labels, sizes, orders)
         assert abs(loss - plain(tokens, labels, sizes, orders)) < 1e-5
+    assert counter.graphs == 1
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@torch.no_grad()
+def test_ddp_leaves_large_blocks_whole(one_process: None) -> None:
+    """A block of this width holds 50 MB: two of the buckets that PyTorch would cut it into."""
+    model, counter = small_lpd(decoder_embed_dim=1024, decoder_num_heads=16), Counter()
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    expected = model(tokens, labels, [4, 12], orders)
+    model.compile_blocks(sparse=True, backend=counter)
+    loss = DistributedDataParallel(model)(tokens, labels, [4, 12], orders)
+    assert abs(loss - expected) < 1e-4
     assert counter.graphs == 1
 
 

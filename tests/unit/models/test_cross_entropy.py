@@ -50,6 +50,17 @@ def test_autocast_is_honoured(monkeypatch) -> None:
         assert 0 < error < 1.2 * (autocast.grad - right.grad).norm() + 1e-4
 
 
+def test_a_scaled_loss_scales_the_gradients_without_a_bias() -> None:
+    """A third, which bfloat16 rounds, as when gradients of three batches are accumulated."""
+    whole, third = inputs(), inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = linear_cross_entropy(*whole), linear_cross_entropy(*third) / 3
+    for loss in losses:
+        loss.backward()
+    for found, expected in zip(third[:2], whole[:2], strict=True):
+        torch.testing.assert_close(3 * found.grad, expected.grad, rtol=1e-5, atol=0)
+
+
 def test_no_gradient_is_computed_that_nobody_wants() -> None:
     x, weight, targets = inputs()
     assert linear_cross_entropy(x.detach(), weight.detach(), targets).grad_fn is None

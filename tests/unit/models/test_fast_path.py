@@ -11,7 +11,6 @@ from torch import nn
 
 from models.decoding import SAMPLERS, generate
 from models.fast_network import FastNetwork, NetworkWeights, Rows
-from models.fast_path import is_compile_error
 from models.lpd import LPD
 from orders.group_sizes import _TABLE_KEYS, _published, group_sizes
 from orders.locality import random_orders
@@ -349,21 +348,4 @@ def test_the_compiled_form_is_the_same_and_compiles_a_bounded_number_of_times() 
             logits = forced_logits(network, tokens, labels, sizes, orders)
         assert (logits - exact).abs().max() < 1e-5
     assert len(compiled) <= 4
-    torch.compiler.reset()
-
-
-def test_what_fails_to_compile_is_told_from_what_fails_when_run() -> None:
-    def fail(x: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("the code's own")
-
-    def no_backend(graph: torch.fx.GraphModule, inputs: list) -> None:
-        raise ValueError("no compiler here")
-
-    for function, is_compiler in (
-        (torch.compile(torch.neg, backend=no_backend), True),
-        (fail, False),
-    ):
-        with pytest.raises(RuntimeError) as caught:
-            function(torch.zeros(2))
-        assert is_compile_error(caught.value) == is_compiler
     torch.compiler.reset()

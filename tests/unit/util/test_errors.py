@@ -4,9 +4,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.commands import ROOT, run_command
-from util.errors import UserError, blame, require_file, require_writable_folder
+from util.errors import UserError, blame, compile_failure, require_file, require_writable_folder
 
 
 def script(folder: Path, body: str) -> Path:
@@ -83,6 +84,42 @@ def test_workers_end_without_the_shutdown_that_can_abort_them(tmp_path: Path) ->
     assert run_command(path).stdout == "done\nshutting down\n"
     worker = run_command(path, WORLD_SIZE="2")
     assert (worker.returncode, worker.stdout) == (0, "done\n")
+
+
+def test_no_compiler_is_one_line(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        """
+        import torch
+        from util.errors import run
+        run(lambda: torch.compile(torch.nn.GELU())(torch.zeros(9)))
+        """,
+    )
+    (tmp_path / "nothing").mkdir()
+    result = run_command(
+        path, PATH=str(tmp_path / "nothing"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --compile: found that this machine cannot compile (")
+    assert result.stderr.endswith("or --no-compile\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_what_fails_to_compile_is_told_from_what_fails_when_run() -> None:
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("the code's own")
+
+    def no_backend(graph: torch.fx.GraphModule, inputs: list) -> None:
+        raise ValueError("nothing here")
+
+    for function, expected in (
+        (torch.compile(torch.neg, backend=no_backend), "backend='no_backend' raised:"),
+        (fail, None),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            function(torch.zeros(2))
+        assert compile_failure(caught.value) == expected
+    torch.compiler.reset()
 
 
 def test_blame_names_the_flag() -> None:

@@ -101,6 +101,25 @@ def _cut(folder: Path) -> Path:
     return tar
 
 
+def _damaged(folder: Path, cut: int = 0, change: bytes | None = None) -> Path:
+    """Cut behind the first member, by so many bytes of the second's header, or changed there."""
+    tar = _pack(folder / "x.tar", *((folder / name, name) for name in NAMES))
+    content = tar.read_bytes()
+    with tarfile.open(tar) as archive:
+        start = archive.getmembers()[1].offset
+    if change is None:
+        tar.write_bytes(content[: start + cut])
+    else:
+        tar.write_bytes(content[:start] + change + content[start + len(change) :])
+    return tar
+
+
+def _doubled(folder: Path) -> Path:
+    tar = _pack(folder / "x.tar", (folder / "b", "b"))
+    tar.write_bytes(2 * tar.read_bytes())
+    return tar
+
+
 def _compressed(folder: Path, kind: str) -> Path:
     with tarfile.open(folder / "x.tar", f"w:{kind}") as archive:
         archive.add(folder / "b", "b")
@@ -125,6 +144,11 @@ def _sparse(folder: Path) -> Path:
         (_link, "b/link.png is a link or special file, expected plain files only"),
         (_sparse, "b/1.png is a sparse file"),
         (_cut, "is (cut short|no readable tar)"),
+        (_damaged, "is cut short or damaged at byte"),
+        (lambda f: _damaged(f, cut=100), "is cut short or damaged at byte"),
+        (lambda f: _damaged(f, change=b"\xff"), "is cut short or damaged at byte"),
+        (lambda f: _damaged(f, change=bytes(512)), "goes on after its end"),
+        (_doubled, "goes on after its end, expected one tar, not several in a row"),
         (_empty_class, r"class folder .*x.tar: data/c holds no images"),
         (lambda f: f / "readme.png", "is not a folder, .* no readable tar"),
         (lambda f: _pack(f / "x.tar", (f / "b" / "2.png", "2.png")), "holds no class folders"),
