@@ -8,8 +8,11 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +25,17 @@ from models.decoding import eval_mode, generate
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel, fingerprint
 from util import distributed, streams
-from util.cache_writer import Shard, plan_shards, remove_unfinished, write_index, write_shard
+from util.cache_writer import (
+    Shard,
+    drop_if_empty,
+    names_digest,
+    plan_shards,
+    read_shard,
+    take_up,
+    write_index,
+    write_shard,
+)
+from util.checkpoint import LAST, TrainingState
 from util.encoding import encode_both_ways, log_share_changed
 from util.errors import UserError, blame, is_out_of_memory
 from util.evaluation import Evaluation
@@ -34,6 +47,8 @@ from util.logs import logging_redirect_tqdm, progress
 from util.memory import largest_that_fits
 from util.metrics import Scores, score
 from util.png_writers import PngWriters
+from util.run_watch import RunWatch
+from util.samples import image_ids_in, read_images
 from util.scalars import ScalarLog
 from util.training import TrainingRecipe
 from util.training_data import Batch, TokenSource, epoch_batches, steps_per_epoch
@@ -43,31 +58,32 @@ logger = logging.getLogger(__name__)
 
 def train_one_epoch(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
     source: TokenSource,
     recipe: TrainingRecipe,
-    epoch: int,
     device: torch.device,
     scalars: ScalarLog,
-) -> float:
-    """One pass over the data.
+    watch: RunWatch,
+) -> float | None:
+    """One pass over the data, or what is left of it after `state.step` steps.
 
     Args:
         model: LPD or its DDP wrapper, on `device`.
-        optimizer: its optimiser; the learning rate is set per step.
+        state: its optimiser, whose learning rate is set per step, and where the run stands.
         source: where tokens come from.
         recipe: what a step does.
-        epoch: whole number from 0.
         device: where the step runs.
         scalars: gets loss, learning rate and gradient norm every `recipe.log_every` steps.
+        watch: checks and saves between steps, and says when to stop.
 
     Returns:
-        Mean loss of the epoch over all processes, nats per token.
+        Mean loss of the epoch over all processes, nats per token; None if the run is to stop.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss is no longer finite, or a checkpoint cannot be written.
     """
     model.train()
+    epoch = state.epoch + 1
     share = recipe.batch_size * recipe.accum_iter
     steps = steps_per_epoch(source.num_samples, share, distributed.world_size())
     batches = epoch_batches(
@@ -78,33 +94,50 @@ def train_one_epoch(
         flip_prob=recipe.flip_prob,
         label_drop_prob=recipe.label_drop_prob,
         device=device,
+        first_step=state.step,
     )
-    total = torch.zeros((), device=device)
-    bar = progress(
-        batches, total=steps, desc=f"epoch {epoch} of {recipe.schedule.epochs}", unit="step"
-    )
-    for step_in_epoch, batch in enumerate(bar):
-        step = epoch * steps + step_in_epoch
-        lr = recipe.schedule.at(epoch + step_in_epoch / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        sizes = _draw_group_sizes(recipe, step)
-        # Dropout's masks too depend on the step alone: a resumed run repeats them.
-        torch.manual_seed(streams.torch_seed("dropout", recipe.seed, step, distributed.rank()))
-        optimizer.zero_grad(set_to_none=True)
-        loss = _backward(model, batch, sizes, recipe)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip or math.inf)
-        optimizer.step()
-        total += loss
-        if step % recipe.log_every == 0:
-            loss_now = distributed.mean(loss)
-            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            _require_finite(loss_now, epoch, step_in_epoch)
-            scalars.add(step, {"train/loss": loss_now, "train/lr": lr, "train/grad_norm": norm})
-            bar.set_postfix(loss=f"{loss_now:.4f}", lr=f"{lr:.2e}")
-    mean_loss = distributed.mean(total / steps)
-    _require_finite(mean_loss, epoch, steps - 1)
-    return mean_loss
+    title = f"epoch {epoch} of {recipe.schedule.epochs}"
+    bar = progress(total=steps, initial=state.step, desc=title, unit="step")
+    with closing(batches), bar, logging_redirect_tqdm():
+        for batch in batches:
+            step = epoch * steps + state.step
+            lr = recipe.schedule.at(epoch + state.step / steps)
+            loss, norm = _optimize(model, state.optimizer, batch, recipe, step, lr)
+            state.add_step(loss)
+            if step % recipe.log_every == 0:
+                mean_loss = distributed.mean(loss)
+                scalars.add(
+                    step, {"train/loss": mean_loss, "train/lr": lr, "train/grad_norm": norm}
+                )
+                bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{lr:.2e}")
+            bar.update()
+            watch.after_step(step, loss, norm)
+            if watch.save_due and state.step < steps:  # a finished epoch is saved as such
+                watch.save([LAST])
+                if watch.stop_signal:
+                    return None
+    return distributed.mean(state.loss_sum / steps)
+
+
+def _optimize(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    recipe: TrainingRecipe,
+    step: int,
+    lr: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimiser step, number `step` of the run; this process's loss, the gradient's norm."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    sizes = _draw_group_sizes(recipe, step)
+    # Dropout's masks too depend on the step alone: a resumed run repeats them.
+    torch.manual_seed(streams.torch_seed("dropout", recipe.seed, step, distributed.rank()))
+    optimizer.zero_grad(set_to_none=True)
+    loss = _backward(model, batch, sizes, recipe)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip or math.inf)
+    optimizer.step()
+    return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _backward(
@@ -114,11 +147,10 @@ def _backward(
     parts = list(zip(*(part.split(recipe.batch_size) for part in batch), strict=True))
     total = torch.zeros((), device=batch.tokens.device)
     for number, (tokens, labels, orders, label_drop) in enumerate(parts, start=1):
-        with (
-            _exchange(model, number == len(parts)),
-            torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=recipe.bf16),
-        ):
-            loss = model(tokens, labels, sizes, orders, label_drop) / len(parts)
+        autocast = torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=recipe.bf16)
+        with _exchange(model, number == len(parts)):
+            with autocast:
+                loss = model(tokens, labels, sizes, orders, label_drop) / len(parts)
             loss.backward()
         total += loss.detach()
     return total
@@ -139,14 +171,6 @@ def _draw_group_sizes(recipe: TrainingRecipe, step: int) -> list[int]:
     return recipe.group_size_lists[int(draw * len(recipe.group_size_lists))]
 
 
-def _require_finite(loss: float, epoch: int, step_in_epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise UserError(
-            f"training: the loss is {loss} in epoch {epoch}, step {step_in_epoch}, expected a "
-            "finite number (a smaller --blr may help)"
-        )
-
-
 @torch.no_grad()
 def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = None) -> Scores | None:
     """Generate the samples of an evaluation and score them.
@@ -154,41 +178,75 @@ def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = Non
     Args:
         model: the bare network, on the evaluation's device.
         evaluation: what to generate and how to score it.
-        image_folder: where `{image id:05d}.png` go; None keeps no images.
+        image_folder: where `{image id:05d}.png` go, and where those that are there already count
+            as samples of this evaluation; None keeps no images.
 
     Returns:
         The scores on rank 0; None elsewhere and where nothing scores.
     """
     # No process waits for another before its share is done: let all fail if one does.
     with eval_mode(model):
-        ids, features = distributed.fail_together(
-            lambda: _evaluate_share(model, evaluation, image_folder)
+        kept = distributed.fail_together(
+            lambda: _kept_share(evaluation, image_folder, model.grid.image_size)
+        )
+        there = np.concatenate(distributed.gather(kept.ids))
+        if len(there):
+            logger.info("%d of %d images are there already", len(there), evaluation.num_images)
+        to_do = np.setdiff1d(np.arange(evaluation.num_images), there)
+        made = distributed.fail_together(
+            lambda: _make_share(model, evaluation, image_folder, to_do)
         )
     if evaluation.extractor is None:
         return None
     # Rank 0 scores the features of all, in image-id order.
-    gathered = distributed.gather_to_main((ids, features))
+    gathered = distributed.gather_to_main([kept, made])
     return distributed.fail_together(lambda: _score_on_main(evaluation, gathered))
 
 
-def _score_on_main(
-    evaluation: Evaluation, gathered: list[tuple[np.ndarray, Features | None]] | None
-) -> Scores | None:
+class _Share(NamedTuple):
+    """Image ids (n,) of one process, and their features if there are images and an extractor."""
+
+    ids: np.ndarray
+    features: Features | None
+
+    @classmethod
+    def join(cls, batches: list[np.ndarray], features: list[Features]) -> _Share:
+        ids = np.concatenate([np.empty(0, dtype=np.int64), *batches])
+        return cls(ids, Features.join(features) if features else None)
+
+
+def _score_on_main(evaluation: Evaluation, gathered: list[list[_Share]] | None) -> Scores | None:
     """Scores of all processes' features, in image-id order; None where nothing was gathered."""
     if gathered is None:
         return None
-    parts = [part for part in gathered if part[1] is not None]
+    parts = [share for shares in gathered for share in shares if share.features is not None]
     by_id = np.argsort(np.concatenate([part_ids for part_ids, _ in parts]))
     features = Features.join([part for _, part in parts]).select(torch.from_numpy(by_id))
     with blame("--feature_extractor"):
         return score(features, evaluation.extractor.kind, evaluation.reference)
 
 
-def _evaluate_share(
-    model: LPD, evaluation: Evaluation, image_folder: Path | None
-) -> tuple[np.ndarray, Features | None]:
-    """This process's image ids, and their features if something scores them."""
-    batches = list(_image_id_batches(evaluation))
+def _kept_share(evaluation: Evaluation, image_folder: Path | None, image_size: int) -> _Share:
+    """This process's part of the images that an interrupted evaluation left, if they are whole."""
+    if image_folder is None:
+        return _Share.join([], [])
+    present = image_ids_in(image_folder, evaluation.num_images)
+    mine = present[present % distributed.world_size() == distributed.rank()]
+    ids, features = [], []
+    for start in range(0, len(mine), evaluation.batch_size):
+        batch = mine[start : start + evaluation.batch_size]
+        whole, images = read_images(image_folder, batch, image_size)
+        ids.append(whole)
+        if evaluation.extractor is not None and len(whole):
+            features.append(extract(evaluation.extractor, torch.from_numpy(images)).cpu())
+    return _Share.join(ids, features)
+
+
+def _make_share(
+    model: LPD, evaluation: Evaluation, image_folder: Path | None, to_do: np.ndarray
+) -> _Share:
+    """Make this process's part of the images `to_do`, (n,) ids."""
+    batches = list(_image_id_batches(to_do, evaluation.batch_size))
     features: list[Features] = []
     total = sum(map(len, batches))
     with (
@@ -212,8 +270,7 @@ def _evaluate_share(
                 settle(*waiting.popleft())
         for batch in waiting:
             settle(*batch)
-    ids = np.concatenate([np.empty(0, dtype=np.int64), *batches])
-    return ids, Features.join(features) if features else None
+    return _Share.join(batches, features)
 
 
 def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> HostCopy:
@@ -250,12 +307,11 @@ def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> H
     )
 
 
-def _image_id_batches(evaluation: Evaluation) -> Iterator[np.ndarray]:
-    """This process's image ids: every world-size-th batch of `range(num_images)`."""
-    size = evaluation.batch_size
+def _image_id_batches(image_ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """This process's part of image ids: every world-size-th batch of them."""
     first, stride = distributed.rank() * size, distributed.world_size() * size
-    for start in range(first, evaluation.num_images, stride):
-        yield np.arange(start, min(start + size, evaluation.num_images))
+    for start in range(first, len(image_ids), stride):
+        yield image_ids[start : start + size]
 
 
 def _generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> torch.Tensor:
@@ -289,8 +345,9 @@ def cache_latents(
 ) -> int:
     """Write the token cache of a data set, both ways round; every process takes its share.
 
-    Process r encodes shards r, r + world size, ... After each the processes agree that nothing
-    went wrong. The content does not depend on how many there are.
+    Shards that an interrupted run of the same settings finished are kept. Of the others process r
+    encodes the r-th, the (r + world size)-th, ... After each the processes agree that nothing went
+    wrong. The content depends neither on interruptions nor on the number of processes.
 
     Args:
         tokenizer: in eval mode, on this process's device.
@@ -305,13 +362,26 @@ def cache_latents(
         The number of images in the cache.
 
     Raises:
-        UserError: on all processes, if any of them cannot read an image or write a file. No shard
-            is left behind.
+        UserError: on all processes, if any of them cannot read an image or write a file, or if the
+            folder holds shards of other settings. Finished shards stay.
     """
     grid = TokenGrid(image_size, tokenizer.stride, tokenizer.codebook_size)
+    made_by = fingerprint(tokenizer)
     tokenizer = tokenizer.to(memory_format=torch.channels_last)  # convolutions' fast layout
-    shards = plan_shards(len(images), batch_size, distributed.world_size())
-    mine = range(distributed.rank(), len(shards), distributed.world_size())
+    settings = {
+        **asdict(grid),
+        "fingerprint": made_by,
+        "precision": precision,
+        "batch_size": batch_size,
+        "images": names_digest(images.paths, images.labels),
+    }
+    shards = _plan_or_take_up(path, settings, len(images))
+    parts = _finished_shards(path, grid, shards, skip_bad)
+    done = {shard.number for shard, _ in parts}
+    to_do = [number for number in range(len(shards)) if number not in done]
+    if parts:
+        logger.info("%d of %d shards are there already", len(parts), len(shards))
+    mine = to_do[distributed.rank() :: distributed.world_size()]
     batches = [batch for number in mine for batch in shards[number]]
     loader = image_batches(images, image_size, batches, num_workers, pin_memory, skip_bad)
     written: list[tuple[Shard, np.ndarray]] = []
@@ -322,43 +392,72 @@ def cache_latents(
         tokens, labels = [], []
         for _ in shards[number]:
             batch = next(loader)
-            if number == 0 and not tokens:
+            if number == 0 and len(batch.images) and not any(map(len, tokens)):
                 log_share_changed(tokenizer, batch.images, precision)
             tokens.append(encode_both_ways(tokenizer, batch.images, precision).cpu().numpy())
             labels.append(batch.labels.numpy())
             bar.update(len(batch.labels))
+        classes = np.concatenate(labels)
         with blame(f"--cached_path: {path}"):
-            shard = write_shard(path, number, np.concatenate(tokens), grid.vocab_size)
-        written.append((shard, np.concatenate(labels)))
+            shard = write_shard(path, number, np.concatenate(tokens), grid.vocab_size, classes)
+        written.append((shard, classes))
 
     started = time.monotonic()
     try:
         with closing(loader), bar, logging_redirect_tqdm():
-            for first in range(0, len(shards), distributed.world_size()):
-                number = first + distributed.rank()
+            for turn in range(math.ceil(len(to_do) / distributed.world_size())):
                 distributed.fail_together(
-                    lambda n=number: encode_shard(n) if n < len(shards) else None
+                    lambda turn=turn: encode_shard(mine[turn]) if turn < len(mine) else None
                 )
-        gathered = chain.from_iterable(distributed.gather(written))
-        parts = sorted(gathered, key=lambda part: part[0].number)
+        new = list(chain.from_iterable(distributed.gather(written)))
+        parts = sorted(parts + new, key=lambda part: part[0].number)
         distributed.fail_together(
-            lambda: _finish_cache(path, grid, tokenizer, images.classes, parts, precision)
+            lambda: _finish_cache(path, grid, made_by, images.classes, parts, precision)
         )
     except UserError:
         # Every process has left its last write behind: they have just agreed on the failure.
         if distributed.is_main():
-            remove_unfinished(path)
+            drop_if_empty(path)
         raise
-    count = sum(shard.count for shard, _ in parts)
+    encoded = sum(shard.count for shard, _ in new)
     seconds = time.monotonic() - started
-    logger.info("encoded %d images, %.1f images/s", count, count / seconds)
-    return count
+    logger.info("encoded %d images, %.1f images/s", encoded, encoded / seconds)
+    return sum(shard.count for shard, _ in parts)
+
+
+def _plan_or_take_up(
+    path: Path, settings: dict[str, Any], num_images: int
+) -> list[list[np.ndarray]]:
+    """The batches of every shard, as in the unfinished cache of these settings if there is one."""
+    plan = partial(plan_shards, num_images, settings["batch_size"], distributed.world_size())
+
+    def settle() -> int:
+        if not distributed.is_main():
+            return 0
+        with blame(f"--cached_path: {path}"):
+            return take_up(path, settings, len(plan()[0]))
+
+    size = distributed.gather(distributed.fail_together(settle))[0]
+    return plan(batches_per_shard=size)
+
+
+def _finished_shards(
+    path: Path, grid: TokenGrid, shards: list[list[np.ndarray]], skip_bad: bool
+) -> list[tuple[Shard, np.ndarray]]:
+    """Shards of an earlier run that are whole, with their labels; the processes read them."""
+    found = []
+    for number in range(distributed.rank(), len(shards), distributed.world_size()):
+        parts = read_shard(path, number, grid)
+        # A run that skips bad images may have left some out.
+        if parts is not None and (skip_bad or len(parts[1]) == sum(map(len, shards[number]))):
+            found.append((Shard(number, len(parts[1])), parts[1]))
+    return list(chain.from_iterable(distributed.gather(found)))
 
 
 def _finish_cache(
     path: Path,
     grid: TokenGrid,
-    tokenizer: VQModel,
+    made_by: str,
     classes: Sequence[str],
     parts: Sequence[tuple[Shard, np.ndarray]],
     precision: str,
@@ -368,6 +467,5 @@ def _finish_cache(
         raise UserError("none of the images can be decoded, expected at least one")
     if distributed.is_main():
         shards, labels = zip(*parts, strict=True)
-        made_by = fingerprint(tokenizer)
         with blame(f"--cached_path: {path}"):
             write_index(path, grid, made_by, classes, np.concatenate(labels), shards, precision)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from engine_lpd import cache_latents
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util import distributed, logs
-from util.cache_writer import remove_unfinished, require_new_cache
+from util.cache_writer import require_new_cache
 from util.cli import Parser, pixels, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
+from util.files import locked
 from util.geometry import TokenGrid
 from util.image_folder import list_images
 
@@ -85,10 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_writable_folder(path, "--cached_path")
 
     distributed.start(launch, device)
-    try:
-        if distributed.is_main():
-            remove_unfinished(path)
-        distributed.barrier()
+    with ExitStack() as at_exit:
+        at_exit.callback(distributed.stop)
+        distributed.fail_together(lambda: lock(path, at_exit))
         logger.info("%d images in %d classes", len(images), len(images.classes))
         count = cache_latents(
             tokenizer.to(device),
@@ -104,8 +105,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if count < len(images) and distributed.is_main():
             logger.warning("left out %d of %d images", len(images) - count, len(images))
         logger.info("%s is complete", path)
-    finally:
-        distributed.stop()
+
+
+def lock(path: Path, at_exit: ExitStack) -> None:
+    """Keep other runs out of the cache folder, on rank 0, until `at_exit` is left."""
+    if distributed.is_main():
+        with blame("--cached_path"):
+            at_exit.enter_context(locked(path))
+        require_new_cache(path)  # another run may have finished it meanwhile
 
 
 def load_checked_tokenizer(args: argparse.Namespace) -> VQModel:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from signal import Signals
 from types import ModuleType
 
 import torch
@@ -20,14 +21,16 @@ from engine_lpd import evaluate, train_one_epoch
 from models.lpd import LPD, MODELS
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util import distributed, logs
-from util.checkpoint import LAST, load_pretrained
-from util.checkpoint_io import atomic_save
+from util.checkpoint import LAST, PREVIOUS, TrainingState, load_pretrained
 from util.errors import UserError, blame, require_writable_folder, run
 from util.evaluation import Evaluation, build_evaluation
 from util.files import write_json
 from util.flags import build_parser
 from util.geometry import TokenGrid
-from util.images import open_rgb, write_npz_archive
+from util.preemption import StopSignals, exit_code, remove_marker, write_marker
+from util.run_watch import RunWatch
+from util.samples import RECORD_FILE, keep_or_clear, sample_settings, write_archive
+from util.saving import CheckpointSaver
 from util.scalars import ScalarLog, import_wandb
 from util.sharding import shard
 from util.token_cache import TokenCache, check_cache, open_cache
@@ -56,29 +59,38 @@ class Tokens:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     logs.setup()
-    launch = distributed.read_launch(args)
-    device = distributed.resolve_device(args.device, launch)
-    # Everything is checked and loaded before the processes meet: bad input ends here.
-    wandb = import_wandb() if args.use_wandb else None
-    tokens = load_tokens(args)
-    model = build_model(args, tokens).to(device)
-    evaluation = training = None
-    if args.evaluate or args.online_eval:
-        evaluation = build_evaluation(args, tokens.grid, tokens.tokenizer, device)
-    if not args.evaluate:
-        source = build_source(args, tokens.tokenizer, tokens.cache, device)
-        training = build_training(args, model, source, tokens.fingerprint, launch.world_size)
-    require_writable_folder(args.output_dir, "--output_dir")
-    require_writable_folder(args.log_dir, "--log_dir")
+    signals = StopSignals()
+    stopped_by = 0
     with ExitStack() as at_exit:
+        if not args.evaluate:
+            at_exit.enter_context(signals)
+        launch = distributed.read_launch(args)
+        device = distributed.resolve_device(args.device, launch)
+        if not args.evaluate and launch.rank == 0:
+            remove_marker(Path(args.output_dir))
+        # Everything is checked and loaded before the processes meet: bad input ends here.
+        wandb = import_wandb() if args.use_wandb else None
+        tokens = load_tokens(args)
+        model = build_model(args, tokens).to(device)
+        evaluation = training = None
+        if args.evaluate or args.online_eval:
+            evaluation = build_evaluation(args, tokens.grid, tokens.tokenizer, device)
+        if not args.evaluate:
+            source = build_source(args, tokens.tokenizer, tokens.cache, device)
+            training = build_training(args, model, source, tokens.fingerprint, launch.world_size)
+        require_writable_folder(args.output_dir, "--output_dir")
+        require_writable_folder(args.log_dir, "--log_dir")
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
-        scalars = open_scalars(args, wandb)
+        purge_step = training.steps_done if training is not None and args.resume else None
+        scalars = open_scalars(args, wandb, purge_step)
         at_exit.callback(scalars.close)
         if training is None:
-            run_evaluation(args, model, evaluation, scalars)
+            evaluate_checkpoint(args, model, evaluation, tokens, scalars)
         else:
-            train(args, training, evaluation, device, scalars)
+            stopped_by = train(args, training, evaluation, device, scalars, signals)
+    if stopped_by:
+        raise SystemExit(exit_code(stopped_by))
 
 
 def load_tokens(args: argparse.Namespace) -> Tokens:
@@ -167,40 +179,132 @@ def train(
     evaluation: Evaluation | None,
     device: torch.device,
     scalars: ScalarLog,
-) -> None:
-    """All epochs, with checkpoints and online evaluations."""
+    signals: StopSignals,
+) -> int:
+    """All epochs, with checkpoints and online evaluations.
+
+    Returns:
+        The signal that stopped the run before the end, saved; else 0.
+    """
     state, source, recipe = training.state, training.source, training.recipe
     folder = Path(args.output_dir)
-    model = state.model
+    state.join(device)
+    model = distribute(args, state, device)
+    online = partial(evaluate_online, args, training, evaluation, scalars, signals)
+    # An evaluation that the run was stopped in is made up for.
+    there = distributed.gather(results_file(args, state.epoch).exists())[0]
+    if training.resumed_from is not None and evaluation_is_due(args, state) and not there:
+        online()
+    started, first = time.monotonic(), training.steps_done
+    with CheckpointSaver(folder, training.resumed_from != folder / PREVIOUS) as saver:
+        watch = RunWatch(state, saver, signals, scalars, training.policy, training.samples_of)
+        while state.epoch + 1 < args.epochs:
+            loss = train_one_epoch(model, state, source, recipe, device, scalars, watch)
+            if loss is None:
+                break
+            state.finish_epoch()
+            epoch, last = state.epoch, state.epoch + 1 == args.epochs
+            steps, to_do = training.steps_done, training.steps_per_epoch * args.epochs
+            per_step = (time.monotonic() - started) / max(steps - first, 1)
+            left = timedelta(seconds=round(per_step * (to_do - steps)))
+            logger.info("epoch %d of %d: loss %.4f, %s to go", epoch, args.epochs, loss, left)
+            scalars.add(steps - 1, {"epoch/loss": loss})
+            evaluates = evaluation_is_due(args, state)
+            kept = epoch % args.save_intermediate_freq == 0 or last
+            if kept or evaluates or watch.save_due or epoch % args.save_last_freq == 0:
+                watch.save([LAST, f"checkpoint-{epoch}.pth"] if kept else [LAST])
+            if watch.stop_signal and not last:
+                break
+            if evaluates:
+                saver.wait()
+                online()
+        saver.wait()
+    if state.epoch + 1 >= args.epochs:
+        return 0
+    on_main(lambda: leave_marker(folder, state, watch.stop_signal))
+    return watch.stop_signal
+
+
+def distribute(
+    args: argparse.Namespace, state: TrainingState, device: torch.device
+) -> torch.nn.Module:
+    """The network in the form that trains on this number of processes."""
     if args.fsdp:
-        state.optimizer = shard(model, state.optimizer, device)
+        state.optimizer = shard(state.model, state.optimizer, device)
     elif distributed.world_size() > 1:
-        model = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
-    started = time.monotonic()
-    for epoch in range(training.first_epoch, args.epochs):
-        loss = train_one_epoch(model, state.optimizer, source, recipe, epoch, device, scalars)
-        state.epoch = epoch
-        done, to_do = epoch + 1 - training.first_epoch, args.epochs - epoch - 1
-        left = timedelta(seconds=round((time.monotonic() - started) / done * to_do))
-        logger.info("epoch %d of %d: loss %.4f, %s to go", epoch, args.epochs, loss, left)
-        scalars.add(epoch, {"epoch/loss": loss})
-        last = epoch + 1 == args.epochs
-        names = [LAST] if epoch % args.save_last_freq == 0 or last else []
-        if epoch % args.save_intermediate_freq == 0 or last:
-            names.append(f"checkpoint-{epoch}.pth")
-        content = state.content() if names else {}
-        for name in names:
-            on_main(lambda name=name, content=content: atomic_save(content, folder / name))
-        if evaluation is not None and (epoch % args.eval_freq == 0 or last):
-            run_evaluation(args, state.model, evaluation, scalars, epoch)
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(state.model, devices, gradient_as_bucket_view=True)
+    return state.model
 
 
-def open_scalars(args: argparse.Namespace, wandb: ModuleType | None) -> ScalarLog:
+def leave_marker(folder: Path, state: TrainingState, number: int) -> None:
+    """Tell the launcher, on rank 0, that signal `number` stopped the run and that it is saved."""
+    if distributed.is_main():
+        logger.warning(
+            "stopped by %s after %d steps of epoch %d; all is saved",
+            Signals(number).name,
+            state.step,
+            state.epoch + 1,
+        )
+        write_marker(folder, number, state.epoch + 1, state.step)
+
+
+def evaluation_is_due(args: argparse.Namespace, state: TrainingState) -> bool:
+    """Whether the run is between two epochs after one of which it evaluates."""
+    due = state.epoch % args.eval_freq == 0 or state.epoch + 1 == args.epochs
+    return args.online_eval and state.epoch >= 0 and state.step == 0 and due
+
+
+def evaluate_online(
+    args: argparse.Namespace,
+    training: Training,
+    evaluation: Evaluation,
+    scalars: ScalarLog,
+    signals: StopSignals,
+) -> None:
+    """The evaluation after a training epoch; a signal ends the run at once, for all is saved."""
+    state = training.state
+    with signals.leaving_at_once(partial(leave_marker, Path(args.output_dir), state)):
+        step = training.steps_done - 1
+        run_evaluation(args, state.model, evaluation, scalars, state.epoch, step)
+
+
+def results_file(args: argparse.Namespace, epoch: int | None) -> Path:
+    """Where the scores of an evaluation go: after a training epoch, or (None) of --evaluate."""
+    name = "metrics.json" if epoch is None else f"metrics-{epoch}.json"
+    return Path(args.output_dir) / name
+
+
+def open_scalars(
+    args: argparse.Namespace, wandb: ModuleType | None, purge_step: int | None
+) -> ScalarLog:
     """The run's scalar log, on rank 0."""
     if not distributed.is_main():
         return ScalarLog(None)
     options = {"project": args.wandb_project, "name": args.wandb_run_name, "config": vars(args)}
-    return ScalarLog(Path(args.log_dir), wandb, options)
+    return ScalarLog(Path(args.log_dir), wandb, options, purge_step)
+
+
+def evaluate_checkpoint(
+    args: argparse.Namespace,
+    model: LPD,
+    evaluation: Evaluation,
+    tokens: Tokens,
+    scalars: ScalarLog,
+) -> None:
+    """--evaluate: keeps the images, those of an interrupted evaluation like this one included."""
+    folder = Path(args.output_dir)
+    images, record = folder / "images", folder / RECORD_FILE
+
+    def prepare() -> None:
+        settings = sample_settings(args, evaluation, model, tokens.fingerprint)
+        keep_or_clear(images, record, settings)
+
+    on_main(prepare)
+    run_evaluation(args, model, evaluation, scalars, image_folder=images)
+    if args.save_npz:
+        on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
+    on_main(record.unlink)
 
 
 def run_evaluation(
@@ -209,6 +313,8 @@ def run_evaluation(
     evaluation: Evaluation,
     scalars: ScalarLog,
     epoch: int | None = None,
+    step: int = 0,
+    image_folder: Path | None = None,
 ) -> None:
     """Samples and scores, reported on the console, in TensorBoard and as JSON.
 
@@ -217,17 +323,11 @@ def run_evaluation(
         model: the bare network.
         evaluation: what to generate and how to score it.
         scalars: gets the scores.
-        epoch: of the training run that this evaluation is part of; None for --evaluate, which
-            also keeps the images.
+        epoch: of the training run that this evaluation is part of; None for --evaluate.
+        step: where the scores stand in TensorBoard.
+        image_folder: as for `evaluate`.
     """
-    folder = Path(args.output_dir)
-    images = None
-    if epoch is None:
-        images = folder / "images"
-        on_main(lambda: clear_samples(images))
-    scores = evaluate(model, evaluation, images)
-    if images is not None and args.save_npz:
-        on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
+    scores = evaluate(model, evaluation, image_folder)
     results = {
         "model": args.model,
         "checkpoint": str(find_weights(args)[0]) if epoch is None else f"epoch {epoch}",
@@ -238,12 +338,12 @@ def run_evaluation(
         "num_images": evaluation.num_images,
         **(scores.json() if scores is not None else {}),
     }
-    name = "metrics.json" if epoch is None else f"metrics-{epoch}.json"
-    on_main(lambda: write_json(results, folder / name))
     if scores is not None:
         for line in scores.lines():
             logger.info("%s", line)
-        scalars.add(epoch or 0, {f"eval/{key}": value for key, value in scores.json().items()})
+        scalars.add(step, {f"eval/{key}": value for key, value in scores.json().items()})
+        scalars.flush()
+    on_main(lambda: write_json(results, results_file(args, epoch)))
 
 
 def on_main(write: Callable[[], None]) -> None:
@@ -255,20 +355,6 @@ def on_main(write: Callable[[], None]) -> None:
                 write()
 
     distributed.fail_together(work)
-
-
-def clear_samples(folder: Path) -> None:
-    """Make the folder; samples of an earlier, larger evaluation must not stay among the new."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if re.fullmatch(r"\d{5,}\.png", path.name):
-            path.unlink()
-
-
-def write_archive(images: Path, path: Path, count: int) -> None:
-    """All samples in one ADM-style archive, by image id."""
-    samples = (open_rgb(images / f"{image_id:05d}.png") for image_id in range(count))
-    write_npz_archive(path, samples, count)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ class Step:
         autocast = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
             loss = self._loss(sizes, batch)
-            loss.backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
         self.optimizer.step()
         return loss.detach()

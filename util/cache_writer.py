@@ -7,16 +7,23 @@ A finished cache is a folder of
     index.json        what the tokens are, and the checksums of the other two
 
 with the images in `ImageList` order. `index.json` is written last: a folder without it is no cache.
+Until then the folder holds the finished shards, and in `unfinished.json` what they are parts of: a
+run of the same settings goes on from there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 import re
+import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +36,17 @@ VERSION = 2
 INDEX_FILE = "index.json"
 TOKENS_FILE = "cache-tokens.npy"
 LABELS_FILE = "cache-labels.npy"
-MAX_SHARD_IMAGES = 4096
+RECORD_FILE = "unfinished.json"
+# What a killed run has to do again, at most, for each process.
+MAX_SHARD_IMAGES = 1024
 # What a run writes before its index, temporary names included.
 _UNFINISHED = re.compile(
-    r"\.?(shard-\d{5,}|cache-tokens|cache-labels)\.npy(\.part)?|\.index\.json\.part"
+    r"\.?(shard-\d{5,}\.np[yz]|cache-(tokens|labels)\.npy|unfinished\.json)(\.part)?"
+    r"|\.index\.json\.part"
 )
+_SHARD = re.compile(r"shard-\d{5,}\.npz")
+# What reading a torn shard is seen to raise.
+_TORN = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -86,11 +99,71 @@ def _entries(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else []
 
 
-def plan_shards(num_images: int, batch_size: int, processes: int) -> list[list[np.ndarray]]:
+def take_up(path: str | Path, settings: Mapping[str, Any], batches_per_shard: int) -> int:
+    """Begin a cache, or go on with the unfinished one in the folder.
+
+    Args:
+        path: the cache folder, of which `require_new_cache` approves.
+        settings: all that decides what the shards hold, for a JSON file.
+        batches_per_shard: of this run, if it is the first.
+
+    Returns:
+        Batches per shard to go on with.
+
+    Raises:
+        ValueError: the folder holds finished shards of other settings.
+    """
+    path = Path(path)
+    try:
+        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+        found_size = int(record.get("batches_per_shard"))
+    except (OSError, ValueError, TypeError, AttributeError):
+        record = None
+    if record is None or not _holds_shards(path):
+        remove_unfinished(path)
+        write_json({**settings, "batches_per_shard": batches_per_shard}, path / RECORD_FILE)
+        return batches_per_shard
+    for name, expected in settings.items():
+        if record.get(name) != expected:
+            raise ValueError(
+                f"holds an unfinished cache with {name} {record.get(name)}, found {expected}: "
+                "expected the same flags and images, or another folder"
+            )
+    return max(found_size, 1)
+
+
+def drop_if_empty(path: str | Path) -> None:
+    """Clean up behind a run that failed before it finished a shard."""
+    if not _holds_shards(Path(path)):
+        remove_unfinished(path)
+
+
+def _holds_shards(path: Path) -> bool:
+    return any(_SHARD.fullmatch(file.name) for file in _entries(path))
+
+
+def names_digest(paths: Sequence[str | Path], labels: np.ndarray) -> str:
+    """Which files a cache is made from, wherever they lie: sha256 (hex) of names and classes."""
+    root = os.path.commonpath([Path(path).parent for path in (paths[0], paths[-1])])
+    digest = hashlib.sha256(np.ascontiguousarray(labels, dtype=np.int64))
+    for path in paths:
+        digest.update(str(path)[len(root) :].encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()
+
+
+def plan_shards(
+    num_images: int, batch_size: int, processes: int, batches_per_shard: int | None = None
+) -> list[list[np.ndarray]]:
     """Cut images 0, 1, ... into batches and those into shards that divide well over processes.
 
     The batches do not depend on the number of processes, so neither do the tokens, even where a
     GPU's kernels round differently for other batch sizes.
+
+    Args:
+        num_images: images in the data.
+        batch_size: images encoded at a time.
+        processes: how many encode.
+        batches_per_shard: instead of a division over processes; of a run that is taken up.
 
     Returns:
         For every shard its batches, each an array of consecutive image indices; at most
@@ -100,18 +173,25 @@ def plan_shards(num_images: int, batch_size: int, processes: int) -> list[list[n
     starts = range(0, num_images, batch_size)
     batches = [np.arange(start, min(start + batch_size, num_images)) for start in starts]
     rounds = math.ceil(len(batches) / (MAX_SHARD_IMAGES // batch_size * processes))
-    size = math.ceil(len(batches) / (rounds * processes))
+    size = batches_per_shard or math.ceil(len(batches) / (rounds * processes))
     return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
-def write_shard(path: str | Path, number: int, tokens: np.ndarray, vocab_size: int) -> Shard:
-    """Write one shard, atomically.
+def write_shard(
+    path: str | Path,
+    number: int,
+    tokens: np.ndarray,
+    vocab_size: int,
+    labels: np.ndarray | None = None,
+) -> Shard:
+    """Write one shard, atomically; an .npz, whose checksums are compared when it is read.
 
     Args:
         path: the cache folder.
         number: the shard's place in the cache.
         tokens: (n, 2, N) integers, plain and mirrored.
         vocab_size: decides the type on disk.
+        labels: (n,) classes of the images; without them no later run can take the shard up.
 
     Raises:
         ValueError: an index is not below `vocab_size`.
@@ -122,8 +202,27 @@ def write_shard(path: str | Path, number: int, tokens: np.ndarray, vocab_size: i
             f"found indices {tokens.min()} to {tokens.max()}, expected [0, {vocab_size})"
         )
     with replacing(_shard_file(path, number)) as temporary, temporary.open("wb") as stream:
-        np.save(stream, tokens.astype(token_dtype(vocab_size)), allow_pickle=False)
+        parts = {"tokens": tokens.astype(token_dtype(vocab_size))}
+        if labels is not None:
+            parts["labels"] = labels.astype(np.int32)
+        np.savez(stream, allow_pickle=False, **parts)
     return Shard(number, len(tokens))
+
+
+def read_shard(
+    path: str | Path, number: int, grid: TokenGrid
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Tokens (n, 2, N) and labels (n,) of a shard that an earlier run finished.
+
+    None if there is none, or if it is torn: then it is to be made again.
+    """
+    try:
+        with np.load(_shard_file(path, number), allow_pickle=False) as parts:
+            tokens, labels = parts["tokens"], parts["labels"]
+    except _TORN:
+        return None
+    shape, dtype = (len(labels), 2, grid.num_tokens), token_dtype(grid.vocab_size)
+    return (tokens, labels) if (tokens.shape, tokens.dtype) == (shape, dtype) else None
 
 
 def write_index(
@@ -138,7 +237,7 @@ def write_index(
     """Join the shards, write the labels and then the index: the cache is finished.
 
     Args:
-        path: the cache folder, which holds the shards; they are deleted as they are joined.
+        path: the cache folder, which holds the shards; they go once the cache is finished.
         grid: what the tokens are.
         fingerprint: of the tokenizer that made them.
         classes: class names.
@@ -169,6 +268,9 @@ def write_index(
         "classes": list(classes),
     }
     write_json(index, path / INDEX_FILE)
+    for shard in shards:
+        _shard_file(path, shard.number).unlink()
+    (path / RECORD_FILE).unlink(missing_ok=True)
 
 
 def _join_shards(
@@ -184,18 +286,18 @@ def _join_shards(
         np.lib.format.write_array_header_1_0(stream, header)
         for shard in shards:
             file = _shard_file(path, shard.number)
-            tokens = np.load(file, allow_pickle=False)
+            with np.load(file, allow_pickle=False) as parts:
+                tokens = parts["tokens"]
             if (tokens.shape, tokens.dtype) != ((shard.count, *shape[1:]), dtype):
                 raise ValueError(
                     f"{file.name} holds {tokens.dtype} {tokens.shape}, "
                     f"expected {dtype} {(shard.count, *shape[1:])}"
                 )
             stream.write(tokens.data)
-            file.unlink()  # so that the cache needs its space on the disk once, not twice
 
 
 def _shard_file(path: str | Path, number: int) -> Path:
-    return Path(path) / f"shard-{number:05d}.npy"
+    return Path(path) / f"shard-{number:05d}.npz"
 
 
 def checksum(file: Path) -> int:

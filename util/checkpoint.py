@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from models.lpd import LPD
-from util.checkpoint_io import load_weights, read_checkpoint
+from util import distributed
+from util.checkpoint_io import DamagedCheckpoint, load_weights, read_checkpoint
 from util.errors import UserError, blame
 from util.geometry import grid_side
 from util.sharding import gathered
@@ -20,11 +22,15 @@ from util.sharding import gathered
 logger = logging.getLogger(__name__)
 
 LAST = "checkpoint-last.pth"
+# The one before, for the day the last one is damaged.
+PREVIOUS = "checkpoint-previous.pth"
 
 
 @dataclass
 class TrainingState:
-    """All that an interrupted run needs to go on after its last finished epoch.
+    """All that an interrupted run needs to go on after its last step.
+
+    No random state is among it: every draw follows from the seed and the step (`util.streams`).
 
     Attributes:
         model: the bare network (not its DDP wrapper).
@@ -32,6 +38,10 @@ class TrainingState:
         args: the run's flags.
         epoch: last finished epoch; -1 before the first.
         tokenizer_fingerprint: which tokenizer the tokens came from, if known.
+        global_batch: images per step, over all processes.
+        step: steps done of epoch `epoch + 1`.
+        loss_sum: float32 scalar on the training device, the sum of this process's losses in them.
+        loss_sums: the same of all processes of the run that was restored, by rank.
     """
 
     model: LPD
@@ -39,23 +49,69 @@ class TrainingState:
     args: argparse.Namespace
     epoch: int = -1
     tokenizer_fingerprint: str | None = None
+    global_batch: int = 1
+    step: int = 0
+    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    loss_sums: list[float] = field(default_factory=lambda: [0.0])
+
+    def add_step(self, loss: torch.Tensor) -> None:
+        """Count a step, of which this process's loss is `loss`."""
+        self.step += 1
+        self.loss_sum += loss
+
+    def finish_epoch(self) -> None:
+        """Go on to the first step of the next epoch."""
+        self.epoch += 1
+        self.step = 0
+        self.loss_sum.zero_()
 
     def content(self) -> dict[str, Any]:
-        """What the published checkpoint form holds; all processes of a sharded run take part."""
+        """The published checkpoint form and the place in the epoch; all processes take part."""
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
+            "step_in_epoch": self.step,
+            "epoch_loss": distributed.gather(self.loss_sum.item()),
+            "global_batch": self.global_batch,
             "args": self.args,
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
         }
         return gathered(content)
 
+    def resume(self, folder: Path) -> Path | None:
+        """Continue from the newest checkpoint of a run that is not damaged.
+
+        Returns:
+            The file; None if the folder holds none.
+
+        Raises:
+            UserError: all are damaged, or the newest that is not is of another model.
+        """
+        problems: list[str] = []
+        for path in (folder / LAST, folder / PREVIOUS):
+            if not path.exists():
+                continue
+            try:
+                self.restore(path)
+            except DamagedCheckpoint as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                logger.warning("%s; the one before it takes its place", problem)
+            return path
+        if problems:
+            raise DamagedCheckpoint("; ".join(problems))
+        return None
+
     def restore(self, path: Path, flag: str = "--resume") -> None:
         """Continue from a training checkpoint.
 
+        One that does not say where in an epoch it was saved was saved between two.
+
         Raises:
-            UserError: unreadable, of another model, or not a training checkpoint.
+            DamagedCheckpoint: unreadable; nothing has been changed.
+            UserError: of another model, or not a training checkpoint.
         """
         # The optimiser keeps the tensors it is given: they must not hang on the file.
         content = read_checkpoint(path, flag, mmap=False)
@@ -67,6 +123,50 @@ class TrainingState:
         if not isinstance(epoch, int) or epoch < -1:
             raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
         self.epoch = epoch
+        self._restore_place(content, what)
+
+    def _restore_place(self, content: dict[str, Any], what: str) -> None:
+        """Take up an epoch where it was left: after as many images, if the batch has changed."""
+        step = content.get("step_in_epoch", 0)
+        batch = content.get("global_batch", self.global_batch)
+        if not all(isinstance(value, int) for value in (step, batch)) or step < 0 or batch < 1:
+            raise UserError(
+                f"{what}: found step {step!r} with {batch!r} images a step, expected whole numbers"
+            )
+        sums = content.get("epoch_loss", [0.0])
+        if not (isinstance(sums, list) and sums) or not all(
+            isinstance(value, float) and math.isfinite(value) for value in sums
+        ):
+            raise UserError(f"{what}: epoch_loss is {sums!r}, expected finite numbers")
+        self.step, self.loss_sums = step, sums
+        if step and batch != self.global_batch:
+            self.step = step * batch // self.global_batch
+            self.loss_sums = [value * self.step / step for value in sums]
+            logger.warning(
+                "%s: saved with %d images a step, this run has %d: its epoch goes on after %d of "
+                "its images",
+                what,
+                batch,
+                self.global_batch,
+                self.step * self.global_batch,
+            )
+
+    def join(self, device: torch.device) -> None:
+        """Take this process's share of the epoch that was restored, once the processes have met.
+
+        Raises:
+            UserError: the processes read checkpoints of different steps.
+        """
+        places = set(distributed.gather((self.epoch, self.step)))
+        if len(places) > 1:
+            raise UserError(
+                f"--resume: found checkpoints after (epoch, step) {sorted(places)} on different "
+                "processes, expected the same files on all machines"
+            )
+        sums = self.loss_sums
+        if len(sums) != distributed.world_size():
+            sums = [math.fsum(sums) / len(sums)] * distributed.world_size()
+        self.loss_sum = torch.tensor(sums[distributed.rank()], device=device)
 
     def _restore_optimizer(self, found: Any, what: str) -> None:
         try:

@@ -167,6 +167,16 @@ def mean(value: torch.Tensor) -> float:
     return value.item()
 
 
+def maximum(values: torch.Tensor) -> torch.Tensor:
+    """The elementwise maximum over all processes, in the place of `values`.
+
+    On a GPU the host does not wait for it.
+    """
+    if dist.is_initialized():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
 def fail_together(work: Callable[[], T]) -> T:
     """Run `work` on every process; if it fails as bad input on any, fail on all.
 

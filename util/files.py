@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
-def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
+def replacing(
+    path: str | Path, durable: bool = True, previous: Path | None = None
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` if the block succeeds, else goes.
 
     So a reader sees the old file or the whole new one.
@@ -20,6 +26,10 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
         path: the file to write.
         durable: bring the data to the disk before the name, so that not even a power cut leaves
             an empty file; too slow for very many small ones.
+        previous: where the old file goes, if there is one; None drops it.
+
+    Raises:
+        OSError: it cannot be written; names a file, also where the system does not (a full disk).
     """
     path = Path(path)
     # A fixed name: what a killed process leaves behind, the next write of the file replaces.
@@ -27,11 +37,61 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _bring_to_disk(temporary)
+        if previous is not None and path.exists():
+            _keep(path, previous)
         temporary.replace(path)
+        if durable:
+            with suppress(OSError):  # some network file systems cannot do this to a folder
+                _bring_to_disk(path.parent)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for this too out of a folder; the lock dies with its process.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder} is being written to by another process, expected a folder for each"
+            ) from None
+        except OSError:  # a file system that cannot lock folders
+            logger.warning("%s cannot be locked: no other job should write to it", folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file a second name, so that at no time there is none under the first."""
+    link = previous.with_name(f".{previous.name}.part")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links
+        path.replace(previous)
+    else:
+        link.replace(previous)
+
+
+def _bring_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(values: Mapping[str, Any], path: str | Path) -> None:

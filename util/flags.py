@@ -64,7 +64,7 @@ def _add_training_flags(parser: Parser) -> None:
     group.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="compile the network, with sparse masks; by default on a GPU",
+        help="compile the network, on a GPU with sparse masks; by default there",
     )
     group.add_argument(
         "--lr", type=number(), help="learning rate; by default blr * images per step / 256"
@@ -82,12 +82,20 @@ def _add_training_flags(parser: Parser) -> None:
     group.add_argument("--proj_dropout", type=share(), default=0.1)
     group.add_argument("--label_drop_prob", type=share(), default=0.1)
     group.add_argument(
-        "--fsdp", action="store_true", help="spread weights and optimiser over the processes"
+        "--fsdp",
+        action="store_true",
+        help="spread weights and optimiser over the processes, two or more; not with --online_eval",
     )
     group.add_argument("--output_dir", default="./output_dir", help="checkpoints and results")
-    group.add_argument("--resume", default="", help="folder that holds checkpoint-last.pth")
+    group.add_argument("--resume", default="", help="folder of checkpoint-last.pth")
     group.add_argument("--save_last_freq", type=whole(1), default=5, help="epochs")
     group.add_argument("--save_intermediate_freq", type=whole(1), default=25, help="epochs")
+    group.add_argument(
+        "--save_steps", type=whole(0), default=0, help="steps between saves; 0 for none"
+    )
+    group.add_argument(
+        "--save_minutes", type=number(), default=0.0, help="minutes between saves; 0 for none"
+    )
     group.add_argument(
         "--resume_epoch", type=whole(0), default=0, help="first epoch of a fresh run"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from util.cores import available_cores
 from util.errors import UserError, blame, describe_os_error
 from util.images import center_crop, open_rgb
+from util.preemption import SIGNALS
 from util.tar_images import TarMembers, list_tar
 
 logger = logging.getLogger(__name__)
@@ -227,6 +229,7 @@ def image_batches(
         num_workers=min(num_workers, available_cores()),
         pin_memory=pin_memory and torch.cuda.is_available(),
         collate_fn=samples.collate,
+        worker_init_fn=_ignore_stop_signals,
         # Its own generator: starting workers must not advance the global random stream.
         generator=torch.Generator(),
     )
@@ -236,6 +239,12 @@ def image_batches(
                 raise UserError(problem)
             logger.warning("left out: %s", problem)
         yield batch
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A signal to a whole job is for the process that trains: it needs its workers to finish."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Samples(Dataset):

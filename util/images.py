@@ -110,6 +110,11 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def image_file(folder: Path, image_id: int) -> Path:
+    """Where a sample is saved."""
+    return folder / f"{image_id:05d}.png"
+
+
 def save_png(image: np.ndarray | torch.Tensor, path: str | Path) -> None:
     """Write one image, (S, S, 3) uint8, as a PNG file."""
     with replacing(path, durable=False) as temporary:

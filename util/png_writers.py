@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from util.cores import available_cores
-from util.images import save_png
+from util.images import image_file, save_png
 
 # Images that may wait for a thread; beyond that the maker of the images waits.
 MAX_WAITING = 1024
@@ -37,7 +37,7 @@ class PngWriters:
         if self._folder is None:
             return
         for image, image_id in zip(images, image_ids, strict=True):
-            path = self._folder / f"{image_id:05d}.png"
+            path = image_file(self._folder, image_id)
             self._waiting.append(self._threads.submit(save_png, image, path))
         while len(self._waiting) > MAX_WAITING:
             self._waiting.popleft().result()

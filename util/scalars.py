@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,16 +13,24 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from util.errors import UserError
+from util import distributed
+from util.errors import UserError, blame
+
+# How TensorBoard's files are called, before the second they were begun in.
+_EVENTS = "events.out.tfevents."
 
 
 class ScalarLog:
     """Writes scalars on one process; does nothing without a folder.
 
+    What cannot be written (a full disk) does not stop that process at once, for the others would
+    wait for it in vain: `check` stops all, `close` this one.
+
     Args:
         folder: TensorBoard folder; None for the processes that do not log.
         wandb: the module, mirroring what is written to TensorBoard, if wanted.
         wandb_options: project, name and config of the run there.
+        purge_step: where a resumed run begins; readers drop what the folder holds from there on.
     """
 
     def __init__(
@@ -27,24 +38,91 @@ class ScalarLog:
         folder: Path | None,
         wandb: ModuleType | None = None,
         wandb_options: Mapping[str, Any] | None = None,
+        purge_step: int | None = None,
     ) -> None:
         if folder is not None and wandb is not None:
             wandb.init(dir=str(folder), sync_tensorboard=True, **(wandb_options or {}))
-        self._writer = SummaryWriter(str(folder)) if folder is not None else None
+        self._folder, self._error = folder, None
+        self._writer = None
+        self._hook_before = threading.excepthook
+        if folder is not None:
+            threading.excepthook = self._thread_failed
+            with self._holding_errors():
+                _date_back(folder)
+                self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._wandb = wandb if folder is not None else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be written, as far as is known."""
+        return self._error is not None
 
     def add(self, step: int, values: Mapping[str, float | torch.Tensor]) -> None:
         """Log every value under its name at `step`."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        if self._writer is not None and not self.failed:
+            with self._holding_errors():
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Bring what was added to the file, so that not even a killed process loses it."""
+        if self._writer is not None and not self.failed:
+            with self._holding_errors():
+                self._writer.flush()
+
+    def check(self) -> None:
+        """See whether all was written; all processes call it.
+
+        Raises:
+            UserError: on all processes, if it was not.
+        """
+        distributed.fail_together(self._raise_error)
 
     def close(self) -> None:
-        """Flush to disk, and to Weights & Biases."""
+        """Flush to disk, and to Weights & Biases.
+
+        Raises:
+            UserError: not all could be written.
+        """
         if self._writer is not None:
-            self._writer.close()
+            with self._holding_errors():
+                self._writer.close()
+        threading.excepthook = self._hook_before
         if self._wandb is not None:
             self._wandb.finish()
+        self._raise_error()
+
+    @contextmanager
+    def _holding_errors(self) -> Iterator[None]:
+        try:
+            with blame(f"--log_dir: {self._folder}"):
+                yield
+        except UserError as error:
+            self._error = self._error or error
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread prints its traceback, besides raising the error in the next call.
+        if not (
+            isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__
+        ):
+            self._hook_before(args)
+
+
+def _date_back(folder: Path) -> None:
+    """Rename the files that the clock says are still to come.
+
+    TensorBoard reads files in the order of the times in their names. One that is begun after the
+    clock was set back would come first, and what follows its `purge_step` be dropped.
+    """
+    now = int(time.time())
+    for number, file in enumerate(sorted(folder.glob(f"{_EVENTS}*"))):
+        begun, _, rest = file.name.removeprefix(_EVENTS).partition(".")
+        if begun >= f"{now:010d}":
+            file.rename(file.with_name(f"{_EVENTS}{now - 1:010d}.{number:05d}.{rest}"))
 
 
 def import_wandb() -> ModuleType:

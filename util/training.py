@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 
@@ -19,8 +20,15 @@ from util.evaluation import read_group_sizes
 from util.geometry import TokenGrid
 from util.image_folder import list_images
 from util.lr_schedule import LRSchedule
+from util.run_watch import SavePolicy
 from util.token_cache import TokenCache
-from util.training_data import CachedTokens, EncodedImages, TokenSource, steps_per_epoch
+from util.training_data import (
+    CachedTokens,
+    EncodedImages,
+    TokenSource,
+    epoch_samples,
+    steps_per_epoch,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +69,33 @@ class Training:
     """A checked training run, ready to start.
 
     Attributes:
-        state: network, optimiser and the last finished epoch.
+        state: network, optimiser and how far they are.
         source: where tokens come from.
         recipe: what a step does.
-        first_epoch: where to begin.
+        policy: when to save besides at the end of epochs.
+        resumed_from: the checkpoint that `state` comes from; None for a fresh start.
     """
 
     state: TrainingState
     source: TokenSource
     recipe: TrainingRecipe
-    first_epoch: int
+    policy: SavePolicy
+    resumed_from: Path | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch."""
+        return self.source.num_samples // self.state.global_batch
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps of the whole run so far."""
+        return (self.state.epoch + 1) * self.steps_per_epoch + self.state.step
+
+    def samples_of(self, epoch: int, step: int) -> np.ndarray:
+        """Places in the data of the images that a step of an epoch sees, over all processes."""
+        share = self.recipe.batch_size * self.recipe.accum_iter
+        return epoch_samples(self.source.num_samples, epoch, share, self.recipe.seed)[step].ravel()
 
 
 def build_training(
@@ -98,7 +123,8 @@ def build_training(
     share = args.batch_size * args.accum_iter
     with blame("--batch_size" if args.accum_iter == 1 else "--batch_size times --accum_iter"):
         steps_per_epoch(source.num_samples, share, world_size)
-    lr = args.lr if args.lr is not None else args.blr * share * world_size / 256
+    global_batch = share * world_size
+    lr = args.lr if args.lr is not None else args.blr * global_batch / 256
     recipe = TrainingRecipe(
         batch_size=args.batch_size,
         accum_iter=args.accum_iter,
@@ -125,23 +151,28 @@ def build_training(
     if args.compile or (args.compile is None and on_gpu):
         logger.info("the network is compiled in the first steps, which takes a minute or two")
         model.compile_blocks(sparse=on_gpu)
-    state = TrainingState(model, optimizer, args, args.resume_epoch - 1, fingerprint)
-    if args.resume:
-        folder = Path(args.resume)
-        # The run's own folder is allowed to be missing: a job's first start has the same line.
-        if not folder.is_dir() and folder != Path(args.output_dir):
-            raise UserError(
-                f"--resume: {folder} is not a folder, expected the one that holds {LAST}"
-            )
-        last = folder / LAST
-        if last.exists():
-            state.restore(last)
-            logger.info("resumed from %s after epoch %d", last, state.epoch)
-        else:
-            logger.warning("--resume: %s does not exist (yet): starting afresh", last)
+    state = TrainingState(model, optimizer, args, args.resume_epoch - 1, fingerprint, global_batch)
+    resumed_from = _resume(args, state) if args.resume else None
     if state.epoch + 1 >= args.epochs:
         logger.warning("--epochs: all %d are done, nothing is left to train", args.epochs)
-    return Training(state, source, recipe, first_epoch=state.epoch + 1)
+    policy = SavePolicy(args.save_steps, args.save_minutes)
+    return Training(state, source, recipe, policy, resumed_from)
+
+
+def _resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
+    """Go on from the checkpoint in the folder of --resume, if it holds one."""
+    folder = Path(args.resume)
+    # The run's own folder is allowed to be missing: a job's first start has the same line.
+    if not folder.is_dir() and folder != Path(args.output_dir):
+        raise UserError(f"--resume: {folder} is not a folder, expected the one that holds {LAST}")
+    found = state.resume(folder)
+    if found is None:
+        logger.warning("--resume: %s does not exist (yet): starting afresh", folder / LAST)
+    else:
+        logger.info(
+            "resumed from %s: %d steps of epoch %d are done", found, state.step, state.epoch + 1
+        )
+    return found
 
 
 def build_source(
@@ -164,7 +195,13 @@ def build_source(
             f"{args.class_num} (--class_num)"
         )
     return EncodedImages(
-        images, tokenizer.to(device), args.img_size, device, args.num_workers, args.pin_mem
+        images,
+        tokenizer.to(device),
+        args.img_size,
+        device,
+        args.num_workers,
+        args.pin_mem,
+        args.batch_size,
     )
 
 

@@ -92,6 +92,7 @@ class EncodedImages:
     device: torch.device
     num_workers: int
     pin_memory: bool
+    batch_size: int
 
     @property
     def num_samples(self) -> int:
@@ -112,7 +113,9 @@ class EncodedImages:
             batch = distributed.fail_together(lambda: next(loader))
             images = batch.images.to(self.device, non_blocking=True)
             mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
-            tokens = encode(self.tokenizer, torch.where(mirror, images.flip(-1), images))
+            # An accumulated batch fits into memory in parts only, here as in the step.
+            parts = torch.where(mirror, images.flip(-1), images).split(self.batch_size)
+            tokens = torch.cat([encode(self.tokenizer, part) for part in parts])
             yield tokens, batch.labels.to(self.device)
 
 
@@ -146,11 +149,11 @@ def epoch_batches(
     flip_prob: float,
     label_drop_prob: float,
     device: torch.device,
+    first_step: int = 0,
 ) -> Generator[Batch, None, None]:
     """This process's batches of one epoch.
 
-    A global batch is a stretch of the epoch's permutation of all samples; process r takes its
-    r-th part. What the host has to do for the next batches is done while a step runs.
+    What the host has to do for the next batches is done while a step runs.
 
     Args:
         source: where the tokens come from.
@@ -160,11 +163,10 @@ def epoch_batches(
         flip_prob: share of visits that see the mirrored image.
         label_drop_prob: share of visits without a class.
         device: where the batches go.
+        first_step: the step to begin with.
     """
-    steps = steps_per_epoch(source.num_samples, batch_size, distributed.world_size())
-    shuffled = streams.permutations("data order", seed, epoch, count=source.num_samples)[0]
-    shares = shuffled[: steps * batch_size * distributed.world_size()]
-    batches = shares.reshape(steps, distributed.world_size(), batch_size)[:, distributed.rank()]
+    batches = epoch_samples(source.num_samples, epoch, batch_size, seed)
+    batches = batches[first_step:, distributed.rank()]
     flipped = _coins("flip", seed, epoch, batches, flip_prob)
     drawn = (
         stage(
@@ -177,6 +179,27 @@ def epoch_batches(
     with closing(source.read(batches, flipped)) as read, closing(prefetch(drawn)) as ready:
         for (tokens, labels), (orders, drop) in zip(read, ready, strict=True):
             yield Batch(tokens, labels, send(orders, device), send(drop, device))
+
+
+def epoch_samples(num_samples: int, epoch: int, batch_size: int, seed: int) -> np.ndarray:
+    """Which samples each step of an epoch sees.
+
+    A global batch is a stretch of the epoch's permutation of all samples; process r takes its
+    r-th part. So another number of processes with the same global batch sees the same.
+
+    Args:
+        num_samples: images in the data.
+        epoch: whole number from 0.
+        batch_size: images per process and step.
+        seed: names the random stream.
+
+    Returns:
+        (steps, processes, batch_size) int64.
+    """
+    processes = distributed.world_size()
+    steps = steps_per_epoch(num_samples, batch_size, processes)
+    shuffled = streams.permutations("data order", seed, epoch, count=num_samples)[0]
+    return shuffled[: steps * batch_size * processes].reshape(steps, processes, batch_size)
 
 
 def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:

@@ -25,6 +25,7 @@ from util.errors import UserError
 from util.features import DigitsClassifier, build_extractor, extract
 from util.images import to_uint8
 from util.metrics import Statistics, score
+from util.png_writers import PngWriters
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:
@@ -205,4 +206,115 @@ def test_samples_of_an_earlier_larger_run_are_cleared(world: TinyWorld, tmp_path
         succeed("main_lpd.py", *world.eval_flags(tmp_path), "--num_images", count)
         (tmp_path / "images" / "holiday.png").write_bytes(b"not ours")
     assert len(list((tmp_path / "images").iterdir())) == 3 + 1
+    assert (tmp_path / "images" / "holiday.png").exists()
+
+
+class Killed(BaseException):
+    """Stands in for a signal that ends the process."""
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ids of the images that are generated."""
+    ids: list[int] = []
+
+    def count(*arguments: object, image_ids: np.ndarray, **options: object) -> torch.Tensor:
+        ids.extend(image_ids.tolist())
+        return generate(*arguments, image_ids=image_ids, **options)
+
+    monkeypatch.setattr(engine_lpd, "generate", count)
+    return ids
+
+
+def kill_after(batches: int, flags: list[str]) -> None:
+    """Run until so many batches are on the disk."""
+    write, count = PngWriters.write, 0
+
+    def write_or_die(self, *arguments: object) -> None:
+        nonlocal count
+        if count == batches:
+            self._threads.shutdown()  # what was handed over is written
+            raise Killed
+        count += 1
+        write(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PngWriters, "write", write_or_die)
+        main_lpd.main(flags)
+
+
+def test_a_killed_evaluation_keeps_what_is_whole_and_makes_the_rest(
+    world: TinyWorld, scored: list[str], tmp_path: Path, made: list[int]
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main_lpd.main([*world.eval_flags(whole), *scored])
+    assert made == list(range(30))
+    flags = [*world.eval_flags(killed), *scored, "--save_npz"]
+    kill_after(4, flags)
+    folder = killed / "images"
+    assert len(images(killed)) == 16
+    (folder / "00003.png").write_bytes((folder / "00003.png").read_bytes()[:200])
+    (folder / "00005.png").write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(folder / "00007.png")
+    (folder / ".00016.png.part").write_bytes(b"torn")
+    made.clear()
+    main_lpd.main(flags)
+    assert made == [3, 5, 7, *range(16, 30)]
+    assert same(images(killed), images(whole))
+    assert len(list(folder.iterdir())) == 30
+    with np.load(killed / "samples.npz", allow_pickle=False) as archive:
+        assert len(archive["arr_0"]) == 30
+    found, expected = (json.loads((f / "metrics.json").read_text()) for f in (killed, whole))
+    assert found.pop("checkpoint") == expected.pop("checkpoint")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        same_value = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+        assert found[key] == same_value, key
+    # A finished evaluation is made anew: nobody can tell what has changed since.
+    assert {path.name for path in killed.glob("*.json")} == {"metrics.json"}
+    made.clear()
+    main_lpd.main(flags)
+    assert made == list(range(30))
+
+
+def test_two_processes_keep_what_one_has_left(
+    world: TinyWorld, scored: list[str], tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main_lpd.main([*world.eval_flags(whole), *scored])
+    flags = [*world.eval_flags(killed), *scored]
+    kill_after(5, flags)
+    log = succeed("main_lpd.py", *flags, processes=2).stderr
+    assert "20 of 30 images are there already" in log
+    assert same(images(killed), images(whole))
+    found, expected = (json.loads((f / "metrics.json").read_text()) for f in (killed, whole))
+    for key in (name for name in expected if name.startswith("classifier_score")):
+        assert found[key] == pytest.approx(expected[key], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ["--seed", "3"],
+        ["--cfg", "2"],
+        ["--generation_steps", "4"],
+        ["--num_images", "12"],
+        ["--order", "lpd"],
+        ["--pretrained_ckpt", "other"],
+    ],
+)
+def test_images_of_other_settings_are_not_kept(
+    world: TinyWorld, tmp_path: Path, made: list[int], changed: list[str]
+) -> None:
+    flags = world.eval_flags(tmp_path)
+    kill_after(1, flags)
+    (tmp_path / "images" / "holiday.png").write_bytes(b"not ours")
+    if changed[-1] == "other":
+        content = torch.load(world.checkpoint, weights_only=True)
+        content["model"]["head.weight"][0, 0] += 1
+        changed = ["--pretrained_ckpt", str(tmp_path / "other.pth")]
+        atomic_save(content, Path(changed[-1]))
+    made.clear()
+    main_lpd.main([*flags, *changed])
+    assert made == list(range(12 if "--num_images" in changed else 9))
     assert (tmp_path / "images" / "holiday.png").exists()

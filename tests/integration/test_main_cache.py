@@ -12,10 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+import engine_lpd
 import main_cache
 from tests.commands import run_command, succeed
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
+from util.cache_writer import Shard
 from util.errors import UserError
+from util.files import locked
 from util.image_folder import image_batches, list_images
 from util.images import to_float
 from util.token_cache import open_cache
@@ -153,13 +156,16 @@ def test_another_precision_says_what_it_changes(
     assert json.loads((path / "index.json").read_text())["precision"] == precision
 
 
-def test_corrupt_image_is_one_line_and_leaves_nothing(workspace: Path) -> None:
+def test_corrupt_image_is_one_line_and_leaves_nothing_torn(workspace: Path) -> None:
     path, bad = workspace / "cache", _damage(workspace)
     result = run_command("main_cache.py", *_flags(workspace, "--cached_path", path), processes=2)
     assert result.returncode == 1  # torchrun's own; its workers' is 2
     assert result.stderr.count(f"error: {bad}: cannot be decoded") == 1
     assert result.stderr.count("exitcode  : 2") == 2
-    assert list(path.iterdir()) == []
+    assert list(path.glob("*.part")) == []
+    assert [file.name for file in path.glob("*.npz")] == ["shard-00000.npz"]  # is whole
+    with pytest.raises(UserError, match="holds tokens but no index.json"):
+        open_cache(path)
 
 
 @pytest.mark.parametrize(
@@ -191,3 +197,139 @@ def test_published_launch_line_parses() -> None:
     assert args.pin_mem
     flags = ["--vqgan_vocab_size", "16384", "--vqgan_stride", "16", "--no_pin_mem"]
     assert not main_cache.build_parser().parse_args(flags).pin_mem
+
+
+class Killed(BaseException):
+    """Stands in for a signal that ends the process."""
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that are encoded; and shards small enough to be several."""
+    monkeypatch.setattr("util.cache_writer.MAX_SHARD_IMAGES", 3)
+    sizes: list[int] = []
+    encode = engine_lpd.encode_both_ways
+
+    def count(tokenizer: VQModel, images: torch.Tensor, precision: str) -> torch.Tensor:
+        sizes.append(len(images))
+        return encode(tokenizer, images, precision)
+
+    monkeypatch.setattr(engine_lpd, "encode_both_ways", count)
+    return sizes
+
+
+def _kill_after(shards: int, monkeypatch: pytest.MonkeyPatch, main: Main, flags: list[str]) -> None:
+    """Run, but not beyond so many shards: in the middle of writing the next."""
+    write, count = engine_lpd.write_shard, 0
+
+    def write_or_die(path: Path, number: int, *arguments: object) -> Shard:
+        nonlocal count
+        count += 1
+        if count > shards:
+            (path / f".shard-{number:05d}.npz.part").write_bytes(b"torn")
+            raise Killed
+        return write(path, number, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(engine_lpd, "write_shard", write_or_die)
+        main(flags)
+
+
+def test_a_killed_run_is_taken_up_and_nothing_encoded_twice(
+    workspace: Path, main: Main, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = workspace / "cache", workspace / "whole"
+    main(_flags(workspace, "--cached_path", whole))
+    assert encoded == [3, 3, 3, 2]
+    encoded.clear()
+    flags = _flags(workspace, "--cached_path", path)
+    _kill_after(1, monkeypatch, main, flags)
+    _kill_after(1, monkeypatch, main, flags)
+    assert encoded == [3, 3, 3, 3]  # two of them died with their runs
+    damaged = path / "shard-00000.npz"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    encoded.clear()
+    main(flags)
+    assert encoded == [3, 3, 2]  # the damaged one and the two that were missing
+    assert sorted(file.name for file in path.iterdir()) == sorted(
+        file.name for file in whole.iterdir()
+    )
+    for file in whole.iterdir():
+        assert file.read_bytes() == (path / file.name).read_bytes()
+
+
+def test_two_processes_take_up_what_one_has_left(
+    workspace: Path, main: Main, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = workspace / "cache", workspace / "whole"
+    main(_flags(workspace, "--cached_path", whole))
+    flags = _flags(workspace, "--cached_path", path)
+    _kill_after(2, monkeypatch, main, flags)
+    log = succeed("main_cache.py", *flags, processes=2).stderr
+    assert "2 of 4 shards are there already" in log
+    assert "encoded 5 images" in log
+    for file in whole.iterdir():
+        assert file.read_bytes() == (path / file.name).read_bytes()
+
+
+def test_shards_without_the_bad_images_are_not_taken_up_by_a_run_that_wants_all(
+    workspace: Path, main: Main, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = workspace / "data" / "cat" / "01.png"
+    content = bad.read_bytes()
+    flags = _flags(workspace, "--cached_path", workspace / "cache")
+    bad.write_bytes(b"")
+    _kill_after(2, monkeypatch, main, [*flags, "--skip_bad_images"])
+    bad.write_bytes(content)
+    encoded.clear()
+    main(flags)
+    assert encoded == [3, 3, 2]
+    np.testing.assert_array_equal(_read_all(workspace / "cache"), _encode_directly(workspace))
+
+
+@pytest.mark.parametrize("changed", ["image_size", "fingerprint", "precision", "images"])
+def test_an_unfinished_cache_of_other_settings_is_refused(
+    workspace: Path,
+    main: Main,
+    encoded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: str,
+) -> None:
+    path = workspace / "cache"
+    flags = _flags(workspace, "--cached_path", path)
+    _kill_after(2, monkeypatch, main, flags)
+    before = sorted(path.iterdir())
+    if changed == "image_size":
+        flags += ["--img_size", "20"]
+    elif changed == "precision":
+        flags += ["--bf16"]
+    elif changed == "images":
+        (workspace / "data" / "dog" / "07.png").unlink()
+    else:
+        tokenizer = load_tokenizer(workspace / "vq.pt")
+        torch.nn.init.normal_(tokenizer.quantize.embedding.weight)
+        save_tokenizer(workspace / "vq.pt", tokenizer)
+    with pytest.raises(UserError, match=f"^--cached_path: .* unfinished cache with {changed} "):
+        main(flags)
+    assert sorted(path.iterdir()) == before
+
+
+def test_a_moved_data_set_is_the_same(
+    workspace: Path, main: Main, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = _flags(workspace, "--cached_path", workspace / "cache")
+    _kill_after(3, monkeypatch, main, flags)
+    (workspace / "data").rename(workspace / "elsewhere")
+    encoded.clear()
+    main([*flags, "--data_path", str(workspace / "elsewhere")])
+    assert encoded == [2]
+
+
+def test_a_second_job_in_the_same_folder_is_refused(workspace: Path, main: Main) -> None:
+    path = workspace / "cache"
+    path.mkdir()
+    with locked(path), pytest.raises(UserError, match="^--cached_path: .* by another process"):
+        main(_flags(workspace, "--cached_path", path))
+    main(_flags(workspace, "--cached_path", path))

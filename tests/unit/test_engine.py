@@ -1,8 +1,10 @@
 """What one training step really does, seen from outside the model."""
 
+import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from torch import nn
 
 from engine_lpd import _draw_group_sizes, train_one_epoch
 from util import distributed
+from util.checkpoint import TrainingState
 from util.errors import UserError
 from util.lr_schedule import LRSchedule
+from util.preemption import StopSignals
+from util.run_watch import RunWatch, SavePolicy
+from util.saving import CheckpointSaver
 from util.scalars import ScalarLog
 from util.training import TrainingRecipe
 
@@ -87,11 +93,17 @@ class Recorded(ScalarLog):
     def add(self, step: int, values: dict) -> None:
         self.rows.append((step, dict(values)))
 
+    def flush(self) -> None:
+        pass
+
 
 def run(model: Probe, epoch: int = 0, **changes: object) -> tuple[RecordingSGD, Recorded]:
     optimizer, scalars = RecordingSGD(model), Recorded()
     recipe = replace(RECIPE, **changes)
-    train_one_epoch(model, optimizer, Source(), recipe, epoch, CPU, scalars)
+    state = TrainingState(model, optimizer, argparse.Namespace(), epoch - 1)
+    saver = CheckpointSaver(Path("nowhere"))
+    watch = RunWatch(state, saver, StopSignals(), scalars, SavePolicy(), lambda *_: np.arange(9))
+    train_one_epoch(model, state, Source(), recipe, CPU, scalars, watch)
     return optimizer, scalars
 
 
@@ -149,5 +161,9 @@ def test_dropout_streams_differ_between_steps_and_processes(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    with pytest.raises(UserError, match="the loss is nan in epoch 0, step 0"):
-        run(Probe(slope=math.nan))
+    expected = (
+        r"the loss is nan and the gradient norm nan in epoch 0, step 0 "
+        r"\(images 0, 1, 2, 3, 4, 5, 6, 7 and 1 more\)"
+    )
+    with pytest.raises(UserError, match=expected):
+        run(Probe(slope=math.nan), log_every=100)

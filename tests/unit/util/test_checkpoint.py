@@ -1,11 +1,13 @@
 import argparse
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 
 from models.lpd import lpd_tiny
-from util.checkpoint import TrainingState, load_pretrained, resize_pos_embed
+from util import distributed
+from util.checkpoint import LAST, PREVIOUS, TrainingState, load_pretrained, resize_pos_embed
 from util.checkpoint_io import atomic_save
 from util.errors import UserError
 
@@ -33,6 +35,114 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
     moments = [s["exp_avg"] for s in optimizer.state_dict()["state"].values()]
     restored = [s["exp_avg"] for s in state.optimizer.state_dict()["state"].values()]
     assert all(torch.equal(*pair) for pair in zip(moments, restored, strict=True))
+
+
+def fresh(global_batch: int = 8) -> TrainingState:
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    return TrainingState(model, optimizer, argparse.Namespace(), global_batch=global_batch)
+
+
+def saved(path: Path, **entries: object) -> Path:
+    """A checkpoint of 8 images a step, 6 steps into epoch 3."""
+    place = {"epoch": 2, "step_in_epoch": 6, "epoch_loss": [1.5, 2.5]}
+    atomic_save({**fresh().content(), **place, **entries}, path)
+    return path
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_place_in_an_epoch_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / LAST)
+    for processes, rank, expected in ((2, 0, 1.5), (2, 1, 2.5), (1, 0, 2.0), (4, 3, 2.0)):
+        monkeypatch.setattr(distributed, "world_size", lambda processes=processes: processes)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        state = fresh()
+        state.restore(path)
+        state.join(torch.device("cpu"))
+        assert (state.epoch, state.step, state.loss_sum.item()) == (2, 6, expected)
+
+
+def test_another_global_batch_goes_on_after_as_many_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path / LAST)
+    for batch, step in ((4, 12), (16, 3), (10, 4), (100, 0)):
+        state = fresh(global_batch=batch)
+        state.restore(path)
+        assert state.step == step
+        assert state.loss_sums == [1.5 * step / 6, 2.5 * step / 6]
+    assert "saved with 8 images a step, this run has 10: its epoch goes on after 40" in caplog.text
+
+
+def test_a_checkpoint_without_a_place_was_saved_between_epochs(tmp_path: Path) -> None:
+    content = fresh().content()
+    for name in ("step_in_epoch", "epoch_loss", "global_batch"):
+        del content[name]
+    atomic_save({**content, "epoch": 4, "scaler": {"scale": 65536.0}}, tmp_path / LAST)
+    state = fresh()
+    state.restore(tmp_path / LAST)
+    assert (state.epoch, state.step) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"step_in_epoch": -1}, "found step -1 with 8 images"),
+        ({"step_in_epoch": "6"}, "found step '6'"),
+        ({"global_batch": 0}, "found step 6 with 0 images a step, expected whole numbers"),
+        ({"epoch_loss": []}, "epoch_loss is"),
+        ({"epoch_loss": [float("nan")]}, "epoch_loss is .*nan.*, expected finite numbers"),
+        ({"epoch": "2"}, "epoch is '2'"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_refused(
+    tmp_path: Path, entries: dict, message: str
+) -> None:
+    path = saved(tmp_path / LAST, **entries)
+    with pytest.raises(UserError, match=f"^--resume: .*{message}"):
+        fresh().restore(path)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_the_one_before_stands_in_for_a_damaged_checkpoint(
+    tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path / PREVIOUS)
+    saved(tmp_path / LAST, step_in_epoch=7)
+    assert fresh().resume(tmp_path) == tmp_path / LAST
+    damage(tmp_path / LAST)
+    state = fresh()
+    with caplog.at_level(logging.WARNING):
+        assert state.resume(tmp_path) == tmp_path / PREVIOUS
+    assert state.step == 6
+    assert len(caplog.records) == (LAST in {path.name for path in tmp_path.iterdir()})
+    flip_a_bit(tmp_path / PREVIOUS)
+    with pytest.raises(UserError, match=f"^--resume: .*{PREVIOUS} is not a readable") as caught:
+        fresh().resume(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sound_checkpoint_of_another_run_is_not_passed_over(tmp_path: Path) -> None:
+    saved(tmp_path / PREVIOUS)
+    saved(tmp_path / LAST, model={})
+    with pytest.raises(UserError, match=f"{LAST}: weight fake_latent is missing"):
+        fresh().resume(tmp_path)
+    assert fresh().resume(tmp_path / "missing") is None
+
+
+def test_processes_that_read_different_files_do_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = fresh()
+    state.restore(saved(tmp_path / LAST))
+    monkeypatch.setattr(distributed, "gather", lambda place: [place, (2, 0)])
+    with pytest.raises(UserError, match=r"--resume: .*\[\(2, 0\), \(2, 6\)\] on different"):
+        state.join(torch.device("cpu"))
 
 
 def test_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from util.checkpoint_io import atomic_save, load_weights, read_checkpoint
+from util.checkpoint_io import DamagedCheckpoint, atomic_save, load_weights, read_checkpoint
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,6 +59,21 @@ def test_truncated_file(tmp_path, kept, zip_format):
     path.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(UserError, match=r"^--ckpt: .*x\.pt is not a readable checkpoint"):
         read_checkpoint(path, "--ckpt")
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_flipped_bit_in_a_weight_is_found(tmp_path, mmap):
+    path = tmp_path / "x.pt"
+    weight = torch.randn(500)
+    torch.save({"model": {"w": weight}}, path)
+    intact = path.read_bytes()
+    read_checkpoint(path, "--ckpt", mmap)
+    start = intact.index(weight.numpy().tobytes())
+    for place in (start, start + 1999):
+        flipped = bytes([intact[place] ^ 1])
+        path.write_bytes(intact[:place] + flipped + intact[place + 1 :])
+        with pytest.raises(DamagedCheckpoint, match=r"^--ckpt: .*x\.pt is not a readable"):
+            read_checkpoint(path, "--ckpt", mmap)
 
 
 def test_other_bad_files(tmp_path):

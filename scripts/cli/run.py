@@ -1,0 +1,228 @@
+"""Run a command on the nodes of a Slurm cluster until it has finished.
+
+python scripts/cli/run.py -J NAME -p PARTITION -A ACCOUNT -N 4 bash scripts/train/lpd_l_256.sh
+
+The command runs once on each node. A job that its time limit or a preemption has interrupted goes
+on, a failed one is tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.cli.slurm_lines import (
+    Job,
+    batch_script,
+    sbatch_line,
+    srun_line,
+    step_line,
+    time_limit,
+    time_limit_seconds,
+)
+from scripts.cli.supervisor import Supervisor
+from util import logs
+from util.cli import Parser, whole
+from util.errors import UserError, blame, require_writable_folder, run
+from util.files import replacing
+
+logger = logging.getLogger("lpd")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        usage="%(prog)s -J NAME [flags] COMMAND ...",
+        description="Run a command on the nodes of a Slurm cluster until it has finished.",
+    )
+    cluster = parser.add_argument_group("what of the cluster")
+    cluster.add_argument("-J", "--job-name", type=plain_name, required=True, metavar="NAME")
+    cluster.add_argument("-p", "--partition", help="by default the cluster's")
+    cluster.add_argument("-A", "--account", help="by default the user's")
+    cluster.add_argument("-N", "--nodes", type=whole(1), default=1)
+    cluster.add_argument("--gpus-per-node", type=whole(0), default=8, help="0 asks for none")
+    cluster.add_argument(
+        "-t",
+        "--time",
+        type=time_limit,
+        help="limit of one start, H:M:S; by default the partition's",
+    )
+    cluster.add_argument(
+        "--exclusive",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask for whole nodes (the default)",
+    )
+    cluster.add_argument(
+        "--slurm-args",
+        type=words,
+        default=(),
+        metavar="FLAGS",
+        help="more flags for Slurm, for example --slurm-args='--qos=long --mem=0'",
+    )
+    job = parser.add_argument_group("how the job runs")
+    job.add_argument(
+        "--mode", type=plain_name, default="train", help="names the default output folder"
+    )
+    job.add_argument(
+        "--output-dir",
+        help="folder of the run, its logs in logs/; the command finds it in the variable "
+        "OUTPUT_DIR; by default runs/MODE/NAME",
+    )
+    job.add_argument(
+        "--warn-seconds",
+        type=whole(1, 65535),
+        default=120,
+        help="how long before its time limit the job is asked to save; Slurm may ask a minute "
+        "earlier",
+    )
+    job.add_argument(
+        "--max-retry", type=whole(0), default=3, help="failures in a row that are tried again"
+    )
+    job.add_argument("--batch", action="store_true", help="queue the job with sbatch and return")
+    job.add_argument("--pty", action="store_true", help="a terminal on the first node; one start")
+    job.add_argument("--dry-run", action="store_true", help="print Slurm's line and do nothing")
+    job.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    # What a batch job runs.
+    job.add_argument("--supervise", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run on each node")
+    return parser
+
+
+def plain_name(text: str) -> str:
+    """The type of a flag whose value is part of a file name."""
+    if not re.fullmatch(r"\w[\w.+:=@-]*", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected letters, digits and .+:=@_-")
+    return text
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The type of a flag that takes several words, quoted as in a shell."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    job = read_job(args)
+    if args.supervise:
+        sys.exit(supervise_batch_job(job, args.max_retry))
+    script = job.logs / "job.sh"
+    line = sbatch_line(job, script) if args.batch else srun_line(job)
+    if args.dry_run:
+        sys.stdout.write(shlex.join(line) + "\n")
+        return
+    if shutil.which(line[0]) is None:
+        raise UserError(
+            f"{line[0]}: not found, expected Slurm's commands on the PATH; without Slurm run "
+            f"the command itself: {shlex.join(job.command)}"
+        )
+    require_writable_folder(job.logs, "--output-dir")
+    logger.info("logs: %s", job.logs)
+    if args.pty:
+        sys.exit(subprocess.run(line, env=job_environment(job), check=False).returncode)
+    if args.batch:
+        own_flags = argv[: len(argv) - len(args.command)]
+        submit(job, line, script, own_flags)
+        return
+    supervisor = Supervisor(line, job.output_dir, job.logs, job_environment(job), args.max_retry)
+    sys.exit(supervisor.run())
+
+
+def read_job(args: argparse.Namespace) -> Job:
+    """The job that the flags describe.
+
+    Raises:
+        UserError: flags that do not go together, or no command.
+    """
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UserError("COMMAND: not given, expected what to run, for example: bash my_script.sh")
+    if args.time is not None and time_limit_seconds(args.time) <= args.warn_seconds:
+        raise UserError(
+            f"--warn-seconds: found {args.warn_seconds} with a time limit of {args.time}, "
+            "expected less than the limit"
+        )
+    if args.pty and args.batch:
+        raise UserError("--pty: found --batch too, expected one of the two")
+    output_dir = args.output_dir or Path("runs") / args.mode / args.job_name
+    return Job(
+        name=args.job_name,
+        command=tuple(command),
+        nodes=args.nodes,
+        gpus_per_node=args.gpus_per_node,
+        output_dir=Path(output_dir).absolute(),
+        partition=args.partition,
+        account=args.account,
+        time_limit=args.time,
+        warn_seconds=args.warn_seconds,
+        exclusive=args.exclusive,
+        slurm_args=args.slurm_args,
+        pty=args.pty,
+    )
+
+
+def job_environment(job: Job) -> dict[str, str]:
+    """Variables of the job's processes: this command's, the run's folder and this Python."""
+    own = {"RUN_NAME": job.name, "OUTPUT_DIR": str(job.output_dir)}
+    # Or every node would set up the environment, all at once.
+    return {"PYTHON": sys.executable, **os.environ, **own}
+
+
+def submit(job: Job, line: Sequence[str], script: Path, own_flags: Sequence[str]) -> None:
+    """Queue the job as a batch script that runs this command again, to supervise.
+
+    Raises:
+        UserError: Slurm does not take it.
+    """
+    flags = [flag for flag in own_flags if flag != "--batch"]
+    with blame("--output-dir"), replacing(script) as temporary:
+        temporary.write_text(
+            batch_script([*flags, "--output-dir", str(job.output_dir), "--", *job.command])
+        )
+    result = subprocess.run(
+        line, env=job_environment(job), capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        raise UserError(result.stderr)
+    number = result.stdout.strip().partition(";")[0]
+    logger.info("queued as job %s; its log: %s", number, job.logs / f"job-{number}.log")
+    sys.stdout.write(number + "\n")
+
+
+def supervise_batch_job(job: Job, max_retry: int) -> int:
+    """Inside the batch job: run the command on its nodes; where interrupted, queue the job again.
+
+    Returns:
+        The exit code of the job.
+    """
+    number = os.environ.get("SLURM_JOB_ID")
+    if number is None:
+        raise UserError("--supervise: SLURM_JOB_ID is not set, expected a start by sbatch")
+
+    def requeue() -> None:
+        # It says itself, in the job's log, where it cannot.
+        subprocess.run(["scontrol", "requeue", number], check=False)
+
+    environment = job_environment(job)
+    supervisor = Supervisor(
+        step_line(job), job.output_dir, job.logs, environment, max_retry, requeue
+    )
+    return supervisor.run()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,261 @@
+"""Keep a Slurm job going until it has finished, over time limits, preemptions and failures."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import BinaryIO
+
+from util.errors import UserError, describe_os_error
+from util.preemption import ECHO_SECONDS, MARKER
+
+logger = logging.getLogger("lpd")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What Slurm says where it, and not the program, ended a job.
+CUT_SHORT = re.compile(rb"CANCELLED AT \S+ DUE TO (TIME LIMIT|PREEMPTION)")
+# How all output begins where Slurm does not take a job (of a task that failed it speaks likewise).
+REFUSED = re.compile(rb"srun: (?:error: |fatal: |(?=unrecognized))(?!\S+: tasks? )(.*)")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one start of the job ended.
+
+    Attributes:
+        code: its exit code, as a shell reports it.
+        interrupted: where the run has saved after a signal; empty if it left no marker.
+        progress: whether that is another place than the last time.
+        cut_short: what Slurm ended it for; empty if it ended by itself.
+        refused: why Slurm did not take the job; empty if it did.
+    """
+
+    code: int
+    interrupted: str
+    progress: bool
+    cut_short: str
+    refused: str
+
+    @property
+    def finished(self) -> bool:
+        return self.code == 0 and not self.interrupted and not self.cut_short
+
+    @property
+    def failed(self) -> bool:
+        """Whether neither a signal nor Slurm ended it, or a signal before it got any further."""
+        return not self.progress if self.interrupted else not self.cut_short
+
+    def __str__(self) -> str:
+        if self.interrupted:
+            again = "" if self.progress else ", as the last time"
+            return f"interrupted by {self.interrupted}{again}"
+        return f"ended by Slurm ({self.cut_short})" if self.cut_short else f"exit code {self.code}"
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """Starts a job until it has finished.
+
+    Attributes:
+        line: the `srun` line.
+        output_dir: where the run leaves its marker when it was interrupted.
+        logs: folder of what each start prints.
+        environment: variables of the job.
+        max_retry: how many failures in a row are tried again.
+        requeue: inside a batch job: asks Slurm for the next start. None: the next start is here.
+    """
+
+    line: Sequence[str]
+    output_dir: Path
+    logs: Path
+    environment: Mapping[str, str]
+    max_retry: int
+    requeue: Callable[[], None] | None = None
+
+    def run(self) -> int:
+        """Start the job, again where it was interrupted (no failure) or failed.
+
+        Returns:
+            0 when it has finished, else what its last failure, or the signal that stopped this
+            command, makes the exit code.
+
+        Raises:
+            UserError: Slurm does not take the job.
+        """
+        # Slurm itself signals all processes of a batch job.
+        with Signals(forward=self.requeue is None) as signals:
+            failures = 0
+            for number in itertools.count(1):
+                outcome = self._start(signals)
+                if outcome.refused and number == 1:
+                    raise UserError(f"srun: {outcome.refused}")
+                if outcome.finished:
+                    return 0
+                # Slurm starts a preempted batch job again, but not one that its time limit ended.
+                if signals.stop and not (self.requeue and outcome.cut_short == "time limit"):
+                    logger.info("stopped; the same command goes on from the last checkpoint")
+                    return 128 + signals.stop
+                if outcome.failed:
+                    failures += 1
+                    tried = f"{failures} ({self.max_retry} are tried again)"
+                    logger.error("failure %s: %s", tried, outcome)
+                    if failures > self.max_retry:
+                        return outcome.code or 1
+                else:
+                    failures = 0
+                    logger.info("%s; going on", outcome)
+                    if self.requeue is not None:
+                        self.requeue()
+                        return outcome.code or 1
+
+    def _start(self, signals: Signals) -> Outcome:
+        """Run the job once; copy what it prints to a new log file, and here if it is ours."""
+        # A marker of an earlier run must not speak for this one.
+        (self.output_dir / MARKER).unlink(missing_ok=True)
+        log = next_log(self.logs)
+        logger.info("log: %s", log)
+        process = subprocess.Popen(
+            self.line,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # The terminal's Ctrl-C is for this command, which passes it on in its own way.
+            start_new_session=True,
+        )
+        with signals.going_to(process), log.open("wb", buffering=0) as file:
+            sinks = [file] if self.requeue else [file, sys.stdout.buffer]
+            first_line, cut_short = _copy(process.stdout, sinks, CUT_SHORT)
+            code = process.wait()
+        interrupted, progress = self._take_marker()
+        refused = REFUSED.match(first_line)
+        return Outcome(
+            code=code if code >= 0 else 128 - code,
+            interrupted=interrupted,
+            progress=progress,
+            cut_short=cut_short.lower(),
+            refused=refused[1].decode(errors="replace") if refused else "",
+        )
+
+    def _take_marker(self) -> tuple[str, bool]:
+        """Where the run was interrupted, if it was, and whether that is another place than before.
+
+        The marker is moved to the logs.
+        """
+        marker, last = self.output_dir / MARKER, self.logs / MARKER
+        if not marker.exists():
+            return "", False
+        before, found = _read(last), _read(marker)
+        marker.replace(last)
+        where = "{signal} in epoch {epoch}, step {step}".format_map(found)
+        return where, any(found[name] != before[name] for name in ("epoch", "step"))
+
+
+class Signals:
+    """While entered, passes signals on to the job.
+
+    SIGUSR1 goes on as it is. Signals that end this command go on as SIGUSR1 too, which asks the job
+    to save and end: at SIGTERM `srun` kills the job at once. So does a second one here.
+
+    Args:
+        forward: False only takes note.
+
+    Attributes:
+        stop: the signal that asked this command to end; 0 while there is none.
+    """
+
+    def __init__(self, forward: bool) -> None:
+        self.stop = 0
+        self._forward = forward
+        self._stop_at = 0.0
+        self._receiver: subprocess.Popen | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Signals:
+        numbers = (*STOP_SIGNALS, signal.SIGUSR1)
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def going_to(self, process: subprocess.Popen) -> Iterator[None]:
+        """Signals go to `process` inside the block, and one that came just before it, too."""
+        self._receiver = process
+        try:
+            if self.stop:
+                self._pass_on(signal.SIGUSR1)
+            yield
+        finally:
+            self._receiver = None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self._pass_on(signal.SIGUSR1)
+        elif not self.stop:
+            self.stop, self._stop_at = number, time.monotonic()
+            self._pass_on(signal.SIGUSR1)
+            if self._forward:
+                # Not through the log: the signal may have come in the middle of a line of it.
+                os.write(2, b"asked the job to save and end; the next signal kills it\n")
+        elif time.monotonic() - self._stop_at > ECHO_SECONDS:
+            self._pass_on(signal.SIGTERM)
+
+    def _pass_on(self, number: int) -> None:
+        if self._forward and self._receiver is not None:
+            self._receiver.send_signal(number)
+
+
+def _read(marker: Path) -> dict[str, object]:
+    """A marker's entries; `?` where they cannot be read."""
+    entries = dict.fromkeys(("signal", "epoch", "step"), "?")
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        entries |= json.loads(marker.read_text())
+    return entries
+
+
+def next_log(folder: Path) -> Path:
+    """A file for what the next start prints: `start-001.log` and on; none is overwritten."""
+    numbers = [int(path.stem.partition("-")[2]) for path in folder.glob("start-[0-9]*.log")]
+    return folder / f"start-{max(numbers, default=0) + 1:03d}.log"
+
+
+def _copy(
+    source: BinaryIO, sinks: Sequence[BinaryIO], pattern: re.Pattern[bytes]
+) -> tuple[bytes, str]:
+    """Copy `source` to all sinks; return its first line, and the pattern's group where it fits."""
+    sinks, first, found, rest = list(sinks), None, "", b""
+    while chunk := source.read1(2**16):
+        for sink in list(sinks):
+            try:
+                sink.write(chunk)
+                sink.flush()
+            except OSError as error:  # a full disk must not end the job
+                sinks.remove(sink)
+                logger.warning("no more output is copied: %s", describe_os_error(error))
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[-4096:]
+        for line in lines:
+            first = line if first is None else first
+            if match := pattern.search(line):
+                found = match[1].decode()
+    return first or b"", found

@@ -1,0 +1,308 @@
+"""Runs that are stopped, killed and damaged end as those that never were."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import engine_lpd
+import main_lpd
+from tests.commands import ROOT, succeed
+from tests.integration.tiny_world import TinyWorld
+from util.checkpoint import LAST, PREVIOUS
+from util.checkpoint_io import read_checkpoint
+from util.errors import UserError
+from util.preemption import MARKER
+from util.training_data import epoch_samples
+
+# Six steps an epoch, everything random switched on; few files.
+EPOCHS, STEPS = 4, 6
+FLAGS = ["--epochs", str(EPOCHS), "--batch_size", "8", "--proj_dropout", "0.2"]
+FLAGS += ["--save_last_freq", "100", "--save_intermediate_freq", "100"]
+
+
+def flags(world: TinyWorld, output: Path, *more: object) -> list[str]:
+    resume = ["--resume", str(output)]
+    return [*world.train_flags(output), *FLAGS, *resume, *map(str, more)]
+
+
+def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """All scalars, as TensorBoard reads them: (step, value) by name."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    names = events.Tags()["scalars"]
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+
+
+def same_training(found: Path, expected: Path) -> bool:
+    """Whether two runs ended with the same bits and told the same story."""
+    contents = [read_checkpoint(folder / LAST, "test") for folder in (found, expected)]
+    for content in contents:
+        del content["args"]  # where the files went
+    same = [flatten(content) for content in contents]
+    assert same[0].keys() == same[1].keys()
+    for name, value in same[1].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(same[0][name], value), name
+        else:
+            assert same[0][name] == value, name
+    assert len(logged(expected)["train/loss"]) == EPOCHS * STEPS
+    return logged(found) == logged(expected)
+
+
+def flatten(content: object, name: str = "") -> dict[str, object]:
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, list | tuple):
+        items = enumerate(content)
+    else:
+        return {name: content}
+    return {key: leaf for k, v in items for key, leaf in flatten(v, f"{name}/{k}").items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    main_lpd.main(flags(world, output))
+    return output
+
+
+class Killed(BaseException):
+    """Stands in for a signal that ends the process."""
+
+
+@contextmanager
+def at_step(number: int, action: Callable[[], object]) -> Iterator[None]:
+    """Do something after the optimiser's `number`-th step from here on."""
+    optimize, count = engine_lpd._optimize, 0
+
+    def count_and_optimize(*arguments: object) -> object:
+        nonlocal count
+        result = optimize(*arguments)
+        count += 1
+        if count == number:
+            action()
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_lpd, "_optimize", count_and_optimize)
+        yield
+
+
+def kill() -> None:
+    raise Killed
+
+
+def ask(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def test_stopped_by_signals_anywhere_in_an_epoch(
+    world: TinyWorld, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """In the middle of an epoch, at its last step, at its first; the next start ends the mark."""
+    place = 0
+    for steps, number in ((2, signal.SIGUSR1), (4, signal.SIGTERM), (1, signal.SIGUSR1)):
+        with at_step(steps, ask(number)), pytest.raises(SystemExit) as left:
+            main_lpd.main(flags(world, tmp_path))
+        place += steps
+        assert left.value.code == 128 + number
+        marker = json.loads((tmp_path / MARKER).read_text())
+        epoch, step = divmod(place, STEPS)
+        name = signal.Signals(number).name
+        assert marker == {"signal": name, "epoch": epoch, "step": step}
+    main_lpd.main(flags(world, tmp_path))
+    assert not (tmp_path / MARKER).exists()
+    assert same_training(tmp_path, uninterrupted)
+
+
+def test_killed_between_saves_and_resumed_from_the_one_before(
+    world: TinyWorld, uninterrupted: Path, tmp_path: Path
+) -> None:
+    more = ("--save_steps", 4)
+    with at_step(3, kill), pytest.raises(Killed):  # nothing is saved yet
+        main_lpd.main(flags(world, tmp_path, *more))
+    with at_step(15, kill), pytest.raises(Killed):
+        main_lpd.main(flags(world, tmp_path, *more))
+    places = [read_checkpoint(tmp_path / name, "test") for name in (PREVIOUS, LAST)]
+    assert [(p["epoch"], p["step_in_epoch"]) for p in places] == [(0, 2), (1, 0)]
+    damaged = bytearray((tmp_path / LAST).read_bytes())
+    damaged[len(damaged) // 3] ^= 8
+    (tmp_path / LAST).write_bytes(damaged)
+    main_lpd.main(flags(world, tmp_path, *more))
+    assert same_training(tmp_path, uninterrupted)
+    assert sorted(path.name for path in tmp_path.glob("*.pth*")) == [
+        *("checkpoint-0.pth", f"checkpoint-{EPOCHS - 1}.pth", LAST, PREVIOUS),
+    ]
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(UserError, match=f"^--resume: .*{LAST} is not .*{PREVIOUS} is not"):
+        main_lpd.main(flags(world, tmp_path, *more))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_checkpoint_of_before(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimize, calls = engine_lpd._optimize, iter(range(100))
+
+    def overflow(*arguments: object) -> tuple:
+        loss, norm = optimize(*arguments)
+        return (loss * torch.inf if next(calls) == 8 else loss), norm
+
+    monkeypatch.setattr(engine_lpd, "_optimize", overflow)
+    more = ("--save_steps", "3", "--log_every", "100")
+    images = ", ".join(map(str, epoch_samples(48, 1, 8, seed=1)[2].ravel()))
+    message = f"the loss is inf and the gradient norm .* in epoch 1, step 2 .images {images}."
+    with pytest.raises(UserError, match=message):
+        main_lpd.main(flags(world, tmp_path, *more))
+    content = read_checkpoint(tmp_path / LAST, "test")
+    assert (content["epoch"], content["step_in_epoch"]) == (0, 0)
+    assert not (tmp_path / MARKER).exists()
+
+
+def start(processes: int | None, *arguments: object) -> subprocess.Popen:
+    """A run in the background, in a process group of its own."""
+    command = [sys.executable]
+    if processes is not None:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += ["--signals-to-handle", "SIGTERM,SIGUSR1"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], run: subprocess.Popen, seconds: float = 120) -> None:
+    """Until the condition holds or the run ends."""
+    deadline = time.monotonic() + seconds
+    while not condition() and run.poll() is None:
+        assert time.monotonic() < deadline, "nothing happens"
+        time.sleep(0.01)
+
+
+def stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_two_processes_are_stopped_through_torchrun(
+    world: TinyWorld, tmp_path: Path, number: int
+) -> None:
+    more = ("--save_steps", 2, "--batch_size", 4, "--epochs", 10**4)
+    run = start(2, "main_lpd.py", *flags(world, tmp_path, *more))
+    wait_for(lambda: (tmp_path / LAST).exists(), run)
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert "main_lpd.py" not in errors.replace("main_lpd.py FAILED", ""), errors
+    marker = json.loads((tmp_path / MARKER).read_text())
+    content = read_checkpoint(tmp_path / LAST, "test")
+    assert marker["signal"] == signal.Signals(number).name
+    place = {"epoch": content["epoch"] + 1, "step": content["step_in_epoch"]}
+    assert place == {name: marker[name] for name in place}
+    assert len(content["epoch_loss"]) == 2
+
+
+def run_and_kill(
+    world: TinyWorld, output: Path, processes: int | None, kills: int, draws: random.Random
+) -> None:
+    """Let a run finish, but kill it so many times before, somewhere after a save."""
+    share = ("--batch_size", 8 // (processes or 1), "--save_steps", 1)
+    for _ in range(kills):
+        before = stamp(output / LAST)
+        run = start(processes, "main_lpd.py", *flags(world, output, *share))
+        wait_for(lambda before=before: stamp(output / LAST) != before, run)
+        time.sleep(draws.uniform(0, 0.3))  # not to wait for anything: to be anywhere
+        for process in sorted(workers_of(run)):
+            os.kill(process, signal.SIGKILL)
+        run.kill()
+        run.communicate()
+    result = succeed("main_lpd.py", *flags(world, output, *share), processes=processes)
+    assert "resumed from" in result.stderr
+
+
+def workers_of(run: subprocess.Popen) -> list[int]:
+    """The processes that a launcher has started."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    return list(map(int, children.read_text().split())) if children.exists() else []
+
+
+@pytest.mark.parametrize("processes", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(
+    world: TinyWorld, uninterrupted: Path, tmp_path: Path, processes: int | None
+) -> None:
+    if processes is not None:
+        uninterrupted = tmp_path / "uninterrupted"
+        more = ("--batch_size", 8 // processes)
+        succeed("main_lpd.py", *flags(world, uninterrupted, *more), processes=processes)
+    output = tmp_path / "killed"
+    kills = 2 if processes is None else 4
+    run_and_kill(world, output, processes, kills, random.Random(processes))
+    assert same_training(output, uninterrupted)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_sees_the_same_samples(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    common = ("--proj_dropout", 0)
+    one, changing = tmp_path / "one", tmp_path / "changing"
+    main_lpd.main(flags(world, one, *common))
+    with at_step(8, ask(signal.SIGTERM)), pytest.raises(SystemExit):
+        main_lpd.main(flags(world, changing, *common))
+    succeed("main_lpd.py", *flags(world, changing, *common, "--batch_size", 4), processes=2)
+    found, expected = logged(changing), logged(one)
+    assert found.keys() == expected.keys()
+    for name, rows in expected.items():
+        assert [step for step, _ in found[name]] == [step for step, _ in rows]
+        values = [value for _, value in rows]
+        assert [value for _, value in found[name]] == pytest.approx(values, rel=1e-4), name
+    weights = [read_checkpoint(folder / LAST, "test")["model"] for folder in (changing, one)]
+    for name, value in weights[1].items():
+        assert (weights[0][name] - value).abs().mean() < 2e-5, name
+
+
+def test_an_evaluation_that_the_run_was_killed_in_is_made_up_for(
+    world: TinyWorld, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--online_eval", "--eval_freq", "2", "--num_images", "3", "--generation_steps", "4"]
+    more += ["--feature_extractor", "none", "--group_sizes_list", "auto"]
+    evaluate, calls = engine_lpd.evaluate, []
+
+    def evaluate_or_die(model: torch.nn.Module, *arguments: object) -> None:
+        calls.append(model.training)
+        if len(calls) == 2:
+            raise Killed
+        evaluate(model, *arguments)
+
+    monkeypatch.setattr(main_lpd, "evaluate", evaluate_or_die)
+    with pytest.raises(Killed):
+        main_lpd.main(flags(world, tmp_path, *more))
+    done = [json.loads(path.read_text())["checkpoint"] for path in tmp_path.glob("metrics-*")]
+    assert done == ["epoch 0"]
+    main_lpd.main(flags(world, tmp_path, *more))
+    assert len(calls) == 4  # after epochs 0, 2 (twice) and 3
+    done = sorted(path.name for path in tmp_path.glob("metrics-*"))
+    assert done == ["metrics-0.json", "metrics-2.json", "metrics-3.json"]
+    assert same_training(tmp_path, uninterrupted)
+
+
+def test_a_run_without_a_folder_to_resume_from(world: TinyWorld, tmp_path: Path) -> None:
+    more = ["--resume", str(tmp_path / "elsewhere")]
+    with pytest.raises(UserError, match="^--resume: .*elsewhere is not a folder, expected the one"):
+        main_lpd.main([*flags(world, tmp_path), *more])

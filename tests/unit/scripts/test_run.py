@@ -1,0 +1,421 @@
+"""The Slurm launcher with stand-ins for Slurm's commands; tests/slurm/ has the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.cli.slurm_lines import time_limit_seconds
+from tests.commands import ROOT
+
+# Runs the command as one task; all flags come before it. Each call is recorded as one line.
+SRUN = """#!/usr/bin/env bash
+echo "${@//$'\\n'/ }" >>"$HOME/srun"
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+SBATCH = """#!/usr/bin/env bash
+echo "$@" >>"$HOME/sbatch"
+[ "${REFUSE:-}" = "" ] || { echo "sbatch: error: $REFUSE" >&2; exit 1; }
+echo "12;cluster"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "$@" >>"$HOME/scontrol"
+case "$1 $2" in
+"show hostnames") printf 'localhost\\nelsewhere\\n' ;;
+"show node") [ "$3" = no.such.name ] && echo "NodeName=$3 NodeAddr=10.1.2.3 NodeHostName=x" ;;
+esac
+"""
+# An interrupted run that gets as far as step $1, $2, ... and then finishes.
+INTERRUPTED = """
+here=$(wc -l <"$HOME/srun")
+[ "$here" -gt $# ] && exit 0
+step=${!here}
+echo '{"signal": "SIGUSR1", "epoch": 1, "step": '"$step"'}' >"$OUTPUT_DIR/interrupted.json"
+exit 1
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with stand-ins for Slurm's commands, which record their arguments in it."""
+    (tmp_path / "bin").mkdir()
+    for name, script in {"srun": SRUN, "sbatch": SBATCH, "scontrol": SCONTROL}.items():
+        path = tmp_path / "bin" / name
+        path.write_text(script)
+        path.chmod(0o755)
+    return tmp_path
+
+
+def line(home: Path, *arguments: object) -> list[str]:
+    flags = ["-J", "job", "--output-dir", home / "out", *arguments]
+    return [sys.executable, str(ROOT / "scripts" / "cli" / "run.py"), *map(str, flags)]
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    path = f"{home}/bin:/usr/bin:/bin"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    return {**kept, "HOME": str(home), "PATH": path, **variables}
+
+
+def launch(
+    home: Path, *arguments: object, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        line(home, *arguments),
+        cwd=cwd or home,
+        env=environment(home, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def calls(home: Path, program: str) -> list[str]:
+    path = home / program
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_published_flags_make_the_line(home: Path) -> None:
+    flags = ["-p", "batch", "-A", "lab", "-N", "4", "-t", "4:00:00", "--gpus-per-node", "8"]
+    flags += ["--mode", "train", "--max-retry", "2", "--dry-run"]
+    result = launch(home, *flags, "bash", "scripts/train/X.sh", "--name", "two words; rm -rf /")
+    assert result.returncode == 0, result.stderr
+    asked = (
+        "--job-name=job --partition=batch --account=lab --time=4:00:00 --gpus-per-node=8 "
+        "--exclusive --signal=USR1@120"
+    )
+    tasks = "--nodes=4 --ntasks=4 --ntasks-per-node=1"
+    command = "bash scripts/train/X.sh --name 'two words; rm -rf /'"
+    assert result.stdout == f"srun {asked} {tasks} --wait=60 --unbuffered {command}\n"
+    assert launch(home, *flags, "--pty", "bash").stdout == f"srun {asked} {tasks} --pty bash\n"
+    batch = launch(home, *flags, "--batch", "--slurm-args=--qos=long --mem=0", "bash").stdout
+    logs = home / "out" / "logs"
+    assert batch == (
+        f"sbatch --parsable {asked} --qos=long --mem=0 {tasks} --requeue --open-mode=append "
+        f"--output={logs}/job-%j.log {logs}/job.sh\n"
+    )
+    assert not (home / "out").exists() and not calls(home, "srun")
+
+
+def test_arguments_reach_the_job_as_they_are(home: Path) -> None:
+    show = 'printf \'<%s>\' "$@"; echo; echo "$OUTPUT_DIR $RUN_NAME $PYTHON"'
+    result = launch(home, "bash", "-c", show, "x", "a b", "$(id)", "*", "--dry-run", PYTHON="py")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"<a b><$(id)><*><--dry-run>\n{home}/out job py\n"
+    (log,) = (home / "out" / "logs").iterdir()
+    assert log.read_text() == result.stdout
+    assert f"log: {log}" in result.stderr
+
+
+def test_folder_of_a_run_is_named_by_mode_and_name(home: Path) -> None:
+    arguments = line(home, "--mode", "eval", "bash", "-c", 'echo "$OUTPUT_DIR"')
+    del arguments[4:6]
+    result = subprocess.run(
+        arguments, cwd=home, env=environment(home), capture_output=True, text=True, check=True
+    )
+    assert result.stdout == f"{home}/runs/eval/job\n"
+
+
+def test_interruptions_are_no_failures(home: Path) -> None:
+    out = home / "out"
+    out.mkdir()
+    (out / "interrupted.json").write_text("of an earlier run")
+    script = ["bash", "-c", INTERRUPTED, "x"]
+    result = launch(home, "--max-retry", "0", *script, *("10", "20", "30"))
+    assert result.returncode == 0, result.stderr
+    assert len(calls(home, "srun")) == 4
+    assert "interrupted by SIGUSR1 in epoch 1, step 20; going on" in result.stderr
+    assert not (out / "interrupted.json").exists()
+    assert json.loads((out / "logs" / "interrupted.json").read_text())["step"] == 30
+    assert len(list((out / "logs").glob("start-*.log"))) == 4
+
+
+def test_an_interruption_without_progress_is_a_failure(home: Path) -> None:
+    script = ["bash", "-c", INTERRUPTED, "x"]
+    result = launch(home, "--max-retry", "1", *script, *("10", "10", "10", "10"))
+    assert result.returncode == 1
+    assert len(calls(home, "srun")) == 3
+    assert "interrupted by SIGUSR1 in epoch 1, step 10, as the last time" in result.stderr
+    # Progress in between starts the count anew; the first interruption is that of the run before.
+    (home / "srun").unlink()
+    result = launch(home, "--max-retry", "1", *script, *("10", "20", "20", "30", "30"))
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_unreadable_marker_shows_no_progress(home: Path) -> None:
+    script = 'touch "$OUTPUT_DIR/interrupted.json"'
+    result = launch(home, "--max-retry", "0", "bash", "-c", script)
+    assert result.returncode == 1
+    assert "interrupted by ? in epoch ?, step ?, as the last time" in result.stderr
+
+
+@pytest.mark.parametrize("reason", ["TIME LIMIT", "PREEMPTION"])
+def test_what_slurm_cuts_short_is_no_failure(home: Path, reason: str) -> None:
+    words = f"slurmstepd-n1: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-01-01 DUE TO {reason} ***"
+    script = f'[ $(wc -l <"$HOME/srun") -gt 2 ] || {{ echo "{words}" >&2; exit 137; }}'
+    result = launch(home, "--max-retry", "0", "bash", "-c", script)
+    assert result.returncode == 0, result.stderr
+    assert len(calls(home, "srun")) == 3
+    assert f"ended by Slurm ({reason.lower()}); going on" in result.stderr
+
+
+@pytest.mark.parametrize("code", [1, 7])
+def test_failures_are_retried_and_give_the_exit_code(home: Path, code: int) -> None:
+    result = launch(home, "--max-retry", "2", "bash", "-c", f"exit {code}")
+    assert result.returncode == code
+    assert len(calls(home, "srun")) == 3
+    assert result.stderr.count(" E failure ") == 3
+
+
+def test_a_killed_job_gives_the_exit_code_of_a_shell(home: Path) -> None:
+    result = launch(home, "--max-retry", "0", "bash", "-c", "kill -KILL $$")
+    assert result.returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "words", ["error: invalid partition: x", "fatal: no controller", "unrecognized option '--x'"]
+)
+def test_a_job_that_slurm_does_not_take_is_not_retried(home: Path, words: str) -> None:
+    result = launch(home, "bash", "-c", 'echo "srun: $1"; echo more; exit 1', "x", words)
+    assert result.returncode == 2
+    said = words.removeprefix("error: ").removeprefix("fatal: ")
+    assert result.stderr.splitlines()[-1] == f"error: srun: {said}"
+    assert len(calls(home, "srun")) == 1
+
+
+def test_a_job_that_sbatch_does_not_take_ends_in_one_line(home: Path) -> None:
+    result = launch(home, "--batch", "true", REFUSE="invalid account")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "error: sbatch: error: invalid account"
+
+
+def test_what_slurm_says_of_a_failed_task_is_no_refusal(home: Path) -> None:
+    script = "echo 'srun: error: n1: task 0: Exited with exit code 4'; exit 4"
+    assert launch(home, "--max-retry", "1", "bash", "-c", script).returncode == 4
+    assert len(calls(home, "srun")) == 2
+
+
+def test_signals_ask_the_job_to_save_and_a_second_one_kills_it(home: Path) -> None:
+    script = (
+        "trap 'echo saving' USR1; trap 'echo killed; exit 9' TERM; echo ready; "
+        "while true; do sleep 0.05; done"
+    )
+    with subprocess.Popen(
+        line(home, "bash", "-c", script), cwd=home, env=environment(home), stdout=subprocess.PIPE
+    ) as process:
+        read = process.stdout.readline
+        assert read() == b"ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert read() == b"saving\n"
+        process.send_signal(signal.SIGINT)
+        assert read() == b"saving\n"
+        asked_at = time.monotonic()
+        while read_soon(process) != b"killed\n":  # echoes of the first signal are no second one
+            assert time.monotonic() - asked_at < 20
+            process.send_signal(signal.SIGTERM)
+        assert time.monotonic() - asked_at > 1.5
+        assert process.wait(20) == 128 + signal.SIGINT
+    assert len(calls(home, "srun")) == 1
+
+
+def read_soon(process: subprocess.Popen) -> bytes:
+    """A line that the process prints within 0.2 seconds, or nothing."""
+    import select
+
+    ready, _, _ = select.select([process.stdout], [], [], 0.2)
+    return process.stdout.readline() if ready else b""
+
+
+def test_a_batch_job_supervises_itself(home: Path) -> None:
+    flags = ["-N", "2", "--max-retry", "1", "--batch"]
+    result = launch(home, *flags, "bash", "-c", INTERRUPTED, "x", "10")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "12\n"
+    logs = home / "out" / "logs"
+    assert f"{logs}/job-12.log" in result.stderr
+    assert calls(home, "sbatch")[0].endswith(f"{logs}/job.sh")
+    starts = []
+    for _ in range(2):
+        starts.append(
+            subprocess.run(
+                ["bash", logs / "job.sh"],
+                cwd=home,
+                env=environment(home, SLURM_JOB_ID="12"),
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        )
+    # The first start was interrupted: Slurm is asked for the second, which finishes.
+    assert [start.returncode for start in starts] == [1, 0], starts
+    assert calls(home, "scontrol") == ["requeue 12"]
+    assert all(
+        call.startswith("--nodes=2 --ntasks=2 --ntasks-per-node=1 --wait=60 --unbuffered bash")
+        for call in calls(home, "srun")
+    )
+
+
+def test_a_full_disk_for_logs_does_not_end_the_job(home: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            line(home, "bash", "-c", "echo something; exit 5", *["x"]),
+            cwd=home,
+            env=environment(home),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 5
+    assert "no more output is copied: No space left on device" in result.stderr
+    assert (home / "out" / "logs" / "start-001.log").read_text() == "something\n"
+
+
+BAD = {
+    "no name": (["-J", "", "true"], "-J/--job-name: found '', expected letters"),
+    "name that is a path": (["-J", "a/b", "true"], "-J/--job-name: found 'a/b'"),
+    "mode that is a path": (["--mode", "..", "true"], "--mode: found '..'"),
+    "no nodes": (["-N", "0", "true"], "-N/--nodes: found '0', expected a whole number from 1"),
+    "GPUs": (["--gpus-per-node", "all", "true"], "--gpus-per-node: found 'all'"),
+    "time": (["-t", "soon", "true"], "-t/--time: found 'soon', expected minutes, H:M:S"),
+    "no time": (["-t", "0:00", "true"], "-t/--time: found '0:00', expected more than nothing"),
+    "warning": (["-t", "2", "true"], "--warn-seconds: found 120 with a time limit of 2"),
+    "no warning": (["--warn-seconds", "0", "true"], "--warn-seconds: found '0'"),
+    "retries": (["--max-retry", "-1", "true"], "--max-retry: found '-1'"),
+    "quotes": (["--slurm-args=--x='", "true"], '--slurm-args: found "--x=\'"'),
+    "terminal": (["--pty", "--batch", "true"], "--pty: found --batch too"),
+    "no command": ([], "COMMAND: not given, expected what to run"),
+    "no job": (["--supervise", "true"], "--supervise: SLURM_JOB_ID is not set"),
+    "unknown flag": (["--gpu", "8"], "unrecognized arguments: --gpu"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_ends_in_one_line(home: Path, arguments: list[str], message: str) -> None:
+    result = launch(home, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}"), result.stderr
+    assert result.stderr.count("\n") == 1 and not result.stdout
+    assert not (home / "out").exists()
+
+
+def test_without_slurm_it_says_what_to_run(home: Path) -> None:
+    (home / "bin" / "srun").unlink()
+    result = launch(home, "bash", "my script.sh", PATH=f"{home}/bin")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: srun: not found, expected Slurm's commands on the PATH; without Slurm run the "
+        "command itself: bash 'my script.sh'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("1", 1), ("1:30", 2), ("0:10", 1), ("4:00:00", 240), ("1-2:30", 1590), ("2-00:00:01", 2881)],
+)
+def test_time_limits_are_those_of_slurm(text: str, minutes: int) -> None:
+    assert time_limit_seconds(text) == 60 * minutes
+
+
+def test_time_limits_that_slurm_has_not() -> None:
+    for text in ("", "4h", "1:2:3:4", "-1", "1-", "1.5"):
+        with pytest.raises(ValueError, match="expected minutes"):
+            time_limit_seconds(text)
+
+
+STEP = {
+    "SLURM_JOB_ID": "100",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NODEID": "1",
+    "NPROC_PER_NODE": "4",
+}
+
+
+# Three GPUs, and each argument on its line.
+PYTHON = "#!/usr/bin/env bash\n[ $1 = -c ] && echo 3 || printf '%s\\n' \"$@\"\n"
+
+
+def torchrun(
+    home: Path, interpreter: str = PYTHON, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run a script of `launch train.py --flag "a b"`; by default the stand-in says what it runs."""
+    script = home / "train me.sh"
+    setup = ROOT / "scripts" / "setups" / "train.sh"
+    script.write_text(f'set -euo pipefail\nsource "{setup}"\nlaunch train.py --flag "a b"\n')
+    python = home / "bin" / "python"
+    python.write_text(interpreter)
+    python.chmod(0o755)
+    return subprocess.run(
+        ["bash", script],
+        env=environment(home, **{"PYTHON": str(python), **variables}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+SIGNALS = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+TRAINING = [*SIGNALS, "train.py", "--flag", "a b"]
+
+
+def test_processes_start_on_one_node_outside_slurm(home: Path) -> None:
+    result = torchrun(home)
+    assert result.stdout.splitlines() == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", *TRAINING)
+    ]
+
+
+def test_processes_meet_on_the_first_node_of_a_slurm_step(home: Path) -> None:
+    result = torchrun(home, **STEP)
+    assert result.stdout.splitlines() == [
+        *("-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", "1"),
+        *("--master_addr", "localhost", "--master_port", "13602", "--nproc_per_node", "4"),
+        *TRAINING,
+    ], result.stderr
+    by_hand = torchrun(home, **STEP, MASTER_ADDR="here", MASTER_PORT="5", NODE_RANK="0")
+    assert "--node_rank\n0\n--master_addr\nhere\n--master_port\n5\n" in by_hand.stdout
+
+
+def test_a_node_that_dns_does_not_know_is_looked_up_in_slurm(home: Path) -> None:
+    scontrol = home / "bin" / "scontrol"
+    scontrol.write_text(SCONTROL.replace("localhost", "no.such.name"))
+    assert "--master_addr\n10.1.2.3\n" in torchrun(home, **STEP).stdout
+    scontrol.write_text(SCONTROL.replace("localhost", "not.this.one"))
+    unknown = torchrun(home, **STEP)
+    assert unknown.returncode == 2
+    assert unknown.stderr == (
+        "error: train.sh: found no address of node not.this.one, expected one in DNS or in Slurm\n"
+    )
+
+
+def test_a_start_that_cannot_work_ends_in_one_line(home: Path) -> None:
+    many = torchrun(home, **{**STEP, "SLURM_STEP_NUM_TASKS": "16"})
+    assert many.returncode == 2
+    assert many.stderr.startswith("error: train.sh: found 16 tasks on 2 nodes, expected one task")
+    few = torchrun(home, SLURM_JOB_NUM_NODES="2")
+    assert few.returncode == 2
+    assert few.stderr.startswith("error: train.sh: found one process for a job of 2 nodes")
+    half = torchrun(home, NNODES="2", NODE_RANK="0")
+    assert half.returncode == 2
+    assert half.stderr == "error: train.sh: MASTER_ADDR is not set, expected it with NNODES=2\n"
+
+
+def test_the_script_of_a_slurm_step_outlives_a_signal(home: Path) -> None:
+    warned = "#!/usr/bin/env bash\nkill -USR1 $PPID\nsleep 0.2\nexit 5\n"
+    assert torchrun(home, warned, **STEP).returncode == 5
+    assert torchrun(home, warned, NPROC_PER_NODE="1").returncode == -signal.SIGUSR1
