@@ -118,11 +118,11 @@ def _date_back(folder: Path) -> None:
     TensorBoard reads files in the order of the times in their names. One that is begun after the
     clock was set back would come first, and what follows its `purge_step` be dropped.
     """
-    now = int(time.time())
+    now = f"{int(time.time()):010d}"
     for number, file in enumerate(sorted(folder.glob(f"{_EVENTS}*"))):
         begun, _, rest = file.name.removeprefix(_EVENTS).partition(".")
-        if begun >= f"{now:010d}":
-            file.rename(file.with_name(f"{_EVENTS}{now - 1:010d}.{number:05d}.{rest}"))
+        if begun > now:  # a number sorts before the new file's host name
+            file.rename(file.with_name(f"{_EVENTS}{now}.{number:05d}.{rest}"))
 
 
 def import_wandb() -> ModuleType:

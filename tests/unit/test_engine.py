@@ -90,6 +90,9 @@ class Recorded(ScalarLog):
 
     rows: list[tuple[int, dict]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        super().__init__(None)
+
     def add(self, step: int, values: dict) -> None:
         self.rows.append((step, dict(values)))
 
