@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,11 +110,12 @@ def validate_group_sizes(sizes: Sequence[int], num_tokens: int) -> None:
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
             raise ValueError(f"group {step}: found {size!r:.40}, expected a whole number")
         if size < 1:
-            raise ValueError(f"group {step}: found size {size}, expected at least 1")
+            raise ValueError(f"group {step}: found size {reprlib.repr(size)}, expected at least 1")
     total = sum(int(size) for size in sizes)
     if total != num_tokens:
         raise ValueError(
-            f"found {len(sizes)} group sizes that sum to {total}, expected a sum of {num_tokens}"
+            f"found {len(sizes)} group sizes that sum to {reprlib.repr(total)}, "
+            f"expected a sum of {num_tokens}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from util.arrays import map_npy
 from util.files import replacing
 
 _SUFFIXES = (".json", ".npy")
@@ -107,21 +108,13 @@ def read_orders(path: str | Path, num_tokens: int | None = None) -> np.ndarray:
         ValueError: the file is damaged or holds something else; says where.
         OSError: the file cannot be read.
     """
-    read = _read_json if require_suffix(path) == ".json" else _read_npy
+    is_json = require_suffix(path) == ".json"
+    path = Path(path)
     try:
-        return validate_orders(read(Path(path), num_tokens), num_tokens)
+        orders = _read_json(path, num_tokens) if is_json else map_npy(path)
+        return validate_orders(orders, num_tokens)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _read_npy(path: Path, num_tokens: int | None) -> np.ndarray:
-    try:
-        orders = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"damaged or not an .npy file of whole numbers: {error}") from error
-    if not isinstance(orders, np.ndarray):
-        raise ValueError("found an .npz archive, expected an .npy file")
-    return orders
 
 
 def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch_fidelity.metric_isc import (
 )
 from torch_fidelity.utils import DEFAULTS, glob_samples_paths
 
+from util.arrays import read_npz
 from util.errors import UserError, blame
 from util.features import ExtractorKind, FeatureExtractor, Features, extract
 from util.files import replacing
@@ -243,11 +242,10 @@ def _read_statistics(path: Path, dim: int, flag: str) -> Statistics:
     """`mu` and `sigma` of an .npz, checked."""
     expected = f"expected an .npz with mu ({dim},) and sigma ({dim}, {dim})"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in ("mu", "sigma")}
+        found = read_npz(path, ("mu", "sigma"))
     except KeyError as error:
         raise UserError(f"{flag}: {path} holds no {error.args[0]}, {expected}") from error
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{flag}: {path} cannot be read ({error}), {expected}") from error
     for name, shape in (("mu", (dim,)), ("sigma", (dim, dim))):
         array = found[name]

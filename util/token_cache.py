@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
     """Open a token cache, this project's or the published layout.
 
-    File sizes and types are checked against the index, checksums are not (`MappedCache.verify`).
+    File sizes and types are checked against the index, checksums are not (`TokenCache.verify`).
 
     Raises:
         UserError: no cache, another version, or a file of it is missing or damaged.
@@ -43,7 +43,7 @@ def check_cache(
     num_classes: int,
     flag: str = "--cached_path",
 ) -> None:
-    """Refuse a cache that does not belong to this run.
+    """Refuse a cache that does not belong to this run, or is damaged: all of it is read once.
 
     A published cache records neither image size nor vocabulary: it is taken at its number of
     tokens, with a warning, and held to `grid.vocab_size` from then on.
@@ -56,7 +56,8 @@ def check_cache(
         flag: the flag that named the cache, for messages.
 
     Raises:
-        UserError: another number of tokens, image size, vocabulary or tokenizer, or more classes.
+        UserError: another number of tokens, image size, vocabulary or tokenizer, more classes, or
+            other bytes than were written.
     """
     made = f"{flag}: {cache.path} was made"
     if cache.grid is None and cache.num_tokens != grid.num_tokens:
@@ -86,3 +87,4 @@ def check_cache(
             f"{made} by the tokenizer {cache.fingerprint[:12]}, expected {fingerprint[:12]} "
             "(--vqgan_path)"
         )
+    cache.verify()

@@ -70,6 +70,15 @@ def flatten(content: object, name: str = "") -> dict[str, object]:
     return {key: leaf for k, v in items for key, leaf in flatten(v, f"{name}/{k}").items()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the commands that the tests start: sums come out the same to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted")

@@ -1,0 +1,229 @@
+"""The files of the bad-input cases: good ones that all of them find, and what spoils one."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.lpd import lpd_tiny
+from orders.order_file import write_orders
+from tests.fuzzing import claiming
+from tests.integration.tiny_world import CLASSES, GRID, TinyWorld, tiny_tokenizer
+from tokenizers.vq_model import save_tokenizer
+from util.cache_writer import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
+from util.checkpoint_io import atomic_save
+from util.features import DigitsClassifier
+
+# A folder of its own for each case, which it may spoil.
+Spoil = Callable[[Path], None]
+
+
+def build_good_files(world: TinyWorld, folder: Path) -> None:
+    """Everything that the commands' lines name without a case: each works."""
+    folder.mkdir()
+    shutil.copy(world.tokenizer, folder / "vq.pt")
+    shutil.copy(world.checkpoint, folder / "lpd.pth")
+    shutil.copytree(world.cache, folder / "cache")
+    torch.manual_seed(2)
+    larger = lpd_tiny(img_size=32, vqgan_stride=4, vqgan_vocab_size=32, class_num=CLASSES)
+    atomic_save({"model": larger.state_dict()}, folder / "lpd32.pth")
+    atomic_save({"model": DigitsClassifier().state_dict()}, folder / "digits.pth")
+    draws = np.random.default_rng(0)
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"):
+        image = folder / "data" / name
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(image)
+        tokens = folder / "published" / name.replace("png", "npz")
+        tokens.parent.mkdir(parents=True, exist_ok=True)
+        write_published(tokens, draws.integers(GRID.vocab_size, size=GRID.num_tokens))
+    (folder / "empty").mkdir()
+    (folder / "file").touch()
+
+
+def write_published(path: Path, tokens: np.ndarray) -> None:
+    np.savez(path, indices=tokens, indices_flip=tokens)
+
+
+def writing(name: str, content: bytes | str) -> Spoil:
+    """Puts a file there."""
+    data = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(data) and None
+
+
+def cutting(name: str, new: str | None = None) -> Spoil:
+    """Cuts a file in half, or makes a copy that is."""
+
+    def spoil(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / (new or name)).write_bytes(content[: len(content) // 2])
+
+    return spoil
+
+
+def flipping(name: str, new: str) -> Spoil:
+    """Makes a copy of which one bit, in the middle, is another."""
+
+    def spoil(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / new).write_bytes(content)
+
+    return spoil
+
+
+class Canary:
+    """Unpickling this would create a file."""
+
+    def __reduce__(self) -> tuple:
+        return os.mknod, ("canary",)
+
+
+def malicious_checkpoint(folder: Path) -> None:
+    torch.save({"model": Canary()}, folder / "evil.pth")
+
+
+def saving(name: str, content: object) -> Spoil:
+    """Puts a checkpoint there."""
+    return lambda folder: atomic_save(content, folder / name)
+
+
+def nan_weights(folder: Path) -> None:
+    content = torch.load(folder / "lpd.pth", weights_only=True)
+    content["model"]["mask_token"][:] = torch.nan
+    torch.save(content, folder / "nan.pth")
+
+
+def other_tokens(folder: Path) -> None:
+    content = torch.load(folder / "lpd.pth", weights_only=True)
+    torch.save({**content, "tokenizer_fingerprint": "0123456789abcdef"}, folder / "other.pth")
+
+
+def resumable(folder: Path) -> None:
+    content = {"model": {"fake_latent": torch.zeros(1, 8)}, "optimizer": {}, "epoch": 0}
+    content["args"] = argparse.Namespace()
+    atomic_save(content, folder / "empty" / "checkpoint-last.pth")
+
+
+def other_tokenizer(folder: Path) -> None:
+    save_tokenizer(folder / "other.pt", tiny_tokenizer(seed=5))
+
+
+def order_rows(count: int, spoil: Callable[[list[list[int]]], None] = lambda rows: None) -> Spoil:
+    """Puts a JSON file of orders there."""
+
+    def write(folder: Path) -> None:
+        rows = [list(range(GRID.num_tokens)) for _ in range(count)]
+        spoil(rows)
+        (folder / "orders.json").write_text(json.dumps(rows))
+
+    return write
+
+
+def repeat_a_position(rows: list[list[int]]) -> None:
+    rows[4][0] = 7
+
+
+def shorten_a_row(rows: list[list[int]]) -> None:
+    rows[4].pop()
+
+
+def other_grid_orders(folder: Path) -> None:
+    write_orders(folder / "orders.npy", np.tile(np.arange(64), (9, 1)))
+
+
+def editing_index(**entries: object) -> Spoil:
+    """Changes entries of the token cache's index."""
+
+    def spoil(folder: Path) -> None:
+        index = json.loads((folder / "cache" / "index.json").read_text())
+        (folder / "cache" / "index.json").write_text(json.dumps({**index, **entries}))
+
+    return spoil
+
+
+def labels_out_of_range(folder: Path) -> None:
+    np.save(folder / "cache" / LABELS_FILE, np.full(48, CLASSES, dtype=np.int32))
+
+
+def tokens_of_another_type(folder: Path) -> None:
+    np.save(folder / "cache" / TOKENS_FILE, np.zeros((48, 2, 16), dtype=np.float32))
+
+
+def unfinished_cache(folder: Path) -> None:
+    (folder / "new").mkdir()
+    tokens = np.zeros((1, 2, GRID.num_tokens), dtype=np.int64)
+    write_shard(folder / "new", 0, tokens, GRID.vocab_size, np.zeros(1))
+    record = {"image_size": 32, "batches_per_shard": 1}
+    (folder / "new" / RECORD_FILE).write_text(json.dumps(record))
+
+
+def publishing(tokens: object) -> Spoil:
+    """Replaces the tokens of one image in the published layout."""
+    return lambda folder: write_published(folder / "published" / "dog" / "1.npz", np.array(tokens))
+
+
+def packing(name: str, *members: str, length: int) -> Spoil:
+    """Puts an archive there that is a thousand times smaller than what it unpacks to."""
+
+    def spoil(folder: Path) -> None:
+        header = claiming("<f8", f"({length // 8},)", b"")
+        with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member in members:
+                with archive.open(f"{member}.npy", "w") as file:
+                    file.write(header)
+                    for _ in range(length // 2**20):
+                        file.write(bytes(2**20))
+
+    return spoil
+
+
+def statistics(mu: object, sigma: object = None) -> Spoil:
+    """Puts reference statistics there."""
+
+    def spoil(folder: Path) -> None:
+        arrays = {"mu": np.asarray(mu)}
+        if sigma is not None:
+            arrays["sigma"] = np.asarray(sigma)
+        np.savez(folder / "stats.npz", **arrays)
+
+    return spoil
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "data" / "eel").mkdir()
+
+
+def corrupt_image(folder: Path) -> None:
+    (folder / "data" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+
+
+def tar_of_images(folder: Path, mode: str = "w:") -> None:
+    with tarfile.open(folder / "data.tar", mode) as tar:
+        tar.add(folder / "data", ".")
+
+
+def compressed_tar(folder: Path) -> None:
+    tar_of_images(folder, "w:gz")
+
+
+def cut_tar(folder: Path) -> None:
+    tar_of_images(folder)
+    cutting("data.tar")(folder)
+
+
+def links_tar(folder: Path) -> None:
+    with tarfile.open(folder / "data.tar", "w") as tar:
+        link = tarfile.TarInfo("cat/1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link, io.BytesIO())

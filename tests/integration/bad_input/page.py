@@ -1,0 +1,59 @@
+"""`docs/troubleshooting.md`, made from the cases that the test runs.
+
+    python -m tests.integration.bad_input.page
+
+writes it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.commands import ROOT
+from tests.integration.bad_input import commands, evaluation, training
+from tests.integration.bad_input.table import Group
+
+PAGE = ROOT / "docs" / "troubleshooting.md"
+
+GROUPS = (
+    evaluation.EVALUATION,
+    evaluation.ORDER_FILES,
+    evaluation.STATISTICS,
+    training.TRAINING,
+    training.TOKEN_CACHE,
+    commands.CACHING,
+    commands.CONVERTING,
+    commands.MAKING_ORDERS,
+    commands.TOKENIZER,
+    commands.SLURM,
+)
+
+_HEAD = """# What goes wrong, and what it says
+
+<!-- Made by python -m tests.integration.bad_input.page from the cases that the tests run. -->
+
+Bad input ends in one line, `error: ` and what stands below on the right, and exit code 2; `--debug`
+adds the traceback. Each command is shown with a line that works; on the left stands what is given
+besides (a flag given twice counts the second time). `...` stands for what depends on versions and
+files. The tests run every line of this page.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([_HEAD, *(line for group in GROUPS for line in _section(group))])
+
+
+def _section(group: Group) -> Iterator[str]:
+    yield f"## {group.title}\n"
+    working = f"python {group.script} {group.flags} {group.command}".rstrip()
+    yield f"```bash\n{working}\n```\n"
+    yield "| given | what is wrong | what it says |"
+    yield "|---|---|---|"
+    for case in group.cases:
+        yield f"| {case.given} | {case.wrong} | `{case.line}` |"
+    yield ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

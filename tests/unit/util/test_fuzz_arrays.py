@@ -1,0 +1,124 @@
+"""Array files: read as NumPy reads them, or refused in one line and with little memory."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.fuzzing import HEADERS, claiming, damaged, npy, one_line, read_confined
+from util.arrays import MAX_UNPACKED_BYTES, map_npy, read_npz
+
+TYPES = st.one_of(hnp.integer_dtypes(), hnp.floating_dtypes(), hnp.boolean_dtypes())
+ARRAYS = hnp.arrays(TYPES, hnp.array_shapes(max_side=4))
+
+
+@settings(deadline=None)
+@given(ARRAYS, st.booleans(), st.sampled_from([np.savez, np.savez_compressed]))
+def test_good_files_are_read_as_numpy_reads_them(
+    array: np.ndarray, fortran_order: bool, save: object
+) -> None:
+    array = np.asfortranarray(array) if fortran_order else array
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        with path.open("wb") as file:
+            np.save(file, array)
+        mapped = map_npy(path)
+        assert isinstance(mapped, np.memmap)
+        save(path.with_suffix(".npz"), first=array, second=array.T)
+        found = read_npz(path.with_suffix(".npz"), ["second", "first"])
+        for got, expected in ((mapped, array), (found["first"], array), (found["second"], array.T)):
+            assert got.dtype == expected.dtype
+            np.testing.assert_array_equal(got, expected)
+            assert not got.flags.writeable
+
+
+def good_npz() -> bytes:
+    with tempfile.TemporaryFile() as file:
+        np.savez(file, x=np.arange(9))
+        file.seek(0)
+        return file.read()
+
+
+def zipped(member: bytes, kind: int) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(file, "w", kind) as archive:
+            archive.writestr("x.npy", member)
+        file.seek(0)
+        return file.read()
+
+
+KINDS = st.sampled_from(
+    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.one_of(
+        st.binary(),
+        damaged(good_npz()),
+        st.builds(zipped, st.one_of(HEADERS, st.binary()), KINDS),
+        st.builds(zipped, HEADERS, KINDS).flatmap(damaged),
+    )
+)
+def test_any_archive(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.npz"
+        path.write_bytes(content)
+        try:
+            array = read_npz(path, ["x"])["x"]
+        except (ValueError, KeyError, OSError) as error:
+            assert one_line(error)
+        else:
+            assert array.nbytes <= 200
+            assert not array.dtype.hasobject
+
+
+def bomb(claimed: int) -> bytes:
+    """An archive that unpacks to a thousand times its size, whatever size it claims to have."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    stream = packer.compress(claiming("|u1", "(900000000,)", b""))
+    stream += packer.flush(zlib.Z_FULL_FLUSH)
+    megabyte = packer.compress(bytes(10**6)) + packer.flush(zlib.Z_FULL_FLUSH)
+    stream += 900 * megabyte + packer.flush()
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("x.npy", stream)
+            info = archive.getinfo("x.npy")
+            info.compress_type, info.file_size = zipfile.ZIP_DEFLATED, claimed
+        file.seek(0)
+        return file.read()
+
+
+def test_small_archives_take_little_memory_and_time(tmp_path: Path) -> None:
+    contents = {
+        "honest": bomb(900_000_128),
+        "modest": bomb(128),
+        "bzip2": zipped(bytes(3 * MAX_UNPACKED_BYTES), zipfile.ZIP_BZIP2),
+        "trillion": zipped(claiming("|u1", "(1000000000000,)"), zipfile.ZIP_DEFLATED),
+        "brackets": zipped(npy("(" * 9000), zipfile.ZIP_STORED),
+        "cut": bomb(900_000_128)[:-30],
+    }
+    for name, content in contents.items():
+        assert len(content) < 10**6
+        (tmp_path / name).write_bytes(content)
+    result = read_confined(
+        "from util.arrays import read_npz", 'read_npz(path, ["x"])', *sorted(tmp_path.iterdir())
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == len(contents)
+
+
+@pytest.mark.parametrize(("take", "error"), [("bytes(2 * 10**9)", "MemoryError"), ("0", "nothing")])
+def test_the_confined_process_notices(tmp_path: Path, take: str, error: str) -> None:
+    result = read_confined("", take, tmp_path)
+    assert result.returncode == 1
+    assert error in result.stderr

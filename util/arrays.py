@@ -1,0 +1,102 @@
+"""Reading .npy and .npz files from elsewhere: no pickles, no more memory than they are worth."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+# The largest array taken out of an archive: a small file can claim to unpack to anything.
+MAX_UNPACKED_BYTES = 2**27
+
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What NumPy's header reader and Python's archive reader are seen to raise on damaged files.
+_NO_HEADER = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, tokenize.TokenError)
+_NO_HEADER += (RecursionError, MemoryError, OverflowError)
+_NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, RuntimeError)
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array of an .npy file, mapped from the disk, read-only.
+
+    Raises:
+        ValueError: not such a file, or another size than its header says; the message leaves the
+            file's name to the caller.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        if stream.read(4) == b"PK\x03\x04":
+            raise ValueError("is an .npz archive, expected an .npy file")
+        stream.seek(0)
+        shape, fortran_order, dtype = _read_header(stream)
+        offset = stream.tell()
+        size = stream.seek(0, io.SEEK_END)
+    length = math.prod(shape) * dtype.itemsize
+    if size != offset + length:
+        raise ValueError(f"is damaged: {size} bytes, expected {offset + length}")
+    if length == 0:
+        raise ValueError("holds an empty array, expected at least one entry")
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C")
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some arrays of an .npz archive, read-only.
+
+    Raises:
+        KeyError: there is no array of that name.
+        ValueError: damaged, an array of Python objects or one above `MAX_UNPACKED_BYTES`.
+        OSError: the file cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name: _unpack(archive, name) for name in names}
+    except _NO_ARCHIVE as error:
+        raise ValueError("damaged, or no .npz archive") from error
+
+
+def _unpack(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    member = f"{name}.npy"
+    if member not in archive.namelist():
+        raise KeyError(name)
+    info = archive.getinfo(member)
+    # Others unpack whole blocks at once, however little of them is asked for.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member} is not packed the way NumPy does it")
+    with archive.open(info) as packed:
+        content = packed.read(MAX_UNPACKED_BYTES + 1)
+    if len(content) > MAX_UNPACKED_BYTES:
+        raise ValueError(f"{member} unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+    stream = io.BytesIO(content)
+    shape, fortran_order, dtype = _read_header(stream)
+    # NumPy's own reader would allocate what the header claims before it looks for it.
+    array = np.frombuffer(content, dtype, offset=stream.tell())
+    return array.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran's order, and type; the data follow in the stream.
+
+    Raises:
+        ValueError: damaged, or the type is of Python objects.
+    """
+    try:
+        read = _HEADER_READERS[np.lib.format.read_magic(stream)]
+        shape, fortran_order, dtype = read(stream)
+    except _NO_HEADER as error:
+        raise ValueError("has no readable .npy header, expected one as NumPy writes it") from error
+    if dtype.hasobject:
+        raise ValueError("Object arrays are not read, expected plain numbers")
+    if not all(type(length) is int and 0 <= length < 2**63 for length in shape):
+        raise ValueError("has no usable shape in its .npy header, expected lengths")
+    return shape, fortran_order, dtype
