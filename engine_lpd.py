@@ -6,13 +6,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict
-from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,16 +22,7 @@ from models.decoding import eval_mode, generate
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel, fingerprint
 from util import distributed, streams
-from util.cache_writer import (
-    Shard,
-    drop_if_empty,
-    names_digest,
-    plan_shards,
-    read_shard,
-    take_up,
-    write_index,
-    write_shard,
-)
+from util.cache_in_progress import CacheInProgress
 from util.checkpoint import LAST, TrainingState
 from util.encoding import encode_both_ways, log_share_changed
 from util.errors import UserError, blame, is_out_of_memory
@@ -367,40 +355,27 @@ def cache_latents(
     """
     grid = TokenGrid(image_size, tokenizer.stride, tokenizer.codebook_size)
     made_by = fingerprint(tokenizer)
-    tokenizer = tokenizer.to(memory_format=torch.channels_last)  # convolutions' fast layout
-    settings = {
-        **asdict(grid),
-        "fingerprint": made_by,
-        "precision": precision,
-        "batch_size": batch_size,
-        "images": names_digest(images.paths, images.labels),
-    }
-    shards = _plan_or_take_up(path, settings, len(images))
-    parts = _finished_shards(path, grid, shards, skip_bad)
-    done = {shard.number for shard, _ in parts}
-    to_do = [number for number in range(len(shards)) if number not in done]
-    if parts:
-        logger.info("%d of %d shards are there already", len(parts), len(shards))
+    cache = CacheInProgress.begin(path, images, grid, made_by, precision, batch_size, skip_bad)
+    to_do = cache.to_do
+    if cache.found:
+        logger.info("%d of %d shards are there already", len(cache.found), len(cache.shards))
     mine = to_do[distributed.rank() :: distributed.world_size()]
-    batches = [batch for number in mine for batch in shards[number]]
+    batches = [batch for number in mine for batch in cache.shards[number]]
     loader = image_batches(images, image_size, batches, num_workers, pin_memory, skip_bad)
-    written: list[tuple[Shard, np.ndarray]] = []
+    tokenizer = tokenizer.to(memory_format=torch.channels_last)  # convolutions' fast layout
     desc = f"encode (process 1 of {distributed.world_size()})"
     bar = progress(total=sum(map(len, batches)), unit="image", desc=desc)
 
     def encode_shard(number: int) -> None:
         tokens, labels = [], []
-        for _ in shards[number]:
+        for _ in cache.shards[number]:
             batch = next(loader)
             if number == 0 and len(batch.images) and not any(map(len, tokens)):
                 log_share_changed(tokenizer, batch.images, precision)
             tokens.append(encode_both_ways(tokenizer, batch.images, precision).cpu().numpy())
             labels.append(batch.labels.numpy())
             bar.update(len(batch.labels))
-        classes = np.concatenate(labels)
-        with blame(f"--cached_path: {path}"):
-            shard = write_shard(path, number, np.concatenate(tokens), grid.vocab_size, classes)
-        written.append((shard, classes))
+        cache.write(number, np.concatenate(tokens), np.concatenate(labels))
 
     started = time.monotonic()
     try:
@@ -409,63 +384,11 @@ def cache_latents(
                 distributed.fail_together(
                     lambda turn=turn: encode_shard(mine[turn]) if turn < len(mine) else None
                 )
-        new = list(chain.from_iterable(distributed.gather(written)))
-        parts = sorted(parts + new, key=lambda part: part[0].number)
-        distributed.fail_together(
-            lambda: _finish_cache(path, grid, made_by, images.classes, parts, precision)
-        )
+        total, encoded = cache.finish(images.classes)
     except UserError:
         # Every process has left its last write behind: they have just agreed on the failure.
-        if distributed.is_main():
-            drop_if_empty(path)
+        cache.give_up()
         raise
-    encoded = sum(shard.count for shard, _ in new)
-    seconds = time.monotonic() - started
-    logger.info("encoded %d images, %.1f images/s", encoded, encoded / seconds)
-    return sum(shard.count for shard, _ in parts)
-
-
-def _plan_or_take_up(
-    path: Path, settings: dict[str, Any], num_images: int
-) -> list[list[np.ndarray]]:
-    """The batches of every shard, as in the unfinished cache of these settings if there is one."""
-    plan = partial(plan_shards, num_images, settings["batch_size"], distributed.world_size())
-
-    def settle() -> int:
-        if not distributed.is_main():
-            return 0
-        with blame(f"--cached_path: {path}"):
-            return take_up(path, settings, len(plan()[0]))
-
-    size = distributed.gather(distributed.fail_together(settle))[0]
-    return plan(batches_per_shard=size)
-
-
-def _finished_shards(
-    path: Path, grid: TokenGrid, shards: list[list[np.ndarray]], skip_bad: bool
-) -> list[tuple[Shard, np.ndarray]]:
-    """Shards of an earlier run that are whole, with their labels; the processes read them."""
-    found = []
-    for number in range(distributed.rank(), len(shards), distributed.world_size()):
-        parts = read_shard(path, number, grid)
-        # A run that skips bad images may have left some out.
-        if parts is not None and (skip_bad or len(parts[1]) == sum(map(len, shards[number]))):
-            found.append((Shard(number, len(parts[1])), parts[1]))
-    return list(chain.from_iterable(distributed.gather(found)))
-
-
-def _finish_cache(
-    path: Path,
-    grid: TokenGrid,
-    made_by: str,
-    classes: Sequence[str],
-    parts: Sequence[tuple[Shard, np.ndarray]],
-    precision: str,
-) -> None:
-    """Turn the shards and labels of all processes into the cache, on rank 0."""
-    if not sum(shard.count for shard, _ in parts):
-        raise UserError("none of the images can be decoded, expected at least one")
-    if distributed.is_main():
-        shards, labels = zip(*parts, strict=True)
-        with blame(f"--cached_path: {path}"):
-            write_index(path, grid, made_by, classes, np.concatenate(labels), shards, precision)
+    rate = encoded / (time.monotonic() - started)
+    logger.info("encoded %d images, %.1f images/s", encoded, rate)
+    return total

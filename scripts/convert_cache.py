@@ -76,13 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     remove_unfinished(path)
     try:
         shards = write_shards(published, path, args.num_workers)
-        labels, made_by = published.labels, fingerprint(tokenizer)
         with blame(f"--cached_path: {path}"):
-            write_index(path, grid, made_by, published.classes, labels, shards, "unknown")
+            write_index(path, grid, fingerprint(tokenizer), published.classes, shards, "unknown")
     except BaseException:
         remove_unfinished(path)
         raise
-    logger.info("%s is complete: %d images of %d px", path, len(labels), side)
+    logger.info("%s is complete: %d images of %d px", path, published.num_images, side)
 
 
 def open_published(args: argparse.Namespace) -> PublishedCache:
@@ -125,7 +124,7 @@ def write_part(path: Path, number: int, part: PublishedCache) -> Shard:
     indices = np.arange(part.num_images)
     ways = [part.read(indices, np.full(len(indices), flip)) for flip in (False, True)]
     with blame(f"--cached_path: {path}"):
-        return write_shard(path, number, np.stack(ways, axis=1), part.vocab_size)
+        return write_shard(path, number, np.stack(ways, axis=1), part.labels, part.vocab_size)
 
 
 if __name__ == "__main__":

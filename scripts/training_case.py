@@ -81,8 +81,8 @@ def write_tokens(folder: Path, row: Row, num_images: int) -> None:
     grid, classes = model.grid, [str(number) for number in range(model.class_num)]
     tokens = rng.integers(grid.vocab_size, size=(num_images, 2, grid.num_tokens))
     labels = rng.integers(len(classes), size=num_images)
-    shard = write_shard(folder, 0, tokens, grid.vocab_size)
-    write_index(folder, grid, "random", classes, labels, [shard])
+    shard = write_shard(folder, 0, tokens, labels, grid.vocab_size)
+    write_index(folder, grid, "random", classes, [shard])
 
 
 class Step:

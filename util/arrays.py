@@ -50,22 +50,24 @@ def map_npy(path: Path) -> np.ndarray:
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C")
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(
+    path: Path, names: Sequence[str], max_bytes: int = MAX_UNPACKED_BYTES
+) -> dict[str, np.ndarray]:
     """Some arrays of an .npz archive, read-only.
 
     Raises:
         KeyError: there is no array of that name.
-        ValueError: damaged, an array of Python objects or one above `MAX_UNPACKED_BYTES`.
+        ValueError: damaged, an array of Python objects or one above `max_bytes`.
         OSError: the file cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return {name: _unpack(archive, name) for name in names}
+            return {name: _unpack(archive, name, max_bytes) for name in names}
     except _NO_ARCHIVE as error:
         raise ValueError("damaged, or no .npz archive") from error
 
 
-def _unpack(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _unpack(archive: zipfile.ZipFile, name: str, max_bytes: int) -> np.ndarray:
     member = f"{name}.npy"
     if member not in archive.namelist():
         raise KeyError(name)
@@ -74,9 +76,9 @@ def _unpack(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member} is not packed the way NumPy does it")
     with archive.open(info) as packed:
-        content = packed.read(MAX_UNPACKED_BYTES + 1)
-    if len(content) > MAX_UNPACKED_BYTES:
-        raise ValueError(f"{member} unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+        content = packed.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{member} unpacks to more than {max_bytes} bytes")
     stream = io.BytesIO(content)
     shape, fortran_order, dtype = _read_header(stream)
     # NumPy's own reader would allocate what the header claims before it looks for it.

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from util.arrays import read_npz
 from util.errors import UserError
 from util.files import replacing, write_json
 from util.geometry import TokenGrid
@@ -45,8 +45,6 @@ _UNFINISHED = re.compile(
     r"|\.index\.json\.part"
 )
 _SHARD = re.compile(r"shard-\d{5,}\.npz")
-# What reading a torn shard is seen to raise.
-_TORN = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -178,11 +176,7 @@ def plan_shards(
 
 
 def write_shard(
-    path: str | Path,
-    number: int,
-    tokens: np.ndarray,
-    vocab_size: int,
-    labels: np.ndarray | None = None,
+    path: str | Path, number: int, tokens: np.ndarray, labels: np.ndarray, vocab_size: int
 ) -> Shard:
     """Write one shard, atomically; an .npz, whose checksums are compared when it is read.
 
@@ -190,39 +184,39 @@ def write_shard(
         path: the cache folder.
         number: the shard's place in the cache.
         tokens: (n, 2, N) integers, plain and mirrored.
-        vocab_size: decides the type on disk.
-        labels: (n,) classes of the images; without them no later run can take the shard up.
+        labels: (n,) integers, classes of the images.
+        vocab_size: decides the tokens' type on disk.
 
     Raises:
-        ValueError: an index is not below `vocab_size`.
+        ValueError: an index is not below `vocab_size`, or tokens and labels do not agree.
         OSError: the file cannot be written.
     """
+    if len(tokens) != len(labels):
+        raise ValueError(f"found tokens of {len(tokens)} images and {len(labels)} labels")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
         raise ValueError(
             f"found indices {tokens.min()} to {tokens.max()}, expected [0, {vocab_size})"
         )
     with replacing(_shard_file(path, number)) as temporary, temporary.open("wb") as stream:
-        parts = {"tokens": tokens.astype(token_dtype(vocab_size))}
-        if labels is not None:
-            parts["labels"] = labels.astype(np.int32)
-        np.savez(stream, allow_pickle=False, **parts)
+        tokens = tokens.astype(token_dtype(vocab_size))
+        np.savez(stream, allow_pickle=False, tokens=tokens, labels=labels.astype(np.int32))
     return Shard(number, len(tokens))
 
 
 def read_shard(
     path: str | Path, number: int, grid: TokenGrid
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Tokens (n, 2, N) and labels (n,) of a shard that an earlier run finished.
-
-    None if there is none, or if it is torn: then it is to be made again.
-    """
+    """Tokens (n, 2, N) and labels (n,) of a finished shard; None if there is none or it is torn."""
+    file = _shard_file(path, number)
     try:
-        with np.load(_shard_file(path, number), allow_pickle=False) as parts:
-            tokens, labels = parts["tokens"], parts["labels"]
-    except _TORN:
+        # Shards are not compressed: no array in one is larger than the file.
+        parts = read_npz(file, ("tokens", "labels"), max_bytes=file.stat().st_size)
+    except (OSError, ValueError, KeyError):
         return None
-    shape, dtype = (len(labels), 2, grid.num_tokens), token_dtype(grid.vocab_size)
-    return (tokens, labels) if (tokens.shape, tokens.dtype) == (shape, dtype) else None
+    tokens, labels = parts["tokens"], parts["labels"]
+    shape, dtype = (labels.size, 2, grid.num_tokens), token_dtype(grid.vocab_size)
+    whole = tokens.shape == shape and tokens.dtype == dtype
+    return (tokens, labels) if whole and labels.ndim == 1 and labels.dtype == np.int32 else None
 
 
 def write_index(
@@ -230,38 +224,31 @@ def write_index(
     grid: TokenGrid,
     fingerprint: str,
     classes: Sequence[str],
-    labels: np.ndarray,
     shards: Sequence[Shard],
     precision: str = "float32",
 ) -> None:
-    """Join the shards, write the labels and then the index: the cache is finished.
+    """Join the shards, then write the index: the cache is finished.
 
     Args:
         path: the cache folder, which holds the shards; they go once the cache is finished.
         grid: what the tokens are.
         fingerprint: of the tokenizer that made them.
         classes: class names.
-        labels: (n,) class index of every image, in the order of the shards' concatenation.
         shards: in order.
         precision: of the arithmetic that made them, for the record.
 
     Raises:
-        ValueError: labels and shards do not agree.
+        ValueError: a shard is not as it was written.
         OSError: a file cannot be written.
     """
-    total = sum(shard.count for shard in shards)
-    if total != len(labels):
-        raise ValueError(f"found {total} images in shards and {len(labels)} labels")
     path = Path(path)
-    with replacing(path / LABELS_FILE) as temporary, temporary.open("wb") as stream:
-        np.save(stream, np.asarray(labels, dtype=np.int32), allow_pickle=False)
-    _join_shards(path, shards, (total, 2, grid.num_tokens), token_dtype(grid.vocab_size))
+    _join_shards(path, shards, grid)
     index = {
         "format": FORMAT,
         "version": VERSION,
         **asdict(grid),
         "num_tokens": grid.num_tokens,
-        "num_images": total,
+        "num_images": sum(shard.count for shard in shards),
         "fingerprint": fingerprint,
         "precision": precision,
         "crc32": {name: checksum(path / name) for name in (TOKENS_FILE, LABELS_FILE)},
@@ -273,27 +260,26 @@ def write_index(
     (path / RECORD_FILE).unlink(missing_ok=True)
 
 
-def _join_shards(
-    path: Path, shards: Sequence[Shard], shape: tuple[int, ...], dtype: np.dtype
-) -> None:
+def _join_shards(path: Path, shards: Sequence[Shard], grid: TokenGrid) -> None:
     """One array file instead of many: one memory map, read by one gather."""
     header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
+        "descr": np.lib.format.dtype_to_descr(token_dtype(grid.vocab_size)),
         "fortran_order": False,
-        "shape": shape,
+        "shape": (sum(shard.count for shard in shards), 2, grid.num_tokens),
     }
+    classes = [np.empty(0, dtype=np.int32)]
     with replacing(path / TOKENS_FILE) as temporary, temporary.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for shard in shards:
-            file = _shard_file(path, shard.number)
-            with np.load(file, allow_pickle=False) as parts:
-                tokens = parts["tokens"]
-            if (tokens.shape, tokens.dtype) != ((shard.count, *shape[1:]), dtype):
-                raise ValueError(
-                    f"{file.name} holds {tokens.dtype} {tokens.shape}, "
-                    f"expected {dtype} {(shard.count, *shape[1:])}"
-                )
-            stream.write(tokens.data)
+            parts = read_shard(path, shard.number, grid)
+            if parts is None or len(parts[1]) != shard.count:
+                name = _shard_file(path, shard.number).name
+                raise ValueError(f"{name} is damaged, expected the {shard.count} images written")
+            tokens, labels = parts
+            stream.write(np.ascontiguousarray(tokens).data)
+            classes.append(labels)
+    with replacing(path / LABELS_FILE) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.concatenate(classes), allow_pickle=False)
 
 
 def _shard_file(path: str | Path, number: int) -> Path:

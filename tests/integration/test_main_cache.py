@@ -16,6 +16,7 @@ import engine_lpd
 import main_cache
 from tests.commands import run_command, succeed
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
+from util import cache_in_progress
 from util.cache_writer import Shard
 from util.errors import UserError
 from util.files import locked
@@ -220,7 +221,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def _kill_after(shards: int, monkeypatch: pytest.MonkeyPatch, main: Main, flags: list[str]) -> None:
     """Run, but not beyond so many shards: in the middle of writing the next."""
-    write, count = engine_lpd.write_shard, 0
+    write, count = cache_in_progress.write_shard, 0
 
     def write_or_die(path: Path, number: int, *arguments: object) -> Shard:
         nonlocal count
@@ -231,7 +232,7 @@ def _kill_after(shards: int, monkeypatch: pytest.MonkeyPatch, main: Main, flags:
         return write(path, number, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(engine_lpd, "write_shard", write_or_die)
+        patch.setattr(cache_in_progress, "write_shard", write_or_die)
         main(flags)
 
 

@@ -73,10 +73,10 @@ def build_world(folder: Path) -> TinyWorld:
     draws = np.random.default_rng(0)
     tokens = draws.integers(GRID.vocab_size, size=(48, 2, GRID.num_tokens))
     world.cache.mkdir()
-    shard = write_shard(world.cache, 0, tokens, GRID.vocab_size)
     labels = np.repeat(np.arange(CLASSES), 16)
+    shard = write_shard(world.cache, 0, tokens, labels, GRID.vocab_size)
     names = [f"class{label}" for label in range(CLASSES)]
-    write_index(world.cache, GRID, fingerprint(tokenizer), names, labels, [shard])
+    write_index(world.cache, GRID, fingerprint(tokenizer), names, [shard])
     torch.manual_seed(1)
     model = lpd_tiny(
         img_size=GRID.image_size,

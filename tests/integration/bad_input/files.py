@@ -163,7 +163,7 @@ def tokens_of_another_type(folder: Path) -> None:
 def unfinished_cache(folder: Path) -> None:
     (folder / "new").mkdir()
     tokens = np.zeros((1, 2, GRID.num_tokens), dtype=np.int64)
-    write_shard(folder / "new", 0, tokens, GRID.vocab_size, np.zeros(1))
+    write_shard(folder / "new", 0, tokens, np.zeros(1), GRID.vocab_size)
     record = {"image_size": 32, "batches_per_shard": 1}
     (folder / "new" / RECORD_FILE).write_text(json.dumps(record))
 

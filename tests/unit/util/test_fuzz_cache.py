@@ -31,8 +31,8 @@ COUNT = 6
 
 def write_cache(folder: Path) -> None:
     tokens = np.random.default_rng(0).integers(50, size=(COUNT, 2, GRID.num_tokens))
-    shard = write_shard(folder, 0, tokens, GRID.vocab_size)
-    write_index(folder, GRID, "f" * 64, ("ant", "bee"), np.arange(COUNT) % 2, [shard])
+    shard = write_shard(folder, 0, tokens, np.arange(COUNT) % 2, GRID.vocab_size)
+    write_index(folder, GRID, "f" * 64, ("ant", "bee"), [shard])
 
 
 def write_published(folder: Path) -> None:

@@ -36,9 +36,11 @@ def _write(path: Path, grid: TokenGrid = GRID) -> np.ndarray:
     path.mkdir(exist_ok=True)
     shape = (sum(COUNTS), 2, grid.num_tokens)
     tokens = np.random.default_rng(0).integers(0, grid.vocab_size, shape)
-    parts = np.split(tokens, np.cumsum(COUNTS)[:-1])
-    shards = [write_shard(path, i, part, grid.vocab_size) for i, part in enumerate(parts)]
-    write_index(path, grid, "f" * 64, ("ant", "bee", "cat"), LABELS, shards)
+    shards = []
+    for images in np.split(np.arange(len(tokens)), np.cumsum(COUNTS)[:-1]):
+        parts = (tokens[images], LABELS[images])
+        shards.append(write_shard(path, len(shards), *parts, grid.vocab_size))
+    write_index(path, grid, "f" * 64, ("ant", "bee", "cat"), shards)
     return tokens
 
 
@@ -98,7 +100,7 @@ def test_pickled_cache_reads_the_same(path: Path) -> None:
 def test_large_cache_is_mapped_not_loaded(tmp_path: Path) -> None:
     """1,281,167 images in a sparse file: 1.3 GB that neither opening nor reading may load."""
     count = 1_281_167
-    write_index(tmp_path, TokenGrid(256, 16, 16384), "f", ("a",), np.zeros(0), [])
+    write_index(tmp_path, TokenGrid(256, 16, 16384), "f", ("a",), [])
     np.save(tmp_path / LABELS_FILE, np.zeros(count, dtype=np.int32))
     with (tmp_path / TOKENS_FILE).open("wb") as stream:
         header = {"descr": "<u2", "fortran_order": False, "shape": (count, 2, 256)}
@@ -124,10 +126,18 @@ def _own_memory() -> int | None:
 
 def test_write_shard_refuses_indices_beyond_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"50, expected \[0, 50\)"):
-        write_shard(tmp_path, 0, np.full((1, 2, 16), 50), 50)
-    with pytest.raises(ValueError, match="1 images in shards and 2 labels"):
-        shard = write_shard(tmp_path, 0, np.zeros((1, 2, 16), dtype=int), 50)
-        write_index(tmp_path, GRID, "f", ("a",), np.zeros(2), [shard])
+        write_shard(tmp_path, 0, np.full((1, 2, 16), 50), np.zeros(1), 50)
+    with pytest.raises(ValueError, match="tokens of 1 images and 2 labels"):
+        write_shard(tmp_path, 0, np.zeros((1, 2, 16), dtype=int), np.zeros(2), 50)
+
+
+def test_write_index_refuses_a_damaged_shard(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path, 0, np.zeros((1, 2, 16), dtype=int), np.zeros(1), 50)
+    file = tmp_path / "shard-00000.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="shard-00000.npz is damaged"):
+        write_index(tmp_path, GRID, "f", ("a",), [shard])
+    assert not (tmp_path / "index.json").exists()
 
 
 def _edit_index(path: Path, **entries: object) -> None:

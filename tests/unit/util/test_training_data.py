@@ -106,9 +106,10 @@ def test_batches_of_a_cache_are_these(tmp_path: Path) -> None:
     """The same seed gives the same batches in every version: interrupted runs depend on it."""
     grid = TokenGrid(image_size=16, stride=4, vocab_size=1000)
     tokens = np.arange(50 * 2 * 16).reshape(50, 2, 16) % 1000
-    parts = np.split(tokens, [20, 33])
-    shards = [write_shard(tmp_path, i, part, 1000) for i, part in enumerate(parts)]
-    write_index(tmp_path, grid, "f", ("a", "b"), np.arange(50) % 2, shards)
+    shards = []
+    for images in np.split(np.arange(50), [20, 33]):
+        shards.append(write_shard(tmp_path, len(shards), tokens[images], images % 2, 1000))
+    write_index(tmp_path, grid, "f", ("a", "b"), shards)
     source = CachedTokens(open_cache(tmp_path), torch.device("cpu"))
     digest = hashlib.sha256()
     for number in (0, 7):
