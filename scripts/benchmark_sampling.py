@@ -36,10 +36,8 @@ from scripts.sampling_case import (
 )
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
-from util import benchmark, distributed, logs
-from util.cli import Parser, number, whole
-from util.errors import blame, require_writable_folder, run
-from util.files import write_json
+from util import benchmark, logs
+from util.errors import run
 from util.memory import largest_that_fits
 from util.roofline import FORMULA, Rates, total
 
@@ -120,28 +118,21 @@ class Effort:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = [row.name for row in ROWS]
-    parser = Parser(description="Time from labels to images, beside what this machine allows.")
-    parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", help=", ".join(names))
-    parser.add_argument("--batch_sizes", nargs="+", type=whole(1), help="images at a time")
-    parser.add_argument("--dtype", choices=("bf16", "f32", "both"), help="by default bf16 on a GPU")
-    parser.add_argument("--device", help="by default cuda where there is one, else cpu")
-    parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
-    parser.add_argument("--no_plain", action="store_true", help="leave out the plain path")
-    parser.add_argument(
-        "--quick", action="store_true", help="few rounds; by default one row, one image at a time"
+    parser = benchmark.build_parser(
+        "Time from labels to images, beside what this machine allows.",
+        names,
+        plain="path",
+        quick="one row, one image at a time",
     )
-    parser.add_argument("--output", type=Path, help="JSON file for all figures")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    parser.add_argument("--dtype", choices=("bf16", "f32", "both"), help="by default bf16 on a GPU")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, show the table and write it."""
-    device = distributed.resolve_device(
-        args.device or ("cuda" if torch.cuda.is_available() else "cpu"), distributed.Launch()
-    )
-    if args.output is not None:
-        require_writable_folder(args.output.parent, "--output")
+    device = benchmark.choose_device(args.device)
+    machine = benchmark.describe_machine(device)
+    keep = benchmark.result_file(args.output, machine)
     dtype = args.dtype or ("bf16" if device.type == "cuda" else "both")
     effort = Effort(
         device=device,
@@ -153,13 +144,6 @@ def main(args: argparse.Namespace) -> None:
         plain_once=("f32",) if args.quick and device.type == "cpu" else (),
     )
     wanted = args.rows or [row.name for row in (ROWS[:1] if args.quick else ROWS)]
-    machine = benchmark.describe_machine(device)
-
-    def keep(result: dict[str, Any]) -> None:
-        if args.output is not None:
-            with blame("--output"):
-                write_json({"machine": machine, "command": sys.argv, **result}, args.output)
-
     result = measure_rows(
         [row for row in ROWS if row.name in wanted],
         benchmark.random_weights(VQModel, device),
@@ -174,7 +158,7 @@ def measure_rows(
     rows: Sequence[Row],
     tokenizer: VQModel,
     effort: Effort,
-    keep: Callable[[dict[str, Any]], None],
+    keep: Callable[[Mapping[str, Any]], None],
 ) -> dict[str, Any]:
     """Measure every row at every type and batch size that fits.
 

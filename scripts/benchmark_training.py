@@ -13,7 +13,7 @@ import logging
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,8 @@ from scripts.training_case import (
     operations_per_image,
     write_tokens,
 )
-from util import benchmark, distributed, logs
-from util.cli import Parser, number, whole
-from util.errors import blame, require_writable_folder, run
-from util.files import write_json
+from util import benchmark, logs
+from util.errors import run
 from util.memory import largest_that_fits
 from util.token_cache import open_cache
 from util.training_data import CachedTokens
@@ -100,29 +98,19 @@ ROWS = SMALL_ROWS + PUBLISHED_ROWS
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = [row.name for row in ROWS]
-    parser = Parser(description="Time per training step, beside what this machine allows.")
-    parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", help=", ".join(names))
-    parser.add_argument(
-        "--batch_sizes", nargs="+", type=whole(1), help="images per step; by default the row's own"
-    )
-    parser.add_argument("--device", help="by default cuda where there is one, else cpu")
-    parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
-    parser.add_argument("--no_plain", action="store_true", help="leave out the plain step")
-    parser.add_argument(
-        "--quick", action="store_true", help="few rounds; by default the small rows only"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file for all figures")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
-    return parser.parse_args(argv)
+    return benchmark.build_parser(
+        "Time per training step, beside what this machine allows.",
+        names,
+        plain="step",
+        quick="the small rows only",
+    ).parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, show the table and write it."""
-    device = distributed.resolve_device(
-        args.device or ("cuda" if torch.cuda.is_available() else "cpu"), distributed.Launch()
-    )
-    if args.output is not None:
-        require_writable_folder(args.output.parent, "--output")
+    device = benchmark.choose_device(args.device)
+    machine = benchmark.describe_machine(device)
+    keep = benchmark.result_file(args.output, machine)
     small = args.quick or device.type == "cpu"
     wanted = args.rows or [row.name for row in (SMALL_ROWS if small else PUBLISHED_ROWS)]
     effort = Effort(
@@ -132,22 +120,25 @@ def main(args: argparse.Namespace) -> None:
         rounds=2 if args.quick else 3,
         seconds=min(args.seconds, 3) if args.quick else args.seconds,
     )
-    result = measure_rows([row for row in ROWS if row.name in wanted], effort)
-    machine = benchmark.describe_machine(device)
+    result = measure_rows([row for row in ROWS if row.name in wanted], effort, keep)
     sys.stdout.write(report(result["rows"]))
     logger.info("measured on %s", machine)
-    if args.output is not None:
-        with blame("--output"):
-            write_json({"machine": machine, "command": sys.argv, **result}, args.output)
 
 
-def measure_rows(rows: Sequence[Row], effort: Effort) -> dict[str, Any]:
+def measure_rows(
+    rows: Sequence[Row], effort: Effort, keep: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
     """Measure every row at every batch size that fits.
+
+    Args:
+        rows: of the table.
+        effort: what is measured, and how often.
+        keep: gets the result so far after every row; a long run that breaks leaves those.
 
     Returns:
         `formula` of the operations, and one record per line in `rows`.
     """
-    records = []
+    result: dict[str, Any] = {"formula": FORMULA, "rows": []}
     bar = logs.progress(rows, desc="training", unit="row")
     with logs.logging_redirect_tqdm(), tempfile.TemporaryDirectory() as folder:
         for row in bar:
@@ -156,8 +147,9 @@ def measure_rows(rows: Sequence[Row], effort: Effort) -> dict[str, Any]:
             batch_sizes = effort.batch_sizes or [row.batch_size]
             write_tokens(cache, row, max(NUM_IMAGES, (MOST_ROUNDS + 1) * max(batch_sizes)))
             source = CachedTokens(open_cache(cache), effort.device)
-            records += measure_series(row, source, batch_sizes, effort)
-    return {"formula": FORMULA, "rows": records}
+            result["rows"] += measure_series(row, source, batch_sizes, effort)
+            keep(result)
+    return result
 
 
 def measure_series(

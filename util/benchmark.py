@@ -8,12 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from util import distributed
+from util.cli import Parser, number, whole
+from util.errors import blame, require_writable_folder
+from util.files import write_json
 from util.roofline import Rates
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -26,6 +31,54 @@ _PRODUCTS = {
     "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (16384, 8192, 8192), (4096, 4096, 16384)),
 }
 _RATE_CALLS = {"cpu": 4, "cuda": 20}
+
+
+def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) -> Parser:
+    """The flags of a benchmark.
+
+    Args:
+        description: of the command.
+        rows: names of the table's rows.
+        plain: what `--no_plain` leaves out.
+        quick: what `--quick` measures.
+    """
+    parser = Parser(description=description)
+    parser.add_argument("--rows", nargs="+", choices=rows, metavar="ROW", help=", ".join(rows))
+    parser.add_argument(
+        "--batch_sizes", nargs="+", type=whole(1), help="images at a time; by default the row's own"
+    )
+    parser.add_argument("--device", help="by default cuda where there is one, else cpu")
+    parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
+    parser.add_argument("--no_plain", action="store_true", help=f"leave out the plain {plain}")
+    parser.add_argument("--quick", action="store_true", help=f"few rounds; by default {quick}")
+    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    return parser
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The one of `--device`; without, a GPU where there is one."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return distributed.resolve_device(name or default, distributed.Launch())
+
+
+def result_file(
+    output: Path | None, machine: Mapping[str, Any]
+) -> Callable[[Mapping[str, Any]], None]:
+    """What writes a result so far, with the machine and the command, to `--output` if it is given.
+
+    Raises:
+        UserError: its folder cannot be written to.
+    """
+    if output is None:
+        return lambda result: None
+    require_writable_folder(output.parent, "--output")
+
+    def keep(result: Mapping[str, Any]) -> None:
+        with blame("--output"):
+            write_json({"machine": machine, "command": sys.argv, **result}, output)
+
+    return keep
 
 
 def wait_for(device: torch.device) -> None:
@@ -66,11 +119,11 @@ def time_in_turn(
     least, most = rounds
     times: dict[str, list[float]] = {name: [] for name in subjects}
     started = time.perf_counter()
-    for number in range(most):
-        if number >= least and time.perf_counter() - started >= seconds:
+    for turn in range(most):
+        if turn >= least and time.perf_counter() - started >= seconds:
             break
         for name, function in subjects.items():
-            if number == 0 or name not in once:
+            if turn == 0 or name not in once:
                 times[name].append(seconds_of(function, device))
     return times
 

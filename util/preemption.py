@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 from util.errors import blame
 from util.files import write_json
@@ -49,21 +50,23 @@ def remove_marker(folder: Path) -> None:
         (folder / MARKER).unlink(missing_ok=True)
 
 
-class StopSignals:
-    """While entered, notes the first of `SIGNALS` instead of ending the process.
+Receiver = TypeVar("Receiver", bound="SignalReceiver")
 
-    Attributes:
-        received: its number; 0 while there is none.
+
+class SignalReceiver:
+    """While entered, gets signals of `numbers` through `_receive`; the handlers before come back.
+
+    Args:
+        numbers: of the signals.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
-        self._received_at = 0.0
-        self._nothing_to_finish: Callable[[int], None] | None = None
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._numbers = numbers
         self._handlers_before: dict[int, object] = {}
 
-    def __enter__(self) -> StopSignals:
-        self._handlers_before = {number: signal.signal(number, self._note) for number in SIGNALS}
+    def __enter__(self: Receiver) -> Receiver:
+        for number in self._numbers:
+            self._handlers_before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -74,6 +77,23 @@ class StopSignals:
     ) -> None:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        raise NotImplementedError
+
+
+class StopSignals(SignalReceiver):
+    """While entered, notes the first of `SIGNALS` instead of ending the process.
+
+    Attributes:
+        received: its number; 0 while there is none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(SIGNALS)
+        self.received = 0
+        self._received_at = 0.0
+        self._nothing_to_finish: Callable[[int], None] | None = None
 
     @contextmanager
     def leaving_at_once(self, last_words: Callable[[int], None]) -> Iterator[None]:
@@ -90,7 +110,7 @@ class StopSignals:
         finally:
             self._nothing_to_finish = None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.received:
             self.received, self._received_at = number, now

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import BinaryIO
 
 from util.errors import UserError, describe_os_error
-from util.preemption import ECHO_SECONDS, MARKER
+from util.preemption import ECHO_SECONDS, MARKER, SignalReceiver
 
 logger = logging.getLogger("lpd")
 
@@ -163,7 +163,7 @@ class Supervisor:
         return where, any(found[name] != before[name] for name in ("epoch", "step"))
 
 
-class Signals:
+class Signals(SignalReceiver):
     """While entered, passes signals on to the job.
 
     SIGUSR1 goes on as it is. Signals that end this command go on as SIGUSR1 too, which asks the job
@@ -177,25 +177,11 @@ class Signals:
     """
 
     def __init__(self, forward: bool) -> None:
+        super().__init__((*STOP_SIGNALS, signal.SIGUSR1))
         self.stop = 0
         self._forward = forward
         self._stop_at = 0.0
         self._receiver: subprocess.Popen | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> Signals:
-        numbers = (*STOP_SIGNALS, signal.SIGUSR1)
-        self._before = {number: signal.signal(number, self._receive) for number in numbers}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     @contextlib.contextmanager
     def going_to(self, process: subprocess.Popen) -> Iterator[None]:

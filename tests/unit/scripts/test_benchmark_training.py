@@ -178,8 +178,12 @@ def test_a_batch_that_does_not_fit_is_one_line(
     monkeypatch.setattr(benchmark_training, "Case", lambda row, _, size, effort: (row, size))
     rows = [Row("large", TINY, 4, steps=4), Row("small", TINY, 4, steps=4)]
     effort = Effort(CPU, batch_sizes=[4, 8, 16], rounds=2)
+    kept: list[int] = []
     with caplog.at_level(logging.WARNING):
-        records = benchmark_training.measure_rows(rows, effort)["rows"]
+        records = benchmark_training.measure_rows(
+            rows, effort, lambda result: kept.append(len(result["rows"]))
+        )["rows"]
+    assert kept == [1, 4]
     found = [(record["row"], record["batch_size"], record["rounds"]) for record in records]
     assert found == [("large", 4, 2), *(("small", size, 2) for size in (4, 8, 16))]
     assert caplog.messages == [
@@ -198,7 +202,7 @@ def test_a_batch_that_does_not_fit_is_one_line(
 def test_rows(flags: list[str], rows: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def measure_rows(rows: list[Row], effort: Effort) -> dict[str, list]:
+    def measure_rows(rows: list[Row], effort: Effort, keep: object) -> dict[str, list]:
         asked.extend(row.name for row in rows)
         return {"rows": []}
 
