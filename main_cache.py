@@ -20,6 +20,7 @@ from util.errors import UserError, blame, require_writable_folder, run
 from util.files import locked
 from util.geometry import TokenGrid
 from util.image_folder import list_images
+from util.run_record import record_run
 
 logger = logging.getLogger("lpd")
 
@@ -72,7 +73,8 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     logs.setup()
     # An image left out is reported by the process that met it, not only by rank 0.
     logging.getLogger("util.image_folder").setLevel(logging.WARNING)
@@ -90,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as at_exit:
         at_exit.callback(distributed.stop)
         distributed.fail_together(lambda: lock(path, at_exit))
+        distributed.fail_together(lambda: record_run(parser, args, path))
+        logs.keep(path)
         logger.info("%d images in %d classes", len(images), len(images.classes))
         count = cache_latents(
             tokenizer.to(device),

@@ -28,6 +28,7 @@ from util.files import write_json
 from util.flags import build_parser
 from util.geometry import TokenGrid
 from util.preemption import StopSignals, exit_code, remove_marker, write_marker
+from util.run_record import record_run
 from util.run_watch import RunWatch
 from util.samples import RECORD_FILE, keep_or_clear, sample_settings, write_archive
 from util.saving import CheckpointSaver
@@ -57,7 +58,8 @@ class Tokens:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     logs.setup()
     signals = StopSignals()
     stopped_by = 0
@@ -82,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_writable_folder(args.log_dir, "--log_dir")
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
+        on_main(lambda: record_run(parser, args, args.output_dir))
+        logs.keep(args.output_dir)
         purge_step = training.steps_done if training is not None and args.resume else None
         scalars = open_scalars(args, wandb, purge_step)
         at_exit.callback(scalars.close)

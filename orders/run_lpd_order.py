@@ -27,6 +27,7 @@ from util.cli import Parser, number, pixels, random_seed, whole
 from util.cores import available_cores
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
+from util.run_record import record_run
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: a flag cannot work; nothing has been written.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     logs.setup()
     with blame("--img_size, --vqgan_stride"):
         grid = TokenGrid(args.img_size, args.vqgan_stride, vocab_size=1)
@@ -96,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
             bar.update(made)
     with blame("--output_file"):
         write_orders(args.output_file, orders)
+        record_run(parser, args, args.output_file.parent)
     logger.info("wrote %d orders of %d steps to %s", len(orders), len(sizes), args.output_file)
 
 

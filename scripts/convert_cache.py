@@ -33,6 +33,7 @@ from util.cli import Parser, whole
 from util.cores import available_cores
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
+from util.run_record import record_run
 from util.token_cache import open_cache
 
 logger = logging.getLogger("lpd")
@@ -55,7 +56,8 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     logs.setup()
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
@@ -74,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     require_writable_folder(path, "--cached_path")
     remove_unfinished(path)
+    with blame("--cached_path"):
+        record_run(parser, args, path)
+        logs.keep(path)
     try:
         shards = write_shards(published, path, args.num_workers)
         with blame(f"--cached_path: {path}"):

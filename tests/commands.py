@@ -5,7 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from util.logs import LOG_FILE
+from util.run_record import RECORD_FILE
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def results_in(folder: Path) -> list[Path]:
+    """What a run left in a folder besides its log and the record of its command, sorted."""
+    return sorted(path for path in folder.iterdir() if path.name not in (LOG_FILE, RECORD_FILE))
 
 
 def run_command(

@@ -27,6 +27,7 @@ from util.errors import UserError, blame
 from util.image_folder import ImageList, image_batches, list_images
 from util.images import save_grid, to_float, to_uint8
 from util.lr_schedule import LRSchedule
+from util.run_record import record_run
 from util.scalars import ScalarLog
 
 logger = logging.getLogger(__name__)
@@ -276,13 +277,17 @@ class Trainer:
 def main() -> None:
     """The command."""
     logs.setup()
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
     model = build_model(args).to(device)
     images = list_images(args.data_path)
     folder = errors.require_writable_folder(args.output_dir, "--output_dir")
     distributed.start(launch, device)
+    with blame("--output_dir"):
+        record_run(parser, args, folder)
+        logs.keep(folder)
     with blame("--data_path"):
         pictures = Pictures(images, args.img_size, args.num_workers)
     scalars = ScalarLog(folder if distributed.is_main() else None)

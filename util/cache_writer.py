@@ -30,6 +30,8 @@ from util.arrays import read_npz
 from util.errors import UserError
 from util.files import replacing, write_json
 from util.geometry import TokenGrid
+from util.logs import LOG_FILE
+from util.run_record import RECORD_FILE as RECORD_OF_RUNS
 
 FORMAT = "lpd-token-cache"
 VERSION = 2
@@ -39,6 +41,8 @@ LABELS_FILE = "cache-labels.npy"
 RECORD_FILE = "unfinished.json"
 # What a killed run has to do again, at most, for each process.
 MAX_SHARD_IMAGES = 1024
+# What a run leaves whether or not it finishes.
+_RECORDS = (LOG_FILE, RECORD_OF_RUNS)
 # What a run writes before its index, temporary names included.
 _UNFINISHED = re.compile(
     r"\.?(shard-\d{5,}\.np[yz]|cache-(tokens|labels)\.npy|unfinished\.json)(\.part)?"
@@ -76,9 +80,9 @@ def require_new_cache(path: str | Path, flag: str = "--cached_path") -> None:
         raise UserError(
             f"{flag}: {path} already holds a finished token cache, expected a new folder"
         )
-    foreign = sorted(file.name for file in _entries(path) if not _UNFINISHED.fullmatch(file.name))
-    if foreign:
-        raise UserError(f"{flag}: {path} holds {foreign[0]}, expected a new or empty folder")
+    for name in sorted(file.name for file in _entries(path)):
+        if name not in _RECORDS and not _UNFINISHED.fullmatch(name):
+            raise UserError(f"{flag}: {path} holds {name}, expected a new or empty folder")
 
 
 def remove_unfinished(path: str | Path) -> None:

@@ -14,6 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+# How a run ended, for the log file: people have it on the console already.
+endings = logging.getLogger("lpd.endings")
+endings.addHandler(logging.NullHandler())
+endings.propagate = False
 
 EXIT_CODE = 2
 # How long a failing worker waits for the others to reach the same check.
@@ -103,7 +107,7 @@ def run(main: Callable[[], None]) -> None:
     one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     code = 0
     try:
-        main()
+        _log_bugs(main)
     except UserError as error:
         _report(str(error))
     except OSError as error:
@@ -129,6 +133,17 @@ def run(main: Callable[[], None]) -> None:
         # A sharded model keeps gloo's threads alive, and one that drops a Python tensor while the
         # interpreter shuts down aborts the process: one run in forty on a busy machine.
         _leave(code)
+
+
+def _log_bugs(main: Callable[[], None]) -> None:
+    """Run `main`; a traceback goes to the log file as well as to the console."""
+    try:
+        main()
+    except (UserError, OSError):
+        raise
+    except Exception:
+        endings.exception("ended by an error")
+        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -164,6 +179,7 @@ def _exit_together(message: str) -> None:
     # torchrun ends the remaining workers as soon as one has failed; this one ends by itself.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     line = f"error: {' '.join(message.split())}"
+    endings.error("%s", line)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         prints, wait_for_peers = True, None

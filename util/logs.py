@@ -1,4 +1,8 @@
-"""Logging and progress bars: rank 0 speaks, the others keep to warnings and worse."""
+"""Logging and progress: rank 0 speaks, the others keep to warnings and worse.
+
+On a terminal progress is a bar; elsewhere it is a line of the log every half minute, with rate and
+remaining time, and what is logged also goes to a file beside the run's output.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +10,88 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from util.errors import endings
+
 T = TypeVar("T")
 
-__all__ = ["logging_redirect_tqdm", "progress", "setup"]
+__all__ = ["is_main_process", "keep", "logging_redirect_tqdm", "progress", "setup"]
+
+LOG_FILE = "log.txt"
+FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+# Off a terminal: seconds between two lines of one loop's progress.
+PROGRESS_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 def setup() -> None:
     """Send this project's log to standard error, from rank 0 only."""
-    main_process = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(
-        level=logging.INFO if main_process else logging.ERROR,
-        format="%(asctime)s %(levelname).1s %(message)s",
+        level=logging.INFO if is_main_process() else logging.ERROR,
+        format=FORMAT,
         datefmt="%H:%M:%S",
         stream=sys.stderr,
         force=True,
     )
     logging.captureWarnings(True)
+    endings.handlers = [one for one in endings.handlers if not isinstance(one, _LogFile)]
+
+
+def keep(folder: str | Path) -> None:
+    """Where standard error is no terminal, also log to `log.txt` in a folder, from rank 0.
+
+    The file grows from run to run; its lines carry the date.
+    """
+    if sys.stderr.isatty() or not is_main_process():
+        return
+    handler = _LogFile(Path(folder) / LOG_FILE, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(FORMAT, "%Y-%m-%d %H:%M:%S"))
+    for source in (logging.getLogger(), endings):
+        source.addHandler(handler)
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
-    """A tqdm bar on rank 0; off a terminal (a log file) it is redrawn every ten seconds only."""
-    on_terminal = sys.stderr.isatty()
-    options.setdefault("disable", int(os.environ.get("RANK", "0")) != 0)
-    options.setdefault("dynamic_ncols", on_terminal)
-    options.setdefault("mininterval", 0.2 if on_terminal else 10.0)
-    return tqdm(items, **options)
+    """A tqdm bar on rank 0; off a terminal its state as a line of the log, now and then."""
+    options.setdefault("disable", not is_main_process())
+    if sys.stderr.isatty():
+        return tqdm(items, dynamic_ncols=True, mininterval=0.2, **options)
+    layout = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    options.setdefault("bar_format", layout)
+    seconds = PROGRESS_SECONDS
+    return tqdm(items, file=_LogLines(), mininterval=seconds, maxinterval=seconds, **options)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that ends where the disk is full: the run goes on and keeps its other log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        for source in (logging.getLogger(), endings):
+            source.removeHandler(self)
+        logger.warning("%s: cannot be written, the log goes on without it", self.baseFilename)
+
+
+class _LogLines:
+    """A text stream whose lines go to the log once, those of loops that have only begun not."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line and line != self._last and "[00:00<" not in line:
+            logger.info("%s", line)
+            self._last = line
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, as the launcher says."""
+    return int(os.environ.get("RANK", "0")) == 0

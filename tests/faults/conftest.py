@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import results_in
 from tests.faults.children import Child
 from tests.faults.study import Study, write_study
 from tests.integration.test_resume import flags as training_flags
@@ -159,4 +160,6 @@ def write_images(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Non
 
 def same_cache(found: Path, expected: Path) -> bool:
     """Whether two caches are finished and hold the same bytes."""
-    return all((found / file.name).read_bytes() == file.read_bytes() for file in expected.iterdir())
+    return all(
+        (found / file.name).read_bytes() == file.read_bytes() for file in results_in(expected)
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.commands import ROOT, run_command
+from tests.commands import ROOT, results_in, run_command
 from tests.integration.bad_input.files import build_good_files
 from tests.integration.bad_input.page import GROUPS, PAGE, page
 from tests.integration.bad_input.table import Case, Group
@@ -45,7 +45,8 @@ def copy(source: str, target: str) -> None:
 
 
 def files_in(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    return {path for found in folders for path in results_in(found) if path.is_file()}
 
 
 @pytest.mark.parametrize(("group", "case"), CASES)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import engine_lpd
 import main_cache
-from tests.commands import run_command, succeed
+from tests.commands import results_in, run_command, succeed
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
 from util import cache_in_progress
 from util.cache_writer import Shard
@@ -123,7 +123,7 @@ def test_two_processes_write_what_one_does_and_leave_out_bad_images(
         assert text.count("07.png") == 1
         assert text.count("left out 1 of 11 images") == 1
     names = ["cache-labels.npy", "cache-tokens.npy", "index.json"]
-    assert sorted(file.name for file in two.iterdir()) == names
+    assert [file.name for file in results_in(two)] == names
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
     expected = _encode_directly(workspace)
     assert len(expected) == NUM_IMAGES - 1
@@ -139,7 +139,7 @@ def test_a_tar_gives_the_cache_of_its_folder(workspace: Path, main: Main) -> Non
     main(_flags(workspace, "--cached_path", workspace / "one"))
     more = ("--data_path", workspace / "data.tar", "--num_workers", 2)
     main(_flags(workspace, "--cached_path", workspace / "two", *more))
-    for file in (workspace / "one").iterdir():
+    for file in results_in(workspace / "one"):
         assert file.read_bytes() == (workspace / "two" / file.name).read_bytes()
 
 
@@ -254,10 +254,8 @@ def test_a_killed_run_is_taken_up_and_nothing_encoded_twice(
     encoded.clear()
     main(flags)
     assert encoded == [3, 3, 2]  # the damaged one and the two that were missing
-    assert sorted(file.name for file in path.iterdir()) == sorted(
-        file.name for file in whole.iterdir()
-    )
-    for file in whole.iterdir():
+    assert [file.name for file in results_in(path)] == [file.name for file in results_in(whole)]
+    for file in results_in(whole):
         assert file.read_bytes() == (path / file.name).read_bytes()
 
 
@@ -271,7 +269,7 @@ def test_two_processes_take_up_what_one_has_left(
     log = succeed("main_cache.py", *flags, processes=2).stderr
     assert "2 of 4 shards are there already" in log
     assert "encoded 5 images" in log
-    for file in whole.iterdir():
+    for file in results_in(whole):
         assert file.read_bytes() == (path / file.name).read_bytes()
 
 
@@ -301,7 +299,7 @@ def test_an_unfinished_cache_of_other_settings_is_refused(
     path = workspace / "cache"
     flags = _flags(workspace, "--cached_path", path)
     _kill_after(2, monkeypatch, main, flags)
-    before = sorted(path.iterdir())
+    before = results_in(path)
     if changed == "image_size":
         flags += ["--img_size", "20"]
     elif changed == "precision":
@@ -314,7 +312,7 @@ def test_an_unfinished_cache_of_other_settings_is_refused(
         save_tokenizer(workspace / "vq.pt", tokenizer)
     with pytest.raises(UserError, match=f"^--cached_path: .* unfinished cache with {changed} "):
         main(flags)
-    assert sorted(path.iterdir()) == before
+    assert results_in(path) == before
 
 
 def test_a_moved_data_set_is_the_same(

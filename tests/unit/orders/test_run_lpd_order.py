@@ -14,6 +14,7 @@ from orders import run_lpd_order
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.order_file import read_orders
+from tests.commands import results_in
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -139,7 +140,7 @@ def test_the_published_four(tmp_path: Path) -> None:
         "res256_steps32_repulsion2.json": 256,
         "res512_steps48_repulsion4.json": 1024,
     }
-    assert {entry.name for entry in tmp_path.iterdir()} == grids.keys()
+    assert {entry.name for entry in results_in(tmp_path)} == grids.keys()
     orders = {name: read_orders(tmp_path / name, grid) for name, grid in grids.items()}
     assert all(len(rows) == 3 for rows in orders.values())
     expected = locality_aware_orders(3, group_sizes(256, 20), 16, 1.0, 3.0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scripts import convert_cache
-from tests.commands import run_command
+from tests.commands import results_in, run_command
 from tests.integration.tiny_world import GRID, tiny_tokenizer
 from tokenizers.vq_model import fingerprint, save_tokenizer
 from util.errors import UserError
@@ -76,7 +76,7 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(
     ) as caught:
         convert_cache.main(_flags(workspace, "--num_workers", 2))
     assert "\n" not in str(caught.value)
-    assert list((workspace / "cache").iterdir()) == []
+    assert results_in(workspace / "cache") == []
 
 
 @pytest.mark.parametrize(

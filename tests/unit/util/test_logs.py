@@ -1,0 +1,104 @@
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT
+
+SCRIPT = """
+import logging, sys, time
+from util import logs
+from util.errors import UserError, run
+
+logs.PROGRESS_SECONDS = 0.3
+
+def main():
+    logs.setup()
+    logs.keep(sys.argv[1])
+    for _ in logs.progress(range(10), desc="loop", unit="image"):
+        time.sleep(0.15)
+    for _ in logs.progress(range(10), desc="short"):
+        pass
+    logging.warning("said")
+    if "--fail" in sys.argv:
+        raise UserError("--flag: found this")
+    if "--bug" in sys.argv:
+        raise KeyError("a bug")
+
+run(main)
+"""
+
+
+def start(*arguments: object, **options: object) -> subprocess.Popen:
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, **options)
+
+
+def run(*arguments: object, **variables: str) -> tuple[int, list[str]]:
+    """Exit code and lines on standard error."""
+    child = start(*arguments, stderr=subprocess.PIPE, env={**os.environ, **variables})
+    error = child.communicate(timeout=60)[1]
+    return child.returncode, error.splitlines()
+
+
+def test_off_a_terminal_progress_is_lines_of_the_log_and_of_a_file(tmp_path: Path) -> None:
+    code, lines = run(tmp_path)
+    assert code == 0
+    progress = [line for line in lines if "loop: " in line]
+    assert 3 <= len(progress) <= 7
+    assert "10/10 [00:01<00:00" in progress[-1]
+    assert "image/s]" in progress[-1]
+    assert not [line for line in lines if "short" in line]
+    assert lines[-1].endswith("W said")
+    kept = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[11:] for line in kept] == lines  # the file's lines carry the date, too
+    run(tmp_path)
+    assert len((tmp_path / "log.txt").read_text().splitlines()) > len(kept)
+
+
+def test_on_a_terminal_progress_is_a_bar_and_there_is_no_file(tmp_path: Path) -> None:
+    leader, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    child = start(tmp_path, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    except OSError:  # how a terminal says that nobody writes any more
+        pass
+    os.close(leader)
+    assert child.wait() == 0
+    assert b"\rloop: 100%" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_says_how_the_run_ended(tmp_path: Path) -> None:
+    code, lines = run(tmp_path, "--fail")
+    assert code == 2
+    assert lines[-1] == "error: --flag: found this"
+    assert (tmp_path / "log.txt").read_text().endswith("E error: --flag: found this\n")
+    code, lines = run(tmp_path, "--bug")
+    assert code == 1
+    assert lines.count("Traceback (most recent call last):") == 1
+    assert (tmp_path / "log.txt").read_text().endswith("KeyError: 'a bug'\n")
+
+
+def test_only_rank_0_speaks(tmp_path: Path) -> None:
+    code, lines = run(tmp_path, RANK="1")
+    assert (code, lines) == (0, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_full_disk_ends_the_file_but_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    code, lines = run(tmp_path)
+    assert code == 0
+    assert sum("log.txt: cannot be written" in line for line in lines) == 1
+    assert not [line for line in lines if "Traceback" in line]
+    assert lines[-1].endswith("W said")
