@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# LPD-XXL, 256 px: 450 epochs from scratch, 32 images per GPU.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../setups/recipe.sh"
+train lpd_xxl 256 32 "${FROM_SCRATCH[@]}" "$@"
