@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.decoding import generate
 from models.fast_network import Linear, NetworkWeights, Norm
@@ -22,6 +21,7 @@ from util.benchmark import random_weights
 from util.cuda_graphs import GraphCache
 from util.geometry import TokenGrid
 from util.images import to_uint8
+from util.model_cost import generation_of, tokenizer_cost
 from util.roofline import Generation, Work
 
 
@@ -81,15 +81,8 @@ class Case:
             batch_size, self.sizes, model.grid.side, repulsion_threshold=repulsion
         )
         self.labels = torch.arange(batch_size) % model.class_num
-        self.generation = Generation(
-            width=model.pos_embed.shape[-1],
-            depth=len(model.blocks),
-            block_parameters=sum(weight.numel() for weight in model.blocks.parameters()),
-            head_parameters=model.head.weight.numel(),
-            group_sizes=tuple(self.sizes),
-            sequences=batch_size * (2 if self.settings.guided else 1),
-            number_bytes=dtype.itemsize,
-        )
+        sequences = batch_size * (2 if self.settings.guided else 1)
+        self.generation = generation_of(model, self.sizes, sequences, dtype.itemsize)
         self.tokens: Tensor | None = None
         self.decoder: FastDecoder | None = None
 
@@ -121,17 +114,10 @@ class Case:
 
 
 def decoder_work(case: Case) -> Work:
-    """What the VQ decoder of a warm case has to do.
-
-    Operations are those PyTorch counts; of memory, weights count once and activations not at all.
-    """
-    with torch.device("meta"):
-        tokenizer = VQModel(**case.tokenizer.config)
-        codes = torch.zeros(1, sum(case.sizes), dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        tokenizer.decode_code(codes)
-    weights = sum(weight.numel() for weight in tokenizer.decoder.parameters())
-    return Work(weights * case.decoder.dtype.itemsize, case.batch_size * counter.get_total_flops())
+    """What the VQ decoder of a warm case has to do; its weights are read once for all images."""
+    number_bytes = case.decoder.dtype.itemsize
+    work = tokenizer_cost(case.tokenizer, sum(case.sizes), number_bytes)["decoder"]
+    return Work(work.bytes, case.batch_size * work.operations)
 
 
 def head_and_drawing(case: Case, packed: bool) -> Callable[[], Tensor]:

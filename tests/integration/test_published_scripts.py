@@ -17,7 +17,7 @@ from orders.run_lpd_order import main as make_orders
 from tests.commands import ROOT, run_program
 from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
 from util.cache_writer import write_index, write_shard
-from util.checkpoint_io import atomic_save
+from util.checkpoint_io import atomic_save, read_checkpoint
 from util.geometry import TokenGrid
 
 pytestmark = pytest.mark.slow
@@ -106,9 +106,9 @@ def test_recipe(script: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     log = run_script(script, out, folder, *flags, **variables)
     assert "epoch 0 of 1: loss" in log
-    checkpoint = torch.load(out / "checkpoint-last.pth", weights_only=True)
+    checkpoint = read_checkpoint(out / "checkpoint-last.pth", "--resume")
     assert checkpoint["args"].model == "lpd_tiny"
     assert checkpoint["model"]["pos_embed"].shape[1] == (size // 16) ** 2 + 1
     if size == 512:  # they began as the 256 px weights
-        begun = torch.load(folder / "lpd_256.pth")["model"]["token_emb.weight"]
+        begun = read_checkpoint(folder / "lpd_256.pth", "")["model"]["token_emb.weight"]
         assert (checkpoint["model"]["token_emb.weight"] - begun).abs().max() < 0.01

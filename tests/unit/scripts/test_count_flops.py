@@ -1,0 +1,53 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import count_flops
+from util.errors import UserError
+
+TINY = ["lpd_tiny", "--img_size", "64", "--vqgan_stride", "8", "--vqgan_vocab_size", "64"]
+TINY += ["--class_num", "5", "--generation_steps", "6", "--batch_size", "4"]
+
+
+def test_table_and_file_agree_with_what_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count_flops.main([*TINY, "--measure", "--output", str(tmp_path / "costs.json")])
+    printed = capsys.readouterr().out
+    assert printed.startswith("lpd_tiny, 64 px, bf16, batches of 4: parameters 2.7")
+    result = json.loads((tmp_path / "costs.json").read_text())
+    rows = {row["work"]: row for row in result["rows"]}
+    assert list(rows) == [
+        "sampling, 6 steps, cfg 4.8",
+        "training, sparse masks",
+        "training, dense masks",
+    ]
+    for name in ("sampling, 6 steps, cfg 4.8", "training, dense masks"):
+        assert name in printed
+        assert rows[name]["operations"] == pytest.approx(rows[name]["measured"], rel=0.01)
+    assert rows["training, sparse masks"]["measured"] is None
+    parts = result["parameters"]
+    assert parts["all"] == parts["blocks"] + parts["head"] + parts["embeddings and norms"]
+
+
+def test_the_published_tokenizer_is_counted_too(capsys: pytest.CaptureFixture[str]) -> None:
+    count_flops.main(["lpd_l"])
+    printed = capsys.readouterr().out
+    assert "parameters 337.157 M all" in printed
+    assert "VQ encoder" in printed
+    assert "VQ decoder" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["lpd_huge"], "invalid choice: 'lpd_huge'"),
+        (["lpd_l", "--generation_steps", "300"], "--generation_steps: .*300"),
+        (["lpd_l", "--img_size", "100"], "--img_size: .*100"),
+        (["lpd_l", "--output", "/dev/null/x/costs.json"], "--output: "),
+    ],
+)
+def test_bad_input(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        count_flops.main(flags)
