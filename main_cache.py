@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     )
     group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
     group.add_argument("--pin_mem", action="store_true", help="page-locked host memory")
-    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="ordinary memory")
     parser.set_defaults(pin_mem=True)
     group = parser.add_argument_group("execution")
     group.add_argument("--batch_size", type=whole(1), default=128, help="images per process")

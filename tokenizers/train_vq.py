@@ -66,9 +66,9 @@ def build_parser() -> Parser:
     group.add_argument(
         "--batch_size", type=whole(1), default=16, help="images per process and step"
     )
-    group.add_argument("--epochs", type=whole(1), default=40)
+    group.add_argument("--epochs", type=whole(1), default=40, help="passes over the data")
     group.add_argument("--lr", type=number(), default=1e-4, help="peak; one epoch up, cosine to 0")
-    group.add_argument("--weight_decay", type=number(), default=0.05)
+    group.add_argument("--weight_decay", type=number(), default=0.05, help="of all weights")
     group.add_argument("--commitment", type=number(), default=0.25, help="weight of that loss")
     group.add_argument("--entropy_ratio", type=number(), default=0.0, help="weight of that loss")
     group.add_argument(
@@ -79,7 +79,7 @@ def build_parser() -> Parser:
     )
     group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--seed", type=random_seed, default=0)
+    group.add_argument("--seed", type=random_seed, default=0, help="names all random streams")
     group.add_argument("--output_dir", default="./output_dir", help="where results go")
     group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
     distributed.add_distributed_flags(parser)

@@ -14,7 +14,8 @@ class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Says the default of every flag that has one worth saying."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, "", False, True):
+        # By identity: 0 and 1 are worth saying, and they equal False and True.
+        if action.default == "" or any(action.default is no for no in (None, False, True)):
             return action.help
         return super()._get_help_string(action)
 

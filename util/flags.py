@@ -54,7 +54,7 @@ def _add_training_flags(parser: Parser) -> None:
         help="JSON list of group-size lists, one drawn per step, or 'auto' for the published "
         "training set of this grid; by default the one list of --group_sizes",
     )
-    group.add_argument("--epochs", type=whole(1), default=450)
+    group.add_argument("--epochs", type=whole(1), default=450, help="passes over the data")
     group.add_argument(
         "--batch_size", type=whole(1), default=64, help="images per process at a time"
     )
@@ -71,16 +71,34 @@ def _add_training_flags(parser: Parser) -> None:
     )
     group.add_argument("--blr", type=number(), default=1e-4, help="learning rate per 256 images")
     group.add_argument("--min_lr", type=number(), default=1e-5, help="where the cosine ends")
-    group.add_argument("--lr_schedule", default="constant+cosine", choices=LR_SCHEDULES)
-    group.add_argument("--warmup_epochs", type=whole(0), default=50)
-    group.add_argument("--lr_decay_start_epoch", type=whole(0), default=400)
+    group.add_argument(
+        "--lr_schedule", default="constant+cosine", choices=LR_SCHEDULES, help="after the warm-up"
+    )
+    group.add_argument("--warmup_epochs", type=whole(0), default=50, help="epochs from 0 to lr")
+    group.add_argument(
+        "--lr_decay_start_epoch",
+        type=whole(0),
+        default=400,
+        help="epoch at which constant+cosine begins to fall",
+    )
     group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    group.add_argument("--weight_decay", type=number(), default=0.02)
+    group.add_argument(
+        "--weight_decay", type=number(), default=0.02, help="of matrices and embeddings"
+    )
     group.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks")
     group.add_argument("--grad_clip", type=number(), default=3.0, help="gradient norm; 0 for none")
-    group.add_argument("--attn_dropout", type=share(), default=0.0)
-    group.add_argument("--proj_dropout", type=share(), default=0.1)
-    group.add_argument("--label_drop_prob", type=share(), default=0.1)
+    group.add_argument(
+        "--attn_dropout",
+        type=share(),
+        default=0.0,
+        help="of attention weights; the published models had none",
+    )
+    group.add_argument(
+        "--proj_dropout", type=share(), default=0.1, help="of attention's and the MLP's outputs"
+    )
+    group.add_argument(
+        "--label_drop_prob", type=share(), default=0.1, help="share of images without their class"
+    )
     group.add_argument(
         "--fsdp",
         action="store_true",
@@ -100,7 +118,7 @@ def _add_training_flags(parser: Parser) -> None:
         "--resume_epoch", type=whole(0), default=0, help="first epoch of a fresh run"
     )
     group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--seed", type=random_seed, default=1)
+    group.add_argument("--seed", type=random_seed, default=1, help="names all random streams")
 
 
 def _add_data_flags(parser: Parser) -> None:
@@ -114,7 +132,7 @@ def _add_data_flags(parser: Parser) -> None:
     group.add_argument("--flip_prob", type=share(), default=0.5, help="share of mirrored images")
     group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
     group.add_argument("--pin_mem", action="store_true", help="page-locked host memory")
-    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="ordinary memory")
     parser.set_defaults(pin_mem=True)
 
 
@@ -145,17 +163,29 @@ def _add_sampling_flags(parser: Parser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--generation_steps", type=whole(1), help="K; replaces --group_sizes")
     group.add_argument("--group_sizes", default="[1] * 256", help="tokens per step, sum N")
-    group.add_argument("--order", default="random", choices=ORDERS)
+    group.add_argument(
+        "--order", default="random", choices=ORDERS, help="of the positions; lpd is locality-aware"
+    )
     group.add_argument("--lpd_order_file", help="orders for --order lpd; else made on the spot")
-    group.add_argument("--proximity_threshold", type=number(), default=1.0)
+    group.add_argument(
+        "--proximity_threshold",
+        type=number(),
+        default=1.0,
+        help="least score of a near position, in edge neighbours",
+    )
     group.add_argument(
         "--repulsion_threshold",
         type=number(),
         help="grid steps; by default the published value of this grid and step count, else 1",
     )
     group.add_argument("--cfg", type=number(), default=1.0, help="guidance strength; 1 is none")
-    group.add_argument("--cfg_schedule", default="linear", choices=CFG_SCHEDULES)
-    group.add_argument("--temperature", type=number(), default=1.0)
+    group.add_argument(
+        "--cfg_schedule",
+        default="linear",
+        choices=CFG_SCHEDULES,
+        help="of guidance over the tokens",
+    )
+    group.add_argument("--temperature", type=number(), default=1.0, help="logits are divided by it")
     group.add_argument("--top_k", type=whole(0), default=0, help="0 keeps all codes")
     group.add_argument("--top_p", type=share(), default=1.0, help="1 keeps all codes")
     group.add_argument(

@@ -1,0 +1,42 @@
+"""Every command's --help: flags in groups, each explained, defaults said."""
+
+import argparse
+import re
+from collections.abc import Callable
+
+import pytest
+
+import main_cache
+from orders import run_lpd_order
+from scripts import convert_cache, count_flops
+from tokenizers import train_vq
+from util import flags
+
+BUILDERS = {
+    "main_lpd.py": flags.build_parser,
+    "main_cache.py": main_cache.build_parser,
+    "tokenizers/train_vq.py": train_vq.build_parser,
+    "orders/run_lpd_order.py": run_lpd_order.build_parser,
+    "scripts/convert_cache.py": convert_cache.build_parser,
+    "scripts/count_flops.py": count_flops.build_parser,
+}
+
+
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_every_flag_is_explained_with_its_default(build: Callable) -> None:
+    parser: argparse.ArgumentParser = build()
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help, action.option_strings
+        if isinstance(action.default, int | float) and not isinstance(action.default, bool):
+            flag = action.option_strings[0]
+            assert re.search(rf"{flag} .*?\(default: {re.escape(str(action.default))}\)", text), (
+                flag
+            )
+
+
+def test_main_flags_are_in_groups() -> None:
+    parser = flags.build_parser()
+    groups = {group.title for group in parser._action_groups if group._group_actions}
+    assert {"model", "training", "data", "evaluation", "sampling", "logging"} <= groups
+    assert [action.dest for action in parser._optionals._group_actions] == ["help"]
