@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,19 +24,23 @@ from util import distributed, streams
 from util.cache_in_progress import CacheInProgress
 from util.checkpoint import LAST, TrainingState
 from util.encoding import encode_both_ways, log_share_changed
-from util.errors import UserError, blame, is_out_of_memory
+from util.errors import UserError, is_out_of_memory
 from util.evaluation import Evaluation
+from util.feature_share import FeatureShare, extract_share, gather_features
 from util.features import Features, extract
 from util.geometry import TokenGrid
 from util.host_copy import HostCopy
 from util.image_folder import ImageList, image_batches
+from util.image_sources import ImageSource
+from util.images import image_grid
 from util.logs import logging_redirect_tqdm, progress
 from util.memory import largest_that_fits
-from util.metrics import Scores, score
+from util.metrics import Scores
 from util.png_writers import PngWriters
 from util.run_watch import RunWatch
 from util.samples import image_ids_in, read_images
 from util.scalars import ScalarLog
+from util.scoring import Scoring
 from util.training import TrainingRecipe
 from util.training_data import Batch, TokenSource, epoch_batches, steps_per_epoch
 
@@ -82,6 +85,7 @@ def train_one_epoch(
         flip_prob=recipe.flip_prob,
         label_drop_prob=recipe.label_drop_prob,
         device=device,
+        order=recipe.order,
         first_step=state.step,
     )
     title = f"epoch {epoch} of {recipe.schedule.epochs}"
@@ -165,7 +169,7 @@ def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = Non
 
     Args:
         model: the bare network, on the evaluation's device.
-        evaluation: what to generate and how to score it.
+        evaluation: what to generate and how to score it, with its reference.
         image_folder: where `{image id:05d}.png` go, and where those that are there already count
             as samples of this evaluation; None keeps no images.
 
@@ -184,59 +188,90 @@ def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = Non
         made = distributed.fail_together(
             lambda: _make_share(model, evaluation, image_folder, to_do)
         )
-    if evaluation.extractor is None:
+    if evaluation.scoring is None:
         return None
-    # Rank 0 scores the features of all, in image-id order.
-    gathered = distributed.gather_to_main([kept, made])
-    return distributed.fail_together(lambda: _score_on_main(evaluation, gathered))
+    return _score_on_main(evaluation.scoring, [kept, made])
 
 
-class _Share(NamedTuple):
-    """Image ids (n,) of one process, and their features if there are images and an extractor."""
+@torch.no_grad()
+def show_samples(model: LPD, evaluation: Evaluation, most: int = 16) -> np.ndarray:
+    """A few of the evaluation's samples, spread over the classes, as one image.
 
-    ids: np.ndarray
-    features: Features | None
+    The same image ids, and so the same random numbers, whenever it is called.
 
-    @classmethod
-    def join(cls, batches: list[np.ndarray], features: list[Features]) -> _Share:
-        ids = np.concatenate([np.empty(0, dtype=np.int64), *batches])
-        return cls(ids, Features.join(features) if features else None)
+    Args:
+        model: the bare network, on the evaluation's device.
+        evaluation: what to generate.
+        most: samples to show.
 
-
-def _score_on_main(evaluation: Evaluation, gathered: list[list[_Share]] | None) -> Scores | None:
-    """Scores of all processes' features, in image-id order; None where nothing was gathered."""
-    if gathered is None:
-        return None
-    parts = [share for shares in gathered for share in shares if share.features is not None]
-    by_id = np.argsort(np.concatenate([part_ids for part_ids, _ in parts]))
-    features = Features.join([part for _, part in parts]).select(torch.from_numpy(by_id))
-    with blame("--feature_extractor"):
-        return score(features, evaluation.extractor.kind, evaluation.reference)
+    Returns:
+        (H, W, 3) uint8.
+    """
+    count = min(most, evaluation.num_images)
+    image_ids = np.arange(count) * evaluation.num_images // count
+    with eval_mode(model):
+        images = _generate_images(model, evaluation, image_ids)
+    return image_grid(images, columns=math.ceil(math.sqrt(count)))
 
 
-def _kept_share(evaluation: Evaluation, image_folder: Path | None, image_size: int) -> _Share:
-    """This process's part of the images that an interrupted evaluation left, if they are whole."""
+def score_images(source: ImageSource, scoring: Scoring) -> Scores | None:
+    """Score images that are there.
+
+    Args:
+        source: the images.
+        scoring: with its reference.
+
+    Returns:
+        The scores on rank 0; None elsewhere.
+
+    Raises:
+        UserError: on all processes, if any of them cannot read an image.
+    """
+    sizes = (scoring.batch_size, scoring.num_workers)
+    share = distributed.fail_together(lambda: extract_share(source, scoring.extractor, *sizes))
+    return _score_on_main(scoring, [share])
+
+
+def _score_on_main(scoring: Scoring, shares: list[FeatureShare]) -> Scores | None:
+    """Scores of all processes' features, in image-id order, on rank 0; None elsewhere."""
+
+    def work() -> Scores | None:
+        features = gather_features(shares)
+        return scoring.score(features) if features is not None else None
+
+    return distributed.fail_together(work)
+
+
+def _kept_share(evaluation: Evaluation, image_folder: Path | None, image_size: int) -> FeatureShare:
+    """This process's part of the images that an earlier evaluation left, if they are whole."""
     if image_folder is None:
-        return _Share.join([], [])
+        return FeatureShare.join([], [])
     present = image_ids_in(image_folder, evaluation.num_images)
     mine = present[present % distributed.world_size() == distributed.rank()]
+    if not len(mine):
+        return FeatureShare.join([], [])
     ids, features = [], []
-    for start in range(0, len(mine), evaluation.batch_size):
-        batch = mine[start : start + evaluation.batch_size]
-        whole, images = read_images(image_folder, batch, image_size)
-        ids.append(whole)
-        if evaluation.extractor is not None and len(whole):
-            features.append(extract(evaluation.extractor, torch.from_numpy(images)).cpu())
-    return _Share.join(ids, features)
+    with progress(total=len(mine), desc="images there already", unit="image") as bar:
+        for start in range(0, len(mine), evaluation.batch_size):
+            batch = mine[start : start + evaluation.batch_size]
+            whole, images = read_images(image_folder, batch, image_size)
+            ids.append(whole)
+            if evaluation.scoring is not None and len(whole):
+                found = extract(evaluation.scoring.extractor, torch.from_numpy(images))
+                features.append(found.cpu())
+            bar.update(len(batch))
+    return FeatureShare.join(ids, features)
 
 
 def _make_share(
     model: LPD, evaluation: Evaluation, image_folder: Path | None, to_do: np.ndarray
-) -> _Share:
+) -> FeatureShare:
     """Make this process's part of the images `to_do`, (n,) ids."""
     batches = list(_image_id_batches(to_do, evaluation.batch_size))
     features: list[Features] = []
     total = sum(map(len, batches))
+    if not total:
+        return FeatureShare.join([], [])
     with (
         PngWriters(image_folder) as writers,
         progress(total=total, desc="evaluate", unit="image") as bar,
@@ -258,7 +293,7 @@ def _make_share(
                 settle(*waiting.popleft())
         for batch in waiting:
             settle(*batch)
-    return _Share.join(batches, features)
+    return FeatureShare.join(batches, features)
 
 
 def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> HostCopy:
@@ -270,10 +305,9 @@ def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> H
 
     def start(ids: np.ndarray) -> HostCopy:
         images = _generate_images(model, evaluation, ids)
-        if evaluation.extractor is None:
+        if evaluation.scoring is None:
             return HostCopy(images)
-        found = extract(evaluation.extractor, images)
-        return HostCopy(images, found.pool, found.logits)
+        return HostCopy(images, *extract(evaluation.scoring.extractor, images).tensors())
 
     try:
         return start(image_ids)

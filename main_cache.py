@@ -20,6 +20,7 @@ from util.errors import UserError, blame, require_writable_folder, run
 from util.files import locked
 from util.geometry import TokenGrid
 from util.image_folder import list_images
+from util.published import pinned_flags, resolve_flags
 from util.run_record import record_run
 
 logger = logging.getLogger("lpd")
@@ -30,7 +31,9 @@ def build_parser() -> Parser:
     parser = Parser(description="Tokenise an image folder once, for training with --use_cached.")
     group = parser.add_argument_group("tokenizer")
     group.add_argument(
-        "--vqgan_path", default="tokenizers/vq_ds16_c2i.pt", help="tokenizer checkpoint"
+        "--vqgan_path",
+        default="tokenizers/vq_ds16_c2i.pt",
+        help="tokenizer checkpoint, or llamagen for the published one",
     )
     group.add_argument(
         "--vqgan_stride", type=whole(1), help="pixels per token; by default the tokenizer's"
@@ -84,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)
     require_new_cache(path)
+    resolve_flags(args)
     tokenizer = load_checked_tokenizer(args)
     images = list_images(args.data_path)
     require_writable_folder(path, "--cached_path")
@@ -92,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as at_exit:
         at_exit.callback(distributed.stop)
         distributed.fail_together(lambda: lock(path, at_exit))
-        distributed.fail_together(lambda: record_run(parser, args, path))
+        distributed.fail_together(lambda: record_run(parser, pinned_flags(args), path))
         logs.keep(path)
         logger.info("%d images in %d classes", len(images), len(images.classes))
         count = cache_latents(

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from engine_lpd import evaluate, train_one_epoch
+from engine_lpd import evaluate, score_images, show_samples, train_one_epoch
 from models.lpd import LPD, MODELS
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util import distributed, logs
@@ -27,12 +27,16 @@ from util.evaluation import Evaluation, build_evaluation
 from util.files import write_json
 from util.flags import build_parser
 from util.geometry import TokenGrid
+from util.image_sources import open_images
+from util.metrics import Scores
 from util.preemption import StopSignals, exit_code, remove_marker, write_marker
+from util.published import pinned, pinned_flags, resolve_flags
 from util.run_record import record_run
 from util.run_watch import RunWatch
 from util.samples import RECORD_FILE, keep_or_clear, sample_settings, write_archive
 from util.saving import CheckpointSaver
 from util.scalars import ScalarLog, import_wandb
+from util.scoring import build_scoring
 from util.sharding import shard
 from util.token_cache import TokenCache, check_cache, open_cache
 from util.training import Training, build_source, build_training
@@ -61,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     logs.setup()
+    if args.images:
+        score_samples(parser, args)
+        return
     signals = StopSignals()
     stopped_by = 0
     with ExitStack() as at_exit:
@@ -68,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             at_exit.enter_context(signals)
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
+        resolve_flags(args)
         if not args.evaluate and launch.rank == 0:
             remove_marker(Path(args.output_dir))
         # Everything is checked and loaded before the processes meet: bad input ends here.
@@ -84,8 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_writable_folder(args.log_dir, "--log_dir")
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
-        on_main(lambda: record_run(parser, args, args.output_dir))
+        on_main(lambda: record_run(parser, pinned_flags(args), args.output_dir))
         logs.keep(args.output_dir)
+        if evaluation is not None:
+            evaluation = evaluation.with_reference()
         purge_step = training.steps_done if training is not None and args.resume else None
         scalars = open_scalars(args, wandb, purge_step)
         at_exit.callback(scalars.close)
@@ -156,6 +166,7 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> LPD:
             attn_dropout=args.attn_dropout,
             proj_dropout=args.proj_dropout,
             grad_checkpointing=args.grad_checkpointing,
+            blind_queries=args.blind_queries,
         )
     if path is not None:
         load_pretrained(model, path, not args.evaluate, tokens.fingerprint, flag)
@@ -296,7 +307,7 @@ def evaluate_checkpoint(
     tokens: Tokens,
     scalars: ScalarLog,
 ) -> None:
-    """--evaluate: keeps the images, those of an interrupted evaluation like this one included."""
+    """--evaluate: keeps the images, those of an earlier evaluation like this one included."""
     folder = Path(args.output_dir)
     images, record = folder / "images", folder / RECORD_FILE
 
@@ -308,7 +319,6 @@ def evaluate_checkpoint(
     run_evaluation(args, model, evaluation, scalars, image_folder=images)
     if args.save_npz:
         on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
-    on_main(record.unlink)
 
 
 def run_evaluation(
@@ -322,6 +332,8 @@ def run_evaluation(
 ) -> None:
     """Samples and scores, reported on the console, in TensorBoard and as JSON.
 
+    TensorBoard also gets a few samples where training is evaluated, the same ids every time.
+
     Args:
         args: the run's flags.
         model: the bare network.
@@ -332,22 +344,59 @@ def run_evaluation(
         image_folder: as for `evaluate`.
     """
     scores = evaluate(model, evaluation, image_folder)
+    if epoch is not None and distributed.is_main():
+        scalars.add_image(step, "eval/samples", show_samples(model, evaluation))
     results = {
         "model": args.model,
-        "checkpoint": str(find_weights(args)[0]) if epoch is None else f"epoch {epoch}",
+        "checkpoint": pinned(find_weights(args)[0]) if epoch is None else f"epoch {epoch}",
         "steps": len(evaluation.group_sizes),
         "order": args.order,
         "seed": evaluation.seed,
         **vars(evaluation.sampling),
         "num_images": evaluation.num_images,
-        **(scores.json() if scores is not None else {}),
+        **({**evaluation.scoring.about(), **scores.json()} if scores is not None else {}),
     }
     if scores is not None:
-        for line in scores.lines():
-            logger.info("%s", line)
-        scalars.add(step, {f"eval/{key}": value for key, value in scores.json().items()})
-        scalars.flush()
+        say(scores)
+        scalars.add(step, {f"eval/{tag}": value for tag, value in scores.tags().items()})
+    scalars.flush()
     on_main(lambda: write_json(results, results_file(args, epoch)))
+
+
+def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """--images: the scores of samples that are there, without a model, and a JSON beside them."""
+    launch = distributed.read_launch(args)
+    device = distributed.resolve_device(args.device, launch)
+    source = open_images(args.images, "--images")
+    scoring = build_scoring(args, source.image_size, len(source), device)
+    if scoring is None:
+        raise UserError("--images: found --feature_extractor none, expected one that scores")
+    path = source.path.resolve()
+    results = path.with_name(f"{path.name.removesuffix('.npz')}-metrics.json")
+    if launch.rank == 0:
+        with blame("--images"):
+            require_writable_folder(results.parent, "the scores' folder")
+    with ExitStack() as at_exit:
+        distributed.start(launch, device)
+        at_exit.callback(distributed.stop)
+        scores = score_images(source, scoring.with_reference())
+
+        def report() -> None:
+            if scores is not None:
+                say(scores)
+                about = {"images": str(source.path), "image_size": source.image_size}
+                with blame("--images"):
+                    write_json({**about, **scoring.about(), **scores.json()}, results)
+                record_run(parser, args, results.parent)
+                logger.info("scores in %s", results)
+
+        distributed.fail_together(report)
+
+
+def say(scores: Scores) -> None:
+    """The scores for people."""
+    for line in scores.lines():
+        logger.info("%s", line)
 
 
 def on_main(write: Callable[[], None]) -> None:

@@ -12,6 +12,8 @@ import torch
 from models.fast_network import FastNetwork
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
+from orders import group_sizes as sizes_of
+from orders.locality import locality_aware_orders, published_repulsion
 from orders.plan import GenerationPlan
 from util import streams
 from util.cuda_graphs import CaptureError
@@ -24,9 +26,9 @@ SAMPLERS = ("fast", "plain")
 @torch.no_grad()
 def generate(
     model: LPD,
-    labels: torch.Tensor | None,
-    orders: torch.Tensor | np.ndarray,
-    group_sizes: Sequence[int],
+    labels: torch.Tensor | Sequence[int] | None,
+    orders: torch.Tensor | np.ndarray | None,
+    group_sizes: Sequence[int] | int,
     *,
     cfg: float = 1.0,
     cfg_schedule: str = "linear",
@@ -45,8 +47,9 @@ def generate(
     Args:
         model: the network; dropout is off while this runs.
         labels: (B,) int64 in [0, class_num); None generates without a class.
-        orders: (B, N) raster positions in generation order.
-        group_sizes: K positive sizes that sum to N.
+        orders: (B, N) raster positions in generation order; None makes locality-aware ones, as
+            `--order lpd` does without a file, of (seed, image_ids[i]).
+        group_sizes: K positive sizes that sum to N; or K, for those of the table or rule.
         cfg: guidance strength; 1 runs no unconditional half.
         cfg_schedule: `linear` or `constant`.
         temperature: divides the logits.
@@ -66,9 +69,13 @@ def generate(
     settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: found {sampler!r}, expected one of {SAMPLERS}")
+    labels = None if labels is None else torch.as_tensor(labels)
+    if isinstance(group_sizes, int):
+        group_sizes = sizes_of.group_sizes(model.grid.num_tokens, group_sizes)
+    if orders is None:
+        orders = _locality_aware(model, labels, group_sizes, seed, image_ids)
     plan = GenerationPlan.build(orders, group_sizes, model.grid.num_tokens)
     ids = np.arange(plan.batch_size) if image_ids is None else np.asarray(image_ids)
-    labels = None if labels is None else torch.as_tensor(labels)
     _check_arguments(model, labels, ids, plan, settings)
     device = model.pos_embed.device
     inputs = [
@@ -83,6 +90,27 @@ def generate(
             return tokens
     with eval_mode(model):
         return _decode(model, plan, settings, *inputs)
+
+
+def _locality_aware(
+    model: LPD,
+    labels: torch.Tensor | None,
+    group_sizes: Sequence[int],
+    seed: int,
+    image_ids: Sequence[int] | np.ndarray | None,
+) -> np.ndarray:
+    """Orders (B, N) made on the spot, with the published repulsion."""
+    images = labels if image_ids is None else image_ids
+    if images is None:
+        raise ValueError("orders: found none, and no labels or image_ids, expected one of them")
+    return locality_aware_orders(
+        len(images),
+        group_sizes,
+        grid_size=model.grid.side,
+        repulsion_threshold=published_repulsion(model.grid.num_tokens, len(group_sizes)),
+        seed=seed,
+        image_ids=image_ids,
+    )
 
 
 def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,18 @@ from torch.utils.checkpoint import checkpoint
 
 from models.cross_entropy import linear_cross_entropy
 from models.fast_path import FastPath
+from models.lpd_config import SIZES, config_from_shapes
 from models.masks import group_causal_block_mask, group_causal_mask
 from models.transformer import LAYER_NORM_EPS, Block, KVCache
 from util.geometry import TokenGrid
+from util.pretrained import Pretrained
+from util.published import WEIGHTS
+from util.weights import Weights
 
 logger = logging.getLogger(__name__)
 
 
-class LPD(nn.Module):
+class LPD(nn.Module, Pretrained, tags=["image-generation"]):
     """Decoder-only transformer that predicts code indices in any order, any number at a time.
 
     Args:
@@ -35,7 +39,15 @@ class LPD(nn.Module):
         proj_dropout: dropout after the attention projection and in the MLP.
         grad_checkpointing: recompute each block in the backward pass to save memory.
         vqgan_vocab_size: number of codes.
+        blind_queries: the queries of a group do not see one another, in training and decoding: an
+            ablation. Published models see.
     """
+
+    kind = WEIGHTS
+    description = "A transformer that generates the codes of an image in parallel, in any order."
+    usage = """from models.lpd import LPD
+
+model = LPD.from_pretrained("user/name")"""
 
     def __init__(
         self,
@@ -51,12 +63,14 @@ class LPD(nn.Module):
         proj_dropout: float = 0.1,
         grad_checkpointing: bool = False,
         vqgan_vocab_size: int = 16384,
+        blind_queries: bool = False,
     ) -> None:
         super().__init__()
         self.grid = TokenGrid(img_size, vqgan_stride, vqgan_vocab_size)
         self.class_num = class_num
         self.label_drop_prob = label_drop_prob
         self.grad_checkpointing = grad_checkpointing
+        self.blind_queries = blind_queries
         self.fast_path = FastPath()
         self._sparse_masks = False
         if attn_dropout > 0:
@@ -92,6 +106,11 @@ class LPD(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @classmethod
+    def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Pretrained.config_of`: the size follows from the weights' shapes."""
+        return config_from_shapes(weights.state, weights.flags, given)
 
     def train(self, mode: bool = True) -> LPD:
         """As of `nn.Module`; after training the fast path's copies of the weights are made anew."""
@@ -165,7 +184,7 @@ class LPD(nn.Module):
             orders = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1)
         if label_drop is None and self.training:
             label_drop = torch.rand(labels.shape, device=labels.device) < self.label_drop_prob
-        x = self._forward_queries(tokens, labels, group_sizes, orders, label_drop)
+        x = self.forward_queries(tokens, labels, group_sizes, orders, label_drop)
         targets = tokens.gather(1, orders)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
@@ -184,17 +203,17 @@ class LPD(nn.Module):
         Returns:
             (B, N, vocabulary), generation order.
         """
-        return self.head(self._forward_queries(tokens, labels, group_sizes, orders, label_drop))
+        return self.head(self.forward_queries(tokens, labels, group_sizes, orders, label_drop))
 
-    def _forward_queries(
+    def forward_queries(
         self,
         tokens: torch.Tensor,
         labels: torch.Tensor | None,
         group_sizes: Sequence[int],
         orders: torch.Tensor,
-        label_drop: torch.Tensor | None,
+        label_drop: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the head reads: (B, N, C), generation order."""
+        """What the head reads: (B, N, C), generation order; arguments as for `forward_logits`."""
         batch_size, num_tokens = tokens.shape
         if sum(group_sizes) != num_tokens:
             raise ValueError(
@@ -202,10 +221,10 @@ class LPD(nn.Module):
             )
         if self._sparse_masks:
             num_context = num_tokens - 1
-            mask = group_causal_block_mask(group_sizes, tokens.device)
+            mask = group_causal_block_mask(group_sizes, tokens.device, self.blind_queries)
         else:
             num_context = num_tokens - group_sizes[-1]
-            mask = group_causal_mask(group_sizes, tokens.device)
+            mask = group_causal_mask(group_sizes, tokens.device, self.blind_queries)
         context_positions = orders[:, :num_context]
         x = torch.cat(
             [
@@ -269,6 +288,7 @@ class LPD(nn.Module):
             head_size=attention.head_size,
             dtype=dtype or self.compute_dtype(),
             device=self.pos_embed.device,
+            blind_queries=self.blind_queries,
         )
 
     def decode_step(
@@ -292,24 +312,29 @@ class LPD(nn.Module):
         return self.head(self.norm(x[:, num_context:]))
 
 
+def _of_size(name: str, options: dict[str, Any]) -> LPD:
+    width, depth, heads = SIZES[name]
+    return LPD(decoder_embed_dim=width, decoder_depth=depth, decoder_num_heads=heads, **options)
+
+
 def lpd_tiny(**options: object) -> LPD:
     """For the demo and small grids: width 192, depth 6, 6 heads."""
-    return LPD(decoder_embed_dim=192, decoder_depth=6, decoder_num_heads=6, **options)
+    return _of_size("lpd_tiny", options)
 
 
 def lpd_l(**options: object) -> LPD:
     """LPD-L: width 1024, depth 24, 16 heads, 337 M parameters."""
-    return LPD(decoder_embed_dim=1024, decoder_depth=24, decoder_num_heads=16, **options)
+    return _of_size("lpd_l", options)
 
 
 def lpd_xl(**options: object) -> LPD:
     """LPD-XL: width 1280, depth 36, 20 heads, 752 M parameters."""
-    return LPD(decoder_embed_dim=1280, decoder_depth=36, decoder_num_heads=20, **options)
+    return _of_size("lpd_xl", options)
 
 
 def lpd_xxl(**options: object) -> LPD:
     """LPD-XXL: width 1536, depth 48, 24 heads, 1412 M parameters."""
-    return LPD(decoder_embed_dim=1536, decoder_depth=48, decoder_num_heads=24, **options)
+    return _of_size("lpd_xxl", options)
 
 
 MODELS = {"lpd_tiny": lpd_tiny, "lpd_l": lpd_l, "lpd_xl": lpd_xl, "lpd_xxl": lpd_xxl}

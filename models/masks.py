@@ -13,22 +13,27 @@ _MASKS_KEPT = 128
 
 
 def group_causal_mask(
-    group_sizes: Sequence[int], device: torch.device | str | None = None
+    group_sizes: Sequence[int],
+    device: torch.device | str | None = None,
+    blind_queries: bool = False,
 ) -> torch.Tensor:
     """Who may look at whom in `[class | tokens of groups 1..K-1 | queries of groups 1..K]`.
 
     Args:
         group_sizes: K positive sizes that sum to N.
         device: where the mask is.
+        blind_queries: the queries of a group do not see one another (an ablation).
 
     Returns:
         (L, L) bool with L = 1 + (N - group_sizes[-1]) + N; row i may attend to column j where True.
         Made once: not to be written to.
     """
-    return _dense_mask(tuple(group_sizes), torch.device(device or "cpu"))
+    return _dense_mask(tuple(group_sizes), torch.device(device or "cpu"), blind_queries)
 
 
-def group_causal_block_mask(group_sizes: Sequence[int], device: torch.device) -> BlockMask:
+def group_causal_block_mask(
+    group_sizes: Sequence[int], device: torch.device, blind_queries: bool = False
+) -> BlockMask:
     """The same rule as a sparse mask of one length, 2 * N, for every list of group sizes.
 
     The context `[class | first N - 1 tokens]` then holds all but one token of the last group: rows
@@ -37,24 +42,32 @@ def group_causal_block_mask(group_sizes: Sequence[int], device: torch.device) ->
     Args:
         group_sizes: K positive sizes that sum to N.
         device: where the mask is.
+        blind_queries: as for `group_causal_mask`.
 
     Returns:
         For sequences `[class | N - 1 tokens | N queries]`; made once.
     """
-    return _block_mask(tuple(group_sizes), device)
+    return _block_mask(tuple(group_sizes), device, blind_queries)
 
 
 @lru_cache(_MASKS_KEPT)
-def _dense_mask(group_sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def _dense_mask(
+    group_sizes: tuple[int, ...], device: torch.device, blind_queries: bool
+) -> torch.Tensor:
     groups = _groups(group_sizes, device)
     context, queries = groups[: len(groups) - group_sizes[-1]], groups[1:]
     group = torch.cat([context, queries])
-    is_query = torch.arange(len(group), device=device) >= len(context)
-    return _may_see(group[:, None], is_query[:, None], group[None, :], is_query[None, :])
+    place = torch.arange(len(group), device=device)
+    is_query = place >= len(context)
+    company = place if blind_queries else group
+    queries_meet = company[:, None] == company
+    return _may_see(group[:, None], is_query[:, None], group, is_query, queries_meet)
 
 
 @lru_cache(_MASKS_KEPT)
-def _block_mask(group_sizes: tuple[int, ...], device: torch.device) -> BlockMask:
+def _block_mask(
+    group_sizes: tuple[int, ...], device: torch.device, blind_queries: bool
+) -> BlockMask:
     groups = _groups(group_sizes, device)
     group = torch.cat([groups[:-1], groups[1:]])
     num_context = len(groups) - 1
@@ -62,7 +75,10 @@ def _block_mask(group_sizes: tuple[int, ...], device: torch.device) -> BlockMask
     def may_see(
         batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor
     ) -> torch.Tensor:
-        return _may_see(group[row], row >= num_context, group[column], column >= num_context)
+        queries_meet = row == column if blind_queries else group[row] == group[column]
+        return _may_see(
+            group[row], row >= num_context, group[column], column >= num_context, queries_meet
+        )
 
     length = len(group)
     return create_block_mask(may_see, None, None, length, length, device=device)
@@ -75,10 +91,17 @@ def _groups(group_sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 def _may_see(
-    group: torch.Tensor, is_query: torch.Tensor, seen: torch.Tensor, seen_is_query: torch.Tensor
+    group: torch.Tensor,
+    is_query: torch.Tensor,
+    seen: torch.Tensor,
+    seen_is_query: torch.Tensor,
+    queries_meet: torch.Tensor,
 ) -> torch.Tensor:
-    """Whether a token of `group` may look at one of group `seen`; broadcasts."""
+    """Whether a token of `group` may look at one of group `seen`; broadcasts.
+
+    `queries_meet` says whether they may, if both are queries.
+    """
     # A query sees the context of earlier groups only; a context token also that of its own.
     sees_context = ~seen_is_query & torch.where(is_query, seen < group, seen <= group)
-    sees_query = is_query & seen_is_query & (seen == group)
+    sees_query = is_query & seen_is_query & queries_meet
     return sees_context | sees_query

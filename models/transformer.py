@@ -22,6 +22,7 @@ class KVCache:
 
     Attributes:
         entries: (layers, keys and values, B, heads, capacity, head size).
+        blind_queries: the queries of a step do not see one another.
         length: number of context tokens stored, the class token included.
     """
 
@@ -34,9 +35,11 @@ class KVCache:
         head_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        blind_queries: bool = False,
     ) -> None:
         shape = (layers, 2, batch_size, heads, capacity, head_size)
         self.entries = torch.empty(shape, dtype=dtype, device=device)
+        self.blind_queries = blind_queries
         self.length = 0
 
     @property
@@ -64,13 +67,20 @@ class KVCache:
         self.entries[layer, :, :, :, self.length : stop] = qkv[1:]
         keys, values = self.entries[layer, :, :, :, :stop]
         # Two unmasked calls say what a mask would: the context does not see the queries.
-        attended = F.scaled_dot_product_attention(qkv[0, :, :, num_context:], keys, values)
+        mask = self._blinding(known, stop) if self.blind_queries else None
+        attended = F.scaled_dot_product_attention(qkv[0, :, :, num_context:], keys, values, mask)
         if not queries_only:
             context = F.scaled_dot_product_attention(
                 qkv[0, :, :, :num_context], keys[:, :, :known], values[:, :, :known]
             )
             attended = torch.cat([context, attended], dim=2)
         return merge_heads(attended)
+
+    def _blinding(self, known: int, stop: int) -> torch.Tensor:
+        """What blind queries see of `known` tokens and of themselves: (queries, stop) bool."""
+        mask = torch.ones(stop - known, stop, dtype=torch.bool, device=self.entries.device)
+        mask[:, known:] = torch.eye(stop - known, dtype=torch.bool, device=self.entries.device)
+        return mask
 
     def advance(self, num_context: int) -> None:
         """Keep the first `num_context` of the tokens that the last step wrote."""

@@ -33,6 +33,7 @@ from util.cli import Parser, whole
 from util.cores import available_cores
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
+from util.published import pinned_flags, resolve_flags
 from util.run_record import record_run
 from util.token_cache import open_cache
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)
     require_new_cache(path)
+    resolve_flags(args)
     tokenizer = load_tokenizer(args.vqgan_path)
     published = open_published(args)
     side = grid_side(published.num_tokens) * tokenizer.stride
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_writable_folder(path, "--cached_path")
     remove_unfinished(path)
     with blame("--cached_path"):
-        record_run(parser, args, path)
+        record_run(parser, pinned_flags(args), path)
         logs.keep(path)
     try:
         shards = write_shards(published, path, args.num_workers)

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -11,3 +13,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def long(pytestconfig: pytest.Config) -> bool:
     """Whether the full form was asked for."""
     return pytestconfig.getoption("--long")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_torch_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the commands keep for next time is kept for these tests only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
+        yield

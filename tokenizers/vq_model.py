@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from util.checkpoint_io import atomic_save, load_weights, read_checkpoint
 from util.errors import UserError, blame
 from util.geometry import grid_side
+from util.images import to_uint8
+from util.pretrained import Pretrained
+from util.published import TOKENIZER
+from util.weights import Weights
 
 # Length of the rolling record of used codes; fixed by the published state dict.
 USAGE_RECORD = 65_536
@@ -216,7 +221,7 @@ class Autoencoded:
     indices: Tensor
 
 
-class VQModel(nn.Module):
+class VQModel(nn.Module, Pretrained, tags=["image-tokenizer"]):
     """Images (B, 3, S, S) in [-1, 1] <-> code indices (B, (S / stride) ** 2) in raster order.
 
     Args:
@@ -232,6 +237,12 @@ class VQModel(nn.Module):
     Raises:
         ValueError: the arguments do not fit together.
     """
+
+    kind = TOKENIZER
+    description = "LlamaGen's VQ autoencoder: images to code indices and back."
+    usage = """from tokenizers.vq_model import VQModel
+
+tokenizer = VQModel.from_pretrained("user/name")"""
 
     def __init__(
         self,
@@ -281,6 +292,11 @@ class VQModel(nn.Module):
         """Pixels per token along a side."""
         return 2 ** (len(self.encoder.conv_blocks) - 1)
 
+    @classmethod
+    def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Pretrained.config_of`: only the published tokenizer comes without."""
+        return {}
+
     def encode(self, images: Tensor) -> Tensor:
         """Latents (B, E, S/stride, S/stride) of `images`, before normalisation."""
         return self.quant_conv(self.encoder(images))
@@ -306,6 +322,12 @@ class VQModel(nn.Module):
             (B, 3, S, S) float, nominally in [-1, 1] but not clipped.
         """
         return self._decode(self.quantize.lookup(indices))
+
+    @torch.no_grad()
+    def decode_images(self, indices: Tensor) -> list[Image.Image]:
+        """Images to look at: B PIL images in RGB; `indices` as of `decode_code`."""
+        pixels = to_uint8(self.decode_code(indices.to(self.quantize.embedding.weight.device)))
+        return [Image.fromarray(image) for image in pixels.cpu().numpy()]
 
     def forward(self, images: Tensor) -> Autoencoded:
         """One training pass; the decoder's gradient goes straight through the quantiser."""

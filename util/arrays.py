@@ -8,9 +8,10 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -60,14 +61,80 @@ def read_npz(
         ValueError: damaged, an array of Python objects or one above `max_bytes`.
         OSError: the file cannot be read.
     """
+    with _naming_damage(), zipfile.ZipFile(path) as archive:
+        return {name: _unpack(archive, name, max_bytes) for name in names}
+
+
+class ArrayStream(NamedTuple):
+    """An array that is read piece by piece.
+
+    Attributes:
+        shape: its lengths.
+        dtype: of its entries.
+        read: a number -> the next so many entries of the first axis, or all that are left.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[int], np.ndarray]
+
+
+@contextmanager
+def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
+    """One array of an .npz archive, of any size, without having all of it in memory.
+
+    The archive's checksum is compared once the last entry is read.
+
+    Raises:
+        KeyError: there is no array of that name.
+        ValueError: damaged, cut short, an array of Python objects or one in Fortran's order.
+        OSError: the file cannot be read.
+    """
+    with ExitStack() as files:
+        with _naming_damage():
+            archive = files.enter_context(zipfile.ZipFile(path))
+            packed = files.enter_context(archive.open(_member(archive, name)))
+            shape, fortran_order, dtype = _read_header(packed)
+        if fortran_order:
+            raise ValueError(f"{name}.npy is in Fortran's order, expected C's")
+        entry = math.prod(shape[1:]) * dtype.itemsize
+        left = math.prod(shape[:1])
+
+        def read(count: int) -> np.ndarray:
+            nonlocal left
+            count = min(count, left)
+            with _naming_damage():
+                content = packed.read(count * entry)
+                left -= count
+                ends = left > 0 or not packed.read(1)  # the end is where checksums are compared
+            if len(content) != count * entry or not ends:
+                raise ValueError(f"{name}.npy is damaged: another size than its header says")
+            return np.frombuffer(content, dtype).reshape(count, *shape[1:])
+
+        yield ArrayStream(shape, dtype, read)
+
+
+def names_in_npz(path: Path) -> set[str]:
+    """Names of the arrays of an .npz archive.
+
+    Raises:
+        ValueError: damaged, or no archive.
+        OSError: the file cannot be read.
+    """
+    with _naming_damage(), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+@contextmanager
+def _naming_damage() -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {name: _unpack(archive, name, max_bytes) for name in names}
+        yield
     except _NO_ARCHIVE as error:
         raise ValueError("damaged, or no .npz archive") from error
 
 
-def _unpack(archive: zipfile.ZipFile, name: str, max_bytes: int) -> np.ndarray:
+def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """The file of an array in an archive, packed in a way that can be read piece by piece."""
     member = f"{name}.npy"
     if member not in archive.namelist():
         raise KeyError(name)
@@ -75,10 +142,14 @@ def _unpack(archive: zipfile.ZipFile, name: str, max_bytes: int) -> np.ndarray:
     # Others unpack whole blocks at once, however little of them is asked for.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member} is not packed the way NumPy does it")
-    with archive.open(info) as packed:
+    return info
+
+
+def _unpack(archive: zipfile.ZipFile, name: str, max_bytes: int) -> np.ndarray:
+    with archive.open(_member(archive, name)) as packed:
         content = packed.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise ValueError(f"{member} unpacks to more than {max_bytes} bytes")
+        raise ValueError(f"{name}.npy unpacks to more than {max_bytes} bytes")
     stream = io.BytesIO(content)
     shape, fortran_order, dtype = _read_header(stream)
     # NumPy's own reader would allocate what the header claims before it looks for it.

@@ -118,6 +118,7 @@ class TrainingState:
         what = f"{flag}: {path}"
         load_weights(self.model, _entry(content, "model", what), what)
         _check_tokenizer(content, self.tokenizer_fingerprint, what)
+        _check_queries(content, self.model.blind_queries, what)
         self._restore_optimizer(_entry(content, "optimizer", what), what)
         epoch = _entry(content, "epoch", what)
         if not isinstance(epoch, int) or epoch < -1:
@@ -207,6 +208,8 @@ def load_pretrained(
     content = read_checkpoint(path, flag)
     what = f"{flag}: {path}"
     _check_tokenizer(content, tokenizer_fingerprint, what)
+    if not resize:
+        _check_queries(content, model.blind_queries, what)
     state = _entry(content, "model", what)
     if not isinstance(state, dict):
         raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
@@ -250,6 +253,15 @@ def _check_tokenizer(content: dict[str, Any], expected: str | None, what: str) -
             f"{what}: was trained on tokens of tokenizer {str(found)[:12]}, "
             f"expected this run's {expected[:12]} (--vqgan_path)"
         )
+
+
+def _check_queries(content: dict[str, Any], blind: bool, what: str) -> None:
+    """Refuse a checkpoint whose queries learned to see one another, or not to, unlike the run's."""
+    # Only training checkpoints say; of all others, queries see.
+    found = bool(getattr(content.get("args"), "blind_queries", False))
+    if found != blind:
+        words = {True: "with --blind_queries", False: "without --blind_queries"}
+        raise UserError(f"{what}: was trained {words[found]}, expected one {words[blind]}")
 
 
 def _same_width(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +17,9 @@ from orders.order_file import read_orders
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
 from util.errors import UserError, blame
-from util.features import FeatureExtractor, build_extractor
 from util.geometry import TokenGrid
 from util.images import to_uint8
-from util.metrics import Statistics, load_reference
+from util.scoring import Scoring, build_scoring
 
 OrderSource = Callable[[np.ndarray], np.ndarray]
 
@@ -41,8 +39,7 @@ class Evaluation:
         seed: names the random streams.
         bf16: run the network under bfloat16 autocast.
         decode: codes (B, N) int64 -> images (B, S, S, 3) uint8, on the evaluation's device.
-        extractor: network that scores; None scores nothing.
-        reference: statistics for the Frechet distance, if any.
+        scoring: what scores the samples; None for nothing.
     """
 
     num_images: int
@@ -55,8 +52,12 @@ class Evaluation:
     seed: int
     bf16: bool
     decode: Callable[[torch.Tensor], torch.Tensor]
-    extractor: FeatureExtractor | None
-    reference: Statistics | None
+    scoring: Scoring | None
+
+    def with_reference(self) -> Evaluation:
+        """The same with what its samples are compared with; see `Scoring.with_reference`."""
+        scoring = self.scoring and self.scoring.with_reference()
+        return replace(self, scoring=scoring)
 
     def labels(self, image_ids: np.ndarray) -> torch.Tensor:
         """Class of each image, (B,) int64: image i has label i // (images per class)."""
@@ -81,9 +82,6 @@ def build_evaluation(
     sampling = SamplingSettings(
         args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
     )
-    extractor = build_extractor(args.feature_extractor, args.feature_extractor_weights, device)
-    if extractor is not None:
-        _check_scoring(args, extractor)
     return Evaluation(
         num_images=args.num_images,
         class_num=args.class_num,
@@ -95,8 +93,7 @@ def build_evaluation(
         seed=args.seed,
         bf16=args.bf16,
         decode=build_decoder(tokenizer.to(device), grid, args.sampler),
-        extractor=extractor,
-        reference=_read_reference(args, extractor),
+        scoring=build_scoring(args, args.img_size, args.num_images, device),
     )
 
 
@@ -156,29 +153,3 @@ def build_orders(args: argparse.Namespace, grid: TokenGrid, sizes: list[int]) ->
         seed=args.seed,
     )
     return lambda ids: make(len(ids), image_ids=ids)
-
-
-def _check_scoring(args: argparse.Namespace, extractor: FeatureExtractor) -> None:
-    """What would otherwise fail only once all images are made."""
-    if args.num_images < 2:
-        raise UserError(f"--num_images: found {args.num_images}, expected at least 2 to score")
-    size = extractor.kind.image_size
-    if size is not None and args.img_size != size:
-        raise UserError(
-            f"--feature_extractor: {args.feature_extractor} takes images of {size} pixels, "
-            f"found --img_size {args.img_size}, expected {size}"
-        )
-
-
-def _read_reference(
-    args: argparse.Namespace, extractor: FeatureExtractor | None
-) -> Statistics | None:
-    if extractor is None:
-        return None
-    path = args.fid_stats
-    if path is None:
-        # Where the published release keeps ADM's statistics.
-        path = Path("fid_stats") / f"adm_in{args.img_size}_stats.npz"
-        if not path.exists():
-            return None
-    return load_reference(path, extractor, args.img_size, num_workers=args.num_workers)

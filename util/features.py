@@ -9,18 +9,19 @@ Importing this module imports torch-fidelity (about a second): do so only where 
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import io
 import logging
 import os
 import socket
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 import torch.hub
@@ -42,18 +43,34 @@ DIGITS_EXTRACTOR = "lpd-digits"
 NETWORK_TIMEOUT = 10.0
 
 
+class ScoreName(NamedTuple):
+    """What one result is called.
+
+    Attributes:
+        title: where people read it; the number of images follows it.
+        key: in JSON and TensorBoard.
+        note: follows the number of images, for people.
+    """
+
+    title: str
+    key: str
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class ExtractorKind:
     """What one name of `--feature_extractor` means.
 
     Attributes:
         registered_name: torch-fidelity's name of the network.
-        pool_layer: its features for the Frechet distance.
+        pool_layer: its features for all scores but the next two.
         logits_layer: its features for the score over classes.
         feature_dim: width D of `pool_layer`.
         image_size: the only side of image it takes, pixels; None for any.
-        distance, score: how the two results are called where people read them.
-        distance_key, score_key: how they are called in JSON (`score_key` + `_mean`, `_std`).
+        names: what its results are called: `fid`, `sfid`, `is`, `kid`, `precision`, `recall`, as
+            far as it has them.
+        spatial_layer: the module of which ADM's sFID takes the first channels, if there is one.
+        spatial_channels, spatial_dim: how many channels, and width of them all.
     """
 
     registered_name: str
@@ -61,10 +78,10 @@ class ExtractorKind:
     logits_layer: str
     feature_dim: int
     image_size: int | None
-    distance: str
-    score: str
-    distance_key: str
-    score_key: str
+    names: Mapping[str, ScoreName]
+    spatial_layer: str | None = None
+    spatial_channels: int = 0
+    spatial_dim: int = 0
 
 
 KINDS = {
@@ -74,10 +91,18 @@ KINDS = {
         logits_layer="logits_unbiased",
         feature_dim=2048,
         image_size=None,
-        distance="FID",
-        score="IS",
-        distance_key="fid",
-        score_key="inception_score",
+        names={
+            "fid": ScoreName("FID", "fid"),
+            "sfid": ScoreName("sFID", "sfid"),
+            "is": ScoreName("IS", "inception_score"),
+            "kid": ScoreName("KID", "kid"),
+            "precision": ScoreName("Precision", "precision"),
+            "recall": ScoreName("Recall", "recall"),
+        },
+        # TensorFlow calls it mixed_6/conv.
+        spatial_layer="Mixed_6d.branch1x1",
+        spatial_channels=7,
+        spatial_dim=17 * 17 * 7,
     ),
     "digits": ExtractorKind(
         registered_name=DIGITS_EXTRACTOR,
@@ -85,10 +110,15 @@ KINDS = {
         logits_layer="logits_unbiased",
         feature_dim=64,
         image_size=32,
-        distance="Frechet distance (digit features)",
-        score="Inception-style score (digit classifier)",
-        distance_key="frechet_distance_digits",
-        score_key="classifier_score_digits",
+        names={
+            "fid": ScoreName("Frechet distance", "frechet_distance_digits", " (digit features)"),
+            "is": ScoreName(
+                "Inception-style score", "classifier_score_digits", " (digit classifier)"
+            ),
+            "kid": ScoreName("Kernel distance", "kernel_distance_digits", " (digit features)"),
+            "precision": ScoreName("Precision", "precision_digits", " (digit features)"),
+            "recall": ScoreName("Recall", "recall_digits", " (digit features)"),
+        },
     ),
 }
 EXTRACTOR_NAMES = (*KINDS, "none")
@@ -96,11 +126,31 @@ EXTRACTOR_NAMES = (*KINDS, "none")
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A network ready to `extract` with, and the names of what its features measure."""
+    """A network ready to `extract` with.
+
+    Attributes:
+        kind: what it is, and the names of what its features measure.
+        network: its weights, on `device`.
+        device: where it runs.
+        spatial: whether to extract the features of sFID too.
+    """
 
     kind: ExtractorKind
     network: FeatureExtractorBase
     device: torch.device
+    spatial: bool = False
+
+    def digest(self) -> str:
+        """Which network this is: sha256 (hex) over its name, layers and weights."""
+        kind = self.kind
+        found = hashlib.sha256(
+            f"{kind.registered_name} {kind.pool_layer} {kind.spatial_layer} "
+            f"{kind.spatial_channels}\n".encode()
+        )
+        for name, value in sorted(self.network.state_dict().items()):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -110,23 +160,28 @@ class Features:
     Attributes:
         pool: (B, D) float32.
         logits: (B, C) float32, class scores without the bias.
+        spatial: (B, E) float32, the features of sFID in ADM's order (row, column, channel).
     """
 
     pool: Tensor
     logits: Tensor
+    spatial: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that are there; `Features(*tensors)` is the same again."""
+        return tuple(part for part in (self.pool, self.logits, self.spatial) if part is not None)
 
     @classmethod
     def join(cls, parts: Sequence[Features]) -> Features:
         """All images of `parts`, one part after another."""
-        return cls(torch.cat([p.pool for p in parts]), torch.cat([p.logits for p in parts]))
+        return cls(*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
 
     def cpu(self) -> Features:
         """The same on the host."""
-        return Features(self.pool.cpu(), self.logits.cpu())
-
-    def select(self, images: Tensor) -> Features:
-        """Those of the images at the places `images` ((n,) int64), in that order."""
-        return Features(self.pool[images], self.logits[images])
+        return Features(*(part.cpu() for part in self.tensors()))
 
 
 class DigitsClassifier(nn.Module):
@@ -200,7 +255,7 @@ torch_fidelity.register_feature_extractor(DIGITS_EXTRACTOR, DigitsFeatureExtract
 
 
 def build_extractor(
-    name: str, weights: str | None, device: torch.device
+    name: str, weights: str | None, device: torch.device, spatial: bool = False
 ) -> FeatureExtractor | None:
     """The network `--feature_extractor` names, with its weights, on `device`.
 
@@ -209,6 +264,7 @@ def build_extractor(
         weights: file of its weights; for Inception None means torch-fidelity's, from its cache or
             downloaded.
         device: where it runs.
+        spatial: also extract the features of sFID, where the network has them.
 
     Returns:
         The extractor, or None for `none`.
@@ -249,7 +305,8 @@ def build_extractor(
         raise UserError(
             f"{WEIGHTS_FLAG}: {path} does not hold the weights of {kind.registered_name}: {reason}"
         ) from error
-    return FeatureExtractor(kind=kind, network=network.to(device), device=device)
+    spatial = spatial and kind.spatial_layer is not None
+    return FeatureExtractor(kind, network.to(device), device, spatial)
 
 
 def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
@@ -277,11 +334,36 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
     if images.shape[3] == 3:
         images = images.permute(0, 3, 1, 2)
     # The scores are defined by the float32 network, also inside a bfloat16 evaluation.
-    with torch.no_grad(), torch.autocast(extractor.device.type, enabled=False):
+    with (
+        torch.no_grad(),
+        torch.autocast(extractor.device.type, enabled=False),
+        _spatial_features(extractor) as spatial,
+    ):
         found = extractor.network(images.to(extractor.device))
     by_name = extractor.network.convert_features_tuple_to_dict(found)
     kind = extractor.kind
-    return Features(pool=by_name[kind.pool_layer], logits=by_name[kind.logits_layer])
+    return Features(by_name[kind.pool_layer], by_name[kind.logits_layer], *spatial)
+
+
+@contextmanager
+def _spatial_features(extractor: FeatureExtractor) -> Iterator[list[Tensor]]:
+    """A list that gets the features of sFID, (B, E) float32, of what the network does meanwhile."""
+    found: list[Tensor] = []
+    if not extractor.spatial:
+        yield found
+        return
+    kind = extractor.kind
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # ADM's statistics are TensorFlow's: channels come last.
+        channels = output[:, : kind.spatial_channels].permute(0, 2, 3, 1)
+        found.append(channels.flatten(1).float())
+
+    hook = extractor.network.get_submodule(kind.spatial_layer).register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def _cached_inception_weights() -> Path:

@@ -12,6 +12,7 @@ from util.distributed import add_distributed_flags
 from util.lr_schedule import LR_SCHEDULES
 
 ORDERS = ("random", "lpd")
+TRAIN_ORDERS = ("random", "raster")
 
 
 def build_parser() -> Parser:
@@ -32,7 +33,9 @@ def _add_model_flags(parser: Parser) -> None:
     group.add_argument("--model", default="lpd_l", choices=sorted(MODELS), help="network size")
     group.add_argument("--img_size", type=pixels(), default=256, help="side of the image, pixels")
     group.add_argument(
-        "--vqgan_path", default="tokenizers/vq_ds16_c2i.pt", help="tokenizer checkpoint"
+        "--vqgan_path",
+        default="tokenizers/vq_ds16_c2i.pt",
+        help="tokenizer checkpoint, or llamagen for the published one",
     )
     group.add_argument(
         "--vqgan_stride",
@@ -44,7 +47,16 @@ def _add_model_flags(parser: Parser) -> None:
         type=whole(1),
         help="number of codes; by default the tokenizer's or the cache's, else 16384",
     )
-    group.add_argument("--pretrained_ckpt", help="checkpoint whose weights to start from")
+    group.add_argument(
+        "--blind_queries",
+        action="store_true",
+        help="queries of a group do not see one another, in training and decoding: an ablation",
+    )
+    group.add_argument(
+        "--pretrained_ckpt",
+        help="checkpoint whose weights to start from, or the name of published ones: lpd_l_256 ... "
+        "(python util/download.py --list)",
+    )
 
 
 def _add_training_flags(parser: Parser) -> None:
@@ -53,6 +65,12 @@ def _add_training_flags(parser: Parser) -> None:
         "--group_sizes_list",
         help="JSON list of group-size lists, one drawn per step, or 'auto' for the published "
         "training set of this grid; by default the one list of --group_sizes",
+    )
+    group.add_argument(
+        "--train_order",
+        default="random",
+        choices=TRAIN_ORDERS,
+        help="of the positions in training; raster is an ablation",
     )
     group.add_argument("--epochs", type=whole(1), default=450, help="passes over the data")
     group.add_argument(
@@ -145,11 +163,19 @@ def _add_evaluation_flags(parser: Parser) -> None:
     group.add_argument(
         "--num_images", type=whole(1), default=50000, help="a multiple of the classes"
     )
+    group.add_argument(
+        "--images",
+        help="score these samples, without a model: a folder, or an ADM-style archive (npz)",
+    )
     group.add_argument("--save_npz", action="store_true", help="also write an ADM-style archive")
     group.add_argument(
+        "--metrics",
+        help="comma-separated: fid, sfid, is, kid, prc (precision and recall); by default fid,is",
+    )
+    group.add_argument(
         "--fid_stats",
-        help="reference: npz of mu and sigma, or an image folder; by default "
-        "fid_stats/adm_in{img_size}_stats.npz where that exists",
+        help="reference: npz of statistics (ADM's, or of scripts/compute_stats.py), sample archive "
+        "(npz) or image folder; by default fid_stats/adm_in{img_size}_stats.npz where that exists",
     )
     group.add_argument(
         "--feature_extractor",
@@ -166,7 +192,10 @@ def _add_sampling_flags(parser: Parser) -> None:
     group.add_argument(
         "--order", default="random", choices=ORDERS, help="of the positions; lpd is locality-aware"
     )
-    group.add_argument("--lpd_order_file", help="orders for --order lpd; else made on the spot")
+    group.add_argument(
+        "--lpd_order_file",
+        help="orders for --order lpd, a file or a published name; else made on the spot",
+    )
     group.add_argument(
         "--proximity_threshold",
         type=number(),

@@ -121,16 +121,16 @@ def save_png(image: np.ndarray | torch.Tensor, path: str | Path) -> None:
         Image.fromarray(_as_pixels(image, dimensions=3)).save(temporary, format="PNG")
 
 
-def save_grid(
-    images: np.ndarray | torch.Tensor, path: str | Path, columns: int, gap: int = 2
-) -> None:
-    """Write images as one PNG, row by row, with white gaps between them.
+def image_grid(images: np.ndarray | torch.Tensor, columns: int, gap: int = 2) -> np.ndarray:
+    """Images as one, row by row, with white gaps between them.
 
     Args:
         images: (n, S, S, 3) uint8, n >= 1.
-        path: the PNG file.
         columns: images per row; the last row may be short (white).
         gap: width of the gaps, pixels.
+
+    Returns:
+        (H, W, 3) uint8.
 
     Raises:
         ValueError: no images, or not of that shape and type.
@@ -146,7 +146,14 @@ def save_grid(
     for index, image in enumerate(pixels):
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
         canvas[top : top + height, left : left + width] = image
-    save_png(canvas, path)
+    return canvas
+
+
+def save_grid(
+    images: np.ndarray | torch.Tensor, path: str | Path, columns: int, gap: int = 2
+) -> None:
+    """Write `image_grid` of images as a PNG file."""
+    save_png(image_grid(images, columns, gap), path)
 
 
 def write_npz_archive(

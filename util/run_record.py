@@ -42,18 +42,25 @@ def record_run(
 def describe_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """The block of `record_run`: comments, and a command that can be pasted."""
     when = datetime.now().astimezone().isoformat(timespec="seconds")
-    parts = [[*_launcher(), _script()], *flags_of(parser, args)]
+    parts = [[*launcher(), _script()], *flags_of(parser, args)]
     command = " \\\n    ".join(map(shlex.join, parts))
     return f"# {when} on {platform.node()}, {revision()}\n# {versions()}\n{command}\n\n"
 
 
-def flags_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[list[str]]:
-    """Each flag, with its values, that makes the parser return `args`; positional values first."""
+def flags_of(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, defaults: bool = True
+) -> list[list[str]]:
+    """Each flag, with its values, that makes the parser return `args`; positional values first.
+
+    Without `defaults` flags are left out whose value is the default of this version.
+    """
     positional: list[str] = []
     flags: list[list[str]] = []
     for action in parser._actions:
         value = getattr(args, action.dest, None)
         if value is None or isinstance(action, argparse._HelpAction):
+            continue
+        if not defaults and value == parser.get_default(action.dest):
             continue
         if not action.option_strings:
             positional += map(str, value if isinstance(value, list) else [value])
@@ -101,7 +108,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _launcher() -> list[str]:
+def launcher() -> list[str]:
     """What starts as many processes as there are."""
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -1,4 +1,4 @@
-"""The images of an evaluation on disk, and what of an interrupted one can be kept."""
+"""The images of an evaluation on disk, and what of an earlier one can be kept."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from util.images import image_file, open_rgb, write_npz_archive
 
 logger = logging.getLogger(__name__)
 
-# Beside the images while they are being made: what they show.
-RECORD_FILE = "unfinished-images.json"
+# Beside the images: what they show.
+RECORD_FILE = "images.json"
 _IMAGE = re.compile(r"(\d{5,})\.png")
 _OURS = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.part")
 
@@ -59,6 +59,7 @@ def sample_settings(
         "seed": evaluation.seed,
         "bf16": evaluation.bf16,
         "device": args.device.partition(":")[0],
+        "torch": torch.__version__,
     }
 
 
@@ -77,7 +78,7 @@ def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> No
 
     Args:
         folder: of the images.
-        record: a JSON file; to be removed when all images are there.
+        record: a JSON file.
         settings: of `sample_settings`.
     """
     folder.mkdir(parents=True, exist_ok=True)

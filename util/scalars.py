@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -63,6 +64,12 @@ class ScalarLog:
             with self._holding_errors():
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, step)
+
+    def add_image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Log an image, (H, W, 3) uint8, under its name at `step`."""
+        if self._writer is not None and not self.failed:
+            with self._holding_errors():
+                self._writer.add_image(name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Bring what was added to the file, so that not even a killed process loses it."""

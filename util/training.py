@@ -48,6 +48,7 @@ class TrainingRecipe:
         bf16: run the forward pass under bfloat16 autocast.
         flip_prob: share of visits that see the mirrored image.
         label_drop_prob: share of visits without a class.
+        order: `random` or `raster`, of the positions in training.
         seed: names the random streams.
         log_every: steps between log entries.
     """
@@ -62,6 +63,7 @@ class TrainingRecipe:
     label_drop_prob: float
     seed: int
     log_every: int
+    order: str = "random"
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def build_training(
         label_drop_prob=args.label_drop_prob,
         seed=args.seed,
         log_every=args.log_every,
+        order=args.train_order,
     )
     # No decay on biases and one-dimensional parameters; embeddings are decayed.
     parameters = param_groups_weight_decay(model, args.weight_decay)

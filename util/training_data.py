@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     Attributes:
         tokens: (B, N) int64, raster order.
         labels: (B,) int64.
-        orders: (B, N) int64, a uniformly random permutation of the positions per image.
+        orders: (B, N) int64, a permutation of the positions per image.
         label_drop: (B,) bool, True where the class is dropped.
     """
 
@@ -149,6 +149,7 @@ def epoch_batches(
     flip_prob: float,
     label_drop_prob: float,
     device: torch.device,
+    order: str = "random",
     first_step: int = 0,
 ) -> Generator[Batch, None, None]:
     """This process's batches of one epoch.
@@ -163,6 +164,7 @@ def epoch_batches(
         flip_prob: share of visits that see the mirrored image.
         label_drop_prob: share of visits without a class.
         device: where the batches go.
+        order: `random`, uniformly for every visit of an image, or `raster`.
         first_step: the step to begin with.
     """
     batches = epoch_samples(source.num_samples, epoch, batch_size, seed)
@@ -171,7 +173,7 @@ def epoch_batches(
     drawn = (
         stage(
             device,
-            streams.permutations("order", seed, epoch, indices, count=source.num_tokens),
+            _orders(order, seed, epoch, indices, source.num_tokens),
             _coins("label drop", seed, epoch, indices, label_drop_prob),
         )
         for indices in batches
@@ -214,6 +216,13 @@ def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A staged tensor on the device; the host does not wait for the copy."""
     return tensor.to(device, non_blocking=True)
+
+
+def _orders(order: str, seed: int, epoch: int, indices: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Generation orders of a batch: (B, N) int64."""
+    if order == "raster":
+        return np.tile(np.arange(num_tokens), (len(indices), 1))
+    return streams.permutations("order", seed, epoch, indices, count=num_tokens)
 
 
 def _coins(

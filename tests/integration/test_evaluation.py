@@ -7,24 +7,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine_lpd
 import main_lpd
 from models.decoding import SAMPLERS, generate
-from models.lpd import lpd_tiny
+from models.lpd import LPD, lpd_tiny
 from models.transformer import KVCache
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
 from tests.commands import run_command, succeed
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
-from tokenizers.vq_model import load_tokenizer
+from tokenizers.vq_model import VQModel, load_tokenizer
 from util.checkpoint import load_pretrained
 from util.checkpoint_io import atomic_save
 from util.errors import UserError
 from util.features import DigitsClassifier, build_extractor, extract
 from util.images import to_uint8
-from util.metrics import Statistics, score
+from util.metrics import Reference, Statistics, score
 from util.png_writers import PngWriters
 
 
@@ -140,12 +141,12 @@ def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(
         return generate(model, labels, *args, **options)
 
     monkeypatch.setattr(engine_lpd, "generate", generate_three_at_most)
-    main_lpd.main([*world.eval_flags(tmp_path), "--eval_bsz", "3"])
+    main_lpd.main([*world.eval_flags(tmp_path / "fits"), "--eval_bsz", "3"])
     expected = (
         "--eval_bsz: 9 images at a time do not fit into the memory of cpu, expected at most 3"
     )
     with pytest.raises(UserError, match=expected):
-        main_lpd.main([*world.eval_flags(tmp_path), "--eval_bsz", "9"])
+        main_lpd.main([*world.eval_flags(tmp_path / "does not"), "--eval_bsz", "9"])
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +181,19 @@ def test_scores_are_those_of_the_saved_images_by_id(
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     extractor = build_extractor("digits", scored[-1], torch.device("cpu"))
     pixels = np.stack([image for _, image in sorted(images(tmp_path).items())])
-    expected = score(extract(extractor, torch.from_numpy(pixels)), extractor.kind, statistics)
+    features = extract(extractor, torch.from_numpy(pixels))
+    expected = score(features, extractor.kind, Reference(statistics))
     assert len(pixels) == 30
-    assert expected.score_std > 1e-4  # the splits differ: the order of the images shows
-    for key, value in expected.json().items():
-        assert metrics[key] == pytest.approx(value, rel=1e-6)
+    assert expected.values["is"].spread > 1e-4  # the splits differ: the order of the images shows
+    assert metrics["scores"] == expected.lines()
+    assert metrics["scores"][0].startswith("Frechet distance-30 (digit features): ")
+    assert metrics["reference"] == str(tmp_path / "reference.npz")
+    for key in ("frechet_distance_digits", "classifier_score_digits_mean", "num_images"):
+        assert metrics[key] == pytest.approx(expected.json()[key], rel=1e-6)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {f"eval/{tag}" for tag in expected.tags()}
+    assert "eval/frechet_distance_digits-30" in events.Tags()["scalars"]
 
 
 def test_bad_features_fail_on_all_processes_in_one_line(
@@ -266,15 +275,43 @@ def test_a_killed_evaluation_keeps_what_is_whole_and_makes_the_rest(
         assert len(archive["arr_0"]) == 30
     found, expected = (json.loads((f / "metrics.json").read_text()) for f in (killed, whole))
     assert found.pop("checkpoint") == expected.pop("checkpoint")
+    assert found.pop("scores") and expected.pop("scores")
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         same_value = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
         assert found[key] == same_value, key
-    # A finished evaluation is made anew: nobody can tell what has changed since.
-    assert {path.name for path in killed.glob("*.json")} == {"metrics.json"}
-    made.clear()
-    main_lpd.main(flags)
+
+
+def test_a_finished_evaluation_is_scored_again_without_the_model(
+    world: TinyWorld,
+    scored: list[str],
+    tmp_path: Path,
+    made: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = [*world.eval_flags(tmp_path), *scored]
+    main_lpd.main([*flags, "--metrics", "is"])
+    first = json.loads((tmp_path / "metrics.json").read_text())
+    assert "frechet_distance_digits" not in first and "precision_digits" not in first
     assert made == list(range(30))
+    before = images(tmp_path)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(LPD, "forward", refuse)
+    monkeypatch.setattr(engine_lpd, "generate", refuse)
+    monkeypatch.setattr(VQModel, "decode_code", refuse)
+    monkeypatch.setattr(PngWriters, "write", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    reference = ["--fid_stats", str(tmp_path / "images")]
+    main_lpd.main([*flags, *reference, "--metrics", "fid,is,prc"])
+    second = json.loads((tmp_path / "metrics.json").read_text())
+    assert second["frechet_distance_digits"] == pytest.approx(0, abs=1e-4)  # with themselves
+    assert second["precision_digits"] == second["recall_digits"] == 1
+    for key in (name for name in first if name.startswith("classifier_score")):
+        assert second[key] == pytest.approx(first[key], rel=1e-5)
+    assert same(images(tmp_path), before)
 
 
 def test_two_processes_keep_what_one_has_left(

@@ -1,15 +1,19 @@
 """Training through the real command: process count, resuming, and where it may start from."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import main_lpd
 from tests.commands import succeed
 from tests.integration.tiny_world import TinyWorld
 from util.checkpoint import LAST, resize_pos_embed
 from util.checkpoint_io import read_checkpoint
+from util.errors import UserError
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -153,3 +157,48 @@ def write_images(folder: Path, size: int) -> None:
         for number in range(2):
             pixels = torch.randint(256, (size, size, 3), dtype=torch.uint8, generator=generator)
             Image.fromarray(pixels.numpy()).save(folder / f"class{label}" / f"{number}.png")
+
+
+def test_online_evaluation_shows_the_samples_of_a_fixed_seed(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    flags = ["--epochs", "2", "--online_eval", "--eval_freq", "1", "--num_images", "6"]
+    flags += ["--generation_steps", "4", "--feature_extractor", "none"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    main_lpd.main([*world.train_flags(one), *flags])
+    main_lpd.main([*world.train_flags(two), *flags, "--lr", "1e-30"])
+    shown = {}
+    for folder in (one, two):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        shown[folder] = events.Images("eval/samples")
+        assert [event.step for event in shown[folder]] == [2, 5]
+        assert (shown[folder][0].height, shown[folder][0].width) == (2 * 16 + 2, 3 * 16 + 2 * 2)
+    first, second = shown[two]
+    assert first.encoded_image_string == second.encoded_image_string  # nothing was learned
+    assert shown[one][1].encoded_image_string != second.encoded_image_string
+
+
+def test_wandb_gets_what_tensorboard_gets(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the client, told to mirror TensorBoard."""
+    told = []
+    client = SimpleNamespace(
+        init=lambda **options: told.append(options), finish=lambda: told.append("finished")
+    )
+    monkeypatch.setitem(sys.modules, "wandb", client)
+    flags = ["--epochs", "1", "--use_wandb", "--wandb_project", "p", "--wandb_run_name", "n"]
+    main_lpd.main([*world.train_flags(tmp_path), *flags])
+    options, end = told
+    assert (options["project"], options["name"], end) == ("p", "n", "finished")
+    assert options["sync_tensorboard"] is True
+    assert options["config"]["epochs"] == 1
+
+
+def test_wandb_that_is_not_installed_is_one_line(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="--use_wandb: the wandb package is not installed"):
+        main_lpd.main([*world.train_flags(tmp_path), "--use_wandb"])

@@ -47,6 +47,8 @@ def build_good_files(world: TinyWorld, folder: Path) -> None:
         tokens = folder / "published" / name.replace("png", "npz")
         tokens.parent.mkdir(parents=True, exist_ok=True)
         write_published(tokens, draws.integers(GRID.vocab_size, size=GRID.num_tokens))
+    pixels = draws.integers(256, size=(12, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "samples.npz", arr_0=pixels)
     (folder / "empty").mkdir()
     (folder / "file").touch()
 

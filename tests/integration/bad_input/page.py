@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.commands import ROOT
-from tests.integration.bad_input import commands, evaluation, training
+from tests.integration.bad_input import commands, evaluation, hub, orders_study, scoring, training
 from tests.integration.bad_input.table import Group
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -19,11 +19,18 @@ GROUPS = (
     evaluation.EVALUATION,
     evaluation.ORDER_FILES,
     evaluation.STATISTICS,
+    scoring.IMAGES,
+    scoring.MAKING_STATISTICS,
+    orders_study.STUDY,
+    orders_study.BLIND,
     training.TRAINING,
     training.TOKEN_CACHE,
     commands.CACHING,
     commands.CONVERTING,
     commands.MAKING_ORDERS,
+    hub.EVALUATING,
+    hub.DOWNLOADING,
+    hub.CONVERTING,
     commands.TOKENIZER,
     commands.SLURM,
 )

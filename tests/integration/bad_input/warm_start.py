@@ -50,7 +50,13 @@ class WarmStart:
             [sys.executable, __file__, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # Nothing is downloaded here, and nothing taken from a cache of the machine's.
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "HF_HOME": "no_cache",
+            },
             text=True,
         )
 

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from scripts import demo_digits
 from util.errors import UserError
 from util.features import build_extractor
-from util.metrics import load_reference
+from util.references import open_reference
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -125,7 +125,10 @@ def test_report_refuses_what_it_cannot_judge(data: Path, samples: Path, tmp_path
 
 
 def test_features_trains_an_extractor(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights, stats = tmp_path / "features.pt", tmp_path / "stats.npz"
     arguments = ["--data", str(data), "--output", str(weights), "--stats", str(stats)]
@@ -135,8 +138,11 @@ def test_features_trains_an_extractor(
     assert accuracy > 98
     extractor = build_extractor("digits", str(weights), torch.device("cpu"))
     assert extractor is not None
-    from_file = load_reference(stats, extractor, image_size=32)
-    from_folder = load_reference(data / "test", extractor, image_size=32)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    from_file, from_folder = (
+        open_reference(path, extractor.kind, image_size=32).load(extractor).pool
+        for path in (stats, data / "test")
+    )
     assert np.allclose(from_file.mu, from_folder.mu, atol=1e-4)
     assert np.allclose(from_file.sigma, from_folder.sigma, atol=1e-3)
 

@@ -6,6 +6,7 @@ import pickle
 import socket
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -88,10 +89,51 @@ def test_digits_features_and_both_layouts(digits_weights: Path) -> None:
     assert torch.equal(under_autocast.pool, found.pool)
 
 
-def test_join_keeps_the_order() -> None:
-    parts = [Features(torch.full((2, 3), i), torch.full((2, 4), i)) for i in (0.0, 1.0)]
+@pytest.mark.parametrize("spatial", [False, True])
+def test_join_keeps_the_order(spatial: bool) -> None:
+    widths = (3, 4, 5)[: 2 + spatial]
+    parts = [Features(*(torch.full((2, width), i) for width in widths)) for i in (0.0, 1.0)]
     joined = Features.join(parts)
-    assert joined.pool[:, 0].tolist() == joined.logits[:, 0].tolist() == [0, 0, 1, 1]
+    for part in joined.tensors():
+        assert part[:, 0].tolist() == [0, 0, 1, 1]
+    assert (joined.spatial is not None) == spatial and len(joined) == 4
+
+
+def test_the_digest_tells_networks_apart(digits_weights: Path, tmp_path: Path) -> None:
+    def digest(path: Path) -> str:
+        extractor = build_extractor("digits", str(path), CPU, spatial=True)
+        assert extractor is not None and not extractor.spatial
+        return extractor.digest()
+
+    state = torch.load(digits_weights, weights_only=True)
+    state["model"]["head.weight"][0, 0] += 1e-6
+    torch.save(state, tmp_path / "other.pt")
+    assert digest(digits_weights) == digest(digits_weights) != digest(tmp_path / "other.pt")
+
+
+def test_features_of_sfid_are_adms(tmp_path: Path) -> None:
+    """The first 7 channels of mixed_6/conv after ReLU, (17, 17, 7) flattened; see its module."""
+    save_random_inception(tmp_path / "inception.pth")
+    extractor = build_extractor("inception", str(tmp_path / "inception.pth"), CPU, spatial=True)
+    assert extractor is not None
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    inputs = []
+    convolution = extractor.network.Mixed_6d.branch1x1
+    hook = convolution.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    found = extract(extractor, images)
+    hook.remove()
+    normed = convolution.bn(convolution.conv(inputs[0]))
+    assert normed.shape == (3, 192, 17, 17) and (normed < 0).any()
+    # Row, column, channel: the way TensorFlow lays an activation out and ADM flattens it.
+    for image, row, column, channel in ((0, 0, 0, 0), (1, 0, 0, 6), (2, 3, 16, 2), (2, 16, 16, 6)):
+        place = (row * 17 + column) * 7 + channel
+        expected = normed[image, channel, row, column].clamp(min=0)
+        assert found.spatial[image, place] == pytest.approx(expected.item(), abs=1e-6)
+    assert found.spatial.shape == (3, 2023) and found.spatial.dtype == torch.float32
+    assert found.pool.shape == (3, 2048) and found.logits.shape == (3, 1008)
+    without = extract(replace(extractor, spatial=False), images)
+    assert without.spatial is None and torch.equal(without.pool, found.pool)
+    assert not convolution._forward_hooks
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ def test_flags_parse_to_the_same(build: object, line: str) -> None:
     args = parser.parse_args(shlex.split(line.replace("_dir -", "_dir=-")))
     flags = [part for flag in flags_of(parser, args) for part in flag]
     assert parser.parse_args(flags) == args
+    fewer = [part for flag in flags_of(parser, args, defaults=False) for part in flag]
+    assert parser.parse_args(fewer) == args
+    assert len(fewer) < len(flags)
 
 
 def test_lists_and_positions() -> None:
@@ -74,10 +77,10 @@ def test_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_record._launcher() == ["python"]
+    assert run_record.launcher() == ["python"]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert run_record._launcher() == ["torchrun", "--standalone", "--nproc_per_node", "8"]
+    assert run_record.launcher() == ["torchrun", "--standalone", "--nproc_per_node", "8"]
     monkeypatch.setenv("WORLD_SIZE", "32")
-    assert run_record._launcher() == ["torchrun", "--nnodes", "4", "--nproc_per_node", "8"]
+    assert run_record.launcher() == ["torchrun", "--nnodes", "4", "--nproc_per_node", "8"]

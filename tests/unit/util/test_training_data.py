@@ -138,3 +138,12 @@ def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:
     with pytest.raises(UserError, match="has gone"):
         epoch(source=Failing())
     assert threading.active_count() == before
+
+
+def test_raster_orders_replace_the_random_ones_and_nothing_else() -> None:
+    random, raster = by_sample(epoch()), by_sample(epoch(order="raster"))
+    assert random.keys() == raster.keys()
+    for sample, (flip, order, drop) in raster.items():
+        assert order == tuple(range(9))
+        assert (flip, drop) == (random[sample][0], random[sample][2])
+    assert all(order != tuple(range(9)) for _, order, _ in random.values())

@@ -1,0 +1,53 @@
+"""The exact log-likelihood that parallel decoding under a plan gives to known tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from models.cross_entropy import LOGITS_AT_A_TIME
+from models.decoding import eval_mode
+from models.lpd import LPD
+from orders.plan import GenerationPlan
+
+
+@torch.no_grad()
+def token_nll(
+    model: LPD, tokens: torch.Tensor, labels: torch.Tensor | None, plan: GenerationPlan
+) -> torch.Tensor:
+    """-log p(token | tokens of earlier groups) of every token, from one teacher-forced pass.
+
+    `generate` draws the tokens of a group independently given the earlier groups, so the sum over
+    an image is exactly minus the logarithm of the probability with which it draws that image under
+    this plan (without guidance, at temperature 1, unfiltered). Honours an enclosing
+    `torch.autocast`; the logarithms are float32 either way.
+
+    Args:
+        model: the network; dropout is off while this runs.
+        tokens: (B, N) int64 codes, raster order, on the model's device.
+        labels: (B,) int64 classes; None for "no class".
+        plan: B orders and the group sizes, on any device.
+
+    Returns:
+        (B, N) float32, nats, generation order.
+
+    Raises:
+        ValueError: the plan is one for other images.
+    """
+    if tokens.shape != plan.orders.shape:
+        raise ValueError(
+            f"found tokens of shape {tuple(tokens.shape)}, expected the plan's "
+            f"{tuple(plan.orders.shape)}"
+        )
+    orders = plan.orders.to(tokens.device)
+    with eval_mode(model):
+        x = model.forward_queries(tokens, labels, plan.group_sizes, orders)
+        targets = tokens.gather(1, orders)
+        images = max(1, LOGITS_AT_A_TIME // (targets.shape[1] * model.grid.vocab_size))
+        parts = zip(x.split(images), targets.split(images), strict=True)
+        return torch.cat([_nll(model.head(part), wanted) for part, wanted in parts])
+
+
+def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(B, N, V) and (B, N) int64 -> (B, N) float32."""
+    return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")

@@ -1,0 +1,109 @@
+"""Make the statistics that samples are compared with (`--fid_stats`) from any images.
+
+    python scripts/compute_stats.py --images ./data/imagenet/val --out stats.npz
+    torchrun --nproc_per_node 8 scripts/compute_stats.py --images reference.npz --out stats.npz
+
+The .npz holds mu, sigma, mu_s and sigma_s as ADM's do (the latter two are sFID's) and, with
+`--features`, what KID, precision and recall compare. Results are kept by the content of images and
+network: a second time, and `--fid_stats` with the same images, take no pass over them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util import distributed, logs
+from util.cli import Parser, pixels, whole
+from util.errors import UserError, blame, require_writable_folder, run
+from util.features import KINDS, FeatureExtractor, build_extractor
+from util.image_sources import ImageSource, open_images
+from util.references import ReferencePlan
+from util.run_record import record_run
+
+logger = logging.getLogger("lpd")
+
+
+def build_parser() -> Parser:
+    """All flags."""
+    parser = Parser(description="Make statistics for --fid_stats from images.")
+    parser.add_argument(
+        "--images",
+        required=True,
+        help="folder of PNG and JPEG files at any depth, or ADM-style archive (npz)",
+    )
+    parser.add_argument("--out", required=True, help="the .npz to write")
+    parser.add_argument(
+        "--img_size",
+        type=pixels(),
+        default=256,
+        help="a folder's images get the ADM centre crop to this side, pixels",
+    )
+    parser.add_argument(
+        "--features", action="store_true", help="also keep each image's, for kid and prc"
+    )
+    parser.add_argument(
+        "--feature_extractor", default="inception", choices=KINDS, help="network that scores"
+    )
+    parser.add_argument("--feature_extractor_weights", help="its weights file")
+    parser.add_argument("--batch_size", type=whole(1), default=64, help="images per process")
+    parser.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    distributed.add_distributed_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    logs.setup()
+    launch = distributed.read_launch(args)
+    device = distributed.resolve_device(args.device, launch)
+    out = Path(args.out)
+    if out.suffix != ".npz":
+        raise UserError(f"--out: found {args.out}, expected a name ending in .npz")
+    size = None if Path(args.images).is_file() else args.img_size
+    source = open_images(args.images, "--images", size)
+    extractor = build_extractor(
+        args.feature_extractor, args.feature_extractor_weights, device, spatial=True
+    )
+    check_size(source, extractor)
+    require_writable_folder(out.parent, "--out")
+    plan = ReferencePlan.of_images(source, wanted_parts(args, extractor))
+    with ExitStack() as at_exit:
+        distributed.start(launch, device)
+        at_exit.callback(distributed.stop)
+        reference = plan.load(extractor, args.batch_size, args.num_workers)
+        if reference is not None:
+            with blame("--out"):
+                reference.save(out)
+                record_run(parser, args, out.parent)
+            names = ", ".join(reference.arrays())
+            logger.info("%s of %s images in %s", names, f"{len(source):,}", out)
+
+
+def wanted_parts(args: argparse.Namespace, extractor: FeatureExtractor) -> set[str]:
+    """What to make: all statistics that the network has, and features if asked for."""
+    wanted = {"pool": True, "spatial": extractor.spatial, "features": args.features}
+    return {part for part, is_wanted in wanted.items() if is_wanted}
+
+
+def check_size(source: ImageSource, extractor: FeatureExtractor) -> None:
+    """Refuse images of a side that the network does not take."""
+    size = extractor.kind.image_size
+    if size is not None and source.image_size != size:
+        raise UserError(
+            f"--images: found {source.image_size} pixels (--img_size), expected {size} for "
+            f"{extractor.kind.registered_name}"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

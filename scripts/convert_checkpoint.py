@@ -1,0 +1,124 @@
+"""Turn a checkpoint into the form of the Hub and back, bit by bit.
+
+python scripts/convert_checkpoint.py output/lpd_l_256/checkpoint-last.pth my_lpd
+python scripts/convert_checkpoint.py my_lpd my_lpd.pth
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.lpd import LPD
+from tokenizers.vq_model import VQModel
+from util import logs
+from util.checkpoint_io import atomic_save
+from util.cli import Parser
+from util.errors import UserError, blame, run
+from util.files import write_json
+from util.pretrained import Pretrained
+from util.published import PUBLISHED, resolve
+from util.weights import (
+    CONFIG,
+    FINGERPRINT,
+    SAFETENSORS,
+    Weights,
+    choose_weights,
+    read_values,
+    read_weights,
+    write_safetensors,
+)
+
+logger = logging.getLogger("lpd")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        description="Turn a training checkpoint or a published .pth into a folder for "
+        f"from_pretrained ({SAFETENSORS}, {CONFIG} and a model card), or such a folder into a .pth."
+    )
+    parser.add_argument("input", metavar="IN", help=".pth, .pt, published name, or a folder")
+    parser.add_argument("output", metavar="OUT", help="new folder, or a .pth if IN is a folder")
+    parser.add_argument(
+        "--results", help="JSON of an evaluation of these weights (metrics.json), for the card"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    to_folder = not Path(args.input).is_dir()
+    output = Path(args.output)
+    if to_folder == (output.suffix in (".pth", ".pt")):
+        expected = "a folder, as IN is a checkpoint" if to_folder else "a .pth, as IN is a folder"
+        raise UserError(f"OUT: found {output}, expected {expected}")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"OUT: {output} is there already, expected a new one")
+    results = read_values(Path(args.results), "--results") if args.results else None
+    if results is not None and not to_folder:
+        raise UserError(f"--results: found {args.results}, expected none: a .pth has no card")
+    weights = read_weights(find_input(args.input), "IN")
+    model = build(weights, f"IN: {args.input}")
+    with blame("OUT"):
+        if to_folder:
+            write_folder(model, weights, output, results)
+        else:
+            write_checkpoint(model, weights, output)
+    left = f"; not carried: {', '.join(weights.others)}" if weights.others else ""
+    logger.info("%s: %d tensors of %s%s", output, len(weights.state), type(model).__name__, left)
+
+
+def find_input(name: str) -> Path:
+    """The file of weights that IN means."""
+    path = Path(name)
+    with blame("IN"):
+        if path.is_dir():
+            return path / choose_weights(sorted(file.name for file in path.iterdir()))[-1]
+        entry = PUBLISHED.get(name.partition("@")[0])
+        return Path(resolve(name, entry.kind) if entry is not None else name)
+
+
+def build(weights: Weights, what: str) -> Pretrained:
+    """The network that the weights are of; checks that they fit it.
+
+    Raises:
+        UserError: they are of no network of this project.
+    """
+    if "pos_embed" in weights.state:
+        return LPD.from_weights(weights, what)
+    if "quantize.embedding.weight" in weights.state:
+        return VQModel.from_weights(weights, what)
+    raise UserError(f"{what} holds other weights, expected those of LPD or of its tokenizer")
+
+
+def write_folder(
+    model: Pretrained, weights: Weights, folder: Path, results: Mapping[str, Any] | None
+) -> None:
+    """What `save_pretrained` writes, but the tensors as they are in the file, not in float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(weights.state, folder / SAFETENSORS)
+    write_json(model._hub_mixin_config, folder / CONFIG)
+    model.generate_model_card(results=results).save(folder / "README.md")
+
+
+def write_checkpoint(model: Pretrained, weights: Weights, path: Path) -> None:
+    """The published form, which also says the network's configuration, where each reader looks."""
+    config = dict(model._hub_mixin_config)
+    config.pop(FINGERPRINT, None)
+    content = {"model": weights.state, "config": config, "args": Namespace(**config)}
+    if weights.fingerprint:
+        content[FINGERPRINT] = weights.fingerprint
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_save(content, path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,241 @@
+"""What parallel decoding costs: the exact likelihood of held-out images, by order and steps.
+
+    python scripts/evaluate_orders.py --pretrained_ckpt output/lpd/checkpoint-last.pth \\
+        --cached_path data/held_out --orders lpd random raster --steps 64 16 8 \\
+        --output orders.json --plot orders.png
+
+Teacher-forced on real images, the sum of -log p(token | earlier groups) is the negative
+log-likelihood (NLL) that an order's sampler gives the image, without guidance. Decoding a group in
+parallel puts a product in the place of its joint distribution; the price of that is what the NLL
+rises by against the same order one token at a time. `--search` looks for the best thresholds and
+group sizes instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.lpd import LPD
+from orders.group_sizes import group_sizes, parse_group_sizes, training_group_sizes
+from util import distributed, logs, order_report, order_search
+from util.cli import Parser, number, random_seed, whole
+from util.errors import UserError, blame, require_writable_folder, run
+from util.files import write_json
+from util.geometry import TokenGrid
+from util.order_kinds import RULE, Setting, parse_order_kind, shaped_group_sizes
+from util.order_study import measure
+from util.token_cache import TokenCache, check_cache, open_cache
+from util.weights import read_weights
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> Parser:
+    """All flags."""
+    parser = Parser(description="The price of parallel decoding, by order and number of steps.")
+    group = parser.add_argument_group("model and images")
+    group.add_argument("--pretrained_ckpt", type=Path, required=True, help="LPD checkpoint")
+    group.add_argument("--cached_path", required=True, help="token cache of held-out images")
+    group.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
+    group.add_argument("--batch_size", type=whole(1), default=64, help="images at a time")
+    group = parser.add_argument_group("what to compare")
+    group.add_argument(
+        "--orders",
+        nargs="+",
+        default=["lpd", "random", "raster"],
+        metavar="ORDER",
+        help="random, raster, lpd (published repulsion), lpd:R, lpd:R:P (repulsion R, proximity P) "
+        "or an order file; differences are taken against the first",
+    )
+    group.add_argument(
+        "--steps",
+        nargs="+",
+        type=whole(1),
+        metavar="K",
+        help="decoding steps; by default those of training, unless --group_sizes is given",
+    )
+    group.add_argument(
+        "--group_sizes", nargs="+", default=[], metavar="LIST", help="such as '[1]*4 + [2]*126'"
+    )
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--search",
+        action="store_true",
+        help="choose thresholds and group sizes for each of --steps on one half of the images, and "
+        "measure the choice on the other",
+    )
+    group.add_argument(
+        "--repulsions", nargs="+", type=number(), default=[0, 1, 2, 3, 4], metavar="R"
+    )
+    group.add_argument("--proximities", nargs="+", type=number(), default=[0, 1, 2, 3], metavar="P")
+    group.add_argument(
+        "--shapes",
+        nargs="+",
+        default=[RULE, "1", "1.5", "2", "3"],
+        metavar="SHAPE",
+        help="of group sizes: the rule's, or the power with which the known tokens grow",
+    )
+    group = parser.add_argument_group("run and output")
+    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    group.add_argument("--device", default="cuda", help="cuda or cpu")
+    group.add_argument("--seed", type=random_seed, default=0, help="of the orders")
+    group.add_argument("--output", type=Path, help="JSON file for all figures")
+    group.add_argument("--plot", type=Path, help="PNG file of NLL against steps")
+    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    distributed.add_distributed_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check and load everything, measure, report."""
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    launch = distributed.read_launch(args)
+    device = distributed.resolve_device(args.device, launch)
+    cache = open_cache(args.cached_path)
+    model = load_model(args, cache).to(device)
+    image_ids = choose_images(args, cache)
+    settings = [] if args.search else read_settings(args, model.grid, cache)
+    if args.search:
+        check_search(args, model.grid, len(image_ids))
+    check_output(args)
+    with ExitStack() as at_exit:
+        distributed.start(launch, device)
+        at_exit.callback(distributed.stop)
+        with logs.logging_redirect_tqdm():
+            if args.search:
+                found = search(args, model, cache, image_ids)
+            else:
+                found = compare(args, model, cache, image_ids, settings)
+        if args.output is not None and distributed.is_main():
+            about = {
+                "command": shlex.join(["python", *sys.argv]),
+                "checkpoint": str(args.pretrained_ckpt),
+                "cache": str(cache.path),
+                "num_images": len(image_ids),
+                "num_tokens": model.grid.num_tokens,
+                "seed": args.seed,
+                "bf16": args.bf16,
+            }
+            with blame("--output"):
+                write_json({**about, **found}, args.output)
+
+
+def load_model(args: argparse.Namespace, cache: TokenCache) -> LPD:
+    """The checkpoint's network, for the cache's grid, in eval mode."""
+    weights = read_weights(args.pretrained_ckpt, "--pretrained_ckpt")
+    config = {}
+    if cache.grid is not None:
+        config = {"img_size": cache.grid.image_size, "vqgan_stride": cache.grid.stride}
+    model = LPD.from_weights(weights, f"--pretrained_ckpt: {args.pretrained_ckpt}", config)
+    check_cache(cache, model.grid, model.tokenizer_fingerprint, model.class_num)
+    if args.bf16:
+        model.round_products()
+    return model.requires_grad_(False)
+
+
+def choose_images(args: argparse.Namespace, cache: TokenCache) -> np.ndarray:
+    """Places in the cache, (n,), spread evenly because a cache is sorted by class."""
+    number = cache.num_images if args.num_images is None else args.num_images
+    if not 2 <= number <= cache.num_images:
+        raise UserError(
+            f"--num_images: found {number}, expected 2 to the {cache.num_images} of {cache.path}"
+        )
+    return np.arange(number) * cache.num_images // number
+
+
+def read_settings(args: argparse.Namespace, grid: TokenGrid, cache: TokenCache) -> list[Setting]:
+    """Every order with every number of steps and list of sizes, orders of one list together."""
+    with blame("--orders"):
+        kinds = [parse_order_kind(text, grid, args.seed, cache.num_images) for text in args.orders]
+    steps = args.steps
+    if steps is None:
+        trained = training_group_sizes(grid.num_tokens)
+        steps = [] if args.group_sizes else [len(sizes) for sizes in trained]
+    with blame("--steps"):
+        lists = [(group_sizes(grid.num_tokens, count), "") for count in steps]
+    with blame("--group_sizes"):
+        for text in args.group_sizes:
+            lists.append((parse_group_sizes(text, grid.num_tokens), "as listed"))
+    return [Setting(kind, tuple(sizes), name) for sizes, name in lists for kind in kinds]
+
+
+def check_search(args: argparse.Namespace, grid: TokenGrid, num_images: int) -> None:
+    """What would otherwise fail after the processes have met, or be ignored."""
+    if args.steps is None or args.group_sizes:
+        found = "--group_sizes" if args.group_sizes else "no --steps"
+        raise UserError(f"--search: found {found}, expected --steps")
+    if args.plot is not None:
+        raise UserError("--search: found --plot, expected none: there is nothing to plot")
+    if num_images < 4:
+        raise UserError(f"--search: found {num_images} images, expected at least 4: two halves")
+    for steps in args.steps:
+        with blame("--steps"):
+            group_sizes(grid.num_tokens, steps)
+        with blame("--shapes"):
+            for shape in args.shapes:
+                shaped_group_sizes(grid.num_tokens, steps, shape)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Find out before the work whether the files can be written."""
+    for flag, path in (("--output", args.output), ("--plot", args.plot)):
+        if path is not None:
+            if path.is_dir():
+                raise UserError(f"{flag}: {path} is a folder, expected a file")
+            require_writable_folder(path.parent, flag)
+
+
+def compare(
+    args: argparse.Namespace,
+    model: LPD,
+    cache: TokenCache,
+    image_ids: np.ndarray,
+    settings: Sequence[Setting],
+) -> dict[str, Any]:
+    """Measure, show and plot; the entries of the JSON file."""
+    results = measure(model, cache, settings, image_ids, batch_size=args.batch_size, bf16=args.bf16)
+    show(order_report.table(results))
+    if args.plot is not None and distributed.is_main():
+        with blame("--plot"):
+            order_report.plot(results, args.plot)
+    return {"results": order_report.entries(results)}
+
+
+def search(
+    args: argparse.Namespace, model: LPD, cache: TokenCache, image_ids: np.ndarray
+) -> dict[str, Any]:
+    """Search for each number of steps and show what was found; the entries of the JSON file."""
+    candidates = order_search.all_candidates(args.repulsions, args.proximities, args.shapes)
+    costs = partial(
+        measure, model, cache, batch_size=args.batch_size, bf16=args.bf16, one_by_one=False
+    )
+    found = []
+    for steps in args.steps:
+        outcome = order_search.search(costs, candidates, model.grid, steps, args.seed, image_ids)
+        command = order_search.order_file_command(outcome, model.grid, args.seed)
+        show([*order_search.table(outcome), f"its order file: {command}"])
+        found.append(order_search.entry(outcome, command))
+    return {"searches": found}
+
+
+def show(lines: Sequence[str]) -> None:
+    """Lines for people on standard output, from rank 0."""
+    if distributed.is_main():
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,86 @@
+"""Commands as they run on a machine that knows a Hub of the tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.commands import ROOT, run_command
+
+
+@dataclass(frozen=True)
+class Client:
+    """Where commands look for a Hub.
+
+    Attributes:
+        url: HF_ENDPOINT.
+        home: HF_HOME.
+    """
+
+    url: str
+    home: Path
+
+    @property
+    def cache(self) -> Path:
+        return self.home / "hub"
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """The environment."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(self.home),
+            "HF_HUB_DISABLE_XET": "1",  # the Hub of the tests does not speak it
+            "HF_TOKEN": "",
+            "NO_PROXY": "127.0.0.1",
+            **more,
+        }
+
+    def constants(self) -> dict[str, object]:
+        """The same in the library's own names."""
+        return {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(self.cache),
+            "HF_TOKEN_PATH": str(self.home / "token"),
+            "HF_HUB_DISABLE_XET": True,
+        }
+
+    def run(self, *arguments: object, **more: str) -> subprocess.CompletedProcess:
+        return run_command(*arguments, **self.variables(**more))
+
+    def download(self, *names: str, **more: str) -> subprocess.CompletedProcess:
+        return self.run("util/download.py", *names, **more)
+
+    def fetched(self, *names: str, **more: str) -> list[Path]:
+        """The files of names that can be downloaded."""
+        result = self.download(*names, **more)
+        assert result.returncode == 0, result.stderr
+        return [Path(line) for line in result.stdout.splitlines()]
+
+    def refused(self, *names: str, **more: str) -> str:
+        """The one line about names that cannot."""
+        result = self.download(*names, **more)
+        assert result.returncode == 2, result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.stdout == ""
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert line == result.stderr.splitlines()[-1]
+        return line.removeprefix("error: ")
+
+    def start(self, *names: str) -> subprocess.Popen:
+        """A download that goes on beside the test."""
+        return subprocess.Popen(
+            [sys.executable, "util/download.py", *names],
+            cwd=ROOT,
+            env={**os.environ, **self.variables()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def blobs(self) -> list[Path]:
+        """All contents of the cache, those that are not whole included."""
+        return sorted(self.cache.glob("models--*/blobs/*"))

@@ -1,0 +1,94 @@
+"""Published names in the place of files, through the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main_lpd
+from models.decoding import generate
+from orders.group_sizes import group_sizes
+from orders.order_file import read_orders
+from tests.commands import run_command
+from tests.hub.client import Client
+from tests.hub.server import Hub
+from tests.hub.worlds import STEPS20, publish, published_lpd, published_tokenizer
+from util.errors import UserError
+from util.images import open_rgb
+from util.published import download, pinned, resolve
+
+
+def flags(output: Path) -> list[str]:
+    return [
+        *("--evaluate", "--model", "lpd_tiny", "--pretrained_ckpt", "lpd_l_256"),
+        *("--vqgan_path", "llamagen", "--order", "lpd", "--lpd_order_file", STEPS20),
+        *("--generation_steps", "20", "--cfg", "2", "--num_images", "3", "--class_num", "3"),
+        *("--feature_extractor", "none", "--device", "cpu"),
+        *("--output_dir", str(output), "--log_dir", str(output)),
+    ]
+
+
+def test_an_evaluation_of_published_names(hub: Hub, inside: Client, tmp_path: Path) -> None:
+    publish(hub, classes=3)
+    main_lpd.main(flags(tmp_path))
+    commit = hub.repositories["mit-han-lab/lpd_l_256"].revisions["main"]
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert results["checkpoint"] == f"lpd_l_256@{commit}"
+    command = (tmp_path / "commands.sh").read_text()
+    assert f"--pretrained_ckpt lpd_l_256@{commit}" in command
+    assert "--vqgan_path llamagen@" in command and f"--lpd_order_file {STEPS20}@" in command
+    orders = read_orders(download(STEPS20))[:2]
+    tokens = generate(published_lpd(3), [0, 1], orders, group_sizes(256, 20), cfg=2, seed=1)
+    for image_id, image in enumerate(published_tokenizer().decode_images(tokens)):
+        found = np.asarray(open_rgb(tmp_path / "images" / f"{image_id:05d}.png"), dtype=int)
+        assert np.abs(found - np.asarray(image)).max() <= 1
+
+
+def test_failures_name_the_flag_and_the_name(
+    hub: Hub, inside: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, classes=3)
+    hub.repositories["FoundationVision/LlamaGen"].private = True
+    with pytest.raises(UserError, match="^--vqgan_path: llamagen: FoundationVision/LlamaGen at .*"):
+        main_lpd.main(flags(tmp_path))
+
+
+def test_a_file_comes_before_a_name(
+    hub: Hub, inside: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lpd_l_256").write_bytes(b"mine")
+    assert resolve("lpd_l_256", "weights") == "lpd_l_256"
+    assert resolve("lpd_l_256.pth", "weights") == "lpd_l_256.pth"
+    assert hub.requests == []
+
+
+def test_what_was_used_can_be_named_elsewhere(hub: Hub, inside: Client) -> None:
+    publish(hub, classes=3)
+    commit = hub.repositories["mit-han-lab/lpd_orders"].revisions["main"]
+    path = download(STEPS20)
+    assert pinned(path) == f"{STEPS20}@{commit}"
+    assert resolve(pinned(path), "orders") == str(path)
+    assert pinned("orders/mine.npy") == "orders/mine.npy"
+
+
+@pytest.mark.slow
+def test_workers_download_once_and_complain_once(hub: Hub, client: Client, tmp_path: Path) -> None:
+    publish(hub, classes=3)
+    arguments = ["main_lpd.py", *flags(tmp_path)]
+    result = run_command(*arguments, processes=3, **client.variables())
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(list((tmp_path / "images").glob("*.png"))) == 3
+    assert len(hub.downloads()) == 3
+    hub.repositories["mit-han-lab/lpd_l_256"].private = True
+    result = run_command(
+        *arguments, "--pretrained_ckpt", "lpd_l_256@v2", processes=3, **client.variables()
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("error: --pretrained_ckpt: lpd_l_256@v2: mit-han-lab/lpd_l") == 1
+    assert result.stderr.count("exitcode  : 2") + result.stderr.count("exitcode: 2") >= 1
+    assert not torch.distributed.is_initialized()

@@ -1,0 +1,35 @@
+"""The README's lines for scripts and notebooks, as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from tests.commands import ROOT
+from tests.hub.client import Client
+from tests.hub.server import Hub
+from tests.hub.worlds import publish
+
+MARKER = "<!-- tests/hub/test_readme.py runs these lines -->"
+
+
+def test_the_lines_make_an_image(hub: Hub, client: Client, tmp_path: Path) -> None:
+    publish(hub)
+    text = (ROOT / "README.md").read_text()
+    (lines,) = re.findall(re.escape(MARKER) + r"\s+```python\n(.*?)```", text, re.DOTALL)
+    assert len(lines.splitlines()) <= 6
+    (saved,) = re.findall(r'\.save\("(.*?)"\)', lines)
+    subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=tmp_path,
+        env={**os.environ, **client.variables(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")},
+        check=True,
+    )
+    with Image.open(tmp_path / saved) as image:
+        assert (image.size, image.mode) == ((256, 256), "RGB")
+        assert len(image.getcolors(2**16) or range(2**16)) > 100

@@ -1,0 +1,80 @@
+"""The study of orders through its command, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.commands import ROOT, run_program, succeed
+from tests.integration.tiny_world import TinyWorld
+
+
+def flags(world: TinyWorld) -> list[str]:
+    files = ["--pretrained_ckpt", str(world.checkpoint), "--cached_path", str(world.cache)]
+    return ["scripts/evaluate_orders.py", *files, "--device", "cpu", "--batch_size", "10"]
+
+
+def study(world: TinyWorld, output: Path, *more: str, processes: int | None = None) -> dict:
+    succeed(*flags(world), "--output", output, *more, processes=processes)
+    return json.loads(output.read_text())
+
+
+def test_two_processes_write_what_one_does(world: TinyWorld, tmp_path: Path) -> None:
+    what = ["--orders", "lpd:2", "random", "raster", "--steps", "16", "5"]
+    what += ["--group_sizes", "[4] * 4"]
+    plot = tmp_path / "orders.png"
+    alone = study(world, tmp_path / "alone.json", *what, "--plot", str(plot))
+    both = study(world, tmp_path / "both.json", *what, processes=2)
+    assert alone["results"] == both["results"]
+    assert alone["num_images"] == 48 and alone["num_tokens"] == 16
+    settings = [(entry["steps"], entry["order"]) for entry in alone["results"]]
+    kinds = ("lpd:2", "random", "raster")
+    assert settings == [(steps, kind) for steps in (16, 5, 4) for kind in kinds]
+    assert all(entry["nll"] > 0 and entry["nll_se"] > 0 for entry in alone["results"])
+    with Image.open(plot) as image:
+        assert image.format == "PNG"
+
+
+def test_a_search_ends_in_an_order_file_that_costs_what_it_says(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    grid = ["--search", "--steps", "5", "--repulsions", "0", "1", "--proximities", "0", "1"]
+    [found] = study(world, tmp_path / "found.json", *grid, "--shapes", "rule", "2")["searches"]
+    assert len(found["candidates"]) == 8
+    costs = [candidate["nll"] for candidate in found["candidates"]]
+    assert costs == sorted(costs)
+    best = found["best"]
+    # The command as written, but for the file's place and length.
+    python, *command = shlex.split(best["order_file_command"])
+    assert python == "python"
+    orders = tmp_path / "orders.npy"
+    succeed(*command, "--num_runs", "48", "--output_file", orders)
+    kinds = [str(orders), f"lpd:{best['repulsion']:g}:{best['proximity']:g}"]
+    sizes = ["--group_sizes", best["group_sizes"]]
+    from_file, made = study(world, tmp_path / "again.json", "--orders", *kinds, *sizes)["results"]
+    assert from_file["nll"] == made["nll"]
+    # All images: between the half it was chosen on and the half it was confirmed on.
+    assert made["nll"] == pytest.approx((costs[0] + best["nll"]) / 2, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_digits_study_in_miniature(tmp_path: Path) -> None:
+    out, results = tmp_path / "digits", tmp_path / "results"
+    options = dict(OUT=str(out), RESULTS=str(results), SEEDS="1", VQ_EPOCHS="1", EPOCHS="1")
+    options |= dict(ABLATION_SEEDS="1", NUM_IMAGES="40", SAMPLES="100")
+    script = ROOT / "scripts" / "evidence" / "digits.sh"
+    result = run_program("bash", script, timeout=1800, **options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    names = sorted(path.name for path in results.glob("*.json"))
+    assert "digits_1.json" in names and "digits_samples_1.json" in names
+    entries = json.loads((results / "digits_1.json").read_text())["results"]
+    assert {entry["order"] for entry in entries} == {"lpd", "random", "raster"}
+    samples = json.loads((results / "digits_samples_1.json").read_text())["results"]
+    assert all(0 <= entry["class_accuracy"] <= 1 for entry in samples)
+    # Nothing is done twice.
+    again = run_program("bash", script, timeout=60, **options)
+    assert again.returncode == 0 and "==" not in again.stderr

@@ -1,0 +1,157 @@
+"""Scores of images that are there, and statistics made of images, through the real commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main_lpd
+from scripts import compute_stats
+from tests.commands import run_command, succeed
+from tests.unit.util.scoring_files import (
+    digits_extractor,
+    random_images,
+    write_digits,
+    write_folder,
+)
+from util.errors import UserError
+from util.features import extract
+from util.metrics import Reference, feature_statistics, score
+
+SAMPLES, REAL = random_images(1007, seed=1), random_images(1003, seed=2) // 2
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sets of images, each as a folder and as an archive, and a network."""
+    folder = tmp_path_factory.mktemp("files")
+    write_digits(folder / "digits.pth")
+    for name, images in (("samples", SAMPLES), ("real", REAL)):
+        write_folder(folder / name, images)
+        np.savez(folder / f"{name}.npz", arr_0=images)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+
+
+def flags(files: Path, *others: object) -> list[str]:
+    network = ["--feature_extractor", "digits", "--device", "cpu", "--num_workers", "0"]
+    network += ["--feature_extractor_weights", files / "digits.pth"]
+    return [str(part) for part in (*network, *others)]
+
+
+def results(images: Path) -> dict:
+    return json.loads(images.with_name(f"{images.stem}-metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "processes"),
+    [
+        ("samples", "real", 2),
+        ("samples.npz", "real.npz", 2),
+        ("samples", "real.npz", None),
+        ("samples.npz", "real", None),
+    ],
+)
+def test_images_are_scored_without_a_model(
+    files: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    images: str,
+    reference: str,
+    processes: int | None,
+) -> None:
+    """The same numbers from folder and archive, on one process and on two."""
+    metrics = "fid,is,kid,prc" if images == "samples" and processes else "fid,is,prc"
+    line = ["--images", files / images, "--fid_stats", files / reference, "--metrics", metrics]
+    if processes is None:
+        main_lpd.main(flags(files, *line))
+        said = capsys.readouterr().err
+    else:
+        said = succeed("main_lpd.py", *flags(files, *line), processes=processes).stderr
+    found = results(files / images)
+    extractor = digits_extractor(tmp_path / "digits.pt")
+    samples, real = (extract(extractor, torch.from_numpy(part)) for part in (SAMPLES, REAL))
+    expected = score(
+        samples,
+        extractor.kind,
+        Reference(feature_statistics(real.pool), features=real.pool),
+        tuple(metrics.split(",")),
+    ).json()
+    assert found["num_images"] == 1007 and found["image_size"] == 32
+    assert found["images"] == str(files / images) and found["reference"] == str(files / reference)
+    for key, value in expected.items():
+        if key != "scores":
+            assert found[key] == pytest.approx(value, rel=1e-4), key
+    for line in found["scores"]:
+        assert line in said and "-1007" in line
+
+
+def test_two_processes_make_the_statistics_that_one_finds(files: Path, tmp_path: Path) -> None:
+    made, found = tmp_path / "made.npz", tmp_path / "found.npz"
+    line = flags(files, "--images", files / "real", "--features", "--img_size", "32")
+    said = succeed("scripts/compute_stats.py", *line, "--out", made, processes=2).stderr
+    assert "mu, sigma, features of 1,003 images in" in said
+    compute_stats.main([*line, "--out", str(found)])  # from the cache: see below
+    extractor = digits_extractor(tmp_path / "digits.pt")
+    features = extract(extractor, torch.from_numpy(REAL)).pool
+    expected = feature_statistics(features)
+    with np.load(made) as first, np.load(found) as second:
+        assert sorted(first) == ["features", "mu", "sigma"] == sorted(second)
+        np.testing.assert_allclose(first["mu"], expected.mu, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(first["sigma"], expected.sigma, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(first["features"], features, rtol=1e-5, atol=1e-5)
+        for name in first:  # to the last bit, so not made again
+            assert np.array_equal(first[name], second[name])
+
+
+def test_statistics_serve_as_a_reference_without_their_images(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "real-stats.npz"
+    compute_stats.main(flags(files, "--images", files / "real.npz", "--out", out, "--features"))
+    both = []
+    for reference in (files / "real.npz", out):
+        line = ["--images", files / "samples.npz", "--fid_stats", reference]
+        main_lpd.main(flags(files, *line, "--metrics", "fid,prc"))
+        both.append(results(files / "samples.npz"))
+    assert both[0].pop("reference") != both[1].pop("reference")
+    assert both[0] == both[1]
+
+
+def test_scores_stand_beside_the_images_and_nothing_else_is_written(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "v1.5", SAMPLES[:20])
+    monkeypatch.chdir(tmp_path)
+    main_lpd.main(flags(files, "--images", "v1.5"))
+    assert {path.name for path in tmp_path.iterdir()} == {"v1.5", "v1.5-metrics.json"}
+    assert len(list(folder.iterdir())) == 20
+    found = json.loads((tmp_path / "v1.5-metrics.json").read_text())
+    assert "classifier_score_digits_mean" in found and found["reference"] is None
+
+
+def test_a_bad_image_ends_all_processes_in_one_line(files: Path, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "samples", SAMPLES[:150])
+    (folder / "00140.png").write_bytes(b"damaged")
+    result = run_command("main_lpd.py", *flags(files, "--images", folder), processes=2)
+    assert result.returncode == 1
+    assert result.stderr.count("error: --images: ") == 1 and "00140.png" in result.stderr
+    assert not list(tmp_path.glob("*.json"))
+    reference = ["--images", files / "samples", "--fid_stats", folder]
+    result = run_command("main_lpd.py", *flags(files, *reference), processes=2)
+    assert result.stderr.count("error: --fid_stats: ") == 1 and "00140.png" in result.stderr
+
+
+def test_an_unknown_metric_ends_before_anything_is_read(files: Path) -> None:
+    with pytest.raises(UserError, match=r"^--metrics: found 'sfid', expected a comma-separated"):
+        main_lpd.main(
+            flags(files, "--images", files / "samples", "--fid_stats", "x", "--metrics", "sfid")
+        )

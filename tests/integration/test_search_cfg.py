@@ -1,0 +1,136 @@
+"""The search over guidance strengths, end to end on random weights and random digits features."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import engine_lpd
+from models.lpd import lpd_tiny
+from scripts import search_cfg
+from tests.commands import succeed
+from tests.integration.tiny_world import tiny_tokenizer
+from tests.unit.util.scoring_files import random_images, write_digits, write_folder
+from tokenizers.vq_model import save_tokenizer
+from util.checkpoint_io import atomic_save
+from util.errors import UserError
+from util.flags import build_parser
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    tokenizer = tiny_tokenizer()
+    save_tokenizer(folder / "vq.pt", tokenizer)
+    torch.manual_seed(1)
+    sizes = {"vqgan_stride": tokenizer.stride, "vqgan_vocab_size": tokenizer.codebook_size}
+    model = lpd_tiny(img_size=32, class_num=3, **sizes)
+    for weight in model.parameters():  # guidance has something to guide by
+        torch.nn.init.normal_(weight, std=0.2)
+    atomic_save({"model": model.state_dict()}, folder / "lpd.pth")
+    write_digits(folder / "digits.pth")
+    write_folder(folder / "real", random_images(70, seed=3))
+    return folder
+
+
+def flags(folder: Path, output: Path, *more: object) -> list[str]:
+    words = [
+        *("--cfgs", 3, 1, "--temperatures", 1, "--model", "lpd_tiny", "--img_size", 32),
+        *("--class_num", 3, "--vqgan_path", folder / "vq.pt", "--device", "cpu"),
+        *("--pretrained_ckpt", folder / "lpd.pth", "--generation_steps", 4, "--num_images", 12),
+        *("--feature_extractor", "digits", "--num_workers", 0),
+        *("--feature_extractor_weights", folder / "digits.pth", "--fid_stats", folder / "real"),
+        *("--output_dir", output, *more),
+    ]
+    return list(map(str, words))
+
+
+def read(output: Path) -> list[dict]:
+    return json.loads((output / "search.json").read_text())["settings"]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """Numbers of images of the batches that are generated."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    sizes: list[int] = []
+    generate = engine_lpd.generate
+
+    def count(model: object, labels: torch.Tensor, *rest: object, **more: object) -> torch.Tensor:
+        sizes.append(len(labels))
+        return generate(model, labels, *rest, **more)
+
+    monkeypatch.setattr(engine_lpd, "generate", count)
+    return sizes
+
+
+def test_a_search_is_taken_up_and_names_the_best(
+    folder: Path, tmp_path: Path, made: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    search_cfg.main(flags(folder, output))
+    printed = capsys.readouterr().out
+    records = read(output)
+    assert [(record["cfg"], record["temperature"]) for record in records] == [(1, 1), (3, 1)]
+    distances = [record["frechet_distance_digits"] for record in records]
+    assert distances[0] != distances[1]
+    best = records[int(np.argmin(distances))]
+    *_, said, line = printed.splitlines()
+    assert said.startswith(f"best: cfg {best['cfg']:g}, temperature 1 (Frechet distance-12 (digit")
+    words = shlex.split(line)
+    args = build_parser().parse_args(words[words.index("main_lpd.py") + 1 :])
+    assert args.evaluate
+    assert (args.cfg, args.temperature, args.generation_steps) == (best["cfg"], 1, 4)
+    assert args.num_images == 12  # 50,000 is no multiple of three classes
+    assert args.output_dir == str(output / "best")
+    with Image.open(output / "search.png") as plot:
+        assert plot.size[0] > 500
+    assert not (output / "cfg1_temperature1" / "images").exists()
+    assert sum(made) == 24
+    search_cfg.main(flags(folder, output, "--temperatures", 1, 0.5, "--keep_images"))
+    assert sum(made) == 48  # the first two were there
+    records = read(output)
+    assert [record["temperature"] for record in records] == [0.5, 0.5, 1, 1]
+    assert [record["frechet_distance_digits"] for record in records[2:]] == distances
+    assert len(list((output / "cfg1_temperature0.5" / "images").glob("*.png"))) == 12
+    search_cfg.main(flags(folder, output, "--seed", 2))
+    assert sum(made) == 72  # other samples: nothing is kept
+
+
+def test_without_a_reference_the_score_decides(
+    folder: Path, tmp_path: Path, made: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    search_cfg.main(flags(folder, tmp_path, "--metrics", "is"))
+    scores = {record["cfg"]: record["classifier_score_digits_mean"] for record in read(tmp_path)}
+    best = max(scores, key=scores.get)
+    assert f"best: cfg {best:g}," in capsys.readouterr().out
+
+
+def test_two_processes_find_the_same(folder: Path, tmp_path: Path, made: list[int]) -> None:
+    search_cfg.main(flags(folder, tmp_path / "one"))
+    done = succeed("scripts/search_cfg.py", *flags(folder, tmp_path / "two"), processes=2)
+    assert done.stdout.count("best: ") == 1
+    one, two = read(tmp_path / "one"), read(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        key = "frechet_distance_digits"
+        assert a[key] == pytest.approx(b[key], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--feature_extractor", "none"], "--feature_extractor: found none, expected one that"),
+        (["--metrics", "prc"], "--metrics: found prc, expected fid or is in it"),
+        (["--cfgs", "-1"], "--cfgs: found '-1', expected a finite number of at least 0"),
+    ],
+)
+def test_bad_input(
+    folder: Path, tmp_path: Path, made: list[int], more: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        search_cfg.main(flags(folder, tmp_path, *more))
+    assert made == []

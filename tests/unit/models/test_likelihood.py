@@ -1,0 +1,177 @@
+"""The likelihood of a plan is the probability with which `generate` draws an image under it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from models import decoding
+from models.decoding import generate
+from models.likelihood import token_nll
+from models.lpd import LPD
+from orders.plan import GenerationPlan
+from tests.unit.models.small import random_batch, random_split, small_lpd
+from util.geometry import TokenGrid
+
+POSITIONS, CODES = 3, 4
+# All 64 outcomes, (64, 3), raster order.
+OUTCOMES = torch.tensor(list(itertools.product(range(CODES), repeat=POSITIONS)))
+SIZES = ([1, 1, 1], [1, 2], [2, 1], [3])
+ORDERS = ([0, 1, 2], [2, 0, 1], [1, 2, 0])
+# The uniform numbers are float32 in [0, 1): a bisection cannot do better.
+HALVINGS = 24
+
+
+class ThreePositions(TokenGrid):
+    """A row of three, which no square is."""
+
+    @property
+    def num_tokens(self) -> int:
+        return POSITIONS
+
+
+def three_positions(**options: object) -> LPD:
+    """Plans differ clearly on it, and yet no outcome is too rare to be seen."""
+    model = small_lpd(vqgan_vocab_size=CODES, img_size=8, decoder_embed_dim=16, **options)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    torch.nn.init.normal_(model.token_emb.weight, std=3)
+    model.grid = ThreePositions(8, 4, CODES)
+    return model
+
+
+def nll(model: LPD, order: list[int], sizes: list[int], label: int = 1) -> torch.Tensor:
+    """Of all outcomes, (64,)."""
+    plan = GenerationPlan.build(torch.tensor([order]).expand(64, -1), sizes, POSITIONS)
+    return token_nll(model, OUTCOMES, torch.full((64,), label), plan).double().sum(dim=1)
+
+
+def drawn_probabilities(
+    monkeypatch: pytest.MonkeyPatch, model: LPD, order: list[int], sizes: list[int], sampler: str
+) -> np.ndarray:
+    """The probability of each outcome, (64,), read off `generate` alone.
+
+    `generate` is a function of three uniform numbers, one per position. Given the codes at the
+    earlier places of the order, the code at the next is a step function of its number; where it
+    steps is found by bisection, and the lengths between steps multiply to the outcome's volume.
+    """
+
+    def codes_at(uniforms: np.ndarray) -> np.ndarray:
+        drawn = uniforms.astype(np.float32)
+        monkeypatch.setattr(decoding, "position_uniforms", lambda *_: drawn)
+        orders = np.tile(order, (len(drawn), 1))
+        labels = torch.ones(len(drawn), dtype=torch.int64)
+        return generate(model, labels, orders, sizes, sampler=sampler).numpy()
+
+    # Per sequence of codes at the places so far: numbers that give it, and its probability.
+    inside, volume = np.full((1, POSITIONS), 0.5), np.ones(1)
+    for position in order:
+        rows = np.repeat(inside, CODES - 1, axis=0)
+        wanted = np.tile(np.arange(1, CODES), len(inside))
+        low, high = np.zeros(len(rows)), np.ones(len(rows))
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            rows[:, position] = middle
+            reached = codes_at(rows)[:, position] >= wanted
+            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+        steps = high.reshape(-1, CODES - 1)
+        edges = np.pad(steps, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
+        inside = np.repeat(inside, CODES, axis=0)
+        inside[:, position] = ((edges[:, :-1] + edges[:, 1:]) / 2).ravel()
+        volume = np.repeat(volume, CODES) * np.diff(edges).ravel()
+    in_order = list(itertools.product(range(CODES), repeat=POSITIONS))
+    found = np.empty((CODES,) * POSITIONS)
+    for codes, probability in zip(in_order, volume, strict=True):
+        found[tuple(np.array(codes)[np.argsort(order)])] = probability
+    return found.ravel()
+
+
+@pytest.mark.parametrize("sampler", ["plain", "fast"])
+@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_the_likelihood_is_what_generate_draws_with(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], blind: bool, sampler: str
+) -> None:
+    model = three_positions(blind_queries=blind)
+    order = ORDERS[len(sizes) - 1]
+    drawn = drawn_probabilities(monkeypatch, model, order, sizes, sampler)
+    assert drawn.sum() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(np.exp(-nll(model, order, sizes).numpy()), drawn, atol=2e-6)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_frequencies_over_many_seeds_agree(sizes: list[int], order: list[int]) -> None:
+    model = three_positions()
+    counts = np.zeros(64)
+    for seed in range(20):
+        orders, labels = np.tile(order, (3000, 1)), torch.ones(3000, dtype=torch.int64)
+        drawn = generate(model, labels, orders, sizes, seed=seed)
+        numbers = (drawn * torch.tensor([16, 4, 1])).sum(dim=1)
+        counts += np.bincount(numbers.numpy(), minlength=64)
+
+    def p_value(sizes: list[int]) -> float:
+        expected = torch.exp(-nll(model, order, sizes)).numpy()
+        return chisquare(counts, expected / expected.sum() * counts.sum()).pvalue
+
+    assert p_value(sizes) > 1e-3
+    # The test can tell: the frequencies are not those of any other plan.
+    for others in SIZES:
+        assert others == sizes or p_value(others) < 1e-6
+
+
+def test_probabilities_sum_to_one_for_a_class_and_without() -> None:
+    model = three_positions()
+    plan = GenerationPlan.build(torch.tensor([[2, 0, 1]]).expand(64, -1), [1, 2], POSITIONS)
+    for labels in (torch.zeros(64, dtype=torch.int64), None):
+        total = token_nll(model, OUTCOMES, labels, plan).sum(dim=1).neg().exp().sum()
+        assert total.item() == pytest.approx(1, abs=1e-6)
+
+
+def test_it_is_the_training_loss_by_token(generator: torch.Generator) -> None:
+    model = small_lpd()
+    for _ in range(5):
+        tokens, labels, orders = random_batch(generator)
+        plan = GenerationPlan.build(orders, random_split(generator), 16)
+        found = token_nll(model, tokens, labels, plan)
+        assert found.shape == (3, 16) and found.dtype == torch.float32
+        with torch.no_grad():
+            loss = model(tokens, labels, plan.group_sizes, orders)
+        assert found.mean().item() == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_logits_go_a_few_images_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    model = small_lpd()
+    tokens, labels, orders = random_batch(generator, batch_size=5)
+    plan = GenerationPlan.build(orders, [1, 5, 10], 16)
+    whole = token_nll(model, tokens, labels, plan)
+    monkeypatch.setattr("models.likelihood.LOGITS_AT_A_TIME", 2 * 16 * 23)
+    torch.testing.assert_close(token_nll(model, tokens, labels, plan), whole)
+
+
+def test_dropout_is_off_and_the_mode_restored(generator: torch.Generator) -> None:
+    model = small_lpd(proj_dropout=0.5)
+    tokens, labels, orders = random_batch(generator)
+    plan = GenerationPlan.build(orders, [4] * 4, 16)
+    expected = token_nll(model, tokens, labels, plan)
+    model.train()
+    torch.testing.assert_close(token_nll(model, tokens, labels, plan), expected)
+    assert model.training
+
+
+def test_a_plan_for_other_images_is_refused(generator: torch.Generator) -> None:
+    tokens, labels, orders = random_batch(generator)
+    plan = GenerationPlan.build(orders[:2], [16], 16)
+    with pytest.raises(ValueError, match=r"found tokens of shape \(3, 16\), expected .* \(2, 16\)"):
+        token_nll(small_lpd(), tokens, labels, plan)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,110 @@
+"""Checkpoints become folders for `from_pretrained`, and come back the same bit by bit."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.lpd import LPD, lpd_tiny
+from scripts.convert_checkpoint import main
+from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
+from util.checkpoint import load_pretrained
+from util.checkpoint_io import atomic_save, read_checkpoint
+from util.errors import UserError
+
+SIZES = {"img_size": 16, "vqgan_stride": 4, "vqgan_vocab_size": 32, "class_num": 3}
+
+
+def training_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Write one, of tensors of several types; returns its weights."""
+    torch.manual_seed(0)
+    state = lpd_tiny(**SIZES).state_dict()
+    state["head.weight"] = state["head.weight"].bfloat16()
+    state["norm.bias"] = torch.tensor(-0.0).repeat(192)  # equal to zeros, but not the same bits
+    content = {
+        "model": state,
+        "optimizer": {"state": {}},
+        "epoch": 3,
+        "tokenizer_fingerprint": "abc",
+        "args": Namespace(**SIZES, lr=1e-3, blind_queries=False),
+    }
+    atomic_save(content, path)
+    return state
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype
+        and torch.equal(
+            first[name].contiguous().view(torch.uint8), second[name].contiguous().view(torch.uint8)
+        )
+        for name in first
+    )
+
+
+def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    state = training_checkpoint(tmp_path / "last.pth")
+    main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
+    assert "not carried: optimizer, epoch, args" in capsys.readouterr().err
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert config["img_size"] == 16 and config["vqgan_stride"] == 4
+    model = LPD.from_pretrained(tmp_path / "folder")
+    assert model.tokenizer_fingerprint == "abc"
+    assert torch.equal(model.head.weight, state["head.weight"].float())
+
+    main([str(tmp_path / "folder"), str(tmp_path / "back.pth")])
+    content = read_checkpoint(tmp_path / "back.pth", "")
+    assert same_bits(content["model"], state)
+    assert content["tokenizer_fingerprint"] == "abc"
+    main([str(tmp_path / "back.pth"), str(tmp_path / "folder2")])
+    for name in ("model.safetensors", "config.json", "README.md"):
+        again = (tmp_path / "folder2" / name).read_bytes()
+        assert again == (tmp_path / "folder" / name).read_bytes()
+
+
+def test_what_comes_back_loads_as_before(tmp_path: Path) -> None:
+    training_checkpoint(tmp_path / "last.pth")
+    main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
+    main([str(tmp_path / "folder"), str(tmp_path / "back.pth")])
+    before, after = lpd_tiny(**SIZES), lpd_tiny(**SIZES)
+    load_pretrained(before, tmp_path / "last.pth")
+    load_pretrained(after, tmp_path / "back.pth")
+    assert same_bits(before.state_dict(), after.state_dict())
+
+
+def test_a_tokenizer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VQModel(16, 4, 32, (1, 1), (1, 1), num_res_blocks=1, z_channels=32)
+    atomic_save({"model": model.state_dict(), "config": model.config}, tmp_path / "vq.pt")
+    main([str(tmp_path / "vq.pt"), str(tmp_path / "folder")])
+    main([str(tmp_path / "folder"), str(tmp_path / "back.pt")])
+    content = read_checkpoint(tmp_path / "back.pt", "")
+    assert same_bits(content["model"], model.state_dict())
+    assert fingerprint(load_tokenizer(tmp_path / "back.pt")) == fingerprint(model)
+    assert fingerprint(VQModel.from_pretrained(tmp_path / "folder")) == fingerprint(model)
+
+
+def test_results_go_to_the_card(tmp_path: Path) -> None:
+    training_checkpoint(tmp_path / "last.pth")
+    (tmp_path / "metrics.json").write_text('{"FID-9": 4.5}')
+    results = ["--results", str(tmp_path / "metrics.json")]
+    main([str(tmp_path / "last.pth"), str(tmp_path / "folder"), *results])
+    assert "| FID-9 | 4.5 |" in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_nothing_is_left_where_the_disk_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training_checkpoint(tmp_path / "last.pth")
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("util.weights.save_file", refuse)
+    with pytest.raises(UserError, match="^OUT: .*No space left on device"):
+        main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
+    assert not list((tmp_path / "folder").iterdir())

@@ -1,0 +1,69 @@
+"""Fetch what is published ahead of time, for nodes without network.
+
+python util/download.py lpd_l_256 llamagen res256_steps20_repulsion2
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util import logs
+from util.cli import Parser
+from util.errors import UserError, blame, run
+from util.hub import DEFAULT_ACCESS, commit_of, find_cached
+from util.published import PUBLISHED, download, parse, published_names
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        description="Fetch what is published, for nodes without network: the commands find it in "
+        "the cache, where HF_HOME names the same folder."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of --list, or NAME@REVISION")
+    parser.add_argument("--all", action="store_true", help="fetch everything")
+    parser.add_argument("--list", action="store_true", help="print the names, fetch nothing")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="take the newest commit, where the cache has an older one; else it stays at that",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    asked = args.list + args.all + bool(args.names)
+    if asked != 1:
+        found = "more than one of them" if asked else "nothing to do"
+        raise UserError(f"NAME: found {found}, expected names, --all or --list")
+    if args.list:
+        sys.stdout.writelines(f"{line}\n" for line in _table())
+        return
+    names = published_names() if args.all else args.names
+    for name in names:  # a mistyped last one should not be found after hours
+        with blame("NAME"):
+            parse(name)
+    for name in names:
+        with blame("NAME"):
+            path = download(name, replace(DEFAULT_ACCESS, renew=args.update))
+        sys.stdout.write(f"{path}\n")
+
+
+def _table() -> list[str]:
+    lines = []
+    for name, entry in PUBLISHED.items():
+        cached = find_cached(entry.repository, entry.choose)
+        state = f"commit {commit_of(cached[0])}" if cached else "not here"
+        lines.append(f"{name:26} {entry.kind:10} {entry.repository:27} {state}")
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)
