@@ -21,7 +21,14 @@ from engine_lpd import evaluate, score_images, show_samples, train_one_epoch
 from models.lpd import LPD, MODELS
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util import distributed, logs
-from util.checkpoint import LAST, PREVIOUS, TrainingState, load_pretrained
+from util.checkpoint import (
+    LAST,
+    PREVIOUS,
+    TrainingState,
+    checkpoints_in,
+    load_newest,
+    load_pretrained,
+)
 from util.errors import UserError, blame, require_writable_folder, run
 from util.evaluation import Evaluation, build_evaluation
 from util.files import write_json
@@ -81,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Everything is checked and loaded before the processes meet: bad input ends here.
         wandb = import_wandb() if args.use_wandb else None
         tokens = load_tokens(args)
-        model = build_model(args, tokens).to(device)
+        model, weights = build_model(args, tokens)
+        model.to(device)
         evaluation = training = None
         if args.evaluate or args.online_eval:
             evaluation = build_evaluation(args, tokens.grid, tokens.tokenizer, device)
@@ -100,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         scalars = open_scalars(args, wandb, purge_step)
         at_exit.callback(scalars.close)
         if training is None:
-            evaluate_checkpoint(args, model, evaluation, tokens, scalars)
+            evaluate_checkpoint(args, model, weights, evaluation, tokens, scalars)
         else:
             stopped_by = train(args, training, evaluation, device, scalars, signals)
     if stopped_by:
@@ -149,14 +157,14 @@ def resolve_grid(
         return TokenGrid(args.img_size, stride, vocab_size)
 
 
-def build_model(args: argparse.Namespace, tokens: Tokens) -> LPD:
-    """The network, with fresh weights or those of --pretrained_ckpt, or --resume to evaluate."""
-    path, flag = find_weights(args)
-    if args.evaluate and path is None:
+def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | None]:
+    """The network, and the file that its weights come from; None for fresh ones."""
+    paths, flag = find_weights(args)
+    if args.evaluate and not paths:
         raise UserError("--evaluate: no weights, expected --pretrained_ckpt or --resume")
     # The same initial weights on all processes; none at all where a file brings them.
     torch.manual_seed(args.seed)
-    with torch.device("cpu" if path is None else "meta"):
+    with torch.device("meta" if paths else "cpu"):
         model = MODELS[args.model](
             img_size=tokens.grid.image_size,
             vqgan_stride=tokens.grid.stride,
@@ -168,24 +176,26 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> LPD:
             grad_checkpointing=args.grad_checkpointing,
             blind_queries=args.blind_queries,
         )
-    if path is not None:
-        load_pretrained(model, path, not args.evaluate, tokens.fingerprint, flag)
+    weights = None
+    if paths:
+        settings = (not args.evaluate, tokens.fingerprint, flag)
+        weights = load_newest(paths, lambda path: load_pretrained(model, path, *settings))
     if args.evaluate and args.bf16:
         model.round_products()
-    return model.requires_grad_(not args.evaluate)
+    return model.requires_grad_(not args.evaluate), weights
 
 
-def find_weights(args: argparse.Namespace) -> tuple[str | Path | None, str]:
-    """The file that the network's weights come from, if any, and the flag that names it.
+def find_weights(args: argparse.Namespace) -> tuple[list[Path], str]:
+    """Where the network's weights come from, the first that is not damaged, and the flag for it.
 
     An evaluation takes the folder of --resume where it holds a checkpoint. (A training run resumes
     from there later, with its optimiser.)
     """
     if args.evaluate and args.resume:
-        last = Path(args.resume) / LAST
-        if last.exists() or args.pretrained_ckpt is None:
-            return last, "--resume"
-    return args.pretrained_ckpt, "--pretrained_ckpt"
+        found = checkpoints_in(Path(args.resume))
+        if found or args.pretrained_ckpt is None:
+            return found or [Path(args.resume) / LAST], "--resume"
+    return [Path(args.pretrained_ckpt)] if args.pretrained_ckpt else [], "--pretrained_ckpt"
 
 
 def train(
@@ -211,7 +221,7 @@ def train(
     if training.resumed_from is not None and evaluation_is_due(args, state) and not there:
         online()
     started, first = time.monotonic(), training.steps_done
-    with CheckpointSaver(folder, training.resumed_from != folder / PREVIOUS) as saver:
+    with CheckpointSaver(folder, last_is_good(folder, training.resumed_from)) as saver:
         watch = RunWatch(state, saver, signals, scalars, training.policy, training.samples_of)
         while state.epoch + 1 < args.epochs:
             loss = train_one_epoch(model, state, source, recipe, device, scalars, watch)
@@ -227,7 +237,8 @@ def train(
             evaluates = evaluation_is_due(args, state)
             kept = epoch % args.save_intermediate_freq == 0 or last
             if kept or evaluates or watch.save_due or epoch % args.save_last_freq == 0:
-                watch.save([LAST, f"checkpoint-{epoch}.pth"] if kept else [LAST])
+                # The last one last: a run that goes on from it has the other already.
+                watch.save([f"checkpoint-{epoch}.pth", LAST] if kept else [LAST])
             if watch.stop_signal and not last:
                 break
             if evaluates:
@@ -238,6 +249,13 @@ def train(
         return 0
     on_main(lambda: leave_marker(folder, state, watch.stop_signal))
     return watch.stop_signal
+
+
+def last_is_good(folder: Path, resumed_from: Path | None) -> bool:
+    """Whether the `LAST` of a folder was not found damaged, so that it may become `PREVIOUS`."""
+    if resumed_from is None or resumed_from.name != PREVIOUS:
+        return True
+    return not resumed_from.parent.samefile(folder)  # two names of a folder may look different
 
 
 def distribute(
@@ -303,6 +321,7 @@ def open_scalars(
 def evaluate_checkpoint(
     args: argparse.Namespace,
     model: LPD,
+    weights: Path,
     evaluation: Evaluation,
     tokens: Tokens,
     scalars: ScalarLog,
@@ -316,7 +335,7 @@ def evaluate_checkpoint(
         keep_or_clear(images, record, settings)
 
     on_main(prepare)
-    run_evaluation(args, model, evaluation, scalars, image_folder=images)
+    run_evaluation(args, model, evaluation, scalars, weights=weights, image_folder=images)
     if args.save_npz:
         on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
 
@@ -328,6 +347,7 @@ def run_evaluation(
     scalars: ScalarLog,
     epoch: int | None = None,
     step: int = 0,
+    weights: Path | None = None,
     image_folder: Path | None = None,
 ) -> None:
     """Samples and scores, reported on the console, in TensorBoard and as JSON.
@@ -341,6 +361,7 @@ def run_evaluation(
         scalars: gets the scores.
         epoch: of the training run that this evaluation is part of; None for --evaluate.
         step: where the scores stand in TensorBoard.
+        weights: for --evaluate, the file that they come from.
         image_folder: as for `evaluate`.
     """
     scores = evaluate(model, evaluation, image_folder)
@@ -348,7 +369,7 @@ def run_evaluation(
         scalars.add_image(step, "eval/samples", show_samples(model, evaluation))
     results = {
         "model": args.model,
-        "checkpoint": pinned(find_weights(args)[0]) if epoch is None else f"epoch {epoch}",
+        "checkpoint": pinned(weights) if epoch is None else f"epoch {epoch}",
         "steps": len(evaluation.group_sizes),
         "order": args.order,
         "seed": evaluation.seed,

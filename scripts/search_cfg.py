@@ -15,9 +15,10 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     resolve_flags(args)
     args.evaluate = True
     tokens = main_lpd.load_tokens(args)
-    model = main_lpd.build_model(args, tokens).to(device)
+    model, weights = main_lpd.build_model(args, tokens)
+    model.to(device)
     evaluation = build_evaluation(args, tokens.grid, tokens.tokenizer, device)
     shown = shown_results(evaluation)
     folder = require_writable_folder(args.output_dir, "--output_dir")
@@ -89,7 +91,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for point in points(args):
             one = replace(evaluation, sampling=replace(evaluation.sampling, **point))
             wanted = {**settings, **point, **one.scoring.about(), "metrics": one.scoring.metrics}
-            records.append(evaluate_point(args, point, wanted, model, one, tokens))
+            evaluate = partial(
+                main_lpd.evaluate_checkpoint,
+                model=model,
+                weights=weights,
+                evaluation=one,
+                tokens=tokens,
+                scalars=ScalarLog(None),
+            )
+            records.append(evaluate_point(args, point, wanted, evaluate))
             main_lpd.on_main(lambda: keep(folder, records, shown))
         if distributed.is_main():
             sys.stdout.write(report(args, records, shown))
@@ -112,9 +122,7 @@ def evaluate_point(
     args: argparse.Namespace,
     point: dict[str, float],
     wanted: dict[str, Any],
-    model: main_lpd.LPD,
-    evaluation: Evaluation,
-    tokens: main_lpd.Tokens,
+    evaluate: Callable[[argparse.Namespace], None],
 ) -> Record:
     """The results of one setting: those an earlier run left, or new ones.
 
@@ -122,7 +130,7 @@ def evaluate_point(
         args: the run's flags.
         point: the setting.
         wanted: all that decides the results.
-        model, evaluation, tokens: as for `main_lpd.evaluate_checkpoint`.
+        evaluate: makes and scores the samples by the flags it is given.
     """
     name = "_".join(f"{key}{value:g}" for key, value in point.items())
     folder = Path(args.output_dir) / name
@@ -132,7 +140,7 @@ def evaluate_point(
         return known
     logger.info("%s", name)
     flags = argparse.Namespace(**{**vars(args), **point, "output_dir": str(folder)})
-    main_lpd.evaluate_checkpoint(flags, model, evaluation, tokens, ScalarLog(None))
+    evaluate(flags)
 
     def finish() -> None:
         write_json(wanted, folder / "setting.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,21 +89,8 @@ class TrainingState:
         Raises:
             UserError: all are damaged, or the newest that is not is of another model.
         """
-        problems: list[str] = []
-        for path in (folder / LAST, folder / PREVIOUS):
-            if not path.exists():
-                continue
-            try:
-                self.restore(path)
-            except DamagedCheckpoint as error:
-                problems.append(str(error))
-                continue
-            for problem in problems:
-                logger.warning("%s; the one before it takes its place", problem)
-            return path
-        if problems:
-            raise DamagedCheckpoint("; ".join(problems))
-        return None
+        paths = checkpoints_in(folder)
+        return load_newest(paths, self.restore) if paths else None
 
     def restore(self, path: Path, flag: str = "--resume") -> None:
         """Continue from a training checkpoint.
@@ -183,6 +171,38 @@ class TrainingState:
                         f"{what}: optimizer state {name} has shape {tuple(value.shape)}, "
                         f"expected {tuple(parameter.shape)}"
                     )
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints that a run goes on from, newest first, as far as they are there."""
+    return [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+
+
+def load_newest(paths: Sequence[Path], load: Callable[[Path], object]) -> Path:
+    """Load the first checkpoint that is not damaged; those before it are passed over, and named.
+
+    Args:
+        paths: newest first, at least one.
+        load: raises `DamagedCheckpoint` where nothing can be read, and has changed nothing then.
+
+    Returns:
+        The one that was loaded.
+
+    Raises:
+        DamagedCheckpoint: all are damaged.
+        UserError: the newest that is not is of another model.
+    """
+    problems: list[str] = []
+    for path in paths:
+        try:
+            load(path)
+        except DamagedCheckpoint as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.warning("%s; the one before it takes its place", problem)
+        return path
+    raise DamagedCheckpoint("; ".join(problems))
 
 
 def load_pretrained(

@@ -166,7 +166,7 @@ def _resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
     """Go on from the checkpoint in the folder of --resume, if it holds one."""
     folder = Path(args.resume)
     # The run's own folder is allowed to be missing: a job's first start has the same line.
-    if not folder.is_dir() and folder != Path(args.output_dir):
+    if not folder.is_dir() and folder.resolve() != Path(args.output_dir).resolve():
         raise UserError(f"--resume: {folder} is not a folder, expected the one that holds {LAST}")
     found = state.resume(folder)
     if found is None:

@@ -20,7 +20,7 @@ from orders.order_file import write_orders
 from tests.commands import run_command, succeed
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
 from tokenizers.vq_model import VQModel, load_tokenizer
-from util.checkpoint import load_pretrained
+from util.checkpoint import LAST, PREVIOUS, load_pretrained
 from util.checkpoint_io import atomic_save
 from util.errors import UserError
 from util.features import DigitsClassifier, build_extractor, extract
@@ -130,6 +130,29 @@ def test_bf16_runs_the_network_in_bfloat16(
         main_lpd.main([*flags, "--bf16"])
         assert set(seen) == {torch.bfloat16}
         seen.clear()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_the_checkpoint_before_a_damaged_one_is_evaluated(
+    world: TinyWorld, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    content = world.checkpoint.read_bytes()
+    (folder / PREVIOUS).write_bytes(content)
+    if damage == "flipped":
+        half = len(content) // 2
+        flipped = bytes([content[half] ^ 1])
+        (folder / LAST).write_bytes(content[:half] + flipped + content[half + 1 :])
+    flags = world.eval_flags(tmp_path / "out")
+    at = flags.index("--pretrained_ckpt")
+    main_lpd.main([*flags[:at], *flags[at + 2 :], "--resume", str(folder)])
+    warned = "the one before it takes its place" in capsys.readouterr().err
+    assert warned == (damage == "flipped")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["checkpoint"] == str(folder / PREVIOUS)
+    main_lpd.main(world.eval_flags(tmp_path / "expected"))
+    assert same(images(tmp_path / "out"), images(tmp_path / "expected"))
 
 
 def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(

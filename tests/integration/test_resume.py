@@ -19,8 +19,9 @@ import engine_lpd
 import main_lpd
 from tests.commands import ROOT, succeed
 from tests.integration.tiny_world import TinyWorld
+from util import saving
 from util.checkpoint import LAST, PREVIOUS
-from util.checkpoint_io import read_checkpoint
+from util.checkpoint_io import atomic_save, read_checkpoint
 from util.errors import UserError
 from util.preemption import MARKER
 from util.training_data import epoch_samples
@@ -145,9 +146,8 @@ def test_killed_between_saves_and_resumed_from_the_one_before(
         main_lpd.main(flags(world, tmp_path, *more))
     places = [read_checkpoint(tmp_path / name, "test") for name in (PREVIOUS, LAST)]
     assert [(p["epoch"], p["step_in_epoch"]) for p in places] == [(0, 2), (1, 0)]
-    damaged = bytearray((tmp_path / LAST).read_bytes())
-    damaged[len(damaged) // 3] ^= 8
-    (tmp_path / LAST).write_bytes(damaged)
+    damage(tmp_path / LAST)
+    damaged = (tmp_path / LAST).read_bytes()
     main_lpd.main(flags(world, tmp_path, *more))
     assert same_training(tmp_path, uninterrupted)
     assert sorted(path.name for path in tmp_path.glob("*.pth*")) == [
@@ -157,6 +157,64 @@ def test_killed_between_saves_and_resumed_from_the_one_before(
         (tmp_path / name).write_bytes(damaged)
     with pytest.raises(UserError, match=f"^--resume: .*{LAST} is not .*{PREVIOUS} is not"):
         main_lpd.main(flags(world, tmp_path, *more))
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("same_name", [True, False])
+def test_killed_right_after_a_damaged_checkpoint_was_passed_over(
+    world: TinyWorld,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    same_name: bool,
+) -> None:
+    """Before the first file after it is complete; --resume names the folder in its own way."""
+    output, link = tmp_path / "output", tmp_path / "link"
+    link.symlink_to(output)
+    line = flags(world, output, "--save_steps", 4)
+    if not same_name:
+        line += ["--resume", str(link)]
+    with at_step(9, kill), pytest.raises(Killed):
+        main_lpd.main(line)
+    damage(output / LAST)
+    replace = Path.replace
+
+    def die_at_the_last(self: Path, target: Path) -> Path:
+        if Path(target).name == LAST:
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", die_at_the_last)
+        main_lpd.main(line)
+    main_lpd.main(line)
+    assert same_training(output, uninterrupted)
+
+
+def test_killed_between_the_two_files_of_an_epoch(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = flags(world, tmp_path, "--epochs", 3, "--save_intermediate_freq", 1)
+    written = []
+
+    def write_or_die(content: object, path: Path, previous: Path | None) -> None:
+        if len(written) == 3:
+            raise Killed
+        written.append(path.name)
+        atomic_save(content, path, previous)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(saving, "atomic_save", write_or_die)
+        main_lpd.main(line)
+    main_lpd.main(line)
+    assert {path.name for path in tmp_path.glob("checkpoint-[0-9]*.pth")} == {
+        f"checkpoint-{epoch}.pth" for epoch in range(3)
+    }
 
 
 def test_a_loss_that_is_not_finite_leaves_the_checkpoint_of_before(
@@ -309,6 +367,15 @@ def test_an_evaluation_that_the_run_was_killed_in_is_made_up_for(
     done = sorted(path.name for path in tmp_path.glob("metrics-*"))
     assert done == ["metrics-0.json", "metrics-2.json", "metrics-3.json"]
     assert same_training(tmp_path, uninterrupted)
+
+
+def test_a_first_start_may_name_its_folder_in_two_ways(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [*flags(world, tmp_path / "new", "--epochs", 1), "--resume", "new"]
+    main_lpd.main(line)
+    assert (tmp_path / "new" / LAST).exists()
 
 
 def test_a_run_without_a_folder_to_resume_from(world: TinyWorld, tmp_path: Path) -> None:
