@@ -9,17 +9,19 @@ import argparse
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from engine_lpd import cache_latents
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util import distributed, logs
-from util.cache_writer import require_new_cache
+from util.cache_writer import count_shards, require_new_cache
 from util.cli import Parser, pixels, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import locked
 from util.geometry import TokenGrid
 from util.image_folder import list_images
+from util.preemption import StopSignals, leave_marker, remove_marker
 from util.published import pinned_flags, resolve_flags
 from util.run_record import record_run
 
@@ -81,19 +83,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.setup()
     # An image left out is reported by the process that met it, not only by rank 0.
     logging.getLogger("util.image_folder").setLevel(logging.WARNING)
-    launch = distributed.read_launch(args)
-    device = distributed.resolve_device(args.device, launch)
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)
-    require_new_cache(path)
-    resolve_flags(args)
-    tokenizer = load_checked_tokenizer(args)
-    images = list_images(args.data_path)
-    require_writable_folder(path, "--cached_path")
-
-    distributed.start(launch, device)
     with ExitStack() as at_exit:
+        signals = at_exit.enter_context(StopSignals())
+        at_exit.enter_context(signals.leaving_at_once(partial(leave, path)))
+        launch = distributed.read_launch(args)
+        device = distributed.resolve_device(args.device, launch)
+        require_new_cache(path)
+        resolve_flags(args)
+        tokenizer = load_checked_tokenizer(args)
+        images = list_images(args.data_path)
+        require_writable_folder(path, "--cached_path")
+        if launch.rank == 0:
+            remove_marker(path, "--cached_path")
+
+        distributed.start(launch, device)
         at_exit.callback(distributed.stop)
         distributed.fail_together(lambda: lock(path, at_exit))
         distributed.fail_together(lambda: record_run(parser, pinned_flags(args), path))
@@ -121,6 +127,11 @@ def lock(path: Path, at_exit: ExitStack) -> None:
         with blame("--cached_path"):
             at_exit.enter_context(locked(path))
         require_new_cache(path)  # another run may have finished it meanwhile
+
+
+def leave(path: Path, number: int) -> None:
+    """Tell the launcher that signal `number` stopped the run: how many shards are finished."""
+    leave_marker(path, number, shards=count_shards(path))
 
 
 def load_checked_tokenizer(args: argparse.Namespace) -> VQModel:

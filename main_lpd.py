@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from signal import Signals
 from types import ModuleType
 
 import torch
@@ -36,11 +35,17 @@ from util.flags import build_parser
 from util.geometry import TokenGrid
 from util.image_sources import open_images
 from util.metrics import Scores
-from util.preemption import StopSignals, exit_code, remove_marker, write_marker
+from util.preemption import StopSignals, exit_code, leave_marker, remove_marker
 from util.published import pinned, pinned_flags, resolve_flags
 from util.run_record import record_run
 from util.run_watch import RunWatch
-from util.samples import RECORD_FILE, keep_or_clear, sample_settings, write_archive
+from util.samples import (
+    RECORD_FILE,
+    image_ids_in,
+    keep_or_clear,
+    sample_settings,
+    write_archive,
+)
 from util.saving import CheckpointSaver
 from util.scalars import ScalarLog, import_wandb
 from util.scoring import build_scoring
@@ -75,16 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.images:
         score_samples(parser, args)
         return
-    signals = StopSignals()
     stopped_by = 0
     with ExitStack() as at_exit:
-        if not args.evaluate:
-            at_exit.enter_context(signals)
+        signals = at_exit.enter_context(StopSignals())
+        if args.evaluate:  # finished images are kept
+            at_exit.enter_context(signals.leaving_at_once(partial(leave_evaluation, args)))
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         resolve_flags(args)
-        if not args.evaluate and launch.rank == 0:
-            remove_marker(Path(args.output_dir))
         # Everything is checked and loaded before the processes meet: bad input ends here.
         wandb = import_wandb() if args.use_wandb else None
         tokens = load_tokens(args)
@@ -97,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             source = build_source(args, tokens.tokenizer, tokens.cache, device)
             training = build_training(args, model, source, tokens.fingerprint, launch.world_size)
         require_writable_folder(args.output_dir, "--output_dir")
+        if launch.rank == 0:
+            remove_marker(Path(args.output_dir))
         require_writable_folder(args.log_dir, "--log_dir")
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
@@ -247,7 +252,7 @@ def train(
         saver.wait()
     if state.epoch + 1 >= args.epochs:
         return 0
-    on_main(lambda: leave_marker(folder, state, watch.stop_signal))
+    on_main(lambda: leave_training(folder, state, watch.stop_signal))
     return watch.stop_signal
 
 
@@ -270,16 +275,15 @@ def distribute(
     return state.model
 
 
-def leave_marker(folder: Path, state: TrainingState, number: int) -> None:
-    """Tell the launcher, on rank 0, that signal `number` stopped the run and that it is saved."""
-    if distributed.is_main():
-        logger.warning(
-            "stopped by %s after %d steps of epoch %d; all is saved",
-            Signals(number).name,
-            state.step,
-            state.epoch + 1,
-        )
-        write_marker(folder, number, state.epoch + 1, state.step)
+def leave_training(folder: Path, state: TrainingState, number: int) -> None:
+    """Tell the launcher that signal `number` stopped training: the epoch, its steps done."""
+    leave_marker(folder, number, epoch=state.epoch + 1, step=state.step)
+
+
+def leave_evaluation(args: argparse.Namespace, number: int) -> None:
+    """Tell the launcher that signal `number` stopped an evaluation: how many images are there."""
+    folder = Path(args.output_dir)
+    leave_marker(folder, number, images=len(image_ids_in(folder / "images", args.num_images)))
 
 
 def evaluation_is_due(args: argparse.Namespace, state: TrainingState) -> bool:
@@ -297,7 +301,7 @@ def evaluate_online(
 ) -> None:
     """The evaluation after a training epoch; a signal ends the run at once, for all is saved."""
     state = training.state
-    with signals.leaving_at_once(partial(leave_marker, Path(args.output_dir), state)):
+    with signals.leaving_at_once(partial(leave_training, Path(args.output_dir), state)):
         step = training.steps_done - 1
         run_evaluation(args, state.model, evaluation, scalars, state.epoch, step)
 

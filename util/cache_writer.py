@@ -31,6 +31,7 @@ from util.errors import UserError
 from util.files import replacing, write_json
 from util.geometry import TokenGrid
 from util.logs import LOG_FILE
+from util.preemption import MARKER
 from util.run_record import RECORD_FILE as RECORD_OF_RUNS
 
 FORMAT = "lpd-token-cache"
@@ -42,7 +43,7 @@ RECORD_FILE = "unfinished.json"
 # What a killed run has to do again, at most, for each process.
 MAX_SHARD_IMAGES = 1024
 # What a run leaves whether or not it finishes.
-_RECORDS = (LOG_FILE, RECORD_OF_RUNS)
+_RECORDS = (LOG_FILE, RECORD_OF_RUNS, MARKER)
 # What a run writes before its index, temporary names included.
 _UNFINISHED = re.compile(
     r"\.?(shard-\d{5,}\.np[yz]|cache-(tokens|labels)\.npy|unfinished\.json)(\.part)?"
@@ -121,7 +122,7 @@ def take_up(path: str | Path, settings: Mapping[str, Any], batches_per_shard: in
         found_size = int(record.get("batches_per_shard"))
     except (OSError, ValueError, TypeError, AttributeError):
         record = None
-    if record is None or not _holds_shards(path):
+    if record is None or not count_shards(path):
         remove_unfinished(path)
         write_json({**settings, "batches_per_shard": batches_per_shard}, path / RECORD_FILE)
         return batches_per_shard
@@ -136,12 +137,13 @@ def take_up(path: str | Path, settings: Mapping[str, Any], batches_per_shard: in
 
 def drop_if_empty(path: str | Path) -> None:
     """Clean up behind a run that failed before it finished a shard."""
-    if not _holds_shards(Path(path)):
+    if not count_shards(Path(path)):
         remove_unfinished(path)
 
 
-def _holds_shards(path: Path) -> bool:
-    return any(_SHARD.fullmatch(file.name) for file in _entries(path))
+def count_shards(path: Path) -> int:
+    """Finished shards in the folder of an unfinished cache."""
+    return sum(_SHARD.fullmatch(file.name) is not None for file in _entries(path))
 
 
 def names_digest(paths: Sequence[str | Path], labels: np.ndarray) -> str:

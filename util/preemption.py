@@ -1,25 +1,33 @@
-"""Signals that ask a training run to stop, and what it leaves behind for its launcher.
+"""Signals that ask a run to stop, and what it leaves behind for its launcher.
 
-Slurm warns with SIGUSR1, launchers and users with SIGTERM. The run finishes its step, saves, leaves
-`MARKER` in its output folder and ends with `exit_code`: not 0, because it is not finished. A second
-signal ends a process at once; files are written such that even this damages none.
+Slurm warns with SIGUSR1, launchers and users with SIGTERM. Training finishes its step and saves;
+caching and evaluation keep what they have finished anyway. The run leaves `MARKER` and ends with
+`exit_code`: not 0, because it is not finished. A second signal ends a process at once; files are
+written such that even this damages none.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-from util.errors import blame
+from util.errors import blame, describe_os_error
 from util.files import write_json
+from util.logs import is_main_process
+
+logger = logging.getLogger(__name__)
 
 MARKER = "interrupted.json"
+# Where a launcher looks for the marker, if not in the run's output folder: the path of the file.
+MARKER_VARIABLE = "INTERRUPTED_FILE"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # A scheduler signals every process of a job and torchrun passes the signal on: within this many
 # seconds it is still the first one.
@@ -31,23 +39,40 @@ def exit_code(number: int) -> int:
     return 128 + number
 
 
-def write_marker(folder: Path, number: int, epoch: int, step: int) -> None:
-    """Tell the launcher that the run is saved and wants to go on.
+def marker_file(folder: Path) -> Path:
+    """Where the run with this output folder leaves its marker."""
+    return Path(os.environ.get(MARKER_VARIABLE, folder / MARKER))
+
+
+def leave_marker(folder: Path, number: int, **place: int) -> None:
+    """Tell the launcher, on rank 0, that the run is saved and wants to go on.
 
     Args:
         folder: the run's output folder.
         number: of the signal.
-        epoch: the epoch to go on with, from 0.
-        step: steps of it that are done.
+        place: how far the run is, in one or more numbers. A run that is interrupted at the same
+            place again makes no progress.
     """
-    values = {"signal": signal.Signals(number).name, "epoch": epoch, "step": step}
-    write_json(values, folder / MARKER)
+    if is_main_process():
+        name = signal.Signals(number).name
+        logger.warning("stopped by %s (%s); all is saved", name, describe_place(place))
+        write_json({"signal": name, **place}, marker_file(folder))
 
 
-def remove_marker(folder: Path) -> None:
-    """A run starts: what an earlier one left behind no longer holds."""
-    with blame("--output_dir"), suppress(NotADirectoryError):
-        (folder / MARKER).unlink(missing_ok=True)
+def describe_place(place: Mapping[str, object]) -> str:
+    """Where a run was interrupted, for people."""
+    return ", ".join(f"{name} {value}" for name, value in place.items())
+
+
+def remove_marker(folder: Path, flag: str = "--output_dir") -> None:
+    """A run starts: what an earlier one left behind no longer holds.
+
+    Args:
+        folder: the run's output folder.
+        flag: that named it.
+    """
+    with blame(flag), suppress(NotADirectoryError):
+        marker_file(folder).unlink(missing_ok=True)
 
 
 Receiver = TypeVar("Receiver", bound="SignalReceiver")
@@ -93,33 +118,60 @@ class StopSignals(SignalReceiver):
         super().__init__(SIGNALS)
         self.received = 0
         self._received_at = 0.0
-        self._nothing_to_finish: Callable[[int], None] | None = None
+        self._last_words: Callable[[int], None] | None = None
+        self._leaving = threading.RLock()
 
     @contextmanager
     def leaving_at_once(self, last_words: Callable[[int], None]) -> Iterator[None]:
         """Let the first signal end the process inside the block: all it has done is saved.
 
+        So it does while the process waits for others inside a library, too, where Python cannot
+        call the handler of a signal.
+
         Args:
-            last_words: called with the signal's number before the process ends.
+            last_words: called with the signal's number before the process ends, by any thread.
         """
-        self._nothing_to_finish = last_words
+        told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        listener = threading.Thread(target=self._listen, args=(told,), daemon=True)
+        self._last_words = last_words
+        listener.start()
         try:
             if self.received:
                 self._leave(self.received)
             yield
         finally:
-            self._nothing_to_finish = None
+            with self._leaving:
+                self._last_words = None
+            signal.set_wakeup_fd(before)
+            os.write(tell, b"\0")
+            listener.join()
+            os.close(tell)
+            os.close(told)
+
+    def _listen(self, told: int) -> None:
+        """Leave as soon as one of the signals arrives; 0 ends this."""
+        while number := os.read(told, 1)[0]:
+            if number in self._numbers:
+                self._leave(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.received:
             self.received, self._received_at = number, now
-            if self._nothing_to_finish is not None:
-                self._leave(number)
+            self._leave(number)
         elif now - self._received_at > ECHO_SECONDS:
             os._exit(exit_code(number))
 
     def _leave(self, number: int) -> None:
-        if self._nothing_to_finish is not None:
-            self._nothing_to_finish(number)
-        os._exit(exit_code(number))
+        """Say the last words and end the process, where nothing is left to be finished."""
+        with self._leaving:  # one thread does
+            if self._last_words is None:
+                return
+            try:
+                self._last_words(number)
+            except OSError as error:
+                logger.error("no marker is left: %s", describe_os_error(error))
+            finally:
+                os._exit(exit_code(number))

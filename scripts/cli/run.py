@@ -35,6 +35,7 @@ from util import logs
 from util.cli import Parser, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import replacing
+from util.preemption import MARKER, MARKER_VARIABLE
 
 logger = logging.getLogger("lpd")
 
@@ -178,6 +179,7 @@ def read_job(args: argparse.Namespace) -> Job:
 def job_environment(job: Job) -> dict[str, str]:
     """Variables of the job's processes: this command's, the run's folder and this Python."""
     own = {"RUN_NAME": job.name, "OUTPUT_DIR": str(job.output_dir)}
+    own[MARKER_VARIABLE] = str(job.output_dir / MARKER)
     # Or every node would set up the environment, all at once.
     return {"PYTHON": sys.executable, **os.environ, **own}
 

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from util.errors import UserError, describe_os_error
-from util.preemption import ECHO_SECONDS, MARKER, SignalReceiver
+from util.preemption import ECHO_SECONDS, MARKER, SignalReceiver, describe_place
 
 logger = logging.getLogger("lpd")
 
@@ -157,10 +157,9 @@ class Supervisor:
         marker, last = self.output_dir / MARKER, self.logs / MARKER
         if not marker.exists():
             return "", False
-        before, found = _read(last), _read(marker)
+        (_, before), (name, place) = _read(last), _read(marker)
         marker.replace(last)
-        where = "{signal} in epoch {epoch}, step {step}".format_map(found)
-        return where, any(found[name] != before[name] for name in ("epoch", "step"))
+        return f"{name} ({describe_place(place) or '?'})", bool(place) and place != before
 
 
 class Signals(SignalReceiver):
@@ -211,12 +210,13 @@ class Signals(SignalReceiver):
             self._receiver.send_signal(number)
 
 
-def _read(marker: Path) -> dict[str, object]:
-    """A marker's entries; `?` where they cannot be read."""
-    entries = dict.fromkeys(("signal", "epoch", "step"), "?")
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        entries |= json.loads(marker.read_text())
-    return entries
+def _read(marker: Path) -> tuple[str, dict[str, object]]:
+    """The signal in a marker, and how far the run was; `?` and nothing where it is unreadable."""
+    try:
+        place = dict(json.loads(marker.read_text()))
+    except (OSError, ValueError, TypeError):
+        return "?", {}
+    return str(place.pop("signal", "?")), place
 
 
 def next_log(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Evaluation through the real command: images, archive, metrics, and their independence."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from models.transformer import KVCache
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
-from tests.commands import run_command, succeed
+from tests.commands import ROOT, run_command, succeed
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util.checkpoint import LAST, PREVIOUS, load_pretrained
@@ -27,6 +28,7 @@ from util.features import DigitsClassifier, build_extractor, extract
 from util.images import to_uint8
 from util.metrics import Reference, Statistics, score
 from util.png_writers import PngWriters
+from util.preemption import MARKER
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:
@@ -335,6 +337,40 @@ def test_a_finished_evaluation_is_scored_again_without_the_model(
     for key in (name for name in first if name.startswith("classifier_score")):
         assert second[key] == pytest.approx(first[key], rel=1e-5)
     assert same(images(tmp_path), before)
+
+
+STOPPED = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import main_lpd
+from util import errors, png_writers
+write, batches = png_writers.PngWriters.write, []
+def write_and_ask(self, *arguments):
+    batches.append(write(self, *arguments))
+    if len(batches) == 2:
+        while len(list(self._folder.glob("[0-9]*.png"))) < 8:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(60)
+png_writers.PngWriters.write = write_and_ask
+errors.run(main_lpd.main)
+"""
+
+
+def test_a_signal_leaves_a_marker_and_the_finished_images(
+    world: TinyWorld, tmp_path: Path, made: list[int]
+) -> None:
+    whole, stopped, program = (tmp_path / name for name in ("whole", "stopped", "program.py"))
+    program.write_text(STOPPED.format(root=str(ROOT)))
+    flags = world.eval_flags(stopped)
+    result = run_command(program, *flags, timeout=60)
+    assert result.returncode == 128 + signal.SIGUSR1, result.stderr
+    assert json.loads((stopped / MARKER).read_text()) == {"signal": "SIGUSR1", "images": 8}
+    main_lpd.main(flags)
+    assert made == [8]
+    assert not (stopped / MARKER).exists()
+    main_lpd.main(world.eval_flags(whole))
+    assert same(images(stopped), images(whole))
 
 
 def test_two_processes_keep_what_one_has_left(

@@ -3,7 +3,10 @@
 import json
 import logging
 import re
+import signal
+import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from PIL import Image
 
 import engine_lpd
 import main_cache
-from tests.commands import results_in, run_command, succeed
+from tests.commands import ROOT, results_in, run_command, run_program, succeed
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
 from util import cache_in_progress
 from util.cache_writer import Shard
@@ -22,6 +25,7 @@ from util.errors import UserError
 from util.files import locked
 from util.image_folder import image_batches, list_images
 from util.images import to_float
+from util.preemption import MARKER, leave_marker
 from util.token_cache import open_cache
 
 NUM_IMAGES = 11
@@ -271,6 +275,52 @@ def test_two_processes_take_up_what_one_has_left(
     assert "encoded 5 images" in log
     for file in results_in(whole):
         assert file.read_bytes() == (path / file.name).read_bytes()
+
+
+STOPPED = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import main_cache
+from util import cache_in_progress, cache_writer, errors
+cache_writer.MAX_SHARD_IMAGES = 3
+write = cache_in_progress.write_shard
+def write_and_ask(*arguments):
+    shard = write(*arguments)
+    if os.environ["RANK"] == "1":
+        while cache_writer.count_shards(arguments[0]) < 2:
+            time.sleep(0.01)
+        os.kill(os.getppid(), signal.SIGUSR1)  # the launcher; rank 0 waits for this process
+        time.sleep(60)
+    return shard
+cache_in_progress.write_shard = write_and_ask
+errors.run(main_cache.main)
+"""
+
+
+def test_a_signal_leaves_a_marker_and_the_finished_shards(workspace: Path, main: Main) -> None:
+    path, marker, program = (workspace / name for name in ("cache", "marker", "program.py"))
+    program.write_text(STOPPED.format(root=str(ROOT)))
+    flags = _flags(workspace, "--cached_path", path)
+    started = time.monotonic()
+    result = run_program(
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *("--signals-to-handle", "SIGTERM,SIGUSR1", program, *flags),
+        INTERRUPTED_FILE=str(marker),
+    )
+    assert time.monotonic() - started < 60
+    assert result.returncode != 0
+    assert 'main_cache.py", line' not in result.stderr
+    assert json.loads(marker.read_text()) == {"signal": "SIGUSR1", "shards": 2}
+    main(flags)
+    np.testing.assert_array_equal(_read_all(path), _encode_directly(workspace))
+
+
+def test_a_marker_in_the_cache_folder_goes_with_the_next_start(workspace: Path, main: Main) -> None:
+    path = workspace / "cache"
+    path.mkdir()
+    leave_marker(path, signal.SIGTERM, shards=0)
+    main(_flags(workspace, "--cached_path", path))
+    assert not (path / MARKER).exists()
 
 
 def test_shards_without_the_bad_images_are_not_taken_up_by_a_run_that_wants_all(

@@ -82,7 +82,7 @@ WAITS_ONCE = """
 while true; do sleep 0.1; done
 """
 SAVES = """
-save() { echo '{"signal": "SIGUSR1", "epoch": 0, "step": 9}' >"$OUTPUT_DIR/interrupted.json"; }
+save() { echo '{"signal": "SIGUSR1", "epoch": 0, "step": 9}' >"$INTERRUPTED_FILE"; }
 trap 'save; exit 1' USR1
 """
 
@@ -205,7 +205,7 @@ def test_a_job_goes_on_after_its_time_limit(trainings: Trainings, long: bool) ->
     job = trainings.limited
     said = job.finish()
     # Interrupted by the warning, with time to save; a time limit is no failure.
-    interruptions = re.findall(r"interrupted by SIGUSR1 in epoch \d+, step \d+; going on", said)
+    interruptions = re.findall(r"interrupted by SIGUSR1 \(epoch \d+, step \d+\); going on", said)
     assert len(interruptions) == (2 if long else 1)
     assert "failure" not in said
     assert len(job.logs()) == len(interruptions) + 1
@@ -223,7 +223,7 @@ def test_a_batch_job_is_queued_again_at_its_time_limit(
     assert cluster.job(number)["Restarts"] == "1"
     supervisor = (job.output / "logs" / f"job-{number}.log").read_text()
     why = {
-        "saves": "interrupted by SIGUSR1 in epoch 0, step 9",
+        "saves": "interrupted by SIGUSR1 (epoch 0, step 9)",
         "deaf": "ended by Slurm (time limit)",
     }
     assert f"{why[how]}; going on" in supervisor

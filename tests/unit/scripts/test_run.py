@@ -38,7 +38,7 @@ INTERRUPTED = """
 here=$(wc -l <"$HOME/srun")
 [ "$here" -gt $# ] && exit 0
 step=${!here}
-echo '{"signal": "SIGUSR1", "epoch": 1, "step": '"$step"'}' >"$OUTPUT_DIR/interrupted.json"
+echo '{"signal": "SIGUSR1", "epoch": 1, "step": '"$step"'}' >"$INTERRUPTED_FILE"
 exit 1
 """
 
@@ -133,7 +133,7 @@ def test_interruptions_are_no_failures(home: Path) -> None:
     result = launch(home, "--max-retry", "0", *script, *("10", "20", "30"))
     assert result.returncode == 0, result.stderr
     assert len(calls(home, "srun")) == 4
-    assert "interrupted by SIGUSR1 in epoch 1, step 20; going on" in result.stderr
+    assert "interrupted by SIGUSR1 (epoch 1, step 20); going on" in result.stderr
     assert not (out / "interrupted.json").exists()
     assert json.loads((out / "logs" / "interrupted.json").read_text())["step"] == 30
     assert len(list((out / "logs").glob("start-*.log"))) == 4
@@ -144,7 +144,7 @@ def test_an_interruption_without_progress_is_a_failure(home: Path) -> None:
     result = launch(home, "--max-retry", "1", *script, *("10", "10", "10", "10"))
     assert result.returncode == 1
     assert len(calls(home, "srun")) == 3
-    assert "interrupted by SIGUSR1 in epoch 1, step 10, as the last time" in result.stderr
+    assert "interrupted by SIGUSR1 (epoch 1, step 10), as the last time" in result.stderr
     # Progress in between starts the count anew; the first interruption is that of the run before.
     (home / "srun").unlink()
     result = launch(home, "--max-retry", "1", *script, *("10", "20", "20", "30", "30"))
@@ -155,7 +155,28 @@ def test_an_unreadable_marker_shows_no_progress(home: Path) -> None:
     script = 'touch "$OUTPUT_DIR/interrupted.json"'
     result = launch(home, "--max-retry", "0", "bash", "-c", script)
     assert result.returncode == 1
-    assert "interrupted by ? in epoch ?, step ?, as the last time" in result.stderr
+    assert "interrupted by ? (?), as the last time" in result.stderr
+
+
+def test_the_marker_of_an_earlier_run_does_not_speak_for_this_one(home: Path) -> None:
+    out = home / "out"
+    out.mkdir()
+    (out / "interrupted.json").write_text('{"signal": "SIGUSR1", "epoch": 1, "step": 2}')
+    result = launch(home, "--max-retry", "0", "bash", "-c", "exit 3")
+    assert result.returncode == 3
+    assert "exit code 3" in result.stderr and "interrupted" not in result.stderr
+
+
+def test_finished_shards_are_progress_too(home: Path) -> None:
+    script = """
+        here=$(wc -l <"$HOME/srun")
+        [ "$here" -gt 3 ] && exit 0
+        echo '{"signal": "SIGUSR1", "shards": '"$here"'}' >"$INTERRUPTED_FILE"
+        exit 1
+    """
+    result = launch(home, "--max-retry", "0", "bash", "-c", script)
+    assert result.returncode == 0, result.stderr
+    assert "interrupted by SIGUSR1 (shards 3); going on" in result.stderr
 
 
 @pytest.mark.parametrize("reason", ["TIME LIMIT", "PREEMPTION"])

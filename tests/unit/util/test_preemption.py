@@ -14,10 +14,11 @@ from util import preemption
 from util.errors import UserError
 from util.preemption import (
     MARKER,
+    MARKER_VARIABLE,
     StopSignals,
     exit_code,
+    leave_marker,
     remove_marker,
-    write_marker,
 )
 
 
@@ -50,11 +51,12 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
         preemption.ECHO_SECONDS = 0.05
         with preemption.StopSignals():
             os.kill(os.getpid(), signal.SIGUSR1)
-            while True:
+            for _ in range(100):
+                time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGTERM)
     """
     started = time.monotonic()
-    result = run_command(program(tmp_path, body))
+    result = run_command(program(tmp_path, body), timeout=60)
     assert result.returncode == exit_code(signal.SIGTERM) == 143
     assert time.monotonic() - started < 30
     assert result.stderr == ""
@@ -64,7 +66,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
 def test_where_all_is_saved_the_first_signal_ends_the_process(tmp_path: Path, early: bool) -> None:
     body = f"""
         def last_words(number):
-            preemption.write_marker(Path({str(tmp_path)!r}), number, 3, 0)
+            preemption.leave_marker(Path({str(tmp_path)!r}), number, epoch=3, step=0)
         def ask():
             os.kill(os.getpid(), signal.SIGUSR1)
         with preemption.StopSignals() as signals:
@@ -80,9 +82,67 @@ def test_where_all_is_saved_the_first_signal_ends_the_process(tmp_path: Path, ea
     assert json.loads((tmp_path / MARKER).read_text()) == expected
 
 
+def test_a_process_that_waits_in_a_library_leaves_all_the_same(tmp_path: Path) -> None:
+    """Python calls no handler before the library returns."""
+    body = f"""
+        import threading
+        from datetime import timedelta
+        from torch.distributed import TCPStore
+        def last_words(number):
+            preemption.leave_marker(Path({str(tmp_path)!r}), number, images=640)
+        def ask():
+            os.kill(os.getpid(), signal.SIGTERM)
+        store = TCPStore("127.0.0.1", 0, is_master=True)
+        with preemption.StopSignals() as signals, signals.leaving_at_once(last_words):
+            threading.Timer(0.2, ask).start()
+            store.wait(["never"], timedelta(seconds=40))
+    """
+    started = time.monotonic()
+    result = run_command(program(tmp_path, body))
+    assert result.returncode == 143, result.stderr
+    assert time.monotonic() - started < 40
+    assert json.loads((tmp_path / MARKER).read_text()) == {"signal": "SIGTERM", "images": 640}
+
+
+def test_a_marker_that_cannot_be_written_keeps_no_process(tmp_path: Path) -> None:
+    body = f"""
+        def last_words(number):
+            preemption.leave_marker(Path({str(tmp_path / "missing")!r}), number, images=1)
+        with preemption.StopSignals() as signals, signals.leaving_at_once(last_words):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            sys.exit("the signal came too late")
+    """
+    result = run_command(program(tmp_path, body), timeout=60)
+    assert result.returncode == 138
+    assert "missing" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_after_the_block_a_signal_is_only_noted() -> None:
+    with StopSignals() as signals:
+        with signals.leaving_at_once(lambda number: None):
+            pass
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.received == signal.SIGUSR1
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_the_launcher_says_where_the_marker_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MARKER_VARIABLE, str(tmp_path / "mark"))
+    leave_marker(tmp_path / "elsewhere", signal.SIGTERM, shards=3)
+    assert json.loads((tmp_path / "mark").read_text()) == {"signal": "SIGTERM", "shards": 3}
+    monkeypatch.setenv("RANK", "1")
+    leave_marker(tmp_path / "elsewhere", signal.SIGTERM, shards=4)
+    assert json.loads((tmp_path / "mark").read_text())["shards"] == 3
+    remove_marker(tmp_path / "elsewhere")
+    assert not (tmp_path / "mark").exists()
+
+
 def test_the_marker_is_removed_wherever_it_can_be(tmp_path: Path) -> None:
-    write_marker(tmp_path, signal.SIGTERM, 1, 37)
-    assert json.loads((tmp_path / MARKER).read_text())["signal"] == "SIGTERM"
+    leave_marker(tmp_path, signal.SIGTERM, epoch=1, step=37)
+    expected = {"signal": "SIGTERM", "epoch": 1, "step": 37}
+    assert json.loads((tmp_path / MARKER).read_text()) == expected
     for _ in range(2):
         remove_marker(tmp_path)
         assert not list(tmp_path.iterdir())
