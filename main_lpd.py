@@ -227,7 +227,8 @@ def train(
         online()
     started, first = time.monotonic(), training.steps_done
     with CheckpointSaver(folder, last_is_good(folder, training.resumed_from)) as saver:
-        watch = RunWatch(state, saver, signals, scalars, training.policy, training.samples_of)
+        policy, samples_of = training.policy, training.samples_of
+        watch = RunWatch(state, saver, signals, scalars, source.bad_data, policy, samples_of)
         while state.epoch + 1 < args.epochs:
             loss = train_one_epoch(model, state, source, recipe, device, scalars, watch)
             if loss is None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from util import distributed
+from util.bad_data import BadData
 from util.checkpoint import TrainingState
 from util.errors import UserError
 from util.host_copy import HostCopy
@@ -61,6 +62,7 @@ class RunWatch:
         saver: saves it.
         signals: ask for a stop.
         scalars: brought to the disk before a checkpoint is.
+        bad_data: what the data met on this process.
         policy: when to save.
         sample_ids: (epoch, step in it) -> places in the data of the images that it sees.
 
@@ -75,6 +77,7 @@ class RunWatch:
         saver: CheckpointSaver,
         signals: StopSignals,
         scalars: ScalarLog,
+        bad_data: BadData,
         policy: SavePolicy,
         sample_ids: Callable[[int, int], np.ndarray],
     ) -> None:
@@ -82,6 +85,7 @@ class RunWatch:
         self._saver = saver
         self._signals = signals
         self._scalars = scalars
+        self._bad_data = bad_data
         self._policy = policy
         self._sample_ids = sample_ids
         self._under_way: deque[_Step] = deque()
@@ -99,8 +103,8 @@ class RunWatch:
             norm: the gradient's norm before clipping, likewise.
 
         Raises:
-            UserError: on all processes, if the loss or the gradient is not finite, or if a
-                checkpoint or a scalar could not be written.
+            UserError: on all processes, if the loss or the gradient is not finite, if any could
+                not read its data, or if a checkpoint or a scalar could not be written.
         """
         state = self._state
         status = self._exchange(loss, norm)
@@ -125,11 +129,11 @@ class RunWatch:
         self.save_due, self._saved_at = False, time.monotonic()
 
     def _exchange(self, loss: torch.Tensor, norm: torch.Tensor) -> HostCopy:
-        """The largest of all processes' [signal, save due, writing failed, step went wrong]."""
+        """The largest of all processes' [signal, save due, a file failed, step went wrong]."""
         due = False
         if self._policy.minutes and distributed.is_main():
             due = time.monotonic() - self._saved_at >= 60 * self._policy.minutes
-        failed = self._saver.failed or self._scalars.failed
+        failed = self._saver.failed or self._scalars.failed or self._bad_data.found
         here = np.array([self._signals.received, due, failed, 0], dtype=np.int32)
         status = send(*stage(loss.device, here), loss.device)
         status[3] = ~(loss.isfinite() & norm.isfinite())
@@ -146,6 +150,7 @@ class RunWatch:
             if failed:
                 self._saver.wait()
                 self._scalars.check()
+                self._bad_data.check()
             self.stop_signal = self.stop_signal or signal
             self.save_due |= bool(due or signal)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 
 from tokenizers.vq_model import VQModel
 from util import distributed, streams
+from util.bad_data import BadData
 from util.encoding import encode
-from util.image_folder import ImageList, image_batches
+from util.image_folder import ImageBatch, ImageList, image_batches
 from util.prefetch import prefetch
 from util.token_cache import TokenCache
 
@@ -39,10 +41,17 @@ class Batch(NamedTuple):
 
 
 class TokenSource(Protocol):
-    """Where tokens come from: a cache, or images encoded on the fly."""
+    """Where tokens come from: a cache, or images encoded on the fly.
+
+    Attributes:
+        num_samples: images in the data.
+        num_tokens: N, tokens per image.
+        bad_data: what could not be read, where other processes have to know of it.
+    """
 
     num_samples: int
     num_tokens: int
+    bad_data: BadData
 
     def read(
         self, batches: np.ndarray, flipped: np.ndarray
@@ -61,6 +70,7 @@ class CachedTokens:
 
     cache: TokenCache
     device: torch.device
+    bad_data: BadData = field(default_factory=BadData)
 
     @property
     def num_samples(self) -> int:
@@ -74,12 +84,18 @@ class CachedTokens:
         self, batches: np.ndarray, flipped: np.ndarray
     ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         gathered = (
-            stage(self.device, self.cache.read(indices, flips), self.cache.labels[indices])
+            stage(self.device, self._tokens(indices, flips), self.cache.labels[indices])
             for indices, flips in zip(batches, flipped, strict=True)
         )
         with closing(prefetch(gathered)) as ready:
             for tokens, labels in ready:
                 yield send(tokens, self.device), send(labels, self.device)
+
+    def _tokens(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
+        shape = (len(indices), self.num_tokens)
+        return self.bad_data.read(
+            lambda: self.cache.read(indices, flips), lambda: np.zeros(shape, dtype=np.int64)
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,7 @@ class EncodedImages:
     num_workers: int
     pin_memory: bool
     batch_size: int
+    bad_data: BadData = field(default_factory=BadData)
 
     @property
     def num_samples(self) -> int:
@@ -108,15 +125,20 @@ class EncodedImages:
         loader = image_batches(
             self.images, self.image_size, list(batches), self.num_workers, self.pin_memory
         )
-        for flips in flipped:
-            # One process alone may meet an unreadable image: the others must not wait for it.
-            batch = distributed.fail_together(lambda: next(loader))
+        for indices, flips in zip(batches, flipped, strict=True):
+            blank = partial(self._blank, len(indices))
+            batch = self.bad_data.read(lambda: next(loader), blank)
             images = batch.images.to(self.device, non_blocking=True)
             mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
             # An accumulated batch fits into memory in parts only, here as in the step.
             parts = torch.where(mirror, images.flip(-1), images).split(self.batch_size)
             tokens = torch.cat([encode(self.tokenizer, part) for part in parts])
             yield tokens, batch.labels.to(self.device)
+
+    def _blank(self, count: int) -> ImageBatch:
+        pixels = torch.zeros(count, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        numbers = torch.zeros(count, dtype=torch.int64)
+        return ImageBatch(pixels, numbers, numbers)
 
 
 def steps_per_epoch(num_samples: int, batch_size: int, world_size: int) -> int:

@@ -1,19 +1,23 @@
 """Training through the real command: process count, resuming, and where it may start from."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_lpd
-from tests.commands import succeed
+from tests.commands import run_command, succeed
 from tests.integration.tiny_world import TinyWorld
 from util.checkpoint import LAST, resize_pos_embed
 from util.checkpoint_io import read_checkpoint
 from util.errors import UserError
+from util.token_cache import open_cache
+from util.training_data import epoch_samples
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -145,6 +149,42 @@ def test_images_encoded_on_the_fly_equal_cached_tokens(world: TinyWorld, tmp_pat
     fly_flags = [flag for flag in world.train_flags(fly) if flag != "--use_cached"]
     succeed("main_lpd.py", *fly_flags, "--data_path", images, "--num_workers", "2", *flags)
     assert logged(fly, "train/loss") == pytest.approx(logged(cached, "train/loss"), rel=1e-6)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_bad_data_of_one_process_ends_all_in_one_line(
+    world: TinyWorld, tmp_path: Path, cached: bool
+) -> None:
+    """In the middle of a run, while the other process waits for its gradients."""
+    flags = [*world.train_flags(tmp_path / "out"), "--batch_size", "4", "--save_steps", "1"]
+    if cached:
+        for number, label in enumerate(open_cache(world.cache).labels):
+            file = tmp_path / "data" / f"class{label}" / f"{number:02d}.npz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file, indices=np.arange(16), indices_flip=np.arange(16))
+        named = "--cached_path: "
+        flags += ["--cached_path", str(tmp_path / "data")]
+    else:
+        for folder in range(4):
+            write_images(tmp_path / "data" / str(folder), size=16)
+        flags = [flag for flag in flags if flag != "--use_cached"]
+        flags += ["--data_path", str(tmp_path / "data"), "--class_num", "4", "--num_workers", "0"]
+        named = ""
+    flags += ["--class_num", "4"]
+    files = sorted(path for path in (tmp_path / "data").rglob("*") if path.is_file())
+    # Seen by the second process, in the last step of the first epoch.
+    (*_, last) = epoch_samples(len(files), 0, 8, seed=1)
+    seen = last.reshape(2, 4)[1, 2]
+    files[seen].write_bytes(files[seen].read_bytes()[:40])
+    result = run_command("main_lpd.py", *flags, processes=2)
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"error: {named}{files[seen]}"), result.stderr
+    assert 'main_lpd.py", line' not in result.stderr
+    assert len(re.findall(r"exitcode\s*: 2 ", result.stderr)) == 2, result.stderr
+    # No step with anything else in the place of that image was saved.
+    for path in (tmp_path / "out").glob("*.pth"):
+        assert read_checkpoint(path, "test")["epoch"] == -1
 
 
 def write_images(folder: Path, size: int) -> None:

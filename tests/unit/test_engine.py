@@ -13,6 +13,7 @@ from torch import nn
 
 from engine_lpd import _draw_group_sizes, train_one_epoch
 from util import distributed
+from util.bad_data import BadData
 from util.checkpoint import TrainingState
 from util.errors import UserError
 from util.lr_schedule import LRSchedule
@@ -105,7 +106,9 @@ def run(model: Probe, epoch: int = 0, **changes: object) -> tuple[RecordingSGD, 
     recipe = replace(RECIPE, **changes)
     state = TrainingState(model, optimizer, argparse.Namespace(), epoch - 1)
     saver = CheckpointSaver(Path("nowhere"))
-    watch = RunWatch(state, saver, StopSignals(), scalars, SavePolicy(), lambda *_: np.arange(9))
+    watch = RunWatch(
+        *(state, saver, StopSignals(), scalars, BadData(), SavePolicy()), lambda *_: np.arange(9)
+    )
     train_one_epoch(model, state, Source(), recipe, CPU, scalars, watch)
     return optimizer, scalars
 

@@ -1,6 +1,7 @@
 """Between steps: bad steps are never saved, saves come when due, all processes stop together."""
 
 import argparse
+import errno
 import math
 import os
 import signal
@@ -12,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from util import distributed
+from util.bad_data import BadData
 from util.checkpoint import LAST, TrainingState
 from util.checkpoint_io import read_checkpoint
 from util.errors import UserError
@@ -34,11 +37,13 @@ class Run:
         )
         self.signals = StopSignals()
         self.saver = CheckpointSaver(folder)
+        self.scalars, self.bad_data = ScalarLog(None), BadData()
         self.watch = RunWatch(
             self.state,
             self.saver,
             self.signals,
-            ScalarLog(None),
+            self.scalars,
+            self.bad_data,
             policy,
             lambda epoch, step: 100 * epoch + 10 * step + np.arange(3),
         )
@@ -63,6 +68,42 @@ def test_saves_every_so_many_steps(tmp_path: Path) -> None:
         run.step()
         saved.append(run.saved())
     assert saved == [None, None, 3, 3, 3, 6, 6]
+
+
+def test_a_step_without_its_data_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+
+    def read() -> int:
+        raise OSError(errno.EIO, "Input/output error", "tokens.npy")
+
+    run = Run(tmp_path, SavePolicy(steps=1))
+    run.step()
+    assert run.bad_data.read(lambda: 5, lambda: 0) == 5
+    assert run.bad_data.read(read, lambda: 0) == run.bad_data.read(lambda: 5, lambda: 0) == 0
+    with pytest.raises(UserError, match=r"^tokens\.npy: Input/output error$"):
+        run.step()
+    assert run.saved() == 1
+
+
+def test_a_process_on_its_own_stops_at_bad_data() -> None:
+    def read() -> None:
+        raise UserError("the cache has gone")
+
+    with pytest.raises(UserError, match="has gone"):
+        BadData().read(read, lambda: None)
+
+
+def test_what_was_logged_is_on_the_disk_before_a_checkpoint_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, order = Run(tmp_path, SavePolicy(steps=1)), []
+    monkeypatch.setattr(run.scalars, "flush", lambda: order.append("scalars"))
+    save = run.saver.save
+    monkeypatch.setattr(run.saver, "save", lambda *args: [order.append("state"), save(*args)])
+    run.step()
+    assert order == ["scalars", "state"]
 
 
 def test_saves_every_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
