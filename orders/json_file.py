@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from util.files import open_file
+
 
 def read_json(path: str | Path) -> Any:
     """The value a JSON file holds.
@@ -15,7 +17,12 @@ def read_json(path: str | Path) -> Any:
         OSError: the file cannot be read.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        with open_file(path) as stream:
+            content = stream.read()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        return json.loads(content)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: damaged JSON at character {error.pos}: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, too deep or absurdly long numbers

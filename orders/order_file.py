@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from util.arrays import map_npy
-from util.files import replacing
+from util.files import open_file, replacing
 
 _SUFFIXES = (".json", ".npy")
 # Rows checked at once: bounds the memory used beside the orders themselves.
@@ -118,7 +118,8 @@ def read_orders(path: str | Path, num_tokens: int | None = None) -> np.ndarray:
 
 
 def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
-    text = path.read_bytes()
+    with open_file(path) as stream:
+        text = stream.read()
     # Nothing else occurs in lists of lists of whole numbers: no text, fraction, true or null.
     foreign = text.translate(None, b"0123456789-[], \t\r\n")
     if foreign:

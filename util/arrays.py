@@ -15,6 +15,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from util.files import open_file
+
 # The largest array taken out of an archive: a small file can claim to unpack to anything.
 MAX_UNPACKED_BYTES = 2**27
 
@@ -36,7 +38,7 @@ def map_npy(path: Path) -> np.ndarray:
             file's name to the caller.
         OSError: it cannot be read.
     """
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         if stream.read(4) == b"PK\x03\x04":
             raise ValueError("is an .npz archive, expected an .npy file")
         stream.seek(0)
@@ -61,7 +63,7 @@ def read_npz(
         ValueError: damaged, an array of Python objects or one above `max_bytes`.
         OSError: the file cannot be read.
     """
-    with _naming_damage(), zipfile.ZipFile(path) as archive:
+    with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
         return {name: _unpack(archive, name, max_bytes) for name in names}
 
 
@@ -92,7 +94,8 @@ def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
     """
     with ExitStack() as files:
         with _naming_damage():
-            archive = files.enter_context(zipfile.ZipFile(path))
+            stream = files.enter_context(open_file(path))
+            archive = files.enter_context(zipfile.ZipFile(stream))
             packed = files.enter_context(archive.open(_member(archive, name)))
             shape, fortran_order, dtype = _read_header(packed)
         if fortran_order:
@@ -121,7 +124,7 @@ def names_in_npz(path: Path) -> set[str]:
         ValueError: damaged, or no archive.
         OSError: the file cannot be read.
     """
-    with _naming_damage(), zipfile.ZipFile(path) as archive:
+    with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
 
 

@@ -22,6 +22,7 @@ from util.cache_writer import (
     token_dtype,
 )
 from util.errors import UserError, blame
+from util.files import open_file
 from util.geometry import TokenGrid, grid_side
 from util.image_folder import list_classes
 
@@ -163,8 +164,10 @@ class MappedCache(TokenCache):
 def _read_index(file: Path, flag: str) -> dict[str, Any]:
     """The parsed index, with every entry of the type this version writes."""
     with blame(f"{flag}: {file}"):
+        with open_file(file) as stream:
+            content = stream.read()
         try:
-            index = json.loads(file.read_text(encoding="utf-8"))
+            index = json.loads(content.decode())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is damaged: {error}, expected JSON") from error
         if not isinstance(index, dict) or index.get("format") != FORMAT:

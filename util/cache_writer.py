@@ -14,7 +14,6 @@ run of the same settings goes on from there.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from orders.json_file import read_json
 from util.arrays import read_npz
 from util.errors import UserError
 from util.files import replacing, write_json
@@ -118,7 +118,7 @@ def take_up(path: str | Path, settings: Mapping[str, Any], batches_per_shard: in
     """
     path = Path(path)
     try:
-        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+        record = read_json(path / RECORD_FILE)
         found_size = int(record.get("batches_per_shard"))
     except (OSError, ValueError, TypeError, AttributeError):
         record = None

@@ -6,12 +6,28 @@ import fcntl
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 logger = logging.getLogger(__name__)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file to read its bytes; unlike `open`, do not wait for what is none (a pipe).
+
+    Raises:
+        ValueError: it is no regular file; the message leaves its name to the caller.
+        OSError: it cannot be opened.
+    """
+    # Of a pipe, opening would wait for somebody to write to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("is a pipe, a folder or a device, expected a file")
+    return os.fdopen(descriptor, "rb")
 
 
 @contextmanager

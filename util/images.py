@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from util.errors import UserError
-from util.files import replacing
+from util.files import open_file, replacing
 
 # What Pillow's decoders raise on damaged files, besides OSError.
 _DECODE_ERRORS = (
@@ -42,8 +43,12 @@ def open_rgb(source: str | Path | BinaryIO, name: str | None = None) -> Image.Im
     Raises:
         UserError: the file is missing, damaged or no image.
     """
+    opened = isinstance(source, str | Path)
     try:
-        with Image.open(source) as image:
+        with (
+            open_file(source) if opened else nullcontext(source) as stream,
+            Image.open(stream) as image,
+        ):
             image.load()
             if image.mode == "RGB":
                 return image  # `convert` would copy it

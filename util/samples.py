@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from orders.json_file import read_json
 from util.cache_writer import checksum
 from util.cores import available_cores
 from util.errors import UserError
@@ -83,7 +84,7 @@ def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> No
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = read_json(record)
     except (OSError, ValueError):
         known = None
     if known == json.loads(json.dumps(settings)):

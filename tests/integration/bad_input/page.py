@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.commands import ROOT
-from tests.integration.bad_input import commands, evaluation, hub, orders_study, scoring, training
+from tests.integration.bad_input import (
+    commands,
+    evaluation,
+    hub,
+    orders_study,
+    pipes,
+    scoring,
+    training,
+)
 from tests.integration.bad_input.table import Group
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -33,6 +41,9 @@ GROUPS = (
     hub.CONVERTING,
     commands.TOKENIZER,
     commands.SLURM,
+    pipes.PIPES_IN_TRAINING,
+    pipes.PIPES_IN_EVALUATION,
+    pipes.PIPES_IN_CACHING,
 )
 
 _HEAD = """# What goes wrong, and what it says
