@@ -25,9 +25,15 @@ logger = logging.getLogger("lpd")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What Slurm says where it, and not the program, ended a job.
-CUT_SHORT = re.compile(rb"CANCELLED AT \S+ DUE TO (TIME LIMIT|PREEMPTION)")
-# How all output begins where Slurm does not take a job (of a task that failed it speaks likewise).
-REFUSED = re.compile(rb"srun: (?:error: |fatal: |(?=unrecognized))(?!\S+: tasks? )(.*)")
+CUT_SHORT = re.compile(
+    rb"CANCELLED AT \S+ DUE TO (TIME LIMIT|PREEMPTION|NODE FAILURE)|srun: error: (Node failure) on "
+)
+# What it says before a job starts that it does not take. (Of launches and tasks that failed it
+# speaks in other words.)
+REFUSED = re.compile(
+    rb"srun: (?:fatal: |error: (?=Unable to (?:allocate|create)|Job submit|[Ii]nvalid )"
+    rb"|(?=unrecognized option|invalid option|option '))(.*)"
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,10 @@ class Supervisor:
         with Signals(forward=self.requeue is None) as signals:
             failures = 0
             for number in itertools.count(1):
+                before = self._checkpoints()
                 outcome = self._start(signals)
-                if outcome.refused and number == 1:
+                # A batch job has been taken already: what its step meets may pass.
+                if outcome.refused and number == 1 and self.requeue is None:
                     raise UserError(f"srun: {outcome.refused}")
                 if outcome.finished:
                     return 0
@@ -108,7 +116,7 @@ class Supervisor:
                     logger.info("stopped; the same command goes on from the last checkpoint")
                     return 128 + signals.stop
                 if outcome.failed:
-                    failures += 1
+                    failures = failures + 1 if self._checkpoints() == before else 1
                     tried = f"{failures} ({self.max_retry} are tried again)"
                     logger.error("failure %s: %s", tried, outcome)
                     if failures > self.max_retry:
@@ -137,17 +145,21 @@ class Supervisor:
         )
         with signals.going_to(process), log.open("wb", buffering=0) as file:
             sinks = [file] if self.requeue else [file, sys.stdout.buffer]
-            first_line, cut_short = _copy(process.stdout, sinks, CUT_SHORT)
+            words = _SlurmsWords()
+            _copy(process.stdout, sinks, words.read)
             code = process.wait()
         interrupted, progress = self._take_marker()
-        refused = REFUSED.match(first_line)
         return Outcome(
             code=code if code >= 0 else 128 - code,
             interrupted=interrupted,
             progress=progress,
-            cut_short=cut_short.lower(),
-            refused=refused[1].decode(errors="replace") if refused else "",
+            cut_short=words.cut_short,
+            refused=words.refused,
         )
+
+    def _checkpoints(self) -> dict[str, int]:
+        """The run's checkpoints, and when each was written, in nanoseconds."""
+        return {path.name: path.stat().st_mtime_ns for path in self.output_dir.glob("*.pth")}
 
     def _take_marker(self) -> tuple[str, bool]:
         """Where the run was interrupted, if it was, and whether that is another place than before.
@@ -225,11 +237,30 @@ def next_log(folder: Path) -> Path:
     return folder / f"start-{max(numbers, default=0) + 1:03d}.log"
 
 
-def _copy(
-    source: BinaryIO, sinks: Sequence[BinaryIO], pattern: re.Pattern[bytes]
-) -> tuple[bytes, str]:
-    """Copy `source` to all sinks; return its first line, and the pattern's group where it fits."""
-    sinks, first, found, rest = list(sinks), None, "", b""
+class _SlurmsWords:
+    """What Slurm says of a job, between the lines that the job itself prints.
+
+    Attributes:
+        refused: why it does not take the job; empty if it did.
+        cut_short: what it ended the job for; empty if it did not.
+    """
+
+    def __init__(self) -> None:
+        self.refused = self.cut_short = ""
+        self._started = False
+
+    def read(self, line: bytes) -> None:
+        """Take note of the next line."""
+        self._started |= not line.startswith(b"srun: ")
+        if not (self._started or self.refused) and (match := REFUSED.match(line)):
+            self.refused = match[1].decode(errors="replace")
+        if match := CUT_SHORT.search(line):
+            self.cut_short = (match[1] or match[2]).decode().lower()
+
+
+def _copy(source: BinaryIO, sinks: Sequence[BinaryIO], read_line: Callable[[bytes], None]) -> None:
+    """Copy `source` to all sinks, and let its lines be read."""
+    sinks, rest = list(sinks), b""
     while chunk := source.read1(2**16):
         for sink in list(sinks):
             try:
@@ -241,7 +272,4 @@ def _copy(
         *lines, rest = (rest + chunk).split(b"\n")
         rest = rest[-4096:]
         for line in lines:
-            first = line if first is None else first
-            if match := pattern.search(line):
-                found = match[1].decode()
-    return first or b"", found
+            read_line(line)

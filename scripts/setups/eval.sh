@@ -12,14 +12,14 @@
 #   NPROC_PER_NODE   by default one process per GPU
 #   DEVICE           cuda; cpu for a small trial
 
+OUTPUT_DIR=${OUTPUT_DIR:-output/eval/$(basename "$0" .sh)}
 source "$(dirname "${BASH_SOURCE[0]}")/train.sh"
-RUN_NAME=$(basename "${BASH_SOURCE[1]}" .sh)
 
 # evaluate MODEL SIZE STEPS REPULSION CFG [FLAGS]
 evaluate() {
     local model=$1 size=$2 steps=$3 repulsion=$4 cfg=$5
     shift 5
-    local weights=${PRETRAINED_CKPT:-${model}_${size}} output=${OUTPUT_DIR:-output/eval/$RUN_NAME}
+    local weights=${PRETRAINED_CKPT:-${model}_${size}}
     local orders=${LPD_ORDER_FILE:-res${size}_steps${steps}_repulsion${repulsion}}
     launch main_lpd.py --evaluate --model "$model" --img_size "$size" \
         --pretrained_ckpt "$weights" --vqgan_path "${VQGAN_PATH:-llamagen}" \
@@ -27,5 +27,5 @@ evaluate() {
         --cfg "$cfg" --cfg_schedule linear --bf16 \
         --num_images "${NUM_IMAGES:-50000}" --eval_bsz "${EVAL_BSZ:-64}" \
         ${FID_STATS:+--fid_stats "$FID_STATS"} --device "${DEVICE:-cuda}" \
-        --output_dir "$output" --log_dir "$output" "$@"
+        --output_dir "$OUTPUT_DIR" --log_dir "$OUTPUT_DIR" "$@"
 }

@@ -14,11 +14,10 @@
 #   DEVICE           cuda; cpu for a small trial
 
 source "$(dirname "${BASH_SOURCE[0]}")/train.sh"
-RUN_NAME=$(basename "${BASH_SOURCE[1]}" .sh)
 
 # train MODEL SIZE BATCH_SIZE [FLAGS]: BATCH_SIZE images per process at a time
 train() {
-    local model=$1 size=$2 batch_size=$3 output=${OUTPUT_DIR:-output/$RUN_NAME}
+    local model=$1 size=$2 batch_size=$3
     shift 3
     launch main_lpd.py --model "$model" --img_size "$size" \
         --vqgan_path "${VQGAN_PATH:-llamagen}" \
@@ -26,7 +25,7 @@ train() {
         --batch_size "$batch_size" --accum_iter "${ACCUM_ITER:-1}" --blr 1e-4 --min_lr 1e-5 \
         --weight_decay 0.02 --grad_clip 3.0 --proj_dropout 0.1 --label_drop_prob 0.1 --bf16 \
         --device "${DEVICE:-cuda}" --save_minutes 20 \
-        --output_dir "$output" --log_dir "$output" --resume "$output" "$@"
+        --output_dir "$OUTPUT_DIR" --log_dir "$OUTPUT_DIR" --resume "$OUTPUT_DIR" "$@"
 }
 
 # The published schedules.

@@ -9,12 +9,16 @@
 #   NNODES, NODE_RANK           how many nodes take part, and which of them this is, from 0
 #   MASTER_ADDR, MASTER_PORT    where the processes meet: on node 0
 #   NPROC_PER_NODE              processes on a node; one per GPU, or one without GPUs
+# OUTPUT_DIR, for the script's use, is where scripts/cli/run.py wants the output; elsewhere, if it is not
+# set, output/<name of the script>.
 
 # Slurm signals every process of a job. The script must stay until training has saved and ended; a
 # handler, unlike ignoring, is not handed down to the programs it starts.
 [ -z "${SLURM_STEP_NODELIST:-}" ] || trap : TERM USR1
 
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
+
+OUTPUT_DIR=${OUTPUT_DIR:-output/$(basename "$0" .sh)}
 
 fail() {
     echo "error: train.sh: $1" >&2

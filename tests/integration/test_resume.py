@@ -369,6 +369,16 @@ def test_an_evaluation_that_the_run_was_killed_in_is_made_up_for(
     assert same_training(tmp_path, uninterrupted)
 
 
+def test_a_start_without_an_output_folder_removes_no_marker(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / MARKER).write_text("of another run")
+    with pytest.raises(UserError, match="^--output_dir: not given, expected a folder"):
+        main_lpd.main([*flags(world, tmp_path), "--resume", "", "--output_dir", ""])
+    assert (tmp_path / MARKER).exists()
+
+
 def test_a_first_start_may_name_its_folder_in_two_ways(
     world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

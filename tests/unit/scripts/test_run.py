@@ -179,7 +179,7 @@ def test_finished_shards_are_progress_too(home: Path) -> None:
     assert "interrupted by SIGUSR1 (shards 3); going on" in result.stderr
 
 
-@pytest.mark.parametrize("reason", ["TIME LIMIT", "PREEMPTION"])
+@pytest.mark.parametrize("reason", ["TIME LIMIT", "PREEMPTION", "NODE FAILURE"])
 def test_what_slurm_cuts_short_is_no_failure(home: Path, reason: str) -> None:
     words = f"slurmstepd-n1: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-01-01 DUE TO {reason} ***"
     script = f'[ $(wc -l <"$HOME/srun") -gt 2 ] || {{ echo "{words}" >&2; exit 137; }}'
@@ -202,11 +202,48 @@ def test_a_killed_job_gives_the_exit_code_of_a_shell(home: Path) -> None:
     assert result.returncode == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-    "words", ["error: invalid partition: x", "fatal: no controller", "unrecognized option '--x'"]
-)
-def test_a_job_that_slurm_does_not_take_is_not_retried(home: Path, words: str) -> None:
-    result = launch(home, "bash", "-c", 'echo "srun: $1"; echo more; exit 1', "x", words)
+def test_a_node_that_fails_is_not_the_job_s_failure(home: Path) -> None:
+    script = """
+        [ $(wc -l <"$HOME/srun") -gt 2 ] && exit 0
+        echo "srun: error: Node failure on n2"
+        exit 1
+    """
+    result = launch(home, "--max-retry", "0", "bash", "-c", script)
+    assert result.returncode == 0, result.stderr
+    assert len(calls(home, "srun")) == 3
+    assert "ended by Slurm (node failure); going on" in result.stderr
+
+
+def test_a_launch_that_failed_is_no_refusal(home: Path) -> None:
+    words = "srun: error: Task launch for StepId=5.0 failed on node n2: Communication failure"
+    result = launch(home, "--max-retry", "1", "bash", "-c", f"echo '{words}'; exit 6")
+    assert result.returncode == 6
+    assert len(calls(home, "srun")) == 2
+
+
+def test_failures_with_progress_in_between_are_not_in_a_row(home: Path) -> None:
+    script = """
+        here=$(wc -l <"$HOME/srun")
+        [ "$here" -gt 5 ] && exit 4
+        touch -d "2026-01-01 00:00:0$here" "$OUTPUT_DIR/checkpoint-last.pth"
+        exit 3
+    """
+    result = launch(home, "--max-retry", "1", "bash", "-c", script)
+    assert result.returncode == 4
+    assert len(calls(home, "srun")) == 6
+    assert result.stderr.count("failure 1 (1 are tried again): exit code 3") == 5
+    assert "failure 2 (1 are tried again): exit code 4" in result.stderr
+
+
+REFUSALS = ["error: invalid partition: x", "fatal: no controller", "unrecognized option '--x'"]
+REFUSALS += ["error: Unable to allocate resources: Invalid account"]
+
+
+@pytest.mark.parametrize("waited", ["", "srun: job 5 queued and waiting for resources\n"])
+@pytest.mark.parametrize("words", REFUSALS)
+def test_a_job_that_slurm_does_not_take_is_not_retried(home: Path, words: str, waited: str) -> None:
+    script = 'echo "$2srun: $1"; echo more; exit 1'
+    result = launch(home, "bash", "-c", script, "x", words, waited)
     assert result.returncode == 2
     said = words.removeprefix("error: ").removeprefix("fatal: ")
     assert result.stderr.splitlines()[-1] == f"error: srun: {said}"
@@ -284,6 +321,22 @@ def test_a_batch_job_supervises_itself(home: Path) -> None:
         call.startswith("--nodes=2 --ntasks=2 --ntasks-per-node=1 --wait=60 --unbuffered bash")
         for call in calls(home, "srun")
     )
+
+
+def test_a_batch_job_whose_step_is_not_taken_tries_again(home: Path) -> None:
+    words = "srun: error: Unable to create step for job 12: Zero Bytes were transmitted"
+    script = f'[ $(wc -l <"$HOME/srun") -gt 1 ] || {{ echo "{words}"; exit 1; }}'
+    assert launch(home, "--batch", "bash", "-c", script).returncode == 0
+    started = subprocess.run(
+        ["bash", home / "out" / "logs" / "job.sh"],
+        env=environment(home, SLURM_JOB_ID="12"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode == 0, started.stderr
+    assert len(calls(home, "srun")) == 2
 
 
 def test_a_full_disk_for_logs_does_not_end_the_job(home: Path) -> None:
@@ -399,6 +452,17 @@ def test_processes_start_on_one_node_outside_slurm(home: Path) -> None:
     assert result.stdout.splitlines() == [
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", *TRAINING)
     ]
+
+
+def test_a_script_has_an_output_folder_outside_slurm_too(home: Path) -> None:
+    script = home / "my training.sh"
+    setup = ROOT / "scripts" / "setups" / "train.sh"
+    script.write_text(f'set -euo pipefail\nsource "{setup}"\necho "$OUTPUT_DIR"\n')
+    variables = {"PYTHON": "python", "NPROC_PER_NODE": "1"}
+    for output, expected in (({}, "output/my training\n"), ({"OUTPUT_DIR": "o"}, "o\n")):
+        environ = environment(home, **variables, **output)
+        done = subprocess.run(["bash", script], env=environ, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (expected, "")
 
 
 def test_processes_meet_on_the_first_node_of_a_slurm_step(home: Path) -> None:
