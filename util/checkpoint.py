@@ -43,6 +43,7 @@ class TrainingState:
         step: steps done of epoch `epoch + 1`.
         loss_sum: float32 scalar on the training device, the sum of this process's losses in them.
         loss_sums: the same of all processes of the run that was restored, by rank.
+        num_images: images in the data, if known.
     """
 
     model: LPD
@@ -54,6 +55,7 @@ class TrainingState:
     step: int = 0
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
     loss_sums: list[float] = field(default_factory=lambda: [0.0])
+    num_images: int | None = None
 
     def add_step(self, loss: torch.Tensor) -> None:
         """Count a step, of which this process's loss is `loss`."""
@@ -75,6 +77,7 @@ class TrainingState:
             "step_in_epoch": self.step,
             "epoch_loss": distributed.gather(self.loss_sum.item()),
             "global_batch": self.global_batch,
+            "num_images": self.num_images,
             "args": self.args,
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
         }
@@ -113,6 +116,7 @@ class TrainingState:
             raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
         self.epoch = epoch
         self._restore_place(content, what)
+        self._compare_data(content, what)
 
     def _restore_place(self, content: dict[str, Any], what: str) -> None:
         """Take up an epoch where it was left: after as many images, if the batch has changed."""
@@ -140,6 +144,21 @@ class TrainingState:
                 self.step * self.global_batch,
             )
 
+    def _compare_data(self, content: dict[str, Any], what: str) -> None:
+        """Warn where the epochs to come do not go on with the order of those that were."""
+        found = {
+            "--seed": getattr(content.get("args"), "seed", None),
+            "images in the data": content.get("num_images"),
+        }
+        run = {"--seed": getattr(self.args, "seed", None), "images in the data": self.num_images}
+        for name, value in found.items():
+            if None not in (value, run[name]) and value != run[name]:
+                logger.warning(
+                    "%s: saved with %s %s, this run has %s: images come in another order, so an "
+                    "epoch that was begun does not see each of them once",
+                    *(what, name, value, run[name]),
+                )
+
     def join(self, device: torch.device) -> None:
         """Take this process's share of the epoch that was restored, once the processes have met.
 
@@ -158,19 +177,33 @@ class TrainingState:
         self.loss_sum = torch.tensor(sums[distributed.rank()], device=device)
 
     def _restore_optimizer(self, found: Any, what: str) -> None:
+        """Take up the moments of every parameter; the settings are those of this run's flags."""
+        own = self.optimizer.state_dict()["param_groups"]
         try:
-            for group in found["param_groups"]:  # of an older run, maybe: how, not what it computes
-                group["fused"] = True
-            self.optimizer.load_state_dict(found)
+            places = [group["params"] for group in found["param_groups"]]
+            groups = [{**group, "params": place} for group, place in zip(own, places, strict=True)]
+            self.optimizer.load_state_dict({"state": found["state"], "param_groups": groups})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{what}: optimizer state does not fit this model: {error}") from error
-        for parameter, moments in self.optimizer.state.items():
-            for name, value in moments.items():
-                if name != "step" and value.shape != parameter.shape:
-                    raise UserError(
-                        f"{what}: optimizer state {name} has shape {tuple(value.shape)}, "
-                        f"expected {tuple(parameter.shape)}"
-                    )
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                _check_moments(self.optimizer.state.get(parameter, {}), parameter, what)
+
+
+def _check_moments(found: Any, parameter: torch.Tensor, what: str) -> None:
+    """Refuse AdamW's state of a parameter unless it is complete."""
+    shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    for name, expected in shapes.items():
+        value = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{what}: optimizer state lacks {name}, expected it for all weights")
+        if value.shape != expected:
+            raise UserError(
+                f"{what}: optimizer state {name} has shape {tuple(value.shape)}, "
+                f"expected {tuple(expected)}"
+            )
+        if not value.isfinite().all():
+            raise UserError(f"{what}: optimizer state {name} is not finite, expected numbers")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

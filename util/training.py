@@ -124,7 +124,7 @@ def build_training(
         raise UserError(f"--fsdp: found {found}, expected training alone, on several processes")
     share = args.batch_size * args.accum_iter
     with blame("--batch_size" if args.accum_iter == 1 else "--batch_size times --accum_iter"):
-        steps_per_epoch(source.num_samples, share, world_size)
+        steps = steps_per_epoch(source.num_samples, share, world_size)
     global_batch = share * world_size
     lr = args.lr if args.lr is not None else args.blr * global_batch / 256
     recipe = TrainingRecipe(
@@ -154,8 +154,12 @@ def build_training(
     if args.compile or (args.compile is None and on_gpu):
         logger.info("the network is compiled in the first steps, which takes a minute or two")
         model.compile_blocks(sparse=on_gpu)
-    state = TrainingState(model, optimizer, args, args.resume_epoch - 1, fingerprint, global_batch)
+    state = TrainingState(
+        *(model, optimizer, args, args.resume_epoch - 1, fingerprint, global_batch),
+        num_images=source.num_samples,
+    )
     resumed_from = _resume(args, state) if args.resume else None
+    _check_place(state, steps, resumed_from)
     if state.epoch + 1 >= args.epochs:
         logger.warning("--epochs: all %d are done, nothing is left to train", args.epochs)
     policy = SavePolicy(args.save_steps, args.save_minutes)
@@ -176,6 +180,15 @@ def _resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
             "resumed from %s: %d steps of epoch %d are done", found, state.step, state.epoch + 1
         )
     return found
+
+
+def _check_place(state: TrainingState, steps: int, resumed_from: Path | None) -> None:
+    """Refuse a place in an epoch that this run's epochs do not have."""
+    if state.step > steps:
+        raise UserError(
+            f"--resume: {resumed_from} was saved after {state.step} steps of an epoch, expected at "
+            f"most the {steps} that an epoch has here (--batch_size, --accum_iter, processes)"
+        )
 
 
 def build_source(

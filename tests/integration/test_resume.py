@@ -369,6 +369,16 @@ def test_an_evaluation_that_the_run_was_killed_in_is_made_up_for(
     assert same_training(tmp_path, uninterrupted)
 
 
+def test_a_place_beyond_the_end_of_an_epoch_is_refused(
+    world: TinyWorld, uninterrupted: Path, tmp_path: Path
+) -> None:
+    content = read_checkpoint(uninterrupted / "checkpoint-0.pth", "test")
+    atomic_save({**content, "step_in_epoch": STEPS + 1}, tmp_path / LAST)
+    message = f"^--resume: .*{LAST} was saved after 7 steps of an epoch, expected at most the 6"
+    with pytest.raises(UserError, match=message):
+        main_lpd.main(flags(world, tmp_path))
+
+
 def test_a_start_without_an_output_folder_removes_no_marker(
     world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,24 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
     assert all(torch.equal(*pair) for pair in zip(moments, restored, strict=True))
 
 
-def fresh(global_batch: int = 8) -> TrainingState:
+def fresh(global_batch: int = 8, **more: object) -> TrainingState:
     model = tiny()
     optimizer = torch.optim.AdamW(model.parameters())
-    return TrainingState(model, optimizer, argparse.Namespace(), global_batch=global_batch)
+    return TrainingState(model, optimizer, argparse.Namespace(), global_batch=global_batch, **more)
+
+
+def stepped(state: TrainingState) -> TrainingState:
+    """With moments of every parameter."""
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    return state
 
 
 def saved(path: Path, **entries: object) -> Path:
     """A checkpoint of 8 images a step, 6 steps into epoch 3."""
     place = {"epoch": 2, "step_in_epoch": 6, "epoch_loss": [1.5, 2.5]}
-    atomic_save({**fresh().content(), **place, **entries}, path)
+    atomic_save({**stepped(fresh()).content(), **place, **entries}, path)
     return path
 
 
@@ -80,7 +89,7 @@ def test_another_global_batch_goes_on_after_as_many_images(
 
 
 def test_a_checkpoint_without_a_place_was_saved_between_epochs(tmp_path: Path) -> None:
-    content = fresh().content()
+    content = stepped(fresh()).content()
     for name in ("step_in_epoch", "epoch_loss", "global_batch"):
         del content[name]
     atomic_save({**content, "epoch": 4, "scaler": {"scale": 65536.0}}, tmp_path / LAST)
@@ -106,6 +115,63 @@ def test_a_place_that_makes_no_sense_is_refused(
     path = saved(tmp_path / LAST, **entries)
     with pytest.raises(UserError, match=f"^--resume: .*{message}"):
         fresh().restore(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found.update(state={}), "optimizer state lacks step, expected it for all"),
+        (lambda found: found["state"].pop(5), "optimizer state lacks step"),
+        (lambda found: found["state"][5].pop("exp_avg"), "optimizer state lacks exp_avg,"),
+        (lambda found: found["state"][5].update(exp_avg_sq="ab"), "lacks exp_avg_sq"),
+        (
+            lambda found: found["state"][5].update(exp_avg=torch.zeros(7)),
+            r"optimizer state exp_avg has shape \(7,\), expected",
+        ),
+        (
+            lambda found: found["state"][5]["exp_avg_sq"].mul_(torch.nan),
+            "optimizer state exp_avg_sq is not finite",
+        ),
+        (lambda found: found.update(param_groups=[]), "optimizer state does not fit this model"),
+        (lambda found: found.pop("state"), "optimizer state does not fit this model"),
+        (lambda found: found["param_groups"][0]["params"].pop(), "does not fit this model"),
+    ],
+)
+def test_an_incomplete_optimizer_is_refused(
+    tmp_path: Path, change: Callable[[dict], object], message: str
+) -> None:
+    optimizer = stepped(fresh()).optimizer.state_dict()
+    change(optimizer)
+    path = saved(tmp_path / LAST, optimizer=optimizer)
+    with pytest.raises(UserError, match=f"^--resume: .*{message}"):
+        fresh().restore(path)
+
+
+def test_how_the_optimizer_computes_is_for_the_flags_to_say(tmp_path: Path) -> None:
+    optimizer = stepped(fresh()).optimizer.state_dict()
+    optimizer["param_groups"][0].update(weight_decay=7.0, betas="ab")
+    del optimizer["param_groups"][0]["eps"]
+    state = fresh()
+    state.restore(saved(tmp_path / LAST, optimizer=optimizer))
+    (group,) = state.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.01, (0.9, 0.999), 1e-8)
+    stepped(state)
+
+
+def test_other_data_or_another_seed_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path / LAST, num_images=48, args=argparse.Namespace(seed=1))
+    for num_images, seed, warned in (
+        *((48, 1, []), (None, None, []), (40, 1, ["images in the data 48, this run has 40"])),
+        (48, 2, ["--seed 1, this run has 2"]),
+    ):
+        caplog.clear()
+        state = fresh(num_images=num_images)
+        state.args = argparse.Namespace(**({"seed": seed} if seed else {}))
+        state.restore(path)
+        assert len(caplog.messages) == len(warned)
+        assert all(words in caplog.text for words in warned)
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda path: path.write_bytes(b"")])
@@ -149,7 +215,8 @@ def test_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint-last.pth"
     model = tiny()
     optimizer = torch.optim.AdamW(model.parameters())
-    atomic_save(TrainingState(model, optimizer, argparse.Namespace(), 0, "a" * 64).content(), path)
+    state = TrainingState(model, optimizer, argparse.Namespace(), 0, "a" * 64)
+    atomic_save(stepped(state).content(), path)
     with pytest.raises(UserError, match="tokenizer aaaaaaaaaaaa, expected this run's bbbbbbbbbbbb"):
         TrainingState(model, optimizer, argparse.Namespace(), 0, "b" * 64).restore(path)
     TrainingState(model, optimizer, argparse.Namespace(), 0, None).restore(path)

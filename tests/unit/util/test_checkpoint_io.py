@@ -1,10 +1,12 @@
 """Checkpoints: nothing unsafe or damaged gets in, nothing half-written stays."""
 
 import argparse
+import copy
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,28 @@ def test_never_runs_code(tmp_path, zip_format):
     with pytest.raises(UserError, match="not a readable checkpoint"):
         read_checkpoint(path, "--ckpt")
     assert not marker.exists()
+
+
+def test_what_could_unpack_to_anything_is_refused(tmp_path):
+    """A packed part is nothing torch.save writes, and neither is one that stands for several."""
+    path, packed, repeated = (tmp_path / name for name in ("x.pt", "packed.pt", "repeated.pt"))
+    torch.save({"model": {"w": torch.zeros(5000)}}, path)
+    with zipfile.ZipFile(path) as parts, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as to:
+        for part in parts.infolist():
+            to.writestr(part.filename, parts.read(part))
+    assert packed.stat().st_size < path.stat().st_size / 10
+    with zipfile.ZipFile(path) as parts, zipfile.ZipFile(repeated, "w") as to:
+        for part in parts.infolist():
+            to.writestr(part.filename, parts.read(part))
+        (large,) = (part for part in to.infolist() if part.file_size == 20000)
+        for number in range(9):
+            other = copy.copy(large)
+            other.filename = f"archive/data/{number + 1}"
+            to.filelist.append(other)
+            to.NameToInfo[other.filename] = other
+    for bad in (packed, repeated):
+        with pytest.raises(DamagedCheckpoint, match="is not a readable checkpoint"):
+            read_checkpoint(bad, "--ckpt")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9, 0.999])
