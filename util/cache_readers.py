@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ class MappedCache(TokenCache):
         indices, flipped = np.asarray(indices, dtype=np.intp), np.asarray(flipped, dtype=np.intp)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_images:
             raise IndexError(f"found {indices}, expected indices in [0, {self.num_images})")
+        self._check_size()
         tokens = self._tokens[indices, flipped].astype(np.int64)
         if tokens.size and tokens.max() >= self.vocab_size:
             self.verify()  # names a file that has changed since
@@ -132,6 +134,18 @@ class MappedCache(TokenCache):
     def _map_tokens(self) -> None:
         shape = (self.num_images, 2, self.num_tokens)
         self._tokens = self._map(TOKENS_FILE, shape, token_dtype(self.grid.vocab_size))
+        with blame(f"{self._flag}: {self.path / TOKENS_FILE}"):
+            self._file = open_file(self.path / TOKENS_FILE)
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    def _check_size(self) -> None:
+        """Raise a UserError if the mapped file was cut: reading beyond its end kills a process."""
+        found = os.fstat(self._file.fileno()).st_size
+        if found != self._size:
+            raise UserError(
+                f"{self._flag}: {self.path / TOKENS_FILE} was changed: {found} bytes, expected "
+                f"{self._size}"
+            )
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """A file of the cache, memory-mapped, if it holds just that."""
@@ -153,8 +167,9 @@ class MappedCache(TokenCache):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry the tokens along.
-        return {name: value for name, value in self.__dict__.items() if name != "_tokens"}
+        # A pickled memory map would carry the tokens along; an open file cannot be pickled.
+        own = ("_tokens", "_file", "_size")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -85,6 +85,10 @@ def require_writable_folder(path: str | Path, flag: str) -> Path:
         raise UserError(f"{flag}: not given, {expected}")
     path = Path(path)
     try:
+        str(path).encode()
+    except UnicodeEncodeError:  # TensorBoard and JSON hold UTF-8 only
+        raise UserError(f"{flag}: found {str(path)!a}, expected a name in UTF-8") from None
+    try:
         path.mkdir(parents=True, exist_ok=True)
         # Permission bits say little for root or on network file systems: try it.
         with tempfile.TemporaryFile(dir=path):

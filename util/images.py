@@ -17,6 +17,7 @@ from PIL import Image
 from util.errors import UserError
 from util.files import open_file, replacing
 
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What Pillow's decoders raise on damaged files, besides OSError.
 _DECODE_ERRORS = (
     OSError,
@@ -118,6 +119,24 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 def image_file(folder: Path, image_id: int) -> Path:
     """Where a sample is saved."""
     return folder / f"{image_id:05d}.png"
+
+
+def is_whole_png(content: bytes) -> bool:
+    """Whether a PNG file is what was written: all chunks to the last, each with its checksum.
+
+    A decoder is content with less: it passes over a damaged checksum, or a missing end.
+    """
+    kind, start = b"", len(_PNG_SIGNATURE)
+    if not content.startswith(_PNG_SIGNATURE):
+        return False
+    while kind != b"IEND":
+        # Length of the data, kind, data, checksum of the two before.
+        kind = content[start + 4 : start + 8]
+        end = start + 8 + int.from_bytes(content[start : start + 4], "big")
+        if content[end : end + 4] != zlib.crc32(content[start + 4 : end]).to_bytes(4, "big"):
+            return False
+        start = end + 4
+    return start == len(content)
 
 
 def save_png(image: np.ndarray | torch.Tensor, path: str | Path) -> None:

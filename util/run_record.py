@@ -35,7 +35,9 @@ def record_run(
     """
     if not is_main_process():
         return
-    with (Path(folder) / RECORD_FILE).open("a", encoding="utf-8") as script:
+    path = Path(folder) / RECORD_FILE
+    # Names of files may be any bytes.
+    with path.open("a", encoding="utf-8", errors="surrogateescape") as script:
         script.write(describe_run(parser, args))
 
 

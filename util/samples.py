@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from util.cache_writer import checksum
 from util.cores import available_cores
 from util.errors import UserError
 from util.evaluation import Evaluation
-from util.files import write_json
-from util.images import image_file, open_rgb, write_npz_archive
+from util.files import open_file, write_json
+from util.images import image_file, is_whole_png, open_rgb, write_npz_archive
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +120,12 @@ def read_images(
 
     def read(image_id: int) -> np.ndarray | None:
         try:
-            image = np.asarray(open_rgb(image_file(folder, image_id)))
-        except UserError:
+            with open_file(image_file(folder, image_id)) as stream:
+                content = stream.read()
+            if not is_whole_png(content):
+                return None
+            image = np.asarray(open_rgb(BytesIO(content), f"image {image_id}"))
+        except (UserError, OSError, ValueError):
             return None
         return image if image.shape == (image_size, image_size, 3) else None
 

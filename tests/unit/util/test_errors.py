@@ -1,5 +1,6 @@
 """One line, once, and exit code 2 from every worker."""
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -138,6 +139,14 @@ def test_require_file(tmp_path: Path) -> None:
         require_file(tmp_path, "--f", "a thing")
     (tmp_path / "there").touch()
     assert require_file(tmp_path / "there", "--f", "a thing") == tmp_path / "there"
+
+
+def test_a_folder_that_not_all_files_can_name_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match=r"^--log_dir: found .*caf\\udce9', expected a name"):
+        require_writable_folder(folder, "--log_dir")
+    assert not folder.exists()
+    require_writable_folder(tmp_path / "caf\u00e9", "--log_dir")
 
 
 def test_require_writable_folder(tmp_path: Path) -> None:

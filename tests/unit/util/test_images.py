@@ -13,6 +13,7 @@ from PIL import Image
 from util.errors import UserError
 from util.images import (
     center_crop,
+    is_whole_png,
     open_rgb,
     save_grid,
     save_png,
@@ -126,6 +127,19 @@ def test_pixels_survive_the_way_to_float_and_back() -> None:
     assert values.dtype == torch.float32
     assert (values.min(), values.max()) == (-1, 1)
     torch.testing.assert_close(to_uint8(values), pixels.permute(0, 2, 3, 1), rtol=0, atol=0)
+
+
+def test_a_png_is_whole_only_as_it_was_written(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    save_png(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8), tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    assert is_whole_png(content)
+    for at in range(len(content)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        assert not is_whole_png(bytes(flipped)), at
+        assert not is_whole_png(content[:at]), at
+    assert not is_whole_png(content + b"\0")
 
 
 def test_to_uint8_rounds_and_clips() -> None:

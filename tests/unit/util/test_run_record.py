@@ -1,4 +1,5 @@
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from tests.commands import ROOT
 from tokenizers import train_vq
 from util import run_record
 from util.flags import build_parser
-from util.run_record import describe_run, flags_of, record_run
+from util.run_record import RECORD_FILE, describe_run, flags_of, record_run
 
 LINES = [
     (build_parser, ""),
@@ -59,6 +60,14 @@ def test_a_block_can_be_pasted(tmp_path: Path) -> None:
     assert found.stderr == ""
     flags = found.stdout.splitlines()
     assert parser.parse_args(flags[: len(flags) // 2]) == args
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data_path")
+    name = os.fsdecode(b"caf\xe9")
+    record_run(parser, parser.parse_args(["--data_path", name]), tmp_path)
+    assert b"caf\xe9" in (tmp_path / RECORD_FILE).read_bytes()
 
 
 def test_versions_and_revision() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 import re
 from pathlib import Path
@@ -48,6 +49,18 @@ def _write(path: Path, grid: TokenGrid = GRID) -> np.ndarray:
 def path(tmp_path: Path) -> Path:
     _write(tmp_path / "cache")
     return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("length", [0, 200])
+def test_a_cache_that_is_cut_under_a_run_is_noticed(path: Path, length: int) -> None:
+    """Reading on would be zeros, or the end of the process."""
+    cache = open_cache(path)
+    again = pickle.loads(pickle.dumps(cache))
+    cache.read(np.arange(9), np.zeros(9))
+    os.truncate(path / TOKENS_FILE, length)
+    for opened in (cache, again):
+        with pytest.raises(UserError, match=f"^--cached_path: .*was changed: {length} bytes, exp"):
+            opened.read(np.arange(9), np.zeros(9))
 
 
 @settings(max_examples=60, deadline=None)
