@@ -1,0 +1,74 @@
+"""The crops of the study on natural images, from the two photographs that scikit-learn brings.
+
+    python scripts/evidence/photographs.py --output DIR
+
+writes DIR/train/<photograph>/ and DIR/test/<photograph>/: crops of 64 x 64 pixels, for training one
+every 10 pixels in both directions of the left 448 columns, and 18 disjoint ones of the other 192.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_sample_image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from util import logs
+from util.cli import Parser
+from util.errors import require_writable_folder, run
+from util.images import save_png
+
+logger = logging.getLogger(__name__)
+
+PHOTOGRAPHS = ("china", "flower")  # each 427 x 640
+SIDE = 64
+SPACING = 10
+FIRST_HELD_OUT_COLUMN = 448
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description="Crops of scikit-learn's two photographs, some held out.")
+    parser.add_argument("--output", required=True, help="folder for train/ and test/")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write both parts."""
+    output = require_writable_folder(args.output, "--output")
+    for name in logs.progress(PHOTOGRAPHS, desc="crops", unit="photograph"):
+        photograph = load_sample_image(f"{name}.jpg")
+        columns = photograph[:, :FIRST_HELD_OUT_COLUMN], photograph[:, FIRST_HELD_OUT_COLUMN:]
+        for part, pixels, spacing in zip(("train", "test"), columns, (SPACING, SIDE), strict=True):
+            folder = output / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, crop in enumerate(crops(pixels, spacing)):
+                save_png(crop, folder / f"{number:04d}.png")
+            logger.info("%s: %d crops in %s", name, number + 1, folder)
+
+
+def crops(pixels: np.ndarray, spacing: int) -> Iterator[np.ndarray]:
+    """Square crops of a picture.
+
+    Args:
+        pixels: (height, width, 3) uint8.
+        spacing: pixels from one crop's corner to the next one's, in both directions.
+
+    Yields:
+        (64, 64, 3) uint8.
+    """
+    height, width = pixels.shape[:2]
+    for top in range(0, height - SIDE + 1, spacing):
+        for left in range(0, width - SIDE + 1, spacing):
+            yield np.ascontiguousarray(pixels[top : top + SIDE, left : left + SIDE])
+
+
+if __name__ == "__main__":
+    logs.setup()
+    run(lambda: main(parse_args()))
