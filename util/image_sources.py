@@ -19,6 +19,7 @@ from util import distributed
 from util.arrays import stream_npz
 from util.cores import available_cores
 from util.errors import UserError, blame
+from util.files import open_file
 from util.image_folder import ImageList, image_batches
 from util.images import open_rgb
 from util.logs import progress
@@ -134,7 +135,7 @@ class FolderImages:
 
         def size(place: int) -> tuple[int, int] | None:
             try:
-                with Image.open(self.files[place]) as image:
+                with open_file(self.files[place]) as stream, Image.open(stream) as image:
                     return image.size
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 return None  # decoding it will say why
@@ -222,7 +223,7 @@ def share_of_batches(count: int, batch_size: int) -> list[np.ndarray]:
 
 def _file_digest(path: Path) -> bytes:
     found = hashlib.sha256()
-    with path.open("rb") as file:
+    with blame(str(path)), open_file(path) as file:
         while content := file.read(_CHUNK):
             found.update(content)
     return found.digest()

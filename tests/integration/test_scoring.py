@@ -11,7 +11,7 @@ import torch
 
 import main_lpd
 from scripts import compute_stats
-from tests.commands import run_command, succeed
+from tests.commands import results_in, run_command, succeed
 from tests.unit.util.scoring_files import (
     digits_extractor,
     random_images,
@@ -132,7 +132,7 @@ def test_scores_stand_beside_the_images_and_nothing_else_is_written(
     folder = write_folder(tmp_path / "v1.5", SAMPLES[:20])
     monkeypatch.chdir(tmp_path)
     main_lpd.main(flags(files, "--images", "v1.5"))
-    assert {path.name for path in tmp_path.iterdir()} == {"v1.5", "v1.5-metrics.json"}
+    assert {path.name for path in results_in(tmp_path)} == {"v1.5", "v1.5-metrics.json"}
     assert len(list(folder.iterdir())) == 20
     found = json.loads((tmp_path / "v1.5-metrics.json").read_text())
     assert "classifier_score_digits_mean" in found and found["reference"] is None

@@ -186,3 +186,12 @@ def test_damaged_archives_are_refused_or_whole(
         assert one_line(error)
         return
     assert np.array_equal(all_images(found), IMAGES)
+
+
+def test_a_pipe_among_the_images_is_refused_not_waited_for(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", random_images(3))
+    os.mkfifo(folder / "00003.png")
+    source = open_images(folder, "--images")
+    for read in (source.digest, lambda: list(source.share(4, 0))):
+        with pytest.raises(UserError, match=r"--images: .*00003\.png.*is a pipe"):
+            read()
