@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job from nothing, on real data that needs no download: scikit-learn's handwritten digits.
-# Leaves samples.png, metrics.json, orders.png, orders.json, TensorBoard curves and checkpoints in
+# Leaves samples.png, metrics.json, nll.json, nll.png, TensorBoard curves and checkpoints in
 # output/demo/ (or OUT=...), in under ten minutes on two CPU cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -68,7 +68,7 @@ launch main_cache.py --data_path "$OUT/data/test" --img_size $SIZE \
     --vqgan_path "$OUT/tokenizer/vq.pt" --cached_path "$OUT/held_out" --device cpu --num_workers 0
 launch scripts/evaluate_orders.py --pretrained_ckpt "$OUT/checkpoint-last.pth" \
     --cached_path "$OUT/held_out" --orders lpd random raster --steps 64 "$STEPS" --device cpu \
-    --output "$OUT/orders.json" --plot "$OUT/orders.png"
+    --output "$OUT/nll.json" --plot "$OUT/nll.png"
 
 say "9/9 report"
 "$PYTHON" scripts/demo_digits.py report --data "$OUT/data" --samples "$OUT/images" \

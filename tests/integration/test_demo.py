@@ -31,6 +31,9 @@ def test_demo_in_miniature(tmp_path: Path) -> None:
     assert metrics["frechet_distance_digits"] > 0
     assert "fid" not in metrics
     assert np.asarray(Image.open(out / "samples.png")).shape[:2] == (338, 338)
+    costs = json.loads((out / "nll.json").read_text())
+    assert "| 12 | raster |" in result.stdout and costs
+    assert (out / "nll.png").stat().st_size > 5000
     assert len(list((out / "images").glob("*.png"))) == 100
     assert (out / "checkpoint-last.pth").exists() and (out / "tokenizer" / "vq.pt").exists()
     events = EventAccumulator(str(out))
