@@ -1,5 +1,6 @@
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -49,8 +50,8 @@ def test_off_a_terminal_progress_is_lines_of_the_log_and_of_a_file(tmp_path: Pat
     code, lines = run(tmp_path)
     assert code == 0
     progress = [line for line in lines if "loop: " in line]
-    assert 3 <= len(progress) <= 7
-    assert "10/10 [00:01<00:00" in progress[-1]
+    assert 2 <= len(progress) <= 10  # a busy machine takes longer over less
+    assert re.search(r"10/10 \[00:\d\d<00:00", progress[-1])
     assert "image/s]" in progress[-1]
     assert not [line for line in lines if "short" in line]
     assert lines[-1].endswith("W said")
