@@ -23,6 +23,7 @@ def study(world: TinyWorld, output: Path, *more: str, processes: int | None = No
     return json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(world: TinyWorld, tmp_path: Path) -> None:
     what = ["--orders", "lpd:2", "random", "raster", "--steps", "16", "5"]
     what += ["--group_sizes", "[4] * 4"]
@@ -39,6 +40,7 @@ def test_two_processes_write_what_one_does(world: TinyWorld, tmp_path: Path) -> 
         assert image.format == "PNG"
 
 
+@pytest.mark.slow
 def test_a_search_ends_in_an_order_file_that_costs_what_it_says(
     world: TinyWorld, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_the_global_batch_may_be_split_over_processes_and_passes(
             assert (weights(split)[name] - value).abs().mean() < 2e-5, name
 
 
+@pytest.mark.slow
 def test_sharded_training_is_the_same_training_with_the_same_files(
     world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_sharded_training_is_the_same_training_with_the_same_files(
         assert (found["model"][name] - value).abs().mean() < 2e-5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [None, 2])
 def test_resuming_at_an_epoch_equals_never_stopping(
     world: TinyWorld, tmp_path: Path, processes: int | None

@@ -124,6 +124,7 @@ def test_report_refuses_what_it_cannot_judge(data: Path, samples: Path, tmp_path
     assert not (tmp_path / "grid.png").exists()
 
 
+@pytest.mark.slow
 def test_features_trains_an_extractor(
     data: Path,
     tmp_path: Path,
