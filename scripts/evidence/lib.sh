@@ -16,3 +16,8 @@ once() { # once STAGE COMMAND...: run the command unless it has ended well befor
     "$@"
     echo "$((SECONDS - started)) s" >"$OUT/done/$stage"
 }
+
+cache() { # cache FOLDER NAME: tokens of an image folder
+    "$PYTHON" main_cache.py --data_path "$1" --img_size $SIZE --vqgan_path "$OUT/tokenizer/vq.pt" \
+        --cached_path "$OUT/$2" --device cpu --num_workers 0
+}

@@ -11,11 +11,6 @@ VQ_EPOCHS=${VQ_EPOCHS:-2}
 EPOCHS=${EPOCHS:-3}
 SIZE=64
 
-cache() { # cache FOLDER NAME: tokens of an image folder
-    "$PYTHON" main_cache.py --data_path "$1" --img_size $SIZE --vqgan_path "$OUT/tokenizer/vq.pt" \
-        --cached_path "$OUT/$2" --device cpu --num_workers 0
-}
-
 train() { # train NAME SEED FLAGS...: a model into $OUT/NAME
     local folder=$OUT/$1 seed=$2
     shift 2
