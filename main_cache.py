@@ -103,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         at_exit.callback(distributed.stop)
         distributed.fail_together(lambda: lock(path, at_exit))
         distributed.fail_together(lambda: record_run(parser, pinned_flags(args), path))
-        logs.keep(path)
         logger.info("%d images in %d classes", len(images), len(images.classes))
         count = cache_latents(
             tokenizer.to(device),

@@ -106,7 +106,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
         on_main(lambda: record_run(parser, pinned_flags(args), args.output_dir))
-        logs.keep(args.output_dir)
         if evaluation is not None:
             evaluation = evaluation.with_reference()
         purge_step = training.steps_done if training is not None and args.resume else None
@@ -402,6 +401,7 @@ def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if launch.rank == 0:
         with blame("--images"):
             require_writable_folder(results.parent, "the scores' folder")
+            record_run(parser, args, results.parent)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
@@ -413,7 +413,6 @@ def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
                 about = {"images": str(source.path), "image_size": source.image_size}
                 with blame("--images"):
                     write_json({**about, **scoring.about(), **scores.json()}, results)
-                record_run(parser, args, results.parent)
                 logger.info("scores in %s", results)
 
         distributed.fail_together(report)

@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         check_grid_size(grid.side)
     sizes = _read_sizes(args, grid.num_tokens)
     _check_output(args.output_file)
+    with blame("--output_file"):
+        record_run(parser, args, args.output_file.parent)
     orders = np.empty((args.num_runs, grid.num_tokens), dtype=compact_dtype(grid.num_tokens))
 
     def make(rows: range) -> int:
@@ -98,7 +100,6 @@ def main(argv: list[str] | None = None) -> None:
             bar.update(made)
     with blame("--output_file"):
         write_orders(args.output_file, orders)
-        record_run(parser, args, args.output_file.parent)
     logger.info("wrote %d orders of %d steps to %s", len(orders), len(sizes), args.output_file)
 
 

@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     check_size(source, extractor)
     require_writable_folder(out.parent, "--out")
+    with blame("--out"):
+        record_run(parser, args, out.parent)
     plan = ReferencePlan.of_images(source, wanted_parts(args, extractor))
     with ExitStack() as at_exit:
         distributed.start(launch, device)
@@ -84,7 +86,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if reference is not None:
             with blame("--out"):
                 reference.save(out)
-                record_run(parser, args, out.parent)
             names = ", ".join(reference.arrays())
             logger.info("%s of %s images in %s", names, f"{len(source):,}", out)
 

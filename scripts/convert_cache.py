@@ -80,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     remove_unfinished(path)
     with blame("--cached_path"):
         record_run(parser, pinned_flags(args), path)
-        logs.keep(path)
     try:
         shards = write_shards(published, path, args.num_workers)
         with blame(f"--cached_path: {path}"):

@@ -36,6 +36,8 @@ from util.files import write_json
 from util.geometry import TokenGrid
 from util.order_kinds import RULE, Setting, parse_order_kind, shaped_group_sizes
 from util.order_study import measure
+from util.published import pinned, pinned_flags, resolve_flags
+from util.run_record import record_run
 from util.token_cache import TokenCache, check_cache, open_cache
 from util.weights import read_weights
 
@@ -46,7 +48,9 @@ def build_parser() -> Parser:
     """All flags."""
     parser = Parser(description="The price of parallel decoding, by order and number of steps.")
     group = parser.add_argument_group("model and images")
-    group.add_argument("--pretrained_ckpt", type=Path, required=True, help="LPD checkpoint")
+    group.add_argument(
+        "--pretrained_ckpt", required=True, help="LPD checkpoint, or a published name"
+    )
     group.add_argument("--cached_path", required=True, help="token cache of held-out images")
     group.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
     group.add_argument("--batch_size", type=whole(1), default=64, help="images at a time")
@@ -57,7 +61,7 @@ def build_parser() -> Parser:
         default=["lpd", "random", "raster"],
         metavar="ORDER",
         help="random, raster, lpd (published repulsion), lpd:R, lpd:R:P (repulsion R, proximity P) "
-        "or an order file; differences are taken against the first",
+        "or an order file or its published name; differences are taken against the first",
     )
     group.add_argument(
         "--steps",
@@ -100,10 +104,12 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check and load everything, measure, report."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     logs.setup()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
+    resolve_flags(args)
     cache = open_cache(args.cached_path)
     model = load_model(args, cache).to(device)
     image_ids = choose_images(args, cache)
@@ -111,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.search:
         check_search(args, model.grid, len(image_ids))
     check_output(args)
+    if args.output is not None:
+        with blame("--output"):
+            record_run(parser, pinned_flags(args), args.output.parent)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
@@ -122,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.output is not None and distributed.is_main():
             about = {
                 "command": shlex.join(["python", *sys.argv]),
-                "checkpoint": str(args.pretrained_ckpt),
+                "checkpoint": pinned(args.pretrained_ckpt),
                 "cache": str(cache.path),
                 "num_images": len(image_ids),
                 "num_tokens": model.grid.num_tokens,
@@ -135,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def load_model(args: argparse.Namespace, cache: TokenCache) -> LPD:
     """The checkpoint's network, for the cache's grid, in eval mode."""
-    weights = read_weights(args.pretrained_ckpt, "--pretrained_ckpt")
+    weights = read_weights(Path(args.pretrained_ckpt), "--pretrained_ckpt")
     config = {}
     if cache.grid is not None:
         config = {"img_size": cache.grid.image_size, "vqgan_stride": cache.grid.stride}

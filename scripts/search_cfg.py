@@ -84,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
         main_lpd.on_main(lambda: record_run(parser, pinned_flags(args), folder))
-        logs.keep(folder)
         evaluation = evaluation.with_reference()
         settings = sample_settings(args, evaluation, model, tokens.fingerprint)
         records = []

@@ -287,7 +287,6 @@ def main() -> None:
     distributed.start(launch, device)
     with blame("--output_dir"):
         record_run(parser, args, folder)
-        logs.keep(folder)
     with blame("--data_path"):
         pictures = Pictures(images, args.img_size, args.num_workers)
     scalars = ScalarLog(folder if distributed.is_main() else None)

@@ -12,6 +12,7 @@ from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, published_repulsion, random_orders
 from orders.order_file import read_orders
 from util.geometry import TokenGrid
+from util.published import ORDERS, resolve
 
 # The group sizes of the published table or cosine rule; other shapes are powers.
 RULE = "rule"
@@ -57,8 +58,8 @@ def parse_order_kind(text: str, grid: TokenGrid, seed: int, num_images: int) -> 
     Args:
         text: `random`, `raster`, `lpd` (locality-aware, with the published repulsion threshold of
             the grid and step count, else 1), `lpd:R` or `lpd:R:P` with repulsion threshold R and
-            proximity threshold P (1 if not given), or the path of an order file, whose row i is
-            the order of image i.
+            proximity threshold P (1 if not given), or the path or published name of an order
+            file, whose row i is the order of image i.
         grid: of the images.
         seed: names the random streams.
         num_images: images from 0 that an order file has to serve.
@@ -77,12 +78,13 @@ def parse_order_kind(text: str, grid: TokenGrid, seed: int, num_images: int) -> 
         return locality_kind(text, grid, seed)
     if text.startswith("lpd:"):
         return locality_kind(text, grid, seed, *_thresholds(text))
-    if Path(text).suffix not in (".json", ".npy"):
+    path = resolve(text, ORDERS)
+    if Path(path).suffix not in (".json", ".npy"):
         raise ValueError(
             f"found {text!r}, expected random, raster, lpd, lpd:R, lpd:R:P or an order file "
-            "(.json, .npy)"
+            "(.json, .npy, or a published name)"
         )
-    orders = read_orders(text, grid.num_tokens)
+    orders = read_orders(path, grid.num_tokens)
     if len(orders) < num_images:
         raise ValueError(
             f"{text} holds {len(orders)} orders, expected one for each of {num_images} images"

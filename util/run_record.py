@@ -1,4 +1,4 @@
-"""What a run was: its whole command, versions and git revision, kept beside its output."""
+"""What a run was: its whole command, versions, git revision and log, kept beside its output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from util.logs import is_main_process
+from util import logs
 
 RECORD_FILE = "commands.sh"
 # Libraries whose version can change a number.
@@ -25,6 +25,8 @@ def record_run(
 ) -> None:
     """Add a run to `commands.sh`, on rank 0: when, with what, and the command with every flag.
 
+    From here on the run also logs to the folder (`logs.keep`).
+
     Args:
         parser: of the command.
         args: its flags, defaults included, as the run uses them.
@@ -33,12 +35,13 @@ def record_run(
     Raises:
         OSError: it cannot be written.
     """
-    if not is_main_process():
+    if not logs.is_main_process():
         return
     path = Path(folder) / RECORD_FILE
     # Names of files may be any bytes.
     with path.open("a", encoding="utf-8", errors="surrogateescape") as script:
         script.write(describe_run(parser, args))
+    logs.keep(folder)
 
 
 def describe_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import main_cache
 import main_lpd
 from models.decoding import generate
 from orders.group_sizes import group_sizes
 from orders.order_file import read_orders
+from scripts import evaluate_orders
 from tests.commands import run_command
 from tests.hub.client import Client
 from tests.hub.server import Hub
@@ -46,6 +50,29 @@ def test_an_evaluation_of_published_names(hub: Hub, inside: Client, tmp_path: Pa
     for image_id, image in enumerate(published_tokenizer().decode_images(tokens)):
         found = np.asarray(open_rgb(tmp_path / "images" / f"{image_id:05d}.png"), dtype=int)
         assert np.abs(found - np.asarray(image)).max() <= 1
+
+
+def test_a_study_of_orders_of_published_names(hub: Hub, inside: Client, tmp_path: Path) -> None:
+    publish(hub, classes=3)
+    cache, output = tmp_path / "cache", tmp_path / "nll.json"
+    Image.effect_noise((256, 256), 64).save(tmp_path / "one.png")
+    for name in ("a", "b", "c"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        shutil.copy(tmp_path / "one.png", tmp_path / "images" / name)
+    caching = ["--data_path", str(tmp_path / "images"), "--cached_path", str(cache)]
+    main_cache.main([*caching, "--vqgan_path", "llamagen", "--device", "cpu", "--num_workers", "0"])
+    evaluate_orders.main(
+        [
+            *("--pretrained_ckpt", "lpd_l_256", "--cached_path", str(cache), "--device", "cpu"),
+            *("--orders", STEPS20, "--steps", "20", "--output", str(output)),
+        ]
+    )
+    found = json.loads(output.read_text())
+    commit = hub.repositories["mit-han-lab/lpd_l_256"].revisions["main"]
+    assert found["checkpoint"] == f"lpd_l_256@{commit}"
+    [result] = found["results"]
+    assert result["order"] == STEPS20 and result["nll"] > 0
+    assert f"--pretrained_ckpt lpd_l_256@{commit}" in (tmp_path / "commands.sh").read_text()
 
 
 def test_failures_name_the_flag_and_the_name(

@@ -30,6 +30,7 @@ SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")
 START_DEADLINE, STOP_DEADLINE = 60, 20
 
 # config_overrides: nodes may claim more cores than the machine has, so that jobs run side by side.
+# MinJobAge: the tests ask about jobs that ended long ago; Slurm forgets them after 300 seconds.
 # cred_expire: how long a requeued job waits for its next start; 120 seconds by default.
 CONFIGURATION = """\
 ClusterName=test
@@ -53,6 +54,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=bf_interval=2,sched_interval=5
 ReturnToService=2
 KillWait={kill_wait}
+MinJobAge=86400
 SlurmctldPort={ports[0]}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} State=UNKNOWN

@@ -38,7 +38,7 @@ STUDY = Group(
             "--orders spiral",
             "no such order",
             "--orders: found 'spiral', expected random, raster, lpd, lpd:R, lpd:R:P or an order "
-            "file (.json, .npy)",
+            "file (.json, .npy, or a published name)",
         ),
         Case(
             "--orders lpd:near",

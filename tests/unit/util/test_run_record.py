@@ -1,8 +1,10 @@
 import argparse
+import logging
 import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 import main_cache
 from tests.commands import ROOT
 from tokenizers import train_vq
-from util import run_record
+from util import logs, run_record
 from util.flags import build_parser
 from util.run_record import RECORD_FILE, describe_run, flags_of, record_run
 
@@ -60,6 +62,17 @@ def test_a_block_can_be_pasted(tmp_path: Path) -> None:
     assert found.stderr == ""
     flags = found.stdout.splitlines()
     assert parser.parse_args(flags[: len(flags) // 2]) == args
+
+
+def test_a_recorded_run_logs_beside_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    logs.setup()
+    record_run(argparse.ArgumentParser(), argparse.Namespace(), tmp_path)
+    logging.getLogger("lpd").info("said afterwards")
+    logs.setup()  # takes the log file off again
+    assert "said afterwards" in (tmp_path / logs.LOG_FILE).read_text()
 
 
 def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
