@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     logs.setup()
-    if args.images:
+    if args.images is not None:
         score_samples(parser, args)
         return
     stopped_by = 0

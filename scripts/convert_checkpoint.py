@@ -29,9 +29,9 @@ from util.weights import (
     FINGERPRINT,
     SAFETENSORS,
     Weights,
-    choose_weights,
     read_values,
     read_weights,
+    weights_in_folder,
     write_safetensors,
 )
 
@@ -81,7 +81,7 @@ def find_input(name: str) -> Path:
     path = Path(name)
     with blame("IN"):
         if path.is_dir():
-            return path / choose_weights(sorted(file.name for file in path.iterdir()))[-1]
+            return weights_in_folder(path)
         entry = PUBLISHED.get(name.partition("@")[0])
         return Path(resolve(name, entry.kind) if entry is not None else name)
 

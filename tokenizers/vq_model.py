@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from util.checkpoint_io import atomic_save, load_weights, read_checkpoint
-from util.errors import UserError, blame
+from util.checkpoint_io import atomic_save
+from util.errors import UserError
 from util.geometry import grid_side
 from util.images import to_uint8
 from util.pretrained import Pretrained
 from util.published import TOKENIZER
-from util.weights import Weights
+from util.weights import Weights, read_weights
 
 # Length of the rolling record of used codes; fixed by the published state dict.
 USAGE_RECORD = 65_536
@@ -362,8 +362,7 @@ def load_tokenizer(path: str | Path, codebook_size: int | None = None) -> VQMode
     """Read a tokenizer, published or ours, for inference.
 
     Args:
-        path: a `torch.save` dictionary with the weights under `model` and, unless it has the
-            published layout, the constructor's arguments under `config`.
+        path: what `read_weights` reads; one that does not say has the published layout.
         codebook_size: the number of codes it must have.
 
     Returns:
@@ -372,27 +371,13 @@ def load_tokenizer(path: str | Path, codebook_size: int | None = None) -> VQMode
     Raises:
         UserError: not such a file, or another number of codes; begins with `--vqgan_path`.
     """
-    flag = "--vqgan_path"
-    checkpoint = read_checkpoint(path, flag)
-    what = f"{flag}: {path}"
-    if "model" not in checkpoint:
-        raise UserError(f"{what} has no 'model' entry, expected the weights there")
-    with blame(what), torch.device("meta"):
-        model = _build(checkpoint.get("config", {}))
+    what = f"--vqgan_path: {path}"
+    model = VQModel.from_weights(read_weights(path, "--vqgan_path"), what)
     if codebook_size is not None and model.codebook_size != codebook_size:
         raise UserError(
             f"{what} has {model.codebook_size} codes, expected {codebook_size} (--vqgan_vocab_size)"
         )
-    load_weights(model, checkpoint["model"], what)
-    return model.eval().requires_grad_(False)
-
-
-def _build(config: Any) -> VQModel:
-    """A model from a checkpoint's `config` entry."""
-    try:
-        return VQModel(**config)
-    except TypeError as error:
-        raise ValueError(f"found configuration {config!r}, expected VQModel's arguments") from error
+    return model.requires_grad_(False)
 
 
 def fingerprint(model: VQModel) -> str:

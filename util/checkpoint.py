@@ -19,6 +19,7 @@ from util.checkpoint_io import DamagedCheckpoint, load_weights, read_checkpoint
 from util.errors import UserError, blame
 from util.geometry import grid_side
 from util.sharding import gathered
+from util.weights import Weights, read_weights, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +108,10 @@ class TrainingState:
         # The optimiser keeps the tensors it is given: they must not hang on the file.
         content = read_checkpoint(path, flag, mmap=False)
         what = f"{flag}: {path}"
-        load_weights(self.model, _entry(content, "model", what), what)
-        _check_tokenizer(content, self.tokenizer_fingerprint, what)
-        _check_queries(content, self.model.blind_queries, what)
+        weights = weights_in(content, what)
+        load_weights(self.model, weights.state, what)
+        _check_tokenizer(weights, self.tokenizer_fingerprint, what)
+        _check_queries(weights, self.model.blind_queries, what)
         self._restore_optimizer(_entry(content, "optimizer", what), what)
         epoch = _entry(content, "epoch", what)
         if not isinstance(epoch, int) or epoch < -1:
@@ -249,7 +251,7 @@ def load_pretrained(
 
     Args:
         model: the network to fill.
-        path: a `torch.save` dictionary with the weights under `model`.
+        path: what `read_weights` reads.
         resize: let `pos_embed` of another grid through, resized (256 -> 512 px training).
         tokenizer_fingerprint: of the run's tokenizer; None does not compare it with the one that a
             training checkpoint records.
@@ -258,14 +260,12 @@ def load_pretrained(
     Raises:
         UserError: unreadable, of another model size or of another tokenizer.
     """
-    content = read_checkpoint(path, flag)
+    weights = read_weights(path, flag)
     what = f"{flag}: {path}"
-    _check_tokenizer(content, tokenizer_fingerprint, what)
+    _check_tokenizer(weights, tokenizer_fingerprint, what)
     if not resize:
-        _check_queries(content, model.blind_queries, what)
-    state = _entry(content, "model", what)
-    if not isinstance(state, dict):
-        raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
+        _check_queries(weights, model.blind_queries, what)
+    state = weights.state
     found = state.get("pos_embed")
     num_tokens = model.grid.num_tokens
     if resize and isinstance(found, torch.Tensor) and _same_width(found, model.pos_embed):
@@ -298,23 +298,22 @@ def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
     return torch.cat([pos_embed[:, :1], grid], dim=1)
 
 
-def _check_tokenizer(content: dict[str, Any], expected: str | None, what: str) -> None:
+def _check_tokenizer(weights: Weights, expected: str | None, what: str) -> None:
     """Refuse a checkpoint that records another tokenizer than the run's."""
-    found = content.get("tokenizer_fingerprint")
+    found = weights.fingerprint
     if found and expected and found != expected:
         raise UserError(
-            f"{what}: was trained on tokens of tokenizer {str(found)[:12]}, "
+            f"{what}: was trained on tokens of tokenizer {found[:12]}, "
             f"expected this run's {expected[:12]} (--vqgan_path)"
         )
 
 
-def _check_queries(content: dict[str, Any], blind: bool, what: str) -> None:
+def _check_queries(weights: Weights, blind: bool, what: str) -> None:
     """Refuse a checkpoint whose queries learned to see one another, or not to, unlike the run's."""
-    # Only training checkpoints say; of all others, queries see.
-    found = bool(getattr(content.get("args"), "blind_queries", False))
-    if found != blind:
+    if weights.blind_queries != blind:
         words = {True: "with --blind_queries", False: "without --blind_queries"}
-        raise UserError(f"{what}: was trained {words[found]}, expected one {words[blind]}")
+        found, expected = words[weights.blind_queries], words[blind]
+        raise UserError(f"{what}: was trained {found}, expected one {expected}")
 
 
 def _same_width(found: torch.Tensor, expected: torch.Tensor) -> bool:

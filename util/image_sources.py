@@ -78,6 +78,8 @@ def open_images(path: str | Path, flag: str, image_size: int | None = None) -> I
     Raises:
         UserError: neither of them, or fewer than two images.
     """
+    if not str(path):
+        raise UserError(f"{flag}: found '', expected a folder of images or an .npz with {SAMPLES}")
     path = Path(path)
     if path.is_dir():
         return FolderImages.open(path, flag, image_size)

@@ -22,6 +22,7 @@ from util.weights import (
     Weights,
     choose_weights,
     read_weights,
+    weights_in_folder,
     write_safetensors,
 )
 
@@ -121,12 +122,8 @@ class Pretrained(
         """
         config = dict(config or {})
         with blame(what):
-            if weights.config is None:
-                recorded = cls.config_of(weights, config)
-            else:
-                known = set(cls._hub_mixin_init_parameters)
-                recorded = {name: weights.config[name] for name in weights.config.keys() & known}
-            config = {**recorded, **config}
+            said = cls.config_of(weights, config) if weights.config is None else weights.config
+            config = {**said, **config}
             try:
                 with torch.device("meta"):
                     model = cls(**config)
@@ -144,11 +141,7 @@ class Pretrained(
         """The file of weights that a user names."""
         path = Path(name)
         if path.is_dir():
-            files = sorted(found.name for found in path.iterdir() if found.is_file())
-            try:
-                return path / choose_weights(files)[-1]
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+            return weights_in_folder(path)
         if path.is_file():
             return path
         name, _, at = name.partition("@")
@@ -191,6 +184,6 @@ class Pretrained(
             "usage": self.usage,
             "config": model_card.rows(self._hub_mixin_config),
             "parameters": f"{sum(value.numel() for value in self.parameters()):,}",
-            "results": model_card.rows(results),
+            "results": model_card.result_rows(results),
         }
         return super().generate_model_card(**{**values, **kwargs})

@@ -89,15 +89,20 @@ def resolve(value: str, kind: str) -> str:
     """The path that a flag means: its value, or the file of a published name.
 
     Args:
-        value: a path, `NAME` or `NAME@REVISION`. A file of that name comes first; what is neither
-            is returned too, for whoever opens it to complain.
+        value: a path, `NAME` or `NAME@REVISION`. A file of that name comes first, a folder that
+            holds weights last; what is none is returned too, for whoever opens it to complain.
         kind: of what the flag takes.
 
     Raises:
-        ValueError: a name of another kind, or see `util.hub.fetch`.
+        ValueError: a name of another kind, a folder of none or of several networks, or see
+            `util.hub.fetch`.
     """
-    entry = PUBLISHED.get(value.partition("@")[0])
-    if entry is None or Path(value).is_file():
+    path, entry = Path(value), PUBLISHED.get(value.partition("@")[0])
+    if entry is None and kind != ORDERS and path.is_dir():
+        from util.weights import weights_in_folder  # slow to import
+
+        return str(weights_in_folder(path))
+    if entry is None or path.is_file():
         return value
     if entry.kind != kind:
         names = ", ".join(published_names(kind))

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from util import logs
+from util.files import replacing
 
 RECORD_FILE = "commands.sh"
 # Libraries whose version can change a number.
@@ -38,9 +39,11 @@ def record_run(
     if not logs.is_main_process():
         return
     path = Path(folder) / RECORD_FILE
-    # Names of files may be any bytes.
-    with path.open("a", encoding="utf-8", errors="surrogateescape") as script:
-        script.write(describe_run(parser, args))
+    earlier = path.read_bytes() if path.exists() else b""
+    # A new file each time: a shell that runs this one must not find a run's own block at its end.
+    with replacing(path) as temporary:
+        # Names of files may be any bytes.
+        temporary.write_bytes(earlier + os.fsencode(describe_run(parser, args)))
     logs.keep(folder)
 
 
@@ -49,7 +52,8 @@ def describe_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> s
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     parts = [[*launcher(), _script()], *flags_of(parser, args)]
     command = " \\\n    ".join(map(shlex.join, parts))
-    return f"# {when} on {platform.node()}, {revision()}\n# {versions()}\n{command}\n\n"
+    where = f"{platform.node()}, in {str(Path.cwd())!r}"
+    return f"# {when} on {where}, {revision()}\n# {versions()}\n{command}\n\n"
 
 
 def flags_of(
@@ -123,5 +127,6 @@ def launcher() -> list[str]:
 
 
 def _script() -> str:
-    path = Path(sys.argv[0]).resolve()
-    return str(path.relative_to(_ROOT)) if path.is_relative_to(_ROOT) else str(path)
+    """The program as it can be started from here."""
+    path, here = Path(sys.argv[0]).resolve(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -40,6 +40,26 @@ class Weights:
     fingerprint: str | None = None
     others: tuple[str, ...] = ()
 
+    @property
+    def blind_queries(self) -> bool:
+        """Whether queries learned not to see one another; where nothing is said, they see."""
+        said = self.flags if self.config is None else self.config
+        return bool(said.get("blind_queries", False))
+
+
+def weights_in_folder(folder: Path) -> Path:
+    """The file of weights in a folder that holds one network's.
+
+    Raises:
+        ValueError: there is none, or several.
+        OSError: the folder cannot be read.
+    """
+    names = sorted(file.name for file in folder.iterdir())
+    try:
+        return folder / choose_weights(names)[-1]
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
 
 def choose_weights(names: Sequence[str]) -> list[str]:
     """The files of a folder or repository that hold one network's weights.
@@ -56,7 +76,7 @@ def choose_weights(names: Sequence[str]) -> list[str]:
     return found
 
 
-def read_weights(path: Path, flag: str) -> Weights:
+def read_weights(path: str | Path, flag: str) -> Weights:
     """Read a `torch.save` dictionary, or safetensors with `config.json` beside them.
 
     Args:
@@ -66,15 +86,27 @@ def read_weights(path: Path, flag: str) -> Weights:
     Raises:
         UserError: missing, damaged or something else.
     """
+    path = Path(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, flag)
-    content = read_checkpoint(path, flag)
-    what = f"{flag}: {path}"
-    state, config = content.get("model"), content.get("config")
+    return weights_in(read_checkpoint(path, flag), f"{flag}: {path}")
+
+
+def weights_in(content: Mapping[str, Any], what: str) -> Weights:
+    """The weights in what `torch.save` wrote.
+
+    Args:
+        content: the dictionary.
+        what: the file, for the message.
+
+    Raises:
+        UserError: there are none.
+    """
+    if "model" not in content:
+        raise UserError(f"{what}: holds no 'model' entry, expected the weights there")
+    state, config = content["model"], content.get("config")
     if not isinstance(state, dict):
-        raise UserError(
-            f"{what} has no weights under 'model', expected a checkpoint of this project"
-        )
+        raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
     if not isinstance(config, dict | None):
         raise UserError(f"{what}: config is {config!r}, expected names and values")
     flags, fingerprint = content.get("args"), content.get(FINGERPRINT)

@@ -62,8 +62,7 @@ EVALUATION = Group(
         Case(
             "--pretrained_ckpt bare.pth",
             "no weights in it",
-            "--pretrained_ckpt: bare.pth: holds no 'model' entry, expected a checkpoint of this"
-            " model",
+            "--pretrained_ckpt: bare.pth: holds no 'model' entry, expected the weights model",
             files.saving("bare.pth", {"optimizer": {}}),
         ),
         Case(

@@ -15,6 +15,9 @@ from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util.checkpoint import load_pretrained
 from util.checkpoint_io import atomic_save, read_checkpoint
 from util.errors import UserError
+from util.features import KINDS
+from util.metrics import Score, Scores
+from util.published import resolve_flags
 
 SIZES = {"img_size": 16, "vqgan_stride": 4, "vqgan_vocab_size": 32, "class_num": 3}
 
@@ -76,6 +79,23 @@ def test_what_comes_back_loads_as_before(tmp_path: Path) -> None:
     assert same_bits(before.state_dict(), after.state_dict())
 
 
+def test_the_flags_for_weights_take_folders(tmp_path: Path) -> None:
+    training_checkpoint(tmp_path / "last.pth")
+    main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
+    args = Namespace(pretrained_ckpt=str(tmp_path / "folder"))
+    resolve_flags(args)
+    assert args.pretrained_ckpt == str(tmp_path / "folder" / "model.safetensors")
+    before, after = lpd_tiny(**SIZES), lpd_tiny(**SIZES)
+    load_pretrained(before, tmp_path / "last.pth")
+    load_pretrained(after, args.pretrained_ckpt)
+    assert same_bits(before.state_dict(), after.state_dict())
+    with pytest.raises(UserError, match=r"^--pretrained_ckpt: .*: was trained on tokens"):
+        load_pretrained(after, args.pretrained_ckpt, tokenizer_fingerprint="xyz")
+    (tmp_path / "folder" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^--pretrained_ckpt: .*folder: found README.md, "):
+        resolve_flags(Namespace(pretrained_ckpt=str(tmp_path / "folder")))
+
+
 def test_a_tokenizer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = VQModel(16, 4, 32, (1, 1), (1, 1), num_res_blocks=1, z_channels=32)
@@ -86,6 +106,8 @@ def test_a_tokenizer(tmp_path: Path) -> None:
     assert same_bits(content["model"], model.state_dict())
     assert fingerprint(load_tokenizer(tmp_path / "back.pt")) == fingerprint(model)
     assert fingerprint(VQModel.from_pretrained(tmp_path / "folder")) == fingerprint(model)
+    safetensors = tmp_path / "folder" / "model.safetensors"
+    assert fingerprint(load_tokenizer(safetensors)) == fingerprint(model)
 
 
 def test_results_go_to_the_card(tmp_path: Path) -> None:
@@ -94,6 +116,19 @@ def test_results_go_to_the_card(tmp_path: Path) -> None:
     results = ["--results", str(tmp_path / "metrics.json")]
     main([str(tmp_path / "last.pth"), str(tmp_path / "folder"), *results])
     assert "| FID-9 | 4.5 |" in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_scores_on_the_card_say_of_how_many_images(tmp_path: Path) -> None:
+    training_checkpoint(tmp_path / "last.pth")
+    found = Scores(KINDS["inception"], 5000, {"fid": Score(4.5), "is": Score(300.0, 2.0)})
+    metrics = {"model": "lpd_l", "cfg": 2.0, **found.json()}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    results = ["--results", str(tmp_path / "metrics.json")]
+    main([str(tmp_path / "last.pth"), str(tmp_path / "folder"), *results])
+    card = (tmp_path / "folder" / "README.md").read_text()
+    for row in ("| model | lpd_l |", "| cfg | 2.0 |", "| FID-5K | 4.5 |", "| IS-5K | 300 ± 2 |"):
+        assert row in card
+    assert "| fid |" not in card and "inception_score" not in card
 
 
 def test_nothing_is_left_where_the_disk_refuses(

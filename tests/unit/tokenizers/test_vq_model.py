@@ -152,11 +152,11 @@ def test_fingerprint_covers_every_weight_but_not_the_usage_record(small):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda c: c.pop("model"), "has no 'model' entry"),
+        (lambda c: c.pop("model"), "holds no 'model' entry"),
         (lambda c: c["model"].pop("quant_conv.bias"), r"quant_conv.bias is missing.*\(4,\)"),
         (lambda c: c["model"].update(odd=torch.ones(2)), r"odd of shape \(2,\) is unexpected"),
         (lambda c: c.update(config={"width": 3}), "expected VQModel's arguments"),
-        (lambda c: c.update(config=[1]), "expected VQModel's arguments"),
+        (lambda c: c.update(config=[1]), "expected names and values"),
         (lambda c: c["config"].update(ch=33), "expected a multiple of 32"),
         (lambda c: c["config"].update(ch="32"), "expected positive whole numbers"),
         (lambda c: c["config"].update(encoder_ch_mult=7), "expected VQModel's arguments"),

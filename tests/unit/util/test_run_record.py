@@ -64,6 +64,20 @@ def test_a_block_can_be_pasted(tmp_path: Path) -> None:
     assert parser.parse_args(flags[: len(flags) // 2]) == args
 
 
+def test_a_record_that_is_run_ends(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    record_run(parser, argparse.Namespace(), tmp_path)
+    again = "import argparse, sys; sys.argv[0] = 'x'; from util.run_record import record_run; "
+    again += f"record_run(argparse.ArgumentParser(), argparse.Namespace(), {str(tmp_path)!r})"
+    python = (
+        f"python() {{ {shlex.quote(sys.executable)} -c {shlex.quote(again)}; }}; export -f python"
+    )
+    content = (tmp_path / RECORD_FILE).read_text()
+    runs = f"{python}; timeout 60 bash {shlex.quote(str(tmp_path / RECORD_FILE))}"
+    subprocess.run(["bash", "-c", runs], cwd=ROOT, check=True)
+    assert (tmp_path / RECORD_FILE).read_text().count("git ") == 2 * content.count("git ")
+
+
 def test_a_recorded_run_logs_beside_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
