@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,6 +23,24 @@ from util.errors import compile_failure
 from util.host_copy import to_device
 
 SAMPLERS = ("fast", "plain")
+# In the place of a code, where a position has not been decoded yet.
+UNDECIDED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What to generate: checked, and on the model's device.
+
+    Attributes:
+        plan: orders and group sizes.
+        settings: how codes are drawn.
+        inputs: orders (B, N), uniform numbers (B, N) in raster order, known codes (B, M) and, if
+            there are any, labels (B,).
+    """
+
+    plan: GenerationPlan
+    settings: SamplingSettings
+    inputs: list[torch.Tensor]
 
 
 @torch.no_grad()
@@ -30,6 +50,7 @@ def generate(
     orders: torch.Tensor | np.ndarray | None,
     group_sizes: Sequence[int] | int,
     *,
+    known: torch.Tensor | None = None,
     cfg: float = 1.0,
     cfg_schedule: str = "linear",
     temperature: float = 1.0,
@@ -49,9 +70,11 @@ def generate(
         labels: (B,) int64 in [0, class_num); None generates without a class.
         orders: (B, N) raster positions in generation order; None makes locality-aware ones, as
             `--order lpd` does without a file, of (seed, image_ids[i]).
-        group_sizes: K positive sizes that sum to N; or K, for those of the table or rule.
+        group_sizes: K positive sizes that sum to N - M; or K, for those of the table or rule.
+        known: (B, M) int64 codes of the first M positions of the orders, which the images keep:
+            one group of context, after the class (method section 10). None: nothing is known.
         cfg: guidance strength; 1 runs no unconditional half.
-        cfg_schedule: `linear` or `constant`.
+        cfg_schedule: `linear` or `constant`; known tokens count as generated.
         temperature: divides the logits.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the most likely codes up to this mass; 1 keeps all.
@@ -67,29 +90,87 @@ def generate(
         ValueError: an argument is out of range, or guidance is asked for without labels.
     """
     settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
+    job = _prepare(model, labels, orders, group_sizes, known, settings, seed, image_ids, sampler)
+    if sampler == "fast":
+        tokens = _decode_fast(model, job)
+        if tokens is not None:
+            return tokens
+    with eval_mode(model):
+        return _last(_decode(model, job.plan, job.settings, *job.inputs))
+
+
+@torch.no_grad()
+def generate_steps(
+    model: LPD,
+    labels: torch.Tensor | Sequence[int] | None,
+    orders: torch.Tensor | np.ndarray | None,
+    group_sizes: Sequence[int] | int,
+    *,
+    known: torch.Tensor | None = None,
+    cfg: float = 1.0,
+    cfg_schedule: str = "linear",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    image_ids: Sequence[int] | np.ndarray | None = None,
+    sampler: str = "fast",
+) -> Iterator[torch.Tensor]:
+    """As `generate`, one step at a time; arguments and errors are the same.
+
+    Each step is computed when it is asked for, under the `torch.autocast` that holds at that time;
+    in between the model must not change.
+
+    Returns:
+        An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
+        not decided yet. The last of them is what `generate` returns; all known, it is the only one.
+    """
+    settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
+    job = _prepare(model, labels, orders, group_sizes, known, settings, seed, image_ids, sampler)
+    network = _fast_network(model) if sampler == "fast" else None
+    if network is None:
+        return _in_steps(_decode(model, job.plan, settings, *job.inputs), partial(eval_mode, model))
+    steps = _decode(network, job.plan, settings, *job.inputs)
+    return _in_steps(steps, partial(_no_autocast, model))
+
+
+def _prepare(
+    model: LPD,
+    labels: torch.Tensor | Sequence[int] | None,
+    orders: torch.Tensor | np.ndarray | None,
+    group_sizes: Sequence[int] | int,
+    known: torch.Tensor | None,
+    settings: SamplingSettings,
+    seed: int,
+    image_ids: Sequence[int] | np.ndarray | None,
+    sampler: str,
+) -> _Job:
+    """Check the arguments of `generate` and put them where the model is."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: found {sampler!r}, expected one of {SAMPLERS}")
     labels = None if labels is None else torch.as_tensor(labels)
+    num_tokens = model.grid.num_tokens
+    num_known = 0 if known is None else known.shape[-1]
     if isinstance(group_sizes, int):
-        group_sizes = sizes_of.group_sizes(model.grid.num_tokens, group_sizes)
+        group_sizes = sizes_of.group_sizes(num_tokens - num_known, group_sizes)
     if orders is None:
+        if known is not None:
+            raise ValueError("orders: found none, expected those that begin with what is known")
         orders = _locality_aware(model, labels, group_sizes, seed, image_ids)
-    plan = GenerationPlan.build(orders, group_sizes, model.grid.num_tokens)
+    plan = GenerationPlan.build(orders, group_sizes, num_tokens, num_known)
     ids = np.arange(plan.batch_size) if image_ids is None else np.asarray(image_ids)
-    _check_arguments(model, labels, ids, plan, settings)
+    if known is None:
+        known = torch.empty(plan.batch_size, 0, dtype=torch.int64)
+    _check_arguments(model, labels, ids, known, plan, settings)
     device = model.pos_embed.device
     inputs = [
         to_device(plan.orders, device),
         to_device(torch.from_numpy(position_uniforms(seed, ids, plan.num_tokens)), device),
+        to_device(known.to(torch.int64), device),
     ]
     if labels is not None:
         inputs.append(to_device(labels.to(torch.int64), device))
-    if sampler == "fast":
-        tokens = _decode_fast(model, plan, settings, inputs)
-        if tokens is not None:
-            return tokens
-    with eval_mode(model):
-        return _decode(model, plan, settings, *inputs)
+    return _Job(plan, settings, inputs)
 
 
 def _locality_aware(
@@ -118,25 +199,36 @@ def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.n
     return streams.uniforms("sampling", seed, image_ids, count=num_tokens)
 
 
-def _decode_fast(
-    model: LPD, plan: GenerationPlan, settings: SamplingSettings, inputs: list[torch.Tensor]
-) -> torch.Tensor | None:
-    """`_decode` with prepared weights and on a GPU as one graph; None where that is impossible."""
-    fast_path = model.fast_path
+def _fast_network(model: LPD) -> FastNetwork | None:
+    """The model with prepared weights; None where that is impossible."""
     if type(model).decode_step is not LPD.decode_step:
-        fast_path.use_plain(f"{type(model).__name__} has a decode_step of its own")
+        model.fast_path.use_plain(f"{type(model).__name__} has a decode_step of its own")
         return None
-    network = fast_path.network(model)
+    return model.fast_path.network(model)
+
+
+def _no_autocast(model: LPD) -> torch.autocast:
+    """The fast network casts what it wants cast."""
+    return torch.autocast(model.pos_embed.device.type, enabled=False)
+
+
+def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:
+    """`_decode` with prepared weights and on a GPU as one graph; None where that is impossible."""
+    network = _fast_network(model)
     if network is None:
         return None
-    decode = partial(_decode, network, plan, settings)
-    device = model.pos_embed.device.type
-    with torch.autocast(device, enabled=False):  # the network casts what it wants cast
-        if device != "cuda":
-            return decode(*inputs)
+
+    def decode(*inputs: torch.Tensor) -> torch.Tensor:
+        return _last(_decode(network, job.plan, job.settings, *inputs))
+
+    fast_path = model.fast_path
+    with _no_autocast(model):
+        if model.pos_embed.device.type != "cuda":
+            return decode(*job.inputs)
         try:
-            # Shapes tell guided, labelled and batch sizes apart; the grid belongs to the model.
-            return fast_path.graphs.run((plan.group_sizes, settings), decode, *inputs)
+            # Shapes tell guided, labelled, what is known and batch sizes apart; the grid belongs
+            # to the model.
+            return fast_path.graphs.run((job.plan.group_sizes, job.settings), decode, *job.inputs)
         except CaptureError as error:
             fast_path.use_plain(str(error))
             return None
@@ -155,21 +247,32 @@ def _decode(
     settings: SamplingSettings,
     orders: torch.Tensor,
     uniforms: torch.Tensor,
+    known: torch.Tensor,
     labels: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> Iterator[torch.Tensor]:
     """The decoding loop; arguments are checked, tensors on the network's device.
 
     Of the plan only the steps are used: `orders` takes the place of its orders, because a CUDA
     graph serves any.
+
+    Yields:
+        The tokens so far, (B, N), after each step: one tensor, which the next step writes to.
     """
     batch_size = len(orders)
     uniforms = uniforms.gather(1, orders)
     scales = guidance_scales(settings, plan.num_tokens, orders.device)
-    tokens = torch.empty_like(orders)
+    known_positions = orders[:, : plan.num_known]
+    tokens = torch.full_like(orders, UNDECIDED).scatter_(1, known_positions, known)
+    if not plan.num_steps:
+        yield tokens
+        return
 
     context = network.embed_class(labels, batch_size)
     if settings.guided:
         context = torch.cat([context, network.embed_class(None, batch_size)])
+    if plan.num_known:
+        known_context = _both_halves(network.embed_tokens(known, known_positions), settings)
+        context = torch.cat([context, known_context], dim=1)
     all_queries = _both_halves(network.embed_queries(orders), settings)
     cache = network.new_cache(len(context))
     for start, stop in plan.steps():
@@ -177,8 +280,25 @@ def _decode(
         logits = network.decode_step(context, all_queries[:, start:stop], cache)
         drawn = pick(logits, scales[start:stop], uniforms[:, start:stop], settings)
         tokens.scatter_(1, positions, drawn)
+        yield tokens
         context = _both_halves(network.embed_tokens(drawn, positions), settings)
-    return tokens
+
+
+def _last(steps: Iterator[torch.Tensor]) -> torch.Tensor:
+    """What the last step leaves."""
+    return deque(steps, maxlen=1).pop()
+
+
+def _in_steps(
+    steps: Iterator[torch.Tensor], surroundings: Callable[[], AbstractContextManager]
+) -> Iterator[torch.Tensor]:
+    """Copies of what each step leaves; the surroundings hold while one is computed only."""
+    while True:
+        with surroundings(), torch.no_grad():
+            tokens = next(steps, None)
+        if tokens is None:
+            return
+        yield tokens.clone()
 
 
 def _both_halves(x: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
@@ -190,6 +310,7 @@ def _check_arguments(
     model: LPD,
     labels: torch.Tensor | None,
     image_ids: np.ndarray,
+    known: torch.Tensor,
     plan: GenerationPlan,
     settings: SamplingSettings,
 ) -> None:
@@ -210,6 +331,16 @@ def _check_arguments(
         raise ValueError(
             f"image_ids: found {image_ids.dtype} of shape {image_ids.shape}, expected whole "
             f"numbers ({plan.batch_size},)"
+        )
+    if known.shape != (plan.batch_size, plan.num_known) or known.is_floating_point():
+        raise ValueError(
+            f"known: found {known.dtype} of shape {tuple(known.shape)}, expected whole numbers "
+            f"({plan.batch_size}, {plan.num_known})"
+        )
+    if known.numel() and (known.min() < 0 or known.max() >= model.grid.vocab_size):
+        raise ValueError(
+            f"known: found codes {int(known.min())}..{int(known.max())}, "
+            f"expected 0..{model.grid.vocab_size - 1}"
         )
 
 

@@ -297,7 +297,8 @@ model = LPD.from_pretrained("user/name")"""
         """One step of parallel decoding (method section 4).
 
         Args:
-            context: (B, T, C), what became known since the last step: class token or tokens.
+            context: (B, T, C), what became known since the last step: first the class token,
+                followed by the tokens known from the start; then the tokens of the step before.
             queries: (B, g, C), position query tokens of this step.
             cache: read, extended by the context tokens.
 

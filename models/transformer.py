@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
@@ -18,7 +20,8 @@ class KVCache:
 
     Space is allocated once. A decoding step writes its context tokens and its queries behind the
     `length` tokens known so far and then advances over the context tokens only, so that the next
-    step's context overwrites the queries.
+    step's context overwrites the queries. The first token of all is the class token, which sees
+    only itself whatever enters beside it.
 
     Attributes:
         entries: (layers, keys and values, B, heads, capacity, head size).
@@ -70,10 +73,17 @@ class KVCache:
         mask = self._blinding(known, stop) if self.blind_queries else None
         attended = F.scaled_dot_product_attention(qkv[0, :, :, num_context:], keys, values, mask)
         if not queries_only:
-            context = F.scaled_dot_product_attention(
-                qkv[0, :, :, :num_context], keys[:, :, :known], values[:, :, :known]
-            )
-            attended = torch.cat([context, attended], dim=2)
+            # What is known from the start comes with the class token, and is a group after it.
+            starts = [0, 1] if self.length == 0 and num_context > 1 else [0]
+            context = []
+            for start, end in itertools.pairwise([*starts, num_context]):
+                seen = self.length + end
+                context.append(
+                    F.scaled_dot_product_attention(
+                        qkv[0, :, :, start:end], keys[:, :, :seen], values[:, :, :seen]
+                    )
+                )
+            attended = torch.cat([*context, attended], dim=2)
         return merge_heads(attended)
 
     def _blinding(self, known: int, stop: int) -> torch.Tensor:

@@ -20,33 +20,43 @@ class GenerationPlan:
 
     Attributes:
         orders: (B, N) int64; row b lists the raster positions of image b in generation order.
-        group_sizes: K sizes that sum to N; step k makes the next `group_sizes[k]` positions.
+        group_sizes: K sizes that sum to N - num_known; step k makes the next `group_sizes[k]`
+            positions.
+        num_known: M, how many positions every order begins with whose tokens are known.
     """
 
     orders: torch.Tensor
     group_sizes: tuple[int, ...]
+    num_known: int = 0
 
     @classmethod
-    def build(cls, orders: Any, group_sizes: Sequence[int], num_tokens: int) -> GenerationPlan:
+    def build(
+        cls, orders: Any, group_sizes: Sequence[int], num_tokens: int, num_known: int = 0
+    ) -> GenerationPlan:
         """Check orders and group sizes once; whoever is handed the plan may trust it.
 
         Args:
             orders: (B, N) whole numbers: tensor (the plan stays on its device), array or lists.
-            group_sizes: positive whole numbers that sum to N.
+            group_sizes: positive whole numbers that sum to N - num_known; none if all is known.
             num_tokens: N, the positions of the grid.
+            num_known: M, in 0..N.
 
         Raises:
-            ValueError: a row does not hold every position once, or the sizes do not sum to N.
+            ValueError: a row does not hold every position once, or the sizes do not sum to what
+                is not known.
         """
         is_tensor = isinstance(orders, torch.Tensor)
         checked = validate_orders(orders.cpu().numpy() if is_tensor else orders, num_tokens)
-        validate_group_sizes(group_sizes, num_tokens)
+        if not 0 <= num_known <= num_tokens:
+            raise ValueError(f"found {num_known} known tokens, expected 0 to {num_tokens}")
+        validate_group_sizes(group_sizes, num_tokens - num_known)
         # Always a copy: later changes to what the caller holds must not reach the plan.
         return cls(
             orders=torch.tensor(
                 checked.astype("int64"), device=orders.device if is_tensor else None
             ),
             group_sizes=tuple(int(size) for size in group_sizes),
+            num_known=num_known,
         )
 
     @property
@@ -66,7 +76,7 @@ class GenerationPlan:
 
     def steps(self) -> Iterator[tuple[int, int]]:
         """Where each step's positions start and stop in generation order."""
-        start = 0
+        start = self.num_known
         for size in self.group_sizes:
             yield start, start + size
             start += size

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.decoding import generate
+from models.decoding import generate, generate_steps
 from models.fast_path import MAX_GRAPHS
 from models.lpd import LPD
 from orders.group_sizes import group_sizes
@@ -49,6 +49,25 @@ def test_equals_plain_for_every_published_table(num_tokens: int, steps: int) -> 
 def test_equals_plain_for_every_setting(guidance: dict, filters: dict, batch_size: int) -> None:
     model = small_lpd(img_size=64).to("cuda")
     check_equal(model, group_sizes(256, 20), batch_size, **guidance, **filters)
+
+
+@pytest.mark.parametrize("options", [{}, {"cfg": 3.0}])
+def test_known_tokens_have_graphs_of_their_own_and_steps_need_none(options: dict) -> None:
+    model, graphs = small_lpd().to("cuda"), set()
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0), batch_size=4)
+    for num_known, sizes in ((0, [16]), (1, [15]), (6, [4, 6]), (6, [10])):
+        known = tokens.gather(1, orders[:, :num_known])
+        for seed in range(2):  # the second is a replay
+            given = {"known": known, "seed": seed, **options}
+            fast, plain = (
+                generate(model, labels, orders, sizes, sampler=sampler, **given)
+                for sampler in ("fast", "plain")
+            )
+            assert torch.equal(fast, plain)
+            *_, last = generate_steps(model, labels, orders, sizes, **given)
+            assert torch.equal(last, fast)
+        graphs.add(len(model.fast_path.graphs))
+    assert graphs == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize(("name", "key"), greedy_cases(TINY))

@@ -36,6 +36,27 @@ def test_steps_cover_the_order() -> None:
     assert list(plan.steps()) == [(0, 1), (1, 2), (2, 4)]
 
 
+def test_steps_start_after_what_is_known() -> None:
+    plan = GenerationPlan.build(ORDERS, [1, 2], 4, num_known=1)
+    assert list(plan.steps()) == [(1, 2), (2, 4)]
+    assert (plan.num_known, plan.num_tokens, plan.num_steps) == (1, 4, 2)
+    assert list(GenerationPlan.build(ORDERS, [], 4, num_known=4).steps()) == []
+
+
+@pytest.mark.parametrize(
+    ("num_known", "message"),
+    [
+        (2, "sum to 3, expected a sum of 2"),
+        (4, "sum to 3, expected a sum of 0"),
+        (-1, "found -1 known tokens, expected 0 to 4"),
+        (5, "found 5 known tokens, expected 0 to 4"),
+    ],
+)
+def test_bad_number_of_known_tokens(num_known: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenerationPlan.build(ORDERS, [1, 2], 4, num_known)
+
+
 @pytest.mark.parametrize("make", [np.array, torch.tensor])
 def test_a_plan_is_a_value(make: object) -> None:
     orders = make(ORDERS)
