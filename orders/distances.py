@@ -1,0 +1,65 @@
+"""The two distances that an order trades: to the known context, and within a group.
+
+Near context a token is easy to predict; far from what is decoded at the same time it is nearly
+independent of it (paper section 3.3). No order has both: what is near the same context is near one
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from orders.group_sizes import validate_group_sizes
+from util.geometry import grid_side
+
+# Distances between positions held at once, over all orders: bounds the memory used.
+_BATCH_PAIRS = 1 << 22
+
+
+def group_distances(
+    orders: np.ndarray, group_sizes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far each group's positions are from the context and from one another.
+
+    Distances are Euclidean, in grid positions: 1 between edge neighbours.
+
+    Args:
+        orders: (M, N) whole numbers: valid orders of a square grid, raster positions.
+        group_sizes: K sizes that sum to N.
+
+    Returns:
+        Two (M, K) float64 arrays, each a mean over the positions of a group: the distance to the
+        nearest position of the earlier groups (NaN for the first group), and to the nearest other
+        position of the same group (NaN for groups of one).
+
+    Raises:
+        ValueError: no square grid, or sizes that do not fit it.
+    """
+    num, num_tokens = orders.shape
+    side = grid_side(num_tokens)
+    validate_group_sizes(group_sizes, num_tokens)
+    y, x = np.divmod(np.arange(num_tokens), side)
+    apart = np.hypot(y[:, None] - y, x[:, None] - x).astype(np.float32)
+    np.fill_diagonal(apart, np.inf)  # no position is its own neighbour
+    stops = np.cumsum(group_sizes)
+    to_context = np.full((num, len(stops)), np.nan)
+    within = to_context.copy()
+    batch = max(1, _BATCH_PAIRS // num_tokens**2)
+    for first in range(0, num, batch):
+        rows = slice(first, first + batch)
+        positions = orders[rows].astype(np.int64)
+        in_order = apart[positions[:, :, None], positions[:, None, :]]
+        for step, (stop, size) in enumerate(zip(stops, group_sizes, strict=True)):
+            start = stop - size
+            if start:
+                to_context[rows, step] = _mean_of_nearest(in_order[:, start:stop, :start])
+            if size > 1:
+                within[rows, step] = _mean_of_nearest(in_order[:, start:stop, start:stop])
+    return to_context, within
+
+
+def _mean_of_nearest(apart: np.ndarray) -> np.ndarray:
+    """(M, g, n) distances from g positions to n others -> (M,)."""
+    return apart.min(axis=2).mean(axis=1, dtype=np.float64)
