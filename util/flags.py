@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     _add_training_flags(parser)
     _add_data_flags(parser)
     _add_evaluation_flags(parser)
-    _add_sampling_flags(parser)
+    add_sampling_flags(parser)
     _add_logging_flags(parser)
     add_distributed_flags(parser)
     return parser
@@ -185,7 +185,8 @@ def _add_evaluation_flags(parser: Parser) -> None:
     group.add_argument("--feature_extractor_weights", help="its weights file")
 
 
-def _add_sampling_flags(parser: Parser) -> None:
+def add_sampling_flags(parser: Parser) -> None:
+    """How samples are made: steps, orders, guidance and what is drawn from."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--generation_steps", type=whole(1), help="K; replaces --group_sizes")
     group.add_argument("--group_sizes", default="[1] * 256", help="tokens per step, sum N")

@@ -3,14 +3,21 @@
 import argparse
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 import main_cache
 from orders import run_lpd_order
-from scripts import convert_cache, count_flops
+from scripts import convert_cache, count_flops, visualize
 from tokenizers import train_vq
 from util import flags
+
+
+def visualize_command(name: str) -> argparse.ArgumentParser:
+    (commands,) = visualize.build_parser()._subparsers._group_actions
+    return commands.choices[name]
+
 
 BUILDERS = {
     "main_lpd.py": flags.build_parser,
@@ -19,6 +26,10 @@ BUILDERS = {
     "orders/run_lpd_order.py": run_lpd_order.build_parser,
     "scripts/convert_cache.py": convert_cache.build_parser,
     "scripts/count_flops.py": count_flops.build_parser,
+    **{
+        f"scripts/visualize.py {name}": partial(visualize_command, name)
+        for name in ("order", "generation", "samples", "training")
+    },
 }
 
 

@@ -18,6 +18,7 @@ from tests.integration.bad_input import (
     pipes,
     scoring,
     training,
+    visualize,
 )
 from tests.integration.bad_input.table import Group
 
@@ -36,6 +37,10 @@ GROUPS = (
     commands.CACHING,
     commands.CONVERTING,
     commands.MAKING_ORDERS,
+    visualize.ORDERS,
+    visualize.GENERATIONS,
+    visualize.SAMPLES,
+    visualize.RUNS,
     hub.EVALUATING,
     hub.DOWNLOADING,
     hub.CONVERTING,

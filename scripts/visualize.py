@@ -1,0 +1,444 @@
+"""Pictures of orders, of generations, of samples and of training runs.
+
+    python scripts/visualize.py order --lpd_order_file res256_steps20_repulsion2 \\
+        --output_dir output/pictures
+    python scripts/visualize.py generation --pretrained_ckpt lpd_l_256 --vqgan_path llamagen \\
+        --generation_steps 20 --cfg 4.8 --classes 207 980 --output output/steps.gif output/steps.png
+    python scripts/visualize.py samples --pretrained_ckpt lpd_l_256 --vqgan_path llamagen \\
+        --generation_steps 20 --cfg 4.8 --class_names imagenet.json --output output/samples.png
+    python scripts/visualize.py training --log_dir output/lpd --output output/training.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.decoding import generate, generate_steps
+from models.lpd import LPD
+from models.sampling import SamplingSettings
+from orders.group_sizes import group_sizes, parse_group_sizes
+from orders.order_file import read_orders
+from tokenizers.vq_model import VQModel
+from util import distributed, logs
+from util.cli import Parser, number, pixels, random_seed, whole
+from util.errors import UserError, blame, require_writable_folder, run
+from util.evaluation import OrderSource, build_decoder, build_orders, read_group_sizes
+from util.flags import add_sampling_flags
+from util.geometry import TokenGrid, grid_side
+from util.networks import load_networks
+from util.order_kinds import OrderKind, parse_order_kind
+from util.published import resolve_flags
+from visualization.class_names import parse_classes, read_class_names
+from visualization.drawing import Sheet, resized, write_gif, write_png
+from visualization.generation import images_so_far, step_titles, strip_steps
+from visualization.orders import ShownOrders, group_frames, plot_distances, plot_step_maps
+from visualization.scalar_history import read_history
+from visualization.training import LOSS_AXES, plot_training
+
+logger = logging.getLogger("lpd")
+
+MAPS_FILE, GROUPS_FILE = "order_steps.png", "order_groups.gif"
+DISTANCES_FILE = "order_distances.png"
+# The distances are means over so many orders.
+NUM_ORDERS = 256
+# Images in a row where rows have no meaning.
+COLUMNS = 5
+# Images whose pixels are made at a time.
+DECODED = 16
+
+
+def build_parser() -> Parser:
+    """A command for each kind of picture."""
+    parser = Parser(description="Pictures of orders, generations, samples and training runs.")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help="what to draw (COMMAND --help)"
+    )
+    for name, add_flags, draw, about in (
+        ("order", add_order_flags, draw_order, "which position is decoded when"),
+        ("generation", add_generation_flags, draw_generation, "images after every decoding step"),
+        ("samples", add_samples_flags, draw_samples, "samples with the names of their classes"),
+        ("training", add_training_flags, draw_training, "loss and scores of a training run"),
+    ):
+        command = commands.add_parser(name, help=about, description=f"Draw {about}.")
+        add_flags(command)
+        command.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+        command.set_defaults(draw=draw)
+    return parser
+
+
+def add_order_flags(parser: Parser) -> None:
+    """Flags of `order`."""
+    group = parser.add_argument_group("orders")
+    group.add_argument(
+        "--lpd_order_file", help="file or published name of the lpd among --orders; else made anew"
+    )
+    group.add_argument(
+        "--orders",
+        nargs="+",
+        default=["lpd", "random", "raster"],
+        metavar="ORDER",
+        help="side by side: lpd, lpd:R, lpd:R:P (repulsion R, proximity P), random, raster or an "
+        "order file",
+    )
+    group.add_argument("--image_id", type=whole(), default=0, help="whose order is shown")
+    group.add_argument(
+        "--num_orders",
+        type=whole(1),
+        help=f"orders in the mean distances; by default {NUM_ORDERS}, or all of a smaller file",
+    )
+    group.add_argument("--seed", type=random_seed, default=0, help="of orders that are made")
+    group = parser.add_argument_group("grid and steps")
+    group.add_argument(
+        "--img_size", type=pixels(), help="pixels; by default the order file's, else 256"
+    )
+    group.add_argument("--vqgan_stride", type=whole(1), default=16, help="pixels per token")
+    group.add_argument(
+        "--generation_steps",
+        type=whole(1),
+        help="K; by default what the order file's name says, as in res256_steps20_repulsion2",
+    )
+    group.add_argument("--group_sizes", help="tokens per step, for example '[1]*4 + [2]*126'")
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output_dir",
+        required=True,
+        help=f"folder for {MAPS_FILE}, {GROUPS_FILE} and {DISTANCES_FILE}",
+    )
+    add_gif_flags(group)
+
+
+def add_generation_flags(parser: Parser) -> None:
+    """Flags of `generation`."""
+    add_model_flags(parser, "one a class")
+    group = add_output_flags(parser, ".gif for an animation, .png for a film strip; or both")
+    group.add_argument(
+        "--strip_steps", type=whole(1), default=12, help="most steps that the strip shows"
+    )
+    add_gif_flags(group)
+
+
+def add_samples_flags(parser: Parser) -> None:
+    """Flags of `samples`."""
+    add_model_flags(parser, "eight a class")
+    group = add_output_flags(parser, ".png")
+    group.add_argument("--eval_bsz", type=whole(1), default=64, help="images at a time")
+
+
+def add_training_flags(parser: Parser) -> None:
+    """Flags of `training`."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--log_dir", required=True, help="the run's TensorBoard folder")
+    group.add_argument(
+        "--loss_axis", choices=LOSS_AXES, default=LOSS_AXES[0], help="how the loss is scaled"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", type=Path, nargs=1, required=True, help=".png")
+
+
+def add_model_flags(parser: Parser, num_images: str) -> None:
+    """What is generated, of which model."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--pretrained_ckpt",
+        required=True,
+        help="LPD checkpoint, or a published name: lpd_l_256 ...",
+    )
+    group.add_argument(
+        "--vqgan_path",
+        default="tokenizers/vq_ds16_c2i.pt",
+        help="tokenizer checkpoint, or llamagen for the published one",
+    )
+    group.add_argument("--device", default="cuda", help="cuda or cpu")
+    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="CLASS",
+        help="numbers or names; by default all of up to ten, else ten evenly spread",
+    )
+    group.add_argument(
+        "--class_names",
+        help="digits for the demo's, or a file: one name a line, or JSON (a list, or names by "
+        "number)",
+    )
+    group.add_argument(
+        "--num_images", type=whole(1), help=f"a multiple of the classes; by default {num_images}"
+    )
+    group.add_argument("--seed", type=random_seed, default=1, help="names all random streams")
+    add_sampling_flags(parser)
+    parser.set_defaults(order="lpd")
+
+
+def add_output_flags(parser: Parser, files: str) -> argparse._ArgumentGroup:
+    """Where to, and how large."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE", help=files)
+    group.add_argument(
+        "--side",
+        type=whole(16, 4096),
+        default=128,
+        help="of an image on the picture, pixels: small ones are enlarged by whole numbers, "
+        "larger ones shrunk",
+    )
+    return group
+
+
+def add_gif_flags(group: argparse._ArgumentGroup) -> None:
+    """How fast."""
+    group.add_argument(
+        "--seconds", type=number(0.02), default=0.4, help="for which a GIF shows a step"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what the command says."""
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    with logs.logging_redirect_tqdm():
+        args.draw(args)
+
+
+def draw_order(args: argparse.Namespace) -> None:
+    """Maps of the steps, the groups as an animation, and the distances that an order trades."""
+    resolve_flags(args)
+    shown, sizes = choose_orders(args)
+    folder = require_writable_folder(args.output_dir, "--output_dir")
+    with blame("--output_dir"):
+        save(plot_step_maps(shown, sizes), folder / MAPS_FILE)
+        frames = logs.progress(
+            group_frames(shown, sizes), total=len(sizes), desc="frames", unit="step"
+        )
+        save(list(frames), folder / GROUPS_FILE, args.seconds)
+        save(plot_distances(shown, sizes), folder / DISTANCES_FILE)
+
+
+def choose_orders(args: argparse.Namespace) -> tuple[list[ShownOrders], list[int]]:
+    """The orders of every kind, and the group sizes."""
+    on_file = None
+    if args.lpd_order_file:
+        if "lpd" not in args.orders:
+            raise UserError("--lpd_order_file: found no lpd in --orders, expected it there")
+        num_tokens = (args.img_size // args.vqgan_stride) ** 2 if args.img_size else None
+        with blame("--lpd_order_file"):
+            on_file = read_orders(args.lpd_order_file, num_tokens)
+            side = grid_side(on_file.shape[1])
+        grid = TokenGrid(side * args.vqgan_stride, args.vqgan_stride, vocab_size=1)
+    else:
+        with blame("--img_size, --vqgan_stride"):
+            grid = TokenGrid(args.img_size or 256, args.vqgan_stride, vocab_size=1)
+    sizes = choose_group_sizes(args, grid)
+    most = NUM_ORDERS if on_file is None else min(NUM_ORDERS, len(on_file))
+    count = most if args.num_orders is None else args.num_orders
+    needed = max(count, args.image_id + 1)
+    if on_file is not None and len(on_file) < needed:
+        raise UserError(
+            f"--lpd_order_file: {args.lpd_order_file} holds {len(on_file)} orders, expected at "
+            f"least {needed} (--num_orders, --image_id)"
+        )
+    shown = []
+    for text in args.orders:
+        with blame("--orders"):
+            if text == "lpd" and on_file is not None:
+                kind = OrderKind(text, lambda ids, _: on_file[ids].astype(np.int64))
+            else:
+                kind = parse_order_kind(text, grid, args.seed, needed)
+        order = kind.make(np.array([args.image_id]), sizes)[0]
+        shown.append(ShownOrders(order_title(text), order, kind.make(np.arange(count), sizes)))
+    return shown, sizes
+
+
+def choose_group_sizes(args: argparse.Namespace, grid: TokenGrid) -> list[int]:
+    """Sizes by the flags, else by the steps in the order file's name."""
+    steps = args.generation_steps
+    if steps is None and args.group_sizes is not None:
+        with blame("--group_sizes"):
+            return parse_group_sizes(args.group_sizes, grid.num_tokens)
+    if steps is None and args.lpd_order_file:
+        named = re.search(r"steps(\d{1,9})", Path(args.lpd_order_file).stem)
+        steps = int(named[1]) if named else None
+    if steps is None:
+        raise UserError("--generation_steps, --group_sizes: found neither, expected one of them")
+    with blame("--generation_steps"):
+        return group_sizes(grid.num_tokens, steps)
+
+
+def order_title(text: str) -> str:
+    """What people call an order of the command line."""
+    kind, *thresholds = text.split(":")
+    if kind == "lpd":
+        named = [f"{name} = {value}" for name, value in zip("rp", thresholds, strict=False)]
+        return ", ".join(["locality-aware", *named])
+    return Path(text).name
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What to generate, checked.
+
+    Attributes:
+        model, tokenizer: on the device, in eval mode.
+        labels: (B,) int64, class-sorted.
+        names: of the B images' classes.
+        group_sizes: K sizes.
+        orders: image ids -> orders.
+        options: further arguments of `generate`.
+        bf16: run the network under bfloat16 autocast.
+    """
+
+    model: LPD
+    tokenizer: VQModel
+    labels: torch.Tensor
+    names: list[str]
+    group_sizes: list[int]
+    orders: OrderSource
+    options: dict[str, Any]
+    bf16: bool
+
+    def arguments(self, ids: np.ndarray) -> tuple[Any, ...]:
+        """Those of `generate` that stand at the front, for some of the images."""
+        return self.model, self.labels[ids], self.orders(ids), self.group_sizes
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """What the network runs in."""
+        device = self.model.pos_embed.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):
+            yield
+
+
+def read_request(args: argparse.Namespace, per_class: int) -> Request:
+    """Check the flags and load what they name."""
+    device = distributed.resolve_device(args.device, distributed.Launch())
+    resolve_flags(args)
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
+    with blame("--class_names"):
+        names = read_class_names(args.class_names, model.class_num)
+    with blame("--classes"):
+        classes = parse_classes(args.classes, names)
+    if args.num_images is None:
+        args.num_images = per_class * len(classes)
+    if args.num_images % len(classes):
+        raise UserError(
+            f"--num_images: found {args.num_images}, expected a multiple of the {len(classes)} "
+            "classes (--classes)"
+        )
+    labels = np.repeat(classes, args.num_images // len(classes))
+    sizes = read_group_sizes(args, model.grid)
+    orders = build_orders(args, model.grid, sizes)
+    sampling = SamplingSettings(
+        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
+    )
+    if args.bf16:
+        model.round_products()
+    return Request(
+        model=model.to(device),
+        tokenizer=tokenizer.to(device),
+        labels=torch.from_numpy(labels),
+        names=[names[label] for label in labels],
+        group_sizes=sizes,
+        orders=orders,
+        options={**vars(sampling), "seed": args.seed, "sampler": args.sampler},
+        bf16=args.bf16,
+    )
+
+
+def draw_generation(args: argparse.Namespace) -> None:
+    """The images after every step: an animation, a film strip of some steps, or both."""
+    check_output(args.output, ".gif", ".png")
+    request = read_request(args, per_class=1)
+    count, steps = len(request.labels), len(request.group_sizes)
+    with request.precision():
+        states = generate_steps(*request.arguments(np.arange(count)), **request.options)
+        states = list(logs.progress(states, total=steps, desc="decoding", unit="step"))
+    some = strip_steps(steps, args.strip_steps)
+    wanted = range(steps) if any(path.suffix == ".gif" for path in args.output) else some
+    bar = logs.progress(wanted, desc="images", unit="step")
+    images = {step: shown_images(request.tokenizer, states[step], args.side) for step in bar}
+    titles = step_titles(request.group_sizes)
+    for path in args.output:
+        if path.suffix == ".gif":
+            words = {"captions": request.names, "titles": titles}
+            sheet = Sheet(min(count, COLUMNS), **words, side=args.side)
+            frames = [sheet.draw(images[step], step) for step in range(steps)]
+            save(frames, path, args.seconds)
+        else:
+            columns = [f"step {step + 1}" for step in some]
+            sheet = Sheet(len(some), request.names, columns, side=args.side)
+            rows = np.stack([images[step] for step in some], axis=1)
+            save(sheet.draw(rows.reshape(-1, *rows.shape[2:])), path)
+
+
+def shown_images(tokenizer: VQModel, tokens: torch.Tensor, side: int) -> np.ndarray:
+    """Images of what is decoded so far, a few at a time, in the size in which they are shown."""
+    parts = [images_so_far(tokenizer, part).cpu().numpy() for part in tokens.split(DECODED)]
+    return np.stack([resized(image, side) for part in parts for image in part])
+
+
+def draw_samples(args: argparse.Namespace) -> None:
+    """A row of samples for every class, or one sample of each."""
+    check_output(args.output, ".png")
+    request = read_request(args, per_class=8)
+    decode = build_decoder(request.tokenizer, request.model.grid, args.sampler)
+    images = []
+    with logs.progress(total=len(request.labels), desc="samples", unit="image") as bar:
+        for ids in np.split(
+            np.arange(len(request.labels)), range(args.eval_bsz, len(request.labels), args.eval_bsz)
+        ):
+            with request.precision():
+                tokens = generate(*request.arguments(ids), **request.options, image_ids=ids)
+            images.append(decode(tokens).cpu().numpy())
+            bar.update(len(ids))
+    columns = request.names.count(request.names[0])
+    if columns > 1:
+        sheet = Sheet(columns, row_names=request.names[::columns], side=args.side)
+    else:
+        sheet = Sheet(min(len(request.names), COLUMNS), captions=request.names, side=args.side)
+    for path in args.output:
+        save(sheet.draw(np.concatenate(images)), path)
+
+
+def draw_training(args: argparse.Namespace) -> None:
+    """Loss, learning rate and scores over the epochs."""
+    check_output(args.output, ".png")
+    with blame("--log_dir"):
+        figure = plot_training(read_history(args.log_dir), args.loss_axis)
+    save(figure, args.output[0])
+
+
+def check_output(paths: Sequence[Path], *suffixes: str) -> None:
+    """Find out before the work whether the files can be written."""
+    for path in paths:
+        if path.suffix not in suffixes:
+            raise UserError(
+                f"--output: found {path.name!r}, expected a name ending in {' or '.join(suffixes)}"
+            )
+        if path.is_dir():
+            raise UserError(f"--output: {path} is a folder, expected a file")
+        require_writable_folder(path.parent, "--output")
+
+
+def save(picture: Any, path: Path, seconds: float = 0.0) -> None:
+    """Write a figure or an image as PNG, or frames as GIF, and say so."""
+    if path.suffix == ".gif":
+        write_gif(picture, path, seconds)
+    else:
+        write_png(picture, path)
+    logger.info("wrote %s", path)
+
+
+if __name__ == "__main__":
+    run(main)

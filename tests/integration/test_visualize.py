@@ -1,0 +1,127 @@
+"""Every kind of picture through the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.decoding import generate
+from orders.group_sizes import group_sizes
+from orders.locality import locality_aware_orders
+from orders.order_file import write_orders
+from scripts import visualize
+from tests.commands import succeed
+from tests.integration.tiny_world import GRID, TinyWorld
+from util.images import to_uint8
+from util.networks import load_networks
+from visualization.drawing import Sheet
+from visualization.generation import GREY, step_titles
+from visualization.orders import step_map
+
+STEPS, SIDE = 5, 64
+
+
+def flags(world: TinyWorld, *more: object) -> list[str]:
+    files = ["--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer]
+    sampling = ["--generation_steps", STEPS, "--cfg", 2, "--side", SIDE, "--device", "cpu"]
+    return list(map(str, [*files, *sampling, *more]))
+
+
+def generated(world: TinyWorld, labels: list[int], orders: np.ndarray) -> np.ndarray:
+    """What `generate` gives, decoded and enlarged: (B, SIDE, SIDE, 3) uint8."""
+    model, tokenizer = load_networks(world.checkpoint, world.tokenizer)
+    with torch.no_grad():
+        tokens = generate(model, labels, orders, group_sizes(16, STEPS), cfg=2.0, seed=1)
+        images = to_uint8(tokenizer.decode_code(tokens)).numpy()
+    return images.repeat(SIDE // 16, axis=1).repeat(SIDE // 16, axis=2)
+
+
+def cells(picture: Image.Image, sheet: Sheet, count: int) -> list[np.ndarray]:
+    """The images of a sheet."""
+    pixels = np.asarray(picture.convert("RGB")).astype(int)
+    corners = [sheet.corner(index, SIDE) for index in range(count)]
+    return [pixels[top : top + SIDE, left : left + SIDE] for left, top in corners]
+
+
+def test_a_generation(world: TinyWorld, tmp_path: Path) -> None:
+    gif, strip = tmp_path / "steps.gif", tmp_path / "steps.png"
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\nfish\n")
+    more = ["--classes", "dog", "2", "--class_names", names, "--output", gif, strip]
+    succeed("scripts/visualize.py", "generation", *flags(world, *more))
+    sizes = group_sizes(16, STEPS)
+    orders = locality_aware_orders(2, sizes, GRID.side, seed=1)
+    expected = generated(world, [1, 2], orders)
+    decided_in = [
+        step_map(order, sizes).repeat(SIDE // 4, axis=0).repeat(SIDE // 4, axis=1)
+        for order in orders
+    ]
+    sheet = Sheet(2, captions=["dog", "fish"], titles=step_titles(sizes), side=SIDE)
+    with Image.open(gif) as image:
+        assert image.n_frames == STEPS
+        for step in range(1, STEPS + 1):
+            image.seek(step - 1)
+            for found, decided in zip(cells(image, sheet, 2), decided_in, strict=True):
+                # 256 colours for all images of a frame: they are rounded.
+                grey = np.abs(found - GREY).max(axis=-1) <= 4
+                assert grey[decided > step].all()
+                assert not grey[decided <= step].all()
+        last = sheet.draw(expected, STEPS - 1).quantize(256, dither=Image.Dither.NONE)
+        assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(last.convert("RGB")))
+        for found, picture in zip(cells(image, sheet, 2), expected, strict=True):
+            assert np.abs(found - picture).mean() < 10
+    with Image.open(strip) as image:
+        columns = [f"step {step}" for step in range(1, STEPS + 1)]
+        found = cells(image, Sheet(STEPS, ["dog", "fish"], columns, side=SIDE), 2 * STEPS)
+    for number in range(2):
+        row = found[number * STEPS : (number + 1) * STEPS]
+        assert np.array_equal(row[-1], expected[number])
+        for step, picture in enumerate(row, start=1):
+            grey = (picture == GREY).all(axis=-1)
+            assert np.array_equal(grey, decided_in[number] > step)
+
+
+def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path) -> None:
+    sizes = group_sizes(16, STEPS)
+    orders = locality_aware_orders(4, sizes, GRID.side, seed=9)
+    write_orders(tmp_path / "orders.npy", orders)
+    output = tmp_path / "new" / "samples.png"
+    more = ["--lpd_order_file", tmp_path / "orders.npy", "--num_images", 4, "--eval_bsz", 3]
+    more += ["--classes", 0, 2, "--output", output]
+    succeed("scripts/visualize.py", "samples", *flags(world, *more))
+    expected = generated(world, [0, 0, 2, 2], orders)
+    with Image.open(output) as image:
+        found = cells(image, Sheet(2, row_names=["class 0", "class 2"], side=SIDE), 4)
+    assert np.abs(np.array(found) - expected).max() <= 1  # decoded by the fast path
+
+
+@pytest.mark.parametrize("kind", ["file", "made"])
+def test_orders(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "pictures"
+    what = ["--generation_steps", 12, "--vqgan_stride", 4, "--img_size", 32]
+    if kind == "file":
+        path = tmp_path / "res32_steps12_mine.json"
+        write_orders(path, locality_aware_orders(3, group_sizes(64, 12), 8, seed=1))
+        what = ["--lpd_order_file", path, "--orders", "lpd", "lpd:0:2"]
+    succeed("scripts/visualize.py", "order", *what, "--image_id", 2, "--output_dir", output)
+    names = {visualize.MAPS_FILE, visualize.GROUPS_FILE, visualize.DISTANCES_FILE}
+    assert {path.name for path in output.iterdir()} == names
+    with Image.open(output / visualize.GROUPS_FILE) as image:
+        assert image.n_frames == 12
+
+
+def test_a_training_run_that_was_resumed(world: TinyWorld, tmp_path: Path) -> None:
+    run, output = tmp_path / "run", tmp_path / "run.png"
+    train = [*world.train_flags(run), "--resume", run]
+    succeed("main_lpd.py", *train, "--epochs", 1)
+    succeed("main_lpd.py", *train, "--epochs", 3)
+    succeed("scripts/visualize.py", "training", "--log_dir", run, "--output", output)
+    with Image.open(output) as image:
+        assert image.format == "PNG" and image.width > 1000
+    history = visualize.read_history(run)
+    assert history.resumed == [3] and history.steps_per_epoch == 3
+    assert history.curves["train/loss"].steps.tolist() == list(range(9))

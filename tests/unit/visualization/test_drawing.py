@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visualization.drawing import LAST_FRAME, Sheet, fitted, get_font, resized, write_gif, write_png
+
+
+def images(count: int, side: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=(count, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("side", "words"),
+    [
+        (8, {}),
+        (20, {"row_names": ["a", "a long name"]}),
+        (20, {"column_names": ["a", "b", "c"]}),
+        (64, {"captions": list("abcde"), "row_names": ["a", "b"]}),
+    ],
+)
+@pytest.mark.parametrize("titles", [[], ["short", "longer than the picture is wide, by far"]])
+def test_images_stand_where_the_sheet_says(side: int, words: dict, titles: list[str]) -> None:
+    own = images(5, 8)
+    sheet = Sheet(3, side=side, titles=titles, **words)
+    picture = np.asarray(sheet.draw(own))
+    if titles:
+        assert np.asarray(sheet.draw(own, 1)).shape == picture.shape
+    scale = side // 8
+    shown = scale * 8
+    for index, image in enumerate(own):
+        left, top = sheet.corner(index, shown)
+        found = picture[top : top + shown, left : left + shown]
+        assert np.array_equal(found, np.kron(image, np.ones((scale, scale, 1), dtype=np.uint8)))
+    # Nothing is cut off: white all around.
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert (edge == 255).all()
+
+
+def test_large_images_are_shrunk() -> None:
+    flat = np.full((256, 256, 3), (10, 200, 30), dtype=np.uint8)
+    assert np.array_equal(resized(flat, 100), np.full((100, 100, 3), (10, 200, 30)))
+    assert resized(flat, 300) is not None and len(resized(flat, 300)) == 256
+
+
+def test_words_are_cut_to_the_width() -> None:
+    font = get_font(14)
+    assert fitted("zero", font, 100) == "zero"
+    cut = fitted("a class with a very long name", font, 64)
+    assert cut.endswith("…") and len(cut) > 3 and font.getlength(cut) <= 64
+    assert fitted("anything", font, 0) == "…"
+
+
+def test_a_gif_is_its_frames(tmp_path: Path) -> None:
+    sheet = Sheet(2, side=16, titles=["one", "two", "three"])
+    frames = [sheet.draw(images(2, 2), number) for number in range(3)]
+    write_gif(frames, tmp_path / "a.gif", seconds=0.2)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 3 and gif.info["loop"] == 0
+        for number, frame in enumerate(frames):
+            gif.seek(number)
+            assert gif.info["duration"] == 200 * (LAST_FRAME if number == 2 else 1)
+            difference = np.abs(np.asarray(gif.convert("RGB")).astype(int) - np.asarray(frame))
+            assert difference.max() <= 8
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png"])
+def test_nothing_half_written_stays(tmp_path: Path, name: str) -> None:
+    class Torn:
+        def quantize(self, *_: object, **__: object) -> "Torn":
+            return self
+
+        def save(self, path: Path, **_: object) -> None:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        savefig = save
+
+    (tmp_path / name).write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left"):
+        if name.endswith("gif"):
+            write_gif([Torn()], tmp_path / name, 1)
+        else:
+            write_png(Torn(), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"old"

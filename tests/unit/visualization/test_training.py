@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visualization.drawing import write_png
+from visualization.scalar_history import Curve, History
+from visualization.training import final_scores, plot_training, score_name, score_tags
+
+
+def curve(*points: tuple[int, float]) -> Curve:
+    steps, values = zip(*points, strict=True)
+    return Curve(np.array(steps), np.array(values, dtype=np.float64))
+
+
+CURVES = {
+    "train/loss": curve((0, 5), (10, 4), (20, 3), (30, 2)),
+    "train/lr": curve((0, 0), (10, 1e-3), (20, 1e-3), (30, 5e-4)),
+    "train/grad_norm": curve((0, 1)),
+    "epoch/loss": curve((9, 4.5), (19, 3.5), (29, 2.5)),
+    "eval/num_images-5K": curve((9, 5000), (29, 5000)),
+    "eval/fid-5K": curve((9, 50), (29, 20)),
+    "eval/inception_score_mean-5K": curve((9, 20), (29, 80)),
+    "eval/inception_score_std-5K": curve((9, 2), (29, 3)),
+}
+
+
+def test_scores_are_named_as_where_they_are_reported() -> None:
+    assert score_name("eval/fid") == ("FID", "", "lower is better")
+    assert score_name("eval/inception_score_mean-5K") == ("IS-5K", "", "higher is better")
+    digits = ("Frechet distance-500", " (digit features)", "lower is better")
+    assert score_name("eval/frechet_distance_digits-500") == digits
+    assert score_name("eval/another-7") == ("another-7", "", "")
+    assert score_tags(CURVES) == ["eval/fid-5K", "eval/inception_score_mean-5K"]
+
+
+def test_panels_over_epochs() -> None:
+    figure = plot_training(History(CURVES, [20], {"eval/fid": 2.5}))
+    loss, rate, fid, inception = figure.axes
+    at_steps, means = loss.get_lines()[:2]
+    assert at_steps.get_xdata().tolist() == [0.1, 1.1, 2.1, 3.1]
+    assert means.get_xdata().tolist() == [1, 2, 3]
+    assert means.get_ydata().tolist() == [4.5, 3.5, 2.5]
+    assert loss.get_xlabel() == "epoch" and loss.get_yscale() == "linear"
+    assert rate.get_lines()[0].get_ydata().max() == 1e-3
+    assert all(axes.get_lines()[-1].get_xdata() == [2, 2] for axes in figure.axes)  # resumed
+    assert fid.get_ylabel() == "FID\nlower is better"
+    assert fid.get_lines()[0].get_ydata().tolist() == [50, 20]
+    assert [text.get_text() for text in fid.get_legend().get_texts()] == [
+        "--evaluate: FID",
+        "FID-5K",
+    ]
+    assert inception.get_ylabel() == "IS-5K\nhigher is better" and inception.get_legend() is None
+    (bars,) = inception.containers
+    assert [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()] == [
+        [18, 22],
+        [77, 83],
+    ]
+    assert figure.get_suptitle() == "--evaluate: FID 2.5"
+
+
+def test_a_run_without_a_whole_epoch_has_steps(tmp_path: Path) -> None:
+    figure = plot_training(History({"train/loss": CURVES["train/loss"]}, [], {}), "log")
+    (loss,) = figure.axes
+    assert loss.get_xlabel() == "step" and loss.get_yscale() == "log"
+    assert loss.get_lines()[0].get_xdata().tolist() == [1, 11, 21, 31]
+    write_png(figure, tmp_path / "run.png")
+    with Image.open(tmp_path / "run.png") as image:
+        assert image.format == "PNG"
+
+
+def test_final_scores_in_a_line() -> None:
+    final = {
+        "eval/num_images": 50000,
+        "eval/fid": 2.4049,
+        "eval/inception_score_mean": 284.51,
+        "eval/inception_score_std": 3.123,
+    }
+    assert final_scores(History({}, [], final)) == "FID 2.405, IS 284.5 ± 3.1"
+
+
+def test_what_is_no_training_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="found codes_used, psnr, expected train/loss"):
+        plot_training(History({"psnr": curve((1, 2)), "codes_used": curve((1, 2))}, [], {}))

@@ -1,0 +1,58 @@
+"""A generation step by step: what is decoded so far as an image, the rest greyed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tokenizers.vq_model import VQModel
+from util.geometry import grid_side
+from util.images import to_uint8
+
+# Undecided cells: bluish, so that they are told from the greys of an image.
+GREY = (172, 180, 194)
+
+
+@torch.no_grad()
+def images_so_far(tokenizer: VQModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Images of token grids that are not complete, their undecided cells greyed.
+
+    The decoder sees the zero vector at an undecided position: it is equally far from all codes, so
+    that cells beside it are drawn as if nothing was known there. Complete grids give
+    `to_uint8(tokenizer.decode_code(tokens))`.
+
+    Args:
+        tokenizer: in eval mode.
+        tokens: (B, N) int64, raster order, negative where undecided.
+
+    Returns:
+        (B, S, S, 3) uint8 on the tokenizer's device.
+    """
+    tokens = tokens.to(tokenizer.quantize.embedding.weight.device)
+    undecided, side = tokens < 0, grid_side(tokens.shape[1])
+    codes = tokenizer.quantize.lookup(tokens.clamp(min=0))
+    codes = codes.masked_fill(undecided[..., None], 0)
+    features = tokenizer.post_quant_conv(codes.mT.unflatten(-1, (side, side)))
+    images = to_uint8(tokenizer.decoder(features))
+    cells = undecided.view(-1, side, side)
+    pixels = cells.repeat_interleave(tokenizer.stride, 1).repeat_interleave(tokenizer.stride, 2)
+    grey = torch.tensor(GREY, dtype=torch.uint8, device=images.device)
+    return torch.where(pixels[..., None], grey, images)
+
+
+def strip_steps(steps: int, most: int) -> list[int]:
+    """At most so many of the steps 0..steps-1, evenly spread, the first and the last among them."""
+    if most == 1:
+        return [steps - 1]
+    return np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int)).tolist()
+
+
+def step_titles(group_sizes: Sequence[int]) -> list[str]:
+    """What the picture after each step is called."""
+    done = np.cumsum(group_sizes)
+    return [
+        f"step {step} of {len(done)}: {count} of {done[-1]} tokens"
+        for step, count in enumerate(done, start=1)
+    ]
