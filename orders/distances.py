@@ -1,8 +1,8 @@
 """The two distances that an order trades: to the known context, and within a group.
 
 Near context a token is easy to predict; far from what is decoded at the same time it is nearly
-independent of it (paper section 3.3). No order has both: what is near the same context is near one
-another.
+independent of it (paper section 3.3). The two pull apart: positions near the same context are often
+near one another.
 """
 
 from __future__ import annotations
