@@ -70,7 +70,8 @@ def generate(
         labels: (B,) int64 in [0, class_num); None generates without a class.
         orders: (B, N) raster positions in generation order; None makes locality-aware ones, as
             `--order lpd` does without a file, of (seed, image_ids[i]).
-        group_sizes: K positive sizes that sum to N - M; or K, for those of the table or rule.
+        group_sizes: K positive sizes that sum to N - M; or K, for those of the table or rule (see
+            `remaining_group_sizes`).
         known: (B, M) int64 codes of the first M positions of the orders, which the images keep:
             one group of context, after the class (method section 10). None: nothing is known.
         cfg: guidance strength; 1 runs no unconditional half.
@@ -152,7 +153,7 @@ def _prepare(
     num_tokens = model.grid.num_tokens
     num_known = 0 if known is None else known.shape[-1]
     if isinstance(group_sizes, int):
-        group_sizes = sizes_of.group_sizes(num_tokens - num_known, group_sizes)
+        group_sizes = sizes_of.remaining_group_sizes(num_tokens, num_known, group_sizes)
     if orders is None:
         if known is not None:
             raise ValueError("orders: found none, expected those that begin with what is known")

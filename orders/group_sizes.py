@@ -17,6 +17,8 @@ from orders.json_file import read_json
 
 # Image size (at stride 16) under which the published tables file the lists of N tokens.
 _TABLE_KEYS = {256: "256", 1024: "512"}
+# Of the published evaluations (section 9).
+_DEFAULT_STEPS = {256: 20, 1024: 48}
 
 # What text of group sizes may hold; real lists stay far below these limits.
 _TEXT = re.compile(r"(?!.*[0-9]{10})[0-9\s\[\](),*+-]*", re.ASCII | re.DOTALL)
@@ -81,6 +83,49 @@ def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
         chosen = steps - 1 - np.argmin(distance[::-1])
         sizes[chosen] = moved[chosen]
     return sizes.tolist()
+
+
+def default_steps(num_tokens: int) -> int:
+    """Steps for a whole image: the published 20 of 256 and 48 of 1024 tokens, else 1.5 a row."""
+    return _DEFAULT_STEPS.get(num_tokens) or math.ceil(1.5 * math.sqrt(num_tokens))
+
+
+def remaining_group_sizes(num_tokens: int, num_known: int, steps: int | None = None) -> list[int]:
+    """Group sizes for the tokens that are not known yet, of an image of which some are.
+
+    They follow the cosine curve of section 5 from where as many tokens are generated on it as are
+    known here: its angles are divided equally between there and its end. So the first group need
+    not be 1, and the more is known, the more alike are the groups. With nothing known they are
+    `group_sizes`.
+
+    Args:
+        num_tokens: tokens of one image, N.
+        num_known: M, in 0..N.
+        steps: K, in 1..N - M (for M = 0, see `group_sizes`); by default as large a share of
+            `default_steps`, rounded up, as N - M is of N.
+
+    Returns:
+        K sizes of at least 1 that sum to N - M; none if all is known.
+
+    Raises:
+        ValueError: no list exists for these numbers.
+    """
+    left = num_tokens - num_known
+    if not left:
+        return []
+    if steps is None:
+        steps = math.ceil(min(default_steps(num_tokens), num_tokens) * left / num_tokens)
+    if not num_known:
+        return group_sizes(num_tokens, steps)
+    if not 1 <= steps <= left:
+        raise ValueError(f"found {steps} steps, expected 1 to {left} for {left} tokens")
+    angles = np.linspace(math.acos(left / num_tokens), math.pi / 2, steps + 1)
+    made = np.rint(left - num_tokens * np.cos(angles)).astype(np.int64)
+    # At least one token a step, now and in all steps to come.
+    step = np.arange(steps + 1)
+    made = np.maximum.accumulate(made - step) + step
+    made = np.minimum(made, left - step[::-1])
+    return sorted(np.diff(made).tolist())
 
 
 def training_group_sizes(num_tokens: int) -> list[list[int]]:

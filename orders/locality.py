@@ -42,45 +42,72 @@ def locality_aware_orders(
     repulsion_threshold: float = 1.0,
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
+    known: np.ndarray | None = None,
 ) -> np.ndarray:
     """Orders that decode near what is known and far apart within a group (method section 6).
 
     Args:
-        num: number of orders, M.
-        group_sizes: K sizes that sum to G * G.
+        num: number of orders, B.
+        group_sizes: K sizes that sum to the G * G positions less the known ones.
         grid_size: side of the grid, G.
         proximity_threshold: score from which a position counts as near what is decoded; decoded
             edge neighbours count 1 and corner neighbours 1 / sqrt(2).
         repulsion_threshold: Chebyshev distance, in positions, up to which a taken position keeps
             others out of the proximity pass of its group.
         seed: of the random choices.
-        image_ids: M whole numbers, by default 0 .. M - 1. A row depends on the settings, the seed
-            and its own id only.
+        image_ids: B whole numbers, by default 0 .. B - 1. A row depends on the settings, the seed,
+            its own id and what is known of it only.
+        known: (B, M) raster positions that count as decoded before the first group, in any order
+            (section 10); none by default.
 
     Returns:
-        (M, G * G) int64: raster positions in generation order.
+        (B, G * G) int64: raster positions in generation order, after the known ones.
 
     Raises:
-        ValueError: a size or threshold is out of range.
+        ValueError: a size, threshold or known position is out of range.
     """
     num_tokens = grid_size * grid_size
     check_grid_size(grid_size)
-    validate_group_sizes(group_sizes, num_tokens)
+    ids = _image_ids(num, image_ids)
+    known = np.empty((num, 0), dtype=np.int64) if known is None else np.asarray(known)
+    _check_known(known, num, num_tokens)
+    validate_group_sizes(group_sizes, num_tokens - known.shape[1])
     for name, value in (("proximity", proximity_threshold), ("repulsion", repulsion_threshold)):
         if not 0 <= value < math.inf:
             raise ValueError(
                 f"found {name} threshold {value}, expected a finite number of at least 0"
             )
-    ids = _image_ids(num, image_ids)
     # Not at the top of the file: it loads a compiler, which takes longer than the rest together.
     from orders.locality_kernel import make_orders
 
     orders = np.empty((num, num_tokens), dtype=np.int64)
     for rows in _batches(num, num_tokens):
         orders[rows] = make_orders(
-            ids[rows], group_sizes, grid_size, proximity_threshold, repulsion_threshold, seed
+            ids[rows],
+            known[rows],
+            group_sizes,
+            grid_size,
+            proximity_threshold,
+            repulsion_threshold,
+            seed,
         )
     return orders
+
+
+def _check_known(known: np.ndarray, num: int, num_tokens: int) -> None:
+    """Raise `ValueError` unless every row holds positions, none of them twice."""
+    if known.ndim != 2 or len(known) != num or known.dtype.kind not in "iu":
+        raise ValueError(
+            f"found known positions of shape {known.shape} and type {known.dtype}, expected rows "
+            f"of whole numbers for {num} orders"
+        )
+    ranked = np.sort(known, axis=1)
+    if known.size and (ranked[:, 0].min() < 0 or ranked[:, -1].max() >= num_tokens):
+        raise ValueError(
+            f"found known positions {ranked.min()}..{ranked.max()}, expected 0..{num_tokens - 1}"
+        )
+    if (ranked[:, 1:] == ranked[:, :-1]).any():
+        raise ValueError("found a known position repeated, expected each once")
 
 
 def random_orders(

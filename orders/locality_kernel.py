@@ -44,8 +44,8 @@ _WITHOUT_SCORE = (1 << _RANDOM_BITS + _POSITION_BITS) - 1
 _LOW_SCORE = 1 << 7
 
 _FAR = np.iinfo(np.int32).max
-# orders, states, group_sizes, side, reach, near: see `_search`.
-_SIGNATURE = "void(int64[:, ::1], uint64[:, ::1], int64[::1], int64, int64, int64)"
+# orders, states, group_sizes, num_known, side, reach, near: see `_search`.
+_SIGNATURE = "void(int64[:, ::1], uint64[:, ::1], int64[::1], int64, int64, int64, int64)"
 
 # The cache of compiled code does not notice changes of `util.streams`, which would change every
 # random number of this project and so are none to expect.
@@ -55,19 +55,26 @@ _GOLDEN = streams.GOLDEN
 
 def make_orders(
     ids: np.ndarray,
+    known: np.ndarray,
     group_sizes: Sequence[int],
     side: int,
     proximity_threshold: float,
     repulsion_threshold: float,
     seed: int,
 ) -> np.ndarray:
-    """(B, N) int64 orders of the images `ids` (B,), as `orders.locality` describes them."""
+    """(B, N) int64 orders of the images `ids` (B,), as `orders.locality` describes them.
+
+    They begin with the positions `known` (B, M).
+    """
     steps = np.arange(len(group_sizes))
     states = streams.starting_states("order", seed, ids[:, None], steps)
+    num_known = known.shape[1]
     orders = np.empty((len(ids), side * side), dtype=np.int64)
+    orders[:, :num_known] = known
     reach = min(math.floor(repulsion_threshold), side - 1)
     near = lowest_near_score(proximity_threshold)
-    _search(orders, states, np.array(group_sizes, dtype=np.int64), side, reach, near)
+    sizes = np.array(group_sizes, dtype=np.int64)
+    _search(orders, states, sizes, num_known, side, reach, near)
     return orders
 
 
@@ -208,13 +215,14 @@ def _decode(group, scores, side):
 
 
 @_compiled
-def _search(orders, states, group_sizes, side, reach, near):
+def _search(orders, states, group_sizes, num_known, side, reach, near):
     """Make one order per row.
 
     Args:
-        orders: (B, N) int64, to be written.
+        orders: (B, N) int64, to be written behind the known positions.
         states: (B, K) uint64, where the random words of each row and step start.
         group_sizes: (K,) int64.
+        num_known: M, positions at the front of every row that count as decoded.
         side: of the grid, G.
         reach: Chebyshev distance up to which a taken position keeps others out.
         near: lowest score of the proximity pass.
@@ -230,7 +238,8 @@ def _search(orders, states, group_sizes, side, reach, near):
         ys[i], xs[i] = i // side, i % side
     for row in range(len(orders)):
         scores[:] = 0
-        start = 0
+        _decode(orders[row, :num_known], scores, side)
+        start = num_known
         for step in range(len(group_sizes)):
             group = orders[row, start : start + group_sizes[step]]
             start += group_sizes[step]

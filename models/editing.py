@@ -1,0 +1,190 @@
+"""Editing: parts of an image are decoded anew, the rest is context (method section 10).
+
+Nothing is trained for it. Tokens outside a mask enter as one known group after the class; those
+inside are decoded in locality-aware groups that start next to what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.decoding import UNDECIDED, generate, generate_steps
+from models.lpd import LPD
+from orders.group_sizes import default_steps, remaining_group_sizes
+from orders.locality import locality_aware_orders, published_repulsion
+
+
+def edit(
+    model: LPD,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    labels: torch.Tensor | Sequence[int] | None,
+    *,
+    num_steps: int | None = None,
+    proximity_threshold: float = 1.0,
+    repulsion_threshold: float | None = None,
+    seed: int = 0,
+    image_ids: Sequence[int] | np.ndarray | None = None,
+    **sampling: Any,
+) -> torch.Tensor:
+    """Decode the masked tokens of B images anew; the others stay as they are.
+
+    Images with equal numbers of masked tokens are decoded together. What becomes of one depends on
+    its own tokens, mask, label and id alone, never on the others; an image without masked tokens
+    is returned as it is.
+
+    Args:
+        model: the network.
+        tokens: (B, N) int64 codes, raster order; what stands under the mask does not matter.
+        mask: (B, N) bool, True where a token is decoded anew.
+        labels: (B,) int64 in [0, class_num); None edits without a class.
+        num_steps: decoding steps, at most one per masked token; by default a share of the steps of
+            a whole image, see `orders.group_sizes.remaining_group_sizes`, which also says how many
+            tokens each makes.
+        proximity_threshold: of the orders, see `locality_aware_orders`.
+        repulsion_threshold: of the orders; by default the one published for whole images.
+        seed: names the random streams of orders and draws.
+        image_ids: (B,) whole numbers that name the images; `range(B)` if None.
+        sampling: `cfg`, `cfg_schedule`, `temperature`, `top_k`, `top_p` and `sampler`, as of
+            `generate`. To the `linear` schedule known tokens count as generated.
+
+    Returns:
+        (B, N) int64 on the model's device, raster order.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    thresholds = proximity_threshold, repulsion_threshold
+    parts = _split(model, tokens, mask, labels, image_ids, num_steps, *thresholds, seed)
+    result = _kept(model, tokens, mask)
+    for part in parts:
+        result[part.rows] = generate(model, *part.plan, **part.options, seed=seed, **sampling)
+    return result
+
+
+def edit_steps(
+    model: LPD,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    labels: torch.Tensor | Sequence[int] | None,
+    *,
+    num_steps: int | None = None,
+    proximity_threshold: float = 1.0,
+    repulsion_threshold: float | None = None,
+    seed: int = 0,
+    image_ids: Sequence[int] | np.ndarray | None = None,
+    **sampling: Any,
+) -> Iterator[torch.Tensor]:
+    """As `edit`, one step at a time; arguments and errors are the same.
+
+    Returns:
+        An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
+        not decided yet. Images that need fewer steps than others are done sooner. The last of them
+        is what `edit` returns; with nothing masked it is the only one.
+    """
+    thresholds = proximity_threshold, repulsion_threshold
+    parts = _split(model, tokens, mask, labels, image_ids, num_steps, *thresholds, seed)
+    running = [
+        (part.rows, generate_steps(model, *part.plan, **part.options, seed=seed, **sampling))
+        for part in parts
+    ]
+    return _side_by_side(_kept(model, tokens, mask), running)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The images of a batch that have as many masked tokens.
+
+    Attributes:
+        rows: (b,) their places in the batch.
+        plan: labels, orders and group sizes, as `generate` takes them.
+        options: by name, the known codes and image ids.
+    """
+
+    rows: torch.Tensor
+    plan: tuple[torch.Tensor | None, np.ndarray, list[int]]
+    options: dict[str, Any]
+
+
+def _split(
+    model: LPD,
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    labels: torch.Tensor | Sequence[int] | None,
+    image_ids: Sequence[int] | np.ndarray | None,
+    num_steps: int | None,
+    proximity_threshold: float,
+    repulsion_threshold: float | None,
+    seed: int,
+) -> list[_Part]:
+    """Check what `generate` cannot, and plan the decoding of each part; none without a mask."""
+    num_tokens, batch_size = model.grid.num_tokens, len(tokens)
+    for name, given, wanted in (("tokens", tokens, "whole numbers"), ("mask", mask, "bool")):
+        fits = given.dtype == torch.bool if name == "mask" else not given.is_floating_point()
+        if given.shape != (batch_size, num_tokens) or not fits:
+            raise ValueError(
+                f"{name}: found {given.dtype} of shape {tuple(given.shape)}, expected {wanted} "
+                f"({batch_size}, {num_tokens})"
+            )
+    if num_steps is not None and num_steps < 1:
+        raise ValueError(f"num_steps: found {num_steps}, expected at least 1")
+    labels = None if labels is None else torch.as_tensor(labels)
+    ids = np.arange(batch_size) if image_ids is None else np.asarray(image_ids)
+    for name, values in (("labels", labels), ("image_ids", ids)):
+        if values is not None and tuple(values.shape) != (batch_size,):
+            raise ValueError(f"{name}: found shape {tuple(values.shape)}, expected ({batch_size},)")
+    if repulsion_threshold is None:
+        repulsion_threshold = published_repulsion(num_tokens, default_steps(num_tokens))
+    tokens, mask = tokens.cpu(), mask.cpu()
+    counts = mask.sum(dim=1)
+    parts = []
+    for count in filter(None, counts.unique().tolist()):
+        rows = torch.nonzero(counts == count)[:, 0]
+        steps = num_steps and min(num_steps, count)
+        sizes = remaining_group_sizes(num_tokens, num_tokens - count, steps)
+        # Positions of False, as many in every row.
+        positions = torch.nonzero(~mask[rows])[:, 1].view(len(rows), num_tokens - count)
+        orders = locality_aware_orders(
+            len(rows),
+            sizes,
+            model.grid.side,
+            proximity_threshold,
+            repulsion_threshold,
+            seed,
+            image_ids=ids[rows.numpy()],
+            known=positions.numpy(),
+        )
+        known = tokens[rows].gather(1, positions)
+        part_labels = None if labels is None else labels[rows.to(labels.device)]
+        options = {"known": known, "image_ids": ids[rows.numpy()]}
+        parts.append(_Part(rows, (part_labels, orders, sizes), options))
+    return parts
+
+
+def _kept(model: LPD, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The tokens (B, N) outside the mask, on the model's device."""
+    device = model.pos_embed.device
+    return tokens.to(device, torch.int64).masked_fill(mask.to(device), UNDECIDED)
+
+
+def _side_by_side(
+    so_far: torch.Tensor, running: list[tuple[torch.Tensor, Iterator[torch.Tensor]]]
+) -> Iterator[torch.Tensor]:
+    """The tokens of all images (B, N) after each step of every part."""
+    if not running:
+        yield so_far
+    while running:
+        unfinished = []
+        for rows, steps in running:
+            stage = next(steps, None)
+            if stage is not None:
+                so_far[rows] = stage
+                unfinished.append((rows, steps))
+        running = unfinished
+        if running:
+            yield so_far.clone()
