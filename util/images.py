@@ -31,7 +31,9 @@ _DECODE_ERRORS = (
 )
 
 
-def open_rgb(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
+def open_rgb(
+    source: str | Path | BinaryIO, name: str | None = None, behind_alpha: str | None = None
+) -> Image.Image:
     """Decode an image file of any mode to 8-bit RGB.
 
     Alpha is dropped (not composited) and orientation tags are ignored, as ADM does; 16-bit
@@ -40,6 +42,7 @@ def open_rgb(source: str | Path | BinaryIO, name: str | None = None) -> Image.Im
     Args:
         source: the file, by path or opened.
         name: what messages call it; by default `source`.
+        behind_alpha: a colour on which transparent images are composited after all.
 
     Raises:
         UserError: the file is missing, damaged or no image.
@@ -58,6 +61,9 @@ def open_rgb(source: str | Path | BinaryIO, name: str | None = None) -> Image.Im
                 image = Image.fromarray(high_bytes.astype(np.uint8))
             elif image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")  # the same colours, without Pillow's warning
+            if behind_alpha is not None and image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, behind_alpha), image)
             return image.convert("RGB")
     except _DECODE_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
