@@ -20,7 +20,7 @@ from models.lpd import lpd_tiny
 from orders.order_file import write_orders
 from tests.fuzzing import claiming
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld, tiny_tokenizer
-from tokenizers.vq_model import save_tokenizer
+from tokenizers.vq_model import VQModel, save_tokenizer
 from util.cache_writer import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
 from util.checkpoint_io import atomic_save
 from util.features import DigitsClassifier
@@ -119,6 +119,11 @@ def resumable(folder: Path) -> None:
 
 def other_tokenizer(folder: Path) -> None:
     save_tokenizer(folder / "other.pt", tiny_tokenizer(seed=5))
+
+
+def other_codes(folder: Path) -> None:
+    tokenizer = VQModel(**{**tiny_tokenizer().config, "codebook_size": 16})
+    save_tokenizer(folder / "other.pt", tokenizer)
 
 
 def order_rows(count: int, spoil: Callable[[list[list[int]]], None] = lambda rows: None) -> Spoil:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from tests.commands import ROOT
 from tests.integration.bad_input import (
     commands,
+    editing,
     evaluation,
     hub,
     orders_study,
@@ -32,6 +33,7 @@ GROUPS = (
     scoring.MAKING_STATISTICS,
     orders_study.STUDY,
     orders_study.BLIND,
+    editing.EDITING,
     training.TRAINING,
     training.TOKEN_CACHE,
     commands.CACHING,

@@ -1,0 +1,324 @@
+"""Edit an image: what a mask covers is made anew, for a class, beside what is kept.
+
+    python scripts/edit.py --pretrained_ckpt lpd_l_256 --vqgan_path llamagen --bf16 \\
+        --image dog.jpg --mask mask.png --class 207 --cfg 4 --variants 4 --output_dir output/edit
+
+No training is needed for it (method section 10). Writes 00000.png ... (the variants) and grid.png
+(the original, what is made anew in it, then the variants). Every token whose cell of the picture
+holds a masked pixel is decoded anew; the others are kept bit for bit, so that what is kept looks as
+the tokenizer reconstructs it, unless --composite puts the original there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.decoding import SAMPLERS
+from models.editing import edit
+from models.lpd import LPD
+from models.sampling import CFG_SCHEDULES, SamplingSettings
+from orders.group_sizes import remaining_group_sizes
+from tokenizers.vq_model import VQModel
+from util import canvas, distributed, logs
+from util.canvas import Canvas
+from util.cli import Parser, number, random_seed, share, whole
+from util.errors import UserError, blame, require_file, require_writable_folder, run
+from util.evaluation import build_decoder
+from util.images import image_file, save_grid, save_png, to_float
+from util.networks import load_networks
+from util.published import pinned_flags, resolve_flags
+from util.run_record import record_run
+from visualization.class_names import parse_classes, read_class_names
+
+logger = logging.getLogger("lpd")
+
+GRID_FILE = "grid.png"
+# Variants decoded at once.
+BATCH_SIZE = 32
+# Over what is made anew, in the picture that shows it: a colour and how much of it.
+_RED, _OVER_CELLS, _OVER_MASK = (255, 64, 64), 0.5, 0.85
+_GREY = 128
+
+
+def build_parser() -> Parser:
+    """All flags."""
+    parser = Parser(description="Make parts of an image anew, with the weights that generate.")
+    group = parser.add_argument_group("model")
+    group.add_argument("--pretrained_ckpt", required=True, help="LPD checkpoint or published name")
+    group.add_argument(
+        "--vqgan_path",
+        default="tokenizers/vq_ds16_c2i.pt",
+        help="tokenizer checkpoint, or llamagen for the published one",
+    )
+    group = parser.add_argument_group("image")
+    group.add_argument("--image", required=True, help="of any size and mode")
+    group.add_argument(
+        "--fit",
+        default="crop",
+        choices=canvas.FITS,
+        help="crop cuts the middle square out; pad shows all of the image, and the result again "
+        "has its proportions",
+    )
+    _add_mask_flags(parser)
+    group = parser.add_argument_group("what to make")
+    group.add_argument("--class", dest="label", metavar="CLASS", help="number or name; else none")
+    group.add_argument(
+        "--class_names",
+        metavar="FILE",
+        help="names of all classes: text with one a line, or JSON; digits for the demo's",
+    )
+    group.add_argument("--variants", type=whole(1, 10**5), default=4, help="how many")
+    group.add_argument(
+        "--composite", action="store_true", help="put the original's pixels outside the mask"
+    )
+    group.add_argument(
+        "--feather",
+        type=whole(0, 2**14),
+        default=4,
+        help="pixels of the result outside the mask over which --composite fades",
+    )
+    _add_sampling_flags(parser)
+    group = parser.add_argument_group("run and output")
+    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    group.add_argument("--device", default="cuda", help="cuda or cpu")
+    group.add_argument("--output_dir", default="./output_dir", help="for images, record and log")
+    group.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    return parser
+
+
+def _add_mask_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("what to make anew (one of them)")
+    group = group.add_mutually_exclusive_group(required=True)
+    group.add_argument(
+        "--mask", help="image, white where to make anew; of the image's size or proportions"
+    )
+    group.add_argument(
+        "--box",
+        nargs=4,
+        type=whole(),
+        metavar=("X0", "Y0", "X1", "Y1"),
+        help="pixels x0 <= x < x1, y0 <= y < y1 of the image as given",
+    )
+    group.add_argument(
+        "--outpaint",
+        nargs=2,
+        metavar=("SIDE", "N"),
+        help="N of the image's pixels beside its left, right, top or bottom; --fit crop then cuts "
+        "at that side",
+    )
+
+
+def _add_sampling_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--steps",
+        type=whole(1),
+        help="decoding steps, at most one per token; by default the share of a whole image's that "
+        "is made anew",
+    )
+    group.add_argument("--cfg", type=number(), default=1.0, help="guidance strength; 1 is none")
+    group.add_argument(
+        "--cfg_schedule", default="linear", choices=CFG_SCHEDULES, help="kept tokens count"
+    )
+    group.add_argument("--temperature", type=number(), default=1.0, help="divides the logits")
+    group.add_argument("--top_k", type=whole(), default=0, help="most likely codes; 0 for all")
+    group.add_argument("--top_p", type=share(), default=1.0, help="most likely mass; 1 for all")
+    group.add_argument("--seed", type=random_seed, default=0, help="of orders and draws")
+    group.add_argument(
+        "--proximity_threshold", type=number(), default=1.0, help="of the orders, see README"
+    )
+    group.add_argument(
+        "--repulsion_threshold", type=number(), help="of the orders; by default as published"
+    )
+    group.add_argument(
+        "--sampler", default="fast", choices=SAMPLERS, help="plain is the readable reference"
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one edit needs, checked.
+
+    Attributes:
+        model, tokenizer: on the device, in eval mode.
+        canvas: the picture and its mask.
+        mask: (N,) bool, tokens to be made anew.
+        label: class, or None.
+    """
+
+    model: LPD
+    tokenizer: VQModel
+    canvas: Canvas
+    mask: torch.Tensor
+    label: int | None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check and load everything, edit, write."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    logs.setup()
+    device = distributed.resolve_device(args.device, distributed.Launch())
+    resolve_flags(args)
+    job = prepare(args, device)
+    folder = require_writable_folder(args.output_dir, "--output_dir")
+    with blame("--output_dir"):
+        record_run(parser, pinned_flags(args), folder)
+    logs.keep(folder)
+    variants = make(args, job)
+    with blame("--output_dir"):
+        write(job, variants, folder, blank=bool(args.outpaint))
+    logger.info("%d variants and %s in %s", len(variants), GRID_FILE, folder)
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> Job:
+    """Check the flags and load what they name.
+
+    Raises:
+        UserError: a flag or file cannot work; the message names it.
+    """
+    image, mask, towards = read_picture(args)
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
+    label = read_label(args, model)
+    flag = next(f"--{name}" for name in ("mask", "box", "outpaint") if getattr(args, name))
+    with blame("--image"):
+        fitted = canvas.fit(image, mask, model.grid.image_size, args.fit, towards)
+    tokens = fitted.token_mask(model.grid.stride)
+    if mask.any() and not tokens.any():
+        raise UserError(
+            f"{flag}: found nothing to make anew in the middle of the image, all that --fit crop "
+            "leaves, expected something there or --fit pad"
+        )
+    if args.outpaint and tokens.all():
+        raise UserError(
+            f"--outpaint: found {args.outpaint[1]} pixels, which leave nothing of the image, "
+            "expected fewer"
+        )
+    if not tokens.any():
+        logger.warning("%s: nothing is white, the variants show the reconstruction", flag)
+    if args.bf16:
+        model.round_products()
+    return Job(model.to(device), tokenizer.to(device), fitted, torch.from_numpy(tokens), label)
+
+
+def read_picture(args: argparse.Namespace) -> tuple[Image.Image, np.ndarray, str | None]:
+    """The image, its mask (H, W) bool, and the side at which to cut if it is not the middle."""
+    path = require_file(args.image, "--image", "an image file")
+    with blame("--image"):
+        image = canvas.open_picture(path)
+    if args.mask:
+        path = require_file(args.mask, "--mask", "an image file")
+        with blame("--mask"):
+            mask = canvas.open_mask(path)
+            canvas.check_proportions(image, mask)
+        return image, mask, None
+    if args.box:
+        with blame("--box"):
+            return image, canvas.box_mask(image, tuple(args.box)), None
+    side, count = args.outpaint
+    expected = "expected left, right, top or bottom and a number of pixels"
+    if side not in canvas.SIDES or not (count.isascii() and count.isdigit() and len(count) < 10):
+        raise UserError(f"--outpaint: found {side!r} {count!r}, {expected}")
+    with blame("--outpaint"):
+        return *canvas.outpaint(image, side, int(count)), side
+
+
+def read_label(args: argparse.Namespace, model: LPD) -> int | None:
+    """The number of the class."""
+    with blame("--class_names"):
+        names = read_class_names(args.class_names, model.class_num)
+    with blame("--cfg"):
+        settings = SamplingSettings(args.cfg)
+    if args.label is None:
+        if settings.guided:
+            raise UserError(f"--cfg: found {args.cfg:g} without --class, expected 1")
+        return None
+    with blame("--class"):
+        (label,) = parse_classes([args.label], names)
+    return label
+
+
+@torch.no_grad()
+def make(args: argparse.Namespace, job: Job) -> np.ndarray:
+    """The variants (V, S, S, 3) uint8; number i draws by (seed, i)."""
+    grid, device = job.model.grid, job.model.pos_embed.device
+    pixels = torch.from_numpy(job.canvas.pixels).permute(2, 0, 1)[None].to(device)
+    tokens = job.tokenizer.encode_indices(to_float(pixels))
+    masked = int(job.mask.sum())
+    steps = args.steps and min(args.steps, masked)
+    sizes = remaining_group_sizes(grid.num_tokens, grid.num_tokens - masked, steps)
+    logger.info("%d of %d tokens in %d steps", masked, grid.num_tokens, len(sizes))
+    decode = build_decoder(job.tokenizer, grid, args.sampler)
+    made = []
+    batches = torch.arange(args.variants).split(BATCH_SIZE)
+    for ids in logs.progress(batches, desc="variants", unit="batch"):
+        labels = None if job.label is None else torch.full((len(ids),), job.label)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
+            edited = edit(
+                job.model,
+                tokens.expand(len(ids), -1),
+                job.mask.expand(len(ids), -1),
+                labels,
+                num_steps=args.steps,
+                proximity_threshold=args.proximity_threshold,
+                repulsion_threshold=args.repulsion_threshold,
+                seed=args.seed,
+                image_ids=ids.numpy(),
+                cfg=args.cfg,
+                cfg_schedule=args.cfg_schedule,
+                temperature=args.temperature,
+                top_k=args.top_k,
+                top_p=args.top_p,
+                sampler=args.sampler,
+            )
+        made.append(decode(edited).cpu().numpy())
+    variants = np.concatenate(made)
+    return job.canvas.composite(variants, args.feather) if args.composite else variants
+
+
+def write(job: Job, variants: np.ndarray, folder: Path, blank: bool) -> None:
+    """The variants, numbered, and all of them beside the original and what is made anew.
+
+    Args:
+        job: what was edited.
+        variants: (V, S, S, 3) uint8.
+        folder: where the files go.
+        blank: the original has nothing to show under the mask.
+    """
+    original = job.canvas.pixels.copy()
+    if blank:
+        original[job.canvas.mask] = _GREY
+    tiles = [original, show_mask(job), *variants]
+    shown = job.canvas.picture(np.stack(tiles))
+    for place, variant in enumerate(shown[2:]):
+        save_png(variant, image_file(folder, place))
+    save_grid(shown, folder / GRID_FILE, columns(len(shown)))
+
+
+def columns(images: int) -> int:
+    """How many in a row: the grid is about square, and its first row shows a variant."""
+    return max(3, int(np.ceil(np.sqrt(images))))
+
+
+def show_mask(job: Job) -> np.ndarray:
+    """The picture (S, S, 3) uint8 under red: half of it over tokens, most over masked pixels."""
+    stride = job.model.grid.stride
+    cells = job.mask.view(job.model.grid.side, -1).numpy()
+    cells = cells.repeat(stride, axis=0).repeat(stride, axis=1)
+    red = np.where(job.canvas.mask, _OVER_MASK, np.where(cells, _OVER_CELLS, 0.0))[..., None]
+    return np.rint(red * np.array(_RED) + (1 - red) * job.canvas.pixels).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    run(main)
