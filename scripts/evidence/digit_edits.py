@@ -1,0 +1,142 @@
+"""Whether edited digits keep their class.
+
+    python scripts/evidence/digit_edits.py --pretrained_ckpt checkpoint-last.pth \\
+        --vqgan_path vq.pt --data DIR --output edits.json --grid edits.png
+
+For each part of the picture: the share of held-out digits that the judge of scripts/demo_digits.py
+gives their label after that part was made anew for their class, and without a class; beside it the
+shares of the digits as they are, as the tokenizer reconstructs them, with that part black, and of
+as many digits generated whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from models.editing import edit
+from scripts.demo_digits import IMAGE_SIZE, accuracy, read_part, train_judge
+from util import logs
+from util.cli import Parser, number, random_seed, whole
+from util.errors import UserError, blame, require_writable_folder, run
+from util.evaluation import build_decoder
+from util.files import write_json
+from util.images import save_grid, to_float
+from util.networks import load_networks
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 100
+# Left, top, right, bottom, as shares of the side.
+PARTS = {
+    "lower half": (0, 1 / 2, 1, 1),
+    "upper half": (0, 0, 1, 1 / 2),
+    "left half": (0, 0, 1 / 2, 1),
+    "right half": (1 / 2, 0, 1, 1),
+    "centre": (1 / 4, 1 / 4, 3 / 4, 3 / 4),
+    "all": (0, 0, 1, 1),
+}
+# Digits shown of each part, as they are above as they are made.
+SHOWN = 10
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description="Judge edited digits.")
+    parser.add_argument("--pretrained_ckpt", type=Path, required=True, help="LPD checkpoint")
+    parser.add_argument("--vqgan_path", required=True, help="tokenizer of the digits")
+    parser.add_argument("--data", required=True, help="what demo_digits.py prepare wrote")
+    parser.add_argument("--num_images", type=whole(1), help="spread evenly; by default all")
+    parser.add_argument("--cfg", type=number(), default=1.0, help="guidance strength; 1 is none")
+    parser.add_argument("--seed", type=random_seed, default=0, help="of orders and draws")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument("--grid", type=Path, help="PNG file of some edited digits")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Check everything, edit, judge, write."""
+    for flag, path in (("--output", args.output), ("--grid", args.grid)):
+        if path is not None:
+            require_writable_folder(path.parent, flag)
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
+    if model.grid.image_size != IMAGE_SIZE:
+        raise UserError(
+            f"--pretrained_ckpt: found images of {model.grid.image_size} pixels, "
+            f"expected the digits' {IMAGE_SIZE}"
+        )
+    images, labels = read_part(args.data, "test")
+    count = len(images) if args.num_images is None else min(args.num_images, len(images))
+    chosen = torch.arange(count) * len(images) // count
+    images, labels = images[chosen], labels[chosen]
+    judge = train_judge(*read_part(args.data, "train"))
+    decode = build_decoder(tokenizer, model.grid, "fast")
+    with torch.no_grad():
+        tokens = torch.cat(
+            [tokenizer.encode_indices(to_float(part)) for part in images.split(BATCH_SIZE)]
+        )
+    reconstructed = in_batches(decode, tokens)
+    results, rows = [], []
+    for name, part in logs.progress(PARTS.items(), desc="edits", unit="part"):
+        mask, pixels = masks_of(part, model.grid.side), masks_of(part, IMAGE_SIZE)
+        made = {}
+        for condition, cfg in (("own class", args.cfg), ("no class", 1.0)):
+            given = labels if condition == "own class" else None
+            options = dict(cfg=cfg, seed=args.seed)
+            edited = edit(model, tokens, mask.expand(count, -1), given, **options)
+            made[condition] = in_batches(decode, edited)
+        black = reconstructed * ~pixels.view(IMAGE_SIZE, IMAGE_SIZE)
+        results.append(
+            {
+                "part": name,
+                "tokens": int(mask.sum()),
+                "class_accuracy": accuracy(judge, made["own class"], labels),
+                "class_accuracy_without_class": accuracy(judge, made["no class"], labels),
+                "class_accuracy_black": accuracy(judge, black, labels),
+            }
+        )
+        shown = torch.arange(min(SHOWN, count)) * count // min(SHOWN, count)
+        rows += [black[shown], made["own class"][shown]]
+    about = {
+        "command": shlex.join(["python", *sys.argv]),
+        "num_images": count,
+        "cfg": args.cfg,
+        "seed": args.seed,
+        "class_accuracy_real": accuracy(judge, images, labels),
+        "class_accuracy_reconstructed": accuracy(judge, reconstructed, labels),
+    }
+    for entry in results:
+        logger.info("%(part)s: %(class_accuracy).3f", entry)
+    with blame("--output"):
+        write_json({**about, "results": results}, args.output)
+    if args.grid is not None:
+        with blame("--grid"):
+            save_grid(torch.cat(rows).permute(0, 2, 3, 1), args.grid, columns=len(rows[0]))
+
+
+def masks_of(part: tuple[float, float, float, float], side: int) -> Tensor:
+    """(1, side * side) bool, True in a part of the picture."""
+    left, top, right, bottom = (round(share * side) for share in part)
+    mask = np.zeros((side, side), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return torch.from_numpy(mask).view(1, -1)
+
+
+def in_batches(decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """(n, 3, 32, 32) uint8 of codes (n, N)."""
+    return torch.cat([decode(part).permute(0, 3, 1, 2) for part in tokens.split(BATCH_SIZE)])
+
+
+if __name__ == "__main__":
+    logs.setup()
+    run(lambda: main(parse_args()))
