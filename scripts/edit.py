@@ -136,7 +136,10 @@ def _add_sampling_flags(parser: Parser) -> None:
     group.add_argument("--top_p", type=share(), default=1.0, help="most likely mass; 1 for all")
     group.add_argument("--seed", type=random_seed, default=0, help="of orders and draws")
     group.add_argument(
-        "--proximity_threshold", type=number(), default=1.0, help="of the orders, see README"
+        "--proximity_threshold",
+        type=number(),
+        default=1.0,
+        help="score from which a position counts as near what is known, see orders/locality.py",
     )
     group.add_argument(
         "--repulsion_threshold", type=number(), help="of the orders; by default as published"

@@ -9,7 +9,7 @@ import pytest
 
 import main_cache
 from orders import run_lpd_order
-from scripts import convert_cache, count_flops, visualize
+from scripts import convert_cache, count_flops, edit, visualize
 from tokenizers import train_vq
 from util import flags
 
@@ -30,6 +30,7 @@ BUILDERS = {
         f"scripts/visualize.py {name}": partial(visualize_command, name)
         for name in ("order", "generation", "samples", "training")
     },
+    "scripts/edit.py": edit.build_parser,
 }
 
 
