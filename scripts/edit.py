@@ -178,7 +178,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = require_writable_folder(args.output_dir, "--output_dir")
     with blame("--output_dir"):
         record_run(parser, pinned_flags(args), folder)
-    logs.keep(folder)
     variants = make(args, job)
     with blame("--output_dir"):
         write(job, variants, folder, blank=bool(args.outpaint))
