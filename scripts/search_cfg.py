@@ -86,10 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         main_lpd.on_main(lambda: record_run(parser, pinned_flags(args), folder))
         evaluation = evaluation.with_reference()
         settings = sample_settings(args, evaluation, model, tokens.fingerprint)
+        scoring = evaluation.scoring.digest()
         records = []
         for point in points(args):
             one = replace(evaluation, sampling=replace(evaluation.sampling, **point))
-            wanted = {**settings, **point, **one.scoring.about(), "metrics": one.scoring.metrics}
+            wanted = {**settings, **point, **one.scoring.about(), "scoring": scoring}
             evaluate = partial(
                 main_lpd.evaluate_checkpoint,
                 model=model,

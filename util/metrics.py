@@ -333,16 +333,21 @@ def _distance(features: Tensor | None, other: Statistics, title: str) -> Score:
 
 def _score_over_classes(logits: Tensor, kind: ExtractorKind) -> Score:
     require_finite(logits)
-    splits = min(DEFAULTS["isc_splits"], len(logits))
-    if splits < DEFAULTS["isc_splits"]:
-        logger.warning("%s of %d images: %d splits, not 10", kind.names["is"].title, splits, splits)
+    title, splits = kind.names["is"].title, min(DEFAULTS["isc_splits"], len(logits))
+    if len(logits) == splits:
+        logger.warning(
+            "%s of %d images: a split each, which counts 1 whatever it shows", title, len(logits)
+        )
     found = isc_features_to_metric(
         logits,
         splits=splits,
         shuffle=DEFAULTS["samples_shuffle"],
         rng_seed=DEFAULTS["rng_seed"],
     )
-    return Score(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
+    value = found[KEY_METRIC_ISC_MEAN]
+    if not np.isfinite(value):  # a probability of exactly 0
+        raise ValueError(f"found {title} {value}, expected class scores less than 100 apart")
+    return Score(value, found[KEY_METRIC_ISC_STD])
 
 
 def _kernel_distance(features: Tensor, other: Tensor) -> dict[str, Score]:

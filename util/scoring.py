@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from util.errors import UserError, blame
@@ -59,6 +61,15 @@ class Scoring:
         """What a score is worth nothing without: the network and the reference, for a JSON file."""
         reference = str(self.plan.path) if self.plan is not None else None
         return {"feature_extractor": self.extractor.kind.registered_name, "reference": reference}
+
+    def digest(self) -> str:
+        """Which scoring this is, on rank 0: sha256 (hex) over network, reference and metrics."""
+        found = hashlib.sha256(f"{self.extractor.digest()} {self.metrics}".encode())
+        arrays = {} if self.reference is None else self.reference.arrays()
+        for name, array in arrays.items():
+            found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     def score(self, features: Features) -> Scores:
         """Scores of all samples' features, in image-id order, on rank 0.

@@ -101,6 +101,19 @@ def test_a_search_is_taken_up_and_names_the_best(
     assert sum(made) == 72  # other samples: nothing is kept
 
 
+def test_another_reference_of_the_same_name_counts(
+    folder: Path, tmp_path: Path, made: list[int]
+) -> None:
+    real = write_folder(tmp_path / "real", random_images(20, seed=3))
+    line = flags(folder, tmp_path / "out", "--fid_stats", real, "--cfgs", 1)
+    search_cfg.main(line)
+    search_cfg.main(line)
+    assert sum(made) == 12
+    write_folder(real, random_images(20, seed=4))
+    search_cfg.main(line)
+    assert sum(made) == 24
+
+
 def test_without_a_reference_the_score_decides(
     folder: Path, tmp_path: Path, made: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,7 +153,16 @@ def test_score_of_certain_and_of_clueless_classifiers() -> None:
 def test_fewer_images_than_splits(caplog: pytest.LogCaptureFixture) -> None:
     found = score(random_features(4, 0), DIGITS, metrics=("is",))
     assert np.isfinite(found.values["is"].value)
-    assert "Inception-style score of 4 images: 4 splits, not 10" in caplog.text
+    assert "Inception-style score of 4 images: a split each, which counts 1" in caplog.text
+    caplog.clear()
+    assert score(random_features(10, 0), DIGITS, metrics=("is",)).values["is"].value == 1
+    assert "score of 10 images: a split each" in caplog.text
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    logits = torch.nn.functional.one_hot(torch.arange(20) % 10, 10) * 1e4
+    with pytest.raises(ValueError, match="found Inception-style score nan, expected class scores"):
+        score(Features(random_features(20, 0).pool, logits), DIGITS, metrics=("is",))
 
 
 def test_enough_images_give_no_warning(caplog: pytest.LogCaptureFixture) -> None:
