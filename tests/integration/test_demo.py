@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.commands import ROOT, run_program
+from tests.commands import ROOT, run_program, succeed
 
 
 @pytest.mark.slow
@@ -40,3 +40,16 @@ def test_demo_in_miniature(tmp_path: Path) -> None:
     events.Reload()
     assert len(events.Scalars("epoch/loss")) == 2
     assert "FID" not in result.stderr
+    check_edits(out)
+
+
+def check_edits(demo: Path) -> None:
+    """Made anew, a lower half says more of a digit's class than black does."""
+    files = ["--pretrained_ckpt", demo / "checkpoint-last.pth"]
+    files += ["--vqgan_path", demo / "tokenizer" / "vq.pt", "--data", demo / "data"]
+    flags = ["--num_images", 100, "--cfg", 2, "--output", demo / "edits.json"]
+    succeed("scripts/evidence/digit_edits.py", *files, *flags)
+    found = json.loads((demo / "edits.json").read_text())
+    half = next(entry for entry in found["results"] if entry["part"] == "lower half")
+    assert found["class_accuracy_reconstructed"] > 0.9
+    assert half["class_accuracy"] > half["class_accuracy_black"] + 0.2
