@@ -53,7 +53,9 @@ def build_parser() -> Parser:
         "--skip_bad_images", action="store_true", help="leave out images that cannot be decoded"
     )
     group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
-    group.add_argument("--pin_mem", action="store_true", help="page-locked host memory")
+    group.add_argument(
+        "--pin_mem", action="store_true", help="page-locked host memory; the default"
+    )
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="ordinary memory")
     parser.set_defaults(pin_mem=True)
     group = parser.add_argument_group("execution")

@@ -396,12 +396,15 @@ def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     scoring = build_scoring(args, source.image_size, len(source), device)
     if scoring is None:
         raise UserError("--images: found --feature_extractor none, expected one that scores")
-    path = source.path.resolve()
-    results = path.with_name(f"{path.name.removesuffix('.npz')}-metrics.json")
+    # Beside the images, unless a folder is given: theirs may not be ours to write to.
+    path, given = source.path.absolute(), args.output_dir != parser.get_default("output_dir")
+    folder = Path(args.output_dir) if given else path.parent
+    flag = "--output_dir" if given else "--images: the scores' folder"
+    results = folder / f"{path.name.removesuffix('.npz')}-metrics.json"
     if launch.rank == 0:
-        with blame("--images"):
-            require_writable_folder(results.parent, "the scores' folder")
-            record_run(parser, args, results.parent)
+        require_writable_folder(folder, flag)
+        with blame(flag):
+            record_run(parser, args, folder)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
@@ -411,7 +414,7 @@ def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             if scores is not None:
                 say(scores)
                 about = {"images": str(source.path), "image_size": source.image_size}
-                with blame("--images"):
+                with blame(flag):
                     write_json({**about, **scoring.about(), **scores.json()}, results)
                 logger.info("scores in %s", results)
 

@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main_lpd
+from orders.order_file import read_orders
 from util import benchmark, distributed, logs
 from util.cli import Parser, number
 from util.errors import UserError, require_writable_folder, run
@@ -43,6 +44,8 @@ logger = logging.getLogger("lpd")
 # What `metrics.json` of a setting holds.
 Record = dict[str, Any]
 RESULTS_FILE, PLOT_FILE = "search.json", "search.png"
+# In the folder of each setting: what decided its results.
+SETTING_FILE = "setting.json"
 
 
 def build_parser() -> Parser:
@@ -139,11 +142,13 @@ def evaluate_point(
         logger.info("%s: results are there already", name)
         return known
     logger.info("%s", name)
+    # New scores must not stand beside the settings of old ones, wherever this is stopped.
+    main_lpd.on_main(lambda: (folder / SETTING_FILE).unlink(missing_ok=True))
     flags = argparse.Namespace(**{**vars(args), **point, "output_dir": str(folder)})
     evaluate(flags)
 
     def finish() -> None:
-        write_json(wanted, folder / "setting.json")
+        write_json(wanted, folder / SETTING_FILE)
         if not args.keep_images:
             shutil.rmtree(folder / "images")
 
@@ -158,7 +163,7 @@ def _known_results(folder: Path, wanted: dict[str, Any]) -> Record | None:
     try:
         made_with, found = (
             json.loads((folder / name).read_text(encoding="utf-8"))
-            for name in ("setting.json", "metrics.json")
+            for name in (SETTING_FILE, "metrics.json")
         )
     except (OSError, ValueError):
         return None
@@ -236,12 +241,19 @@ def report(args: argparse.Namespace, records: Sequence[Record], shown: Sequence[
 
 
 def launch_line(args: argparse.Namespace, best: Record) -> str:
-    """The command that evaluates the best setting with as many images as are published."""
+    """The command that evaluates the best setting with the published number of images, or fewer."""
     folder = str(Path(args.output_dir) / "best")
-    count = PUBLISHED_SAMPLES if PUBLISHED_SAMPLES % args.class_num == 0 else args.num_images
+    count = args.num_images
+    if PUBLISHED_SAMPLES % args.class_num == 0:
+        count = PUBLISHED_SAMPLES
+        if args.lpd_order_file:  # which serves as many images as it holds orders
+            count = min(count, len(read_orders(args.lpd_order_file)))
+            count -= count % args.class_num
     chosen = {"cfg": best["cfg"], "temperature": best["temperature"], "num_images": count}
     chosen |= {"output_dir": folder, "log_dir": folder}
-    flags = flags_of(build_main_parser(), argparse.Namespace(**{**vars(args), **chosen}), False)
+    flags = flags_of(
+        build_main_parser(), argparse.Namespace(**{**vars(pinned_flags(args)), **chosen}), False
+    )
     words = [word for flag in flags for word in flag]
     return shlex.join([*launcher(), "main_lpd.py", *words])
 

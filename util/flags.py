@@ -149,7 +149,9 @@ def _add_data_flags(parser: Parser) -> None:
     group.add_argument("--class_num", type=whole(1), default=1000, help="number of classes")
     group.add_argument("--flip_prob", type=share(), default=0.5, help="share of mirrored images")
     group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
-    group.add_argument("--pin_mem", action="store_true", help="page-locked host memory")
+    group.add_argument(
+        "--pin_mem", action="store_true", help="page-locked host memory; the default"
+    )
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="ordinary memory")
     parser.set_defaults(pin_mem=True)
 

@@ -239,7 +239,10 @@ def check_metrics(metrics: tuple[str, ...], kind: ExtractorKind, num_images: int
 
 
 def feature_statistics(features: Tensor) -> Statistics:
-    """Mean and covariance of features.
+    """Mean and covariance of features, by torch-fidelity.
+
+    It takes the mean in float32, as published evaluations do: with 50,000 images that moves a
+    distance of 2.4 by 8e-6 of it (made features); from few images nothing is seen.
 
     Args:
         features: (n, D) float32, n >= 2.
@@ -294,6 +297,12 @@ def score(
             _require_comparable(name, features.pool, other)
             compare = _kernel_distance if name == "kid" else _precision_and_recall
             values |= compare(features.pool, other)
+    for name, found in values.items():
+        if not np.isfinite(found.value):
+            raise ValueError(
+                f"found {kind.names[name].title} {found.value}, expected features and statistics "
+                "of a finite one"
+            )
     return Scores(kind, len(features), values)
 
 
@@ -325,10 +334,7 @@ def _distance(features: Tensor | None, other: Statistics, title: str) -> Score:
             rank,
             len(variances),
         )
-    distance = frechet_distance(feature_statistics(features), other)
-    if not np.isfinite(distance):
-        raise ValueError(f"found {title} {distance}, expected statistics of a finite distance")
-    return Score(distance)
+    return Score(frechet_distance(feature_statistics(features), other))
 
 
 def _score_over_classes(logits: Tensor, kind: ExtractorKind) -> Score:
@@ -344,10 +350,7 @@ def _score_over_classes(logits: Tensor, kind: ExtractorKind) -> Score:
         shuffle=DEFAULTS["samples_shuffle"],
         rng_seed=DEFAULTS["rng_seed"],
     )
-    value = found[KEY_METRIC_ISC_MEAN]
-    if not np.isfinite(value):  # a probability of exactly 0
-        raise ValueError(f"found {title} {value}, expected class scores less than 100 apart")
-    return Score(value, found[KEY_METRIC_ISC_STD])
+    return Score(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 
 def _kernel_distance(features: Tensor, other: Tensor) -> dict[str, Score]:

@@ -71,7 +71,7 @@ def choose_weights(names: Sequence[str]) -> list[str]:
         return [CONFIG, SAFETENSORS]
     found = [name for name in names if name.endswith((".pth", ".pt"))]
     if len(found) != 1:
-        listed = ", ".join(names) or "no files"
+        listed = ", ".join([*names[:5], "..."][: len(names)]) or "no files"
         raise ValueError(f"found {listed}, expected {CONFIG} and {SAFETENSORS}, or one .pth")
     return found
 

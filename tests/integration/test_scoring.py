@@ -126,6 +126,15 @@ def test_statistics_serve_as_a_reference_without_their_images(
     assert both[0] == both[1]
 
 
+def test_scores_go_to_the_folder_that_is_given(files: Path, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "theirs" / "v1.5", SAMPLES[:20])
+    output = tmp_path / "mine"
+    main_lpd.main(flags(files, "--images", folder, "--output_dir", output))
+    assert "classifier_score_digits_mean" in json.loads((output / "v1.5-metrics.json").read_text())
+    assert {path.name for path in output.iterdir()} >= {"commands.sh", "log.txt"}
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_scores_stand_beside_the_images_and_nothing_else_is_written(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

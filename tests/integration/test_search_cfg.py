@@ -11,6 +11,8 @@ from PIL import Image
 
 import engine_lpd
 from models.lpd import lpd_tiny
+from orders.locality import random_orders
+from orders.order_file import write_orders
 from scripts import search_cfg
 from tests.commands import succeed
 from tests.integration.tiny_world import tiny_tokenizer
@@ -99,6 +101,20 @@ def test_a_search_is_taken_up_and_names_the_best(
     assert len(list((output / "cfg1_temperature0.5" / "images").glob("*.png"))) == 12
     search_cfg.main(flags(folder, output, "--seed", 2))
     assert sum(made) == 72  # other samples: nothing is kept
+
+
+def test_the_launch_line_has_the_best_setting_and_no_more_images_than_orders(
+    folder: Path, tmp_path: Path
+) -> None:
+    orders = tmp_path / "orders.npy"
+    write_orders(orders, random_orders(25, 64, seed=0))
+    best = {"cfg": 2.5, "temperature": 0.9}
+    for file, count in ((["--lpd_order_file", orders], 24), ([], 50_000)):
+        line = flags(folder, tmp_path, "--class_num", 2, *file)
+        args = search_cfg.build_parser().parse_args(line)
+        words = shlex.split(search_cfg.launch_line(args, best))
+        found = build_parser().parse_args(words[words.index("main_lpd.py") + 1 :])
+        assert (found.cfg, found.temperature, found.num_images) == (2.5, 0.9, count)
 
 
 def test_another_reference_of_the_same_name_counts(

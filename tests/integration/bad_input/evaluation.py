@@ -22,8 +22,9 @@ EVALUATION = Group(
         ),
         Case(
             "--pretrained_ckpt data",
-            "a folder",
-            "--pretrained_ckpt: data is not a file, expected a checkpoint written by torch.save",
+            "a folder of something else",
+            "--pretrained_ckpt: data: found cat, dog, expected config.json and model.safetensors, "
+            "or one .pth",
         ),
         Case(
             "--pretrained_ckpt empty.pth",
@@ -62,7 +63,7 @@ EVALUATION = Group(
         Case(
             "--pretrained_ckpt bare.pth",
             "no weights in it",
-            "--pretrained_ckpt: bare.pth: holds no 'model' entry, expected the weights model",
+            "--pretrained_ckpt: bare.pth: holds no 'model' entry, expected the weights there",
             files.saving("bare.pth", {"optimizer": {}}),
         ),
         Case(

@@ -58,7 +58,7 @@ ORDERS = Group(
             "--orders spiral",
             "no such order",
             "--orders: found 'spiral', expected random, "
-            "raster, lpd, lpd:R, lpd:R:P or an order file (.json, .npy)",
+            "raster, lpd, lpd:R, lpd:R:P or an order file (.json, .npy, or a published name)",
         ),
         Case(
             "--lpd_order_file orders.npy",

@@ -134,7 +134,7 @@ def test_a_reference_that_is_no_covariance_raises() -> None:
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_statistics_too_large_to_compare_raise() -> None:
     huge = Statistics(np.full(16, 1e200), np.eye(16))
-    with pytest.raises(ValueError, match="expected statistics of a finite distance"):
+    with pytest.raises(ValueError, match="found Frechet distance (nan|inf), expected"):
         score(random_features(50, 0), DIGITS, Reference(pool=huge), ("fid",))
 
 
@@ -161,8 +161,15 @@ def test_fewer_images_than_splits(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_score_that_is_no_number_is_refused() -> None:
     logits = torch.nn.functional.one_hot(torch.arange(20) % 10, 10) * 1e4
-    with pytest.raises(ValueError, match="found Inception-style score nan, expected class scores"):
+    with pytest.raises(ValueError, match="found Inception-style score nan, expected features"):
         score(Features(random_features(20, 0).pool, logits), DIGITS, metrics=("is",))
+
+
+def test_a_kernel_distance_that_is_no_number_is_refused() -> None:
+    found = random_features(1100, 0)
+    huge = Features(found.pool * 1e19, found.logits)
+    with pytest.raises(ValueError, match="found Kernel distance (nan|inf)"):
+        score(huge, DIGITS, Reference(features=huge.pool), metrics=("kid",))
 
 
 def test_enough_images_give_no_warning(caplog: pytest.LogCaptureFixture) -> None:
