@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,25 +13,8 @@ import pytest
 
 from scripts.cli.slurm_lines import time_limit_seconds
 from tests.commands import ROOT
+from tests.unit.scripts.slurm_stand_in import calls, environment
 
-# Runs the command as one task; all flags come before it. Each call is recorded as one line.
-SRUN = """#!/usr/bin/env bash
-echo "${@//$'\\n'/ }" >>"$HOME/srun"
-while [[ $1 == --* ]]; do shift; done
-exec "$@"
-"""
-SBATCH = """#!/usr/bin/env bash
-echo "$@" >>"$HOME/sbatch"
-[ "${REFUSE:-}" = "" ] || { echo "sbatch: error: $REFUSE" >&2; exit 1; }
-echo "12;cluster"
-"""
-SCONTROL = """#!/usr/bin/env bash
-echo "$@" >>"$HOME/scontrol"
-case "$1 $2" in
-"show hostnames") printf 'localhost\\nelsewhere\\n' ;;
-"show node") [ "$3" = no.such.name ] && echo "NodeName=$3 NodeAddr=10.1.2.3 NodeHostName=x" ;;
-esac
-"""
 # An interrupted run that gets as far as step $1, $2, ... and then finishes.
 INTERRUPTED = """
 here=$(wc -l <"$HOME/srun")
@@ -43,26 +25,9 @@ exit 1
 """
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with stand-ins for Slurm's commands, which record their arguments in it."""
-    (tmp_path / "bin").mkdir()
-    for name, script in {"srun": SRUN, "sbatch": SBATCH, "scontrol": SCONTROL}.items():
-        path = tmp_path / "bin" / name
-        path.write_text(script)
-        path.chmod(0o755)
-    return tmp_path
-
-
 def line(home: Path, *arguments: object) -> list[str]:
     flags = ["-J", "job", "--output-dir", home / "out", *arguments]
     return [sys.executable, str(ROOT / "scripts" / "cli" / "run.py"), *map(str, flags)]
-
-
-def environment(home: Path, **variables: str) -> dict[str, str]:
-    path = f"{home}/bin:/usr/bin:/bin"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    return {**kept, "HOME": str(home), "PATH": path, **variables}
 
 
 def launch(
@@ -77,11 +42,6 @@ def launch(
         timeout=60,
         check=False,
     )
-
-
-def calls(home: Path, program: str) -> list[str]:
-    path = home / program
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def test_published_flags_make_the_line(home: Path) -> None:
@@ -406,101 +366,3 @@ def test_time_limits_that_slurm_has_not() -> None:
     for text in ("", "4h", "1:2:3:4", "-1", "1-", "1.5"):
         with pytest.raises(ValueError, match="expected minutes"):
             time_limit_seconds(text)
-
-
-STEP = {
-    "SLURM_JOB_ID": "100",
-    "SLURM_STEP_ID": "2",
-    "SLURM_STEP_NODELIST": "n[1-2]",
-    "SLURM_STEP_NUM_NODES": "2",
-    "SLURM_STEP_NUM_TASKS": "2",
-    "SLURM_NODEID": "1",
-    "NPROC_PER_NODE": "4",
-}
-
-
-# Three GPUs, and each argument on its line.
-PYTHON = "#!/usr/bin/env bash\n[ $1 = -c ] && echo 3 || printf '%s\\n' \"$@\"\n"
-
-
-def torchrun(
-    home: Path, interpreter: str = PYTHON, **variables: str
-) -> subprocess.CompletedProcess:
-    """Run a script of `launch train.py --flag "a b"`; by default the stand-in says what it runs."""
-    script = home / "train me.sh"
-    setup = ROOT / "scripts" / "setups" / "train.sh"
-    script.write_text(f'set -euo pipefail\nsource "{setup}"\nlaunch train.py --flag "a b"\n')
-    python = home / "bin" / "python"
-    python.write_text(interpreter)
-    python.chmod(0o755)
-    return subprocess.run(
-        ["bash", script],
-        env=environment(home, **{"PYTHON": str(python), **variables}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-SIGNALS = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
-TRAINING = [*SIGNALS, "train.py", "--flag", "a b"]
-
-
-def test_processes_start_on_one_node_outside_slurm(home: Path) -> None:
-    result = torchrun(home)
-    assert result.stdout.splitlines() == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", *TRAINING)
-    ]
-
-
-def test_a_script_has_an_output_folder_outside_slurm_too(home: Path) -> None:
-    script = home / "my training.sh"
-    setup = ROOT / "scripts" / "setups" / "train.sh"
-    script.write_text(f'set -euo pipefail\nsource "{setup}"\necho "$OUTPUT_DIR"\n')
-    variables = {"PYTHON": "python", "NPROC_PER_NODE": "1"}
-    for output, expected in (({}, "output/my training\n"), ({"OUTPUT_DIR": "o"}, "o\n")):
-        environ = environment(home, **variables, **output)
-        done = subprocess.run(["bash", script], env=environ, capture_output=True, text=True)
-        assert (done.stdout, done.stderr) == (expected, "")
-
-
-def test_processes_meet_on_the_first_node_of_a_slurm_step(home: Path) -> None:
-    result = torchrun(home, **STEP)
-    assert result.stdout.splitlines() == [
-        *("-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", "1"),
-        *("--master_addr", "localhost", "--master_port", "13602", "--nproc_per_node", "4"),
-        *TRAINING,
-    ], result.stderr
-    by_hand = torchrun(home, **STEP, MASTER_ADDR="here", MASTER_PORT="5", NODE_RANK="0")
-    assert "--node_rank\n0\n--master_addr\nhere\n--master_port\n5\n" in by_hand.stdout
-
-
-def test_a_node_that_dns_does_not_know_is_looked_up_in_slurm(home: Path) -> None:
-    scontrol = home / "bin" / "scontrol"
-    scontrol.write_text(SCONTROL.replace("localhost", "no.such.name"))
-    assert "--master_addr\n10.1.2.3\n" in torchrun(home, **STEP).stdout
-    scontrol.write_text(SCONTROL.replace("localhost", "not.this.one"))
-    unknown = torchrun(home, **STEP)
-    assert unknown.returncode == 2
-    assert unknown.stderr == (
-        "error: train.sh: found no address of node not.this.one, expected one in DNS or in Slurm\n"
-    )
-
-
-def test_a_start_that_cannot_work_ends_in_one_line(home: Path) -> None:
-    many = torchrun(home, **{**STEP, "SLURM_STEP_NUM_TASKS": "16"})
-    assert many.returncode == 2
-    assert many.stderr.startswith("error: train.sh: found 16 tasks on 2 nodes, expected one task")
-    few = torchrun(home, SLURM_JOB_NUM_NODES="2")
-    assert few.returncode == 2
-    assert few.stderr.startswith("error: train.sh: found one process for a job of 2 nodes")
-    half = torchrun(home, NNODES="2", NODE_RANK="0")
-    assert half.returncode == 2
-    assert half.stderr == "error: train.sh: MASTER_ADDR is not set, expected it with NNODES=2\n"
-
-
-def test_the_script_of_a_slurm_step_outlives_a_signal(home: Path) -> None:
-    warned = "#!/usr/bin/env bash\nkill -USR1 $PPID\nsleep 0.2\nexit 5\n"
-    assert torchrun(home, warned, **STEP).returncode == 5
-    assert torchrun(home, warned, NPROC_PER_NODE="1").returncode == -signal.SIGUSR1
