@@ -43,9 +43,9 @@ def edit(
         tokens: (B, N) int64 codes, raster order; what stands under the mask does not matter.
         mask: (B, N) bool, True where a token is decoded anew.
         labels: (B,) int64 in [0, class_num); None edits without a class.
-        num_steps: decoding steps, at most one per masked token; by default a share of the steps of
-            a whole image, see `orders.group_sizes.remaining_group_sizes`, which also says how many
-            tokens each makes.
+        num_steps: decoding steps, at most one per masked token and at least two for a whole image;
+            by default a share of a whole image's, see `orders.group_sizes.remaining_group_sizes`,
+            which also says how many tokens each makes.
         proximity_threshold: of the orders, see `locality_aware_orders`.
         repulsion_threshold: of the orders; by default the one published for whole images.
         seed: names the random streams of orders and draws.

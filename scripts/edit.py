@@ -157,6 +157,7 @@ class Job:
         model, tokenizer: on the device, in eval mode.
         canvas: the picture and its mask.
         mask: (N,) bool, tokens to be made anew.
+        steps: in which they are.
         label: class, or None.
     """
 
@@ -164,6 +165,7 @@ class Job:
     tokenizer: VQModel
     canvas: Canvas
     mask: torch.Tensor
+    steps: int
     label: int | None
 
 
@@ -176,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     resolve_flags(args)
     job = prepare(args, device)
     folder = require_writable_folder(args.output_dir, "--output_dir")
+    require_other_files(args, folder)
     with blame("--output_dir"):
         record_run(parser, pinned_flags(args), folder)
     variants = make(args, job)
@@ -209,9 +212,34 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
         )
     if not tokens.any():
         logger.warning("%s: nothing is white, the variants show the reconstruction", flag)
+    with blame("--steps"):
+        steps = count_steps(model.grid.num_tokens, int(tokens.sum()), args.steps)
     if args.bf16:
         model.round_products()
-    return Job(model.to(device), tokenizer.to(device), fitted, torch.from_numpy(tokens), label)
+    mask = torch.from_numpy(tokens)
+    return Job(model.to(device), tokenizer.to(device), fitted, mask, steps, label)
+
+
+def count_steps(num_tokens: int, masked: int, asked: int | None) -> int:
+    """In how many steps `masked` of an image's tokens are made; 0 for none of them.
+
+    Raises:
+        ValueError: it cannot be done in so many.
+    """
+    steps = asked and min(asked, masked)
+    return len(remaining_group_sizes(num_tokens, num_tokens - masked, steps))
+
+
+def require_other_files(args: argparse.Namespace, folder: Path) -> None:
+    """Refuse to write over what was given.
+
+    Raises:
+        UserError: --image or --mask has the name of a file that is to be written.
+    """
+    written = {GRID_FILE, *(image_file(folder, place).name for place in range(args.variants))}
+    for flag, path in (("--image", args.image), ("--mask", args.mask)):
+        if path and Path(path).name in written and Path(path).parent.samefile(folder):
+            raise UserError(f"--output_dir: found {path} ({flag}) there, expected another folder")
 
 
 def read_picture(args: argparse.Namespace) -> tuple[Image.Image, np.ndarray, str | None]:
@@ -257,10 +285,7 @@ def make(args: argparse.Namespace, job: Job) -> np.ndarray:
     grid, device = job.model.grid, job.model.pos_embed.device
     pixels = torch.from_numpy(job.canvas.pixels).permute(2, 0, 1)[None].to(device)
     tokens = job.tokenizer.encode_indices(to_float(pixels))
-    masked = int(job.mask.sum())
-    steps = args.steps and min(args.steps, masked)
-    sizes = remaining_group_sizes(grid.num_tokens, grid.num_tokens - masked, steps)
-    logger.info("%d of %d tokens in %d steps", masked, grid.num_tokens, len(sizes))
+    logger.info("%d of %d tokens in %d steps", job.mask.sum(), grid.num_tokens, job.steps)
     decode = build_decoder(job.tokenizer, grid, args.sampler)
     made = []
     batches = torch.arange(args.variants).split(BATCH_SIZE)

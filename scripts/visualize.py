@@ -200,7 +200,7 @@ def add_output_flags(parser: Parser, files: str) -> argparse._ArgumentGroup:
 def add_gif_flags(group: argparse._ArgumentGroup) -> None:
     """How fast."""
     group.add_argument(
-        "--seconds", type=number(0.02), default=0.4, help="for which a GIF shows a step"
+        "--seconds", type=number(0.02, 60), default=0.4, help="for which a GIF shows a step"
     )
 
 
@@ -291,7 +291,8 @@ class Request:
 
     Attributes:
         model, tokenizer: on the device, in eval mode.
-        labels: (B,) int64, class-sorted.
+        labels: (B,) int64, as many of each class, one class after another.
+        classes: how many there are; the same one may be asked for twice.
         names: of the B images' classes.
         group_sizes: K sizes.
         orders: image ids -> orders.
@@ -302,6 +303,7 @@ class Request:
     model: LPD
     tokenizer: VQModel
     labels: torch.Tensor
+    classes: int
     names: list[str]
     group_sizes: list[int]
     orders: OrderSource
@@ -348,6 +350,7 @@ def read_request(args: argparse.Namespace, per_class: int) -> Request:
         model=model.to(device),
         tokenizer=tokenizer.to(device),
         labels=torch.from_numpy(labels),
+        classes=len(classes),
         names=[names[label] for label in labels],
         group_sizes=sizes,
         orders=orders,
@@ -402,7 +405,7 @@ def draw_samples(args: argparse.Namespace) -> None:
                 tokens = generate(*request.arguments(ids), **request.options, image_ids=ids)
             images.append(decode(tokens).cpu().numpy())
             bar.update(len(ids))
-    columns = request.names.count(request.names[0])
+    columns = len(request.labels) // request.classes
     if columns > 1:
         sheet = Sheet(columns, row_names=request.names[::columns], side=args.side)
     else:

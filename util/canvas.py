@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from scipy.ndimage import distance_transform_edt
 
 from util.images import open_rgb
@@ -16,6 +16,16 @@ SIDES = ("left", "right", "top", "bottom")
 # Beyond this many pixels a resized picture is refused: some pixels wide and very long.
 _MAX_PIXELS = 2**26
 _WHITE = 128
+# What a file's orientation tag asks viewers to do.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +66,7 @@ class Canvas:
         Args:
             images: (B, S, S, 3) uint8.
             feather: pixels beside the mask over which the image fades into the original; all
-                that is farther away from the mask is the original, bit for bit.
+                that is farther away (`feather` + 1 pixels or more) is the original, bit for bit.
 
         Returns:
             (B, S, S, 3) uint8.
@@ -80,7 +90,7 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         UserError: it cannot be decoded.
     """
-    return ImageOps.exif_transpose(open_rgb(path))
+    return _upright(path)
 
 
 def open_mask(path: str | Path) -> np.ndarray:
@@ -89,8 +99,16 @@ def open_mask(path: str | Path) -> np.ndarray:
     Raises:
         UserError: it cannot be decoded.
     """
-    picture = ImageOps.exif_transpose(open_rgb(path, behind_alpha="black"))
+    picture = _upright(path, behind_alpha="black")
     return np.asarray(picture.convert("L")) >= _WHITE
+
+
+def _upright(path: str | Path, **options: str) -> Image.Image:
+    """What `open_rgb` reads, turned as the file's orientation tag says."""
+    picture = open_rgb(path, **options)
+    with Image.open(path) as file:
+        turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -136,7 +154,9 @@ def outpaint(image: Image.Image, side: str, count: int) -> tuple[Image.Image, np
 def check_proportions(image: Image.Image, mask: np.ndarray) -> None:
     """Raise `ValueError` unless a mask (H, W) has an image's size, or its proportions."""
     height, width = mask.shape
-    if abs(width * image.height - height * image.width) > max(image.size):
+    # The smaller of the two is the larger one scaled, with sides rounded to whole pixels.
+    across = abs(width * image.height - height * image.width)
+    if across >= max(width, height, *image.size):
         raise ValueError(
             f"found a mask of {width} x {height} pixels for an image of {image.width} x "
             f"{image.height}, expected its size or proportions"

@@ -41,10 +41,12 @@ def pixels() -> Callable[[str], int]:
     return whole(1, 2**14)
 
 
-def number(lowest: float = 0.0) -> Callable[[str], float]:
-    """The type of a flag that takes a finite number of at least `lowest`."""
+def number(lowest: float = 0.0, highest: float = math.inf) -> Callable[[str], float]:
+    """The type of a flag that takes a finite number of at least `lowest`, at most `highest`."""
     expected = f"a finite number of at least {lowest:g}"
-    return _ranged(float, expected, lambda value: lowest <= value < math.inf)
+    if highest < math.inf:
+        expected = f"a number from {lowest:g} to {highest:g}"
+    return _ranged(float, expected, lambda value: lowest <= value <= highest and value < math.inf)
 
 
 def share() -> Callable[[str], float]:

@@ -83,7 +83,8 @@ def read_history(folder: str | Path) -> History:
         for step, tag, value in scalars:
             curve = points.setdefault(tag, {})
             if curve and step <= next(reversed(curve)):  # a run that began anew, not resumed
-                _drop_from(curve, step)
+                for other in points.values():
+                    _drop_from(other, step)
             curve[step] = value
     curves = {tag: _as_curve(found) for tag, found in points.items() if found}
     if not curves and not final:

@@ -91,11 +91,12 @@ def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.npy", orders)
     output = tmp_path / "new" / "samples.png"
     more = ["--lpd_order_file", tmp_path / "orders.npy", "--num_images", 4, "--eval_bsz", 3]
-    more += ["--classes", 0, 2, "--output", output]
+    (tmp_path / "names.txt").write_text("crane\ndog\ncrane\n")  # ImageNet too has equal names
+    more += ["--classes", 0, 2, "--output", output, "--class_names", tmp_path / "names.txt"]
     succeed("scripts/visualize.py", "samples", *flags(world, *more))
     expected = generated(world, [0, 0, 2, 2], orders)
     with Image.open(output) as image:
-        found = cells(image, Sheet(2, row_names=["class 0", "class 2"], side=SIDE), 4)
+        found = cells(image, Sheet(2, row_names=["crane", "crane"], side=SIDE), 4)
     assert np.abs(np.array(found) - expected).max() <= 1  # decoded by the fast path
 
 

@@ -50,6 +50,18 @@ EDITING = Group(
             files.writing("text.png", "no image"),
         ),
         Case(
+            "--image grid.png --output_dir .",
+            "an image that the edit would replace",
+            "--output_dir: found grid.png (--image) there, expected another folder",
+            painting("grid.png", (16, 16)),
+        ),
+        Case(
+            "--mask white.png --steps 1",
+            "a whole image in one step",
+            "--steps: found 1 steps, expected 2 to 16 for 16 tokens",
+            painting("white.png", (16, 16), (0, 0, 16, 16)),
+        ),
+        Case(
             "--image cut.png",
             "a file cut short",
             "--image: cut.png: cannot be decoded (...), expected an image file",

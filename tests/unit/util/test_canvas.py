@@ -6,9 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from util.canvas import SIDES, box_mask, fit, open_mask, open_picture, outpaint
+from util.canvas import (
+    SIDES,
+    box_mask,
+    check_proportions,
+    fit,
+    open_mask,
+    open_picture,
+    outpaint,
+)
 from util.errors import UserError
 from util.images import center_crop
 
@@ -172,6 +180,14 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         outpaint(image, "left", 61)
 
 
+def test_masks_may_be_the_picture_scaled_and_rounded() -> None:
+    for size, mask in (((3000, 2000), (256, 171)), ((257, 171), (3000, 2000)), ((5, 9), (50, 90))):
+        check_proportions(Image.new("RGB", size), np.zeros(mask[::-1], dtype=bool))
+    for size, mask in (((16, 16), (3, 2)), ((2, 3), (16, 16)), ((300, 200), (300, 203))):
+        with pytest.raises(ValueError, match="expected its size or proportions"):
+            check_proportions(Image.new("RGB", size), np.zeros(mask[::-1], dtype=bool))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "F"])
 def test_masks_of_any_mode(tmp_path: Path, mode: str) -> None:
     white = np.zeros((8, 8), dtype=bool)
@@ -198,6 +214,15 @@ def test_pictures_are_turned_as_they_are_shown(tmp_path: Path) -> None:
         stored.save(tmp_path / name, exif=exif)
         opened = open_picture(tmp_path / name)
         np.testing.assert_array_equal(opened, upright.convert(mode).convert("RGB"))
+    deep = Image.fromarray(np.asarray(stored).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png", exif=exif)
+    np.testing.assert_array_equal(open_picture(tmp_path / "deep.png"), opened)
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        stored.save(tmp_path / "c.png", exif=exif)
+        turned = ImageOps.exif_transpose(Image.open(tmp_path / "c.png"))
+        np.testing.assert_array_equal(open_picture(tmp_path / "c.png"), turned.convert("RGB"))
+    exif[0x0112] = 6
     stored.point(lambda value: 255 * (value > 99)).save(tmp_path / "mask.png", exif=exif)
     assert open_mask(tmp_path / "mask.png").shape == (30, 20)
 

@@ -76,6 +76,14 @@ def test_a_run_begun_anew_in_the_folder_counts(clock: None, tmp_path: Path) -> N
     assert history.resumed == []
 
 
+def test_nothing_of_a_run_stays_that_was_begun_anew(clock: None, tmp_path: Path) -> None:
+    write_part(tmp_path, 0, 39, 1, None)
+    write_part(tmp_path, 0, 8, 2, None)  # no epoch and no score so far
+    curves = read_history(tmp_path).curves
+    assert curves.keys() == {"train/loss", "train/lr"}
+    assert curves["train/loss"].steps.tolist() == [0, 4]
+
+
 def test_an_evaluation_outside_of_training_leaves_the_curves_alone(
     clock: None, tmp_path: Path
 ) -> None:
