@@ -21,6 +21,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.apt import MissingProgramsError, require_programs
+
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "sinfo")
 NODES = ("n1", "n2")
@@ -117,31 +119,10 @@ def require_packages() -> None:
     Raises:
         NoSlurmError: they are missing and cannot be installed.
     """
-    if not _missing_programs():
-        return
-    if os.geteuid() != 0:
-        raise NoSlurmError(f"{', '.join(_missing_programs())} missing, and not root to install it")
-    if shutil.which("apt-get") is None:
-        raise NoSlurmError(
-            f"{', '.join(_missing_programs())} missing, and no apt-get to install it"
-        )
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        result = subprocess.run(
-            ["apt-get", "-q", *command],
-            env=quiet,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if _missing_programs():
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise NoSlurmError(f"apt-get install {' '.join(PACKAGES)} failed: {last}")
-
-
-def _missing_programs() -> list[str]:
-    return [name for name in PROGRAMS if shutil.which(name, path=SEARCH_PATH) is None]
+    try:
+        require_programs(PROGRAMS, PACKAGES, SEARCH_PATH)
+    except MissingProgramsError as error:
+        raise NoSlurmError(str(error)) from error
 
 
 @contextmanager

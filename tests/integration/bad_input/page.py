@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from tests.commands import ROOT
 from tests.integration.bad_input import (
+    app,
     commands,
     editing,
     evaluation,
@@ -46,6 +47,7 @@ GROUPS = (
     hub.EVALUATING,
     hub.DOWNLOADING,
     hub.CONVERTING,
+    app.PAGE_TO_PLAY_WITH,
     commands.TOKENIZER,
     commands.SLURM,
     pipes.PIPES_IN_TRAINING,

@@ -1,0 +1,63 @@
+"""What frames and pictures look like on the page, as far as that needs no Gradio."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from app.studio import Frame, Picture
+from models.decoding import UNDECIDED
+
+T = TypeVar("T")
+
+# The canvas to paint on is the largest multiple of the image's side up to this, pixels.
+CANVAS_SIDE = 512
+# Painted is what is at least half opaque, of 255.
+OPAQUE = 128
+
+
+def paced(frames: Iterator[T], seconds: float) -> Iterator[T]:
+    """The same, none sooner than so many seconds after the one before: eyes want time."""
+    shown = -math.inf
+    for frame in frames:
+        time.sleep(max(0.0, shown + seconds - time.monotonic()))
+        shown = time.monotonic()
+        yield frame
+
+
+def status(frame: Frame) -> str:
+    """A bar and a line of words."""
+    bar = f'<progress max="{frame.steps}" value="{frame.step}"></progress>'
+    return f"{bar}<span>{describe(frame)}</span>"
+
+
+def canvas_side(size: int) -> int:
+    """Side of the canvas for images of side `size`, pixels."""
+    return size * max(1, CANVAS_SIDE // size)
+
+
+def canvas_of(picture: Picture) -> dict[str, Any]:
+    """The picture on a canvas without paint, as `gr.ImageEditor` wants it."""
+    times = canvas_side(len(picture.pixels)) // len(picture.pixels)
+    large = picture.pixels.repeat(times, axis=0).repeat(times, axis=1)
+    return {"background": large, "layers": [], "composite": large}
+
+
+def painted(canvas: dict[str, Any] | None) -> np.ndarray:
+    """(H, W) bool, True where there is paint on the canvas of `gr.ImageEditor`."""
+    layers = [layer[..., 3] >= OPAQUE for layer in (canvas or {}).get("layers", [])]
+    if not layers:
+        return np.zeros((1, 1), dtype=bool)
+    return np.logical_or.reduce(layers)
+
+
+def describe(frame: Frame) -> str:
+    """How far the frame is, for people: the time, or steps and tokens (of the first image)."""
+    if frame.done:
+        return f"{frame.steps} steps in {frame.seconds:.2f} s"
+    decided, tokens = int((frame.tokens[0] != UNDECIDED).sum()), frame.tokens.shape[1]
+    return f"step {frame.step} of {frame.steps}, {decided} of {tokens} tokens"

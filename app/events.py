@@ -1,0 +1,145 @@
+"""What happens on the page's buttons: values of fields -> what is shown.
+
+Handlers keep nothing between two calls; what goes wrong ends in one sentence on the page.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from app.display import canvas_of, paced, painted, status
+from app.settings import MAX_PAUSE, Settings, number, read_settings
+from app.studio import Frame, Picture, Studio
+from util.canvas import open_picture
+from util.errors import is_out_of_memory
+
+logger = logging.getLogger("lpd")
+
+# For which an error stays on the page.
+SECONDS_OF_ERROR = 10
+_NO_PICTURE = "There is no picture to edit yet: upload one, or take one that you have generated."
+
+Shown = tuple[list[Image.Image], str, Frame]
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Errors of the block become one sentence on the page; bugs go to the log as well."""
+    try:
+        yield
+    except ValueError as error:
+        sentence = " ".join(str(error).split())
+    except OSError as error:
+        sentence = f"The file cannot be read: {error.strerror or error}."
+    except Exception as error:
+        if is_out_of_memory(error):
+            sentence = "The memory does not suffice: please ask for fewer images."
+        else:
+            logger.exception("ended by an error")
+            sentence = "Something went wrong; the log of the program says what."
+    else:
+        return
+    raise gr.Error(html.escape(sentence, quote=False), SECONDS_OF_ERROR, print_exception=False)
+
+
+def generate(studio: Studio, names: Sequence[str], order: str, *values: Any) -> Iterator[Shown]:
+    """The images after every step.
+
+    Args:
+        studio: what makes them.
+        names: of the fields that all tabs go by.
+        order: of the positions.
+        values: of those fields.
+    """
+    with one_sentence():
+        settings, pause = read(studio, names, values)
+        for frame in paced(studio.generate(settings, order), pause):
+            yield pictures(frame), status(frame), frame
+
+
+def compare(studio: Studio, names: Sequence[str], *values: Any) -> Iterator[list[Any]]:
+    """The images of every order after every step, then what is known of each; see `generate`."""
+    with one_sentence():
+        settings, pause = read(studio, names, values)
+        for frames in paced(studio.compare(settings), pause):
+            yield [*map(pictures, frames), *map(status, frames)]
+
+
+def edit(
+    studio: Studio,
+    names: Sequence[str],
+    picture: Picture | None,
+    canvas: dict[str, Any] | None,
+    keep_pixels: bool,
+    *values: Any,
+) -> Iterator[Shown]:
+    """The variants after every step.
+
+    Args:
+        studio: what makes them.
+        names: of the fields that all tabs go by.
+        picture: what to edit.
+        canvas: what was painted over it, as `gr.ImageEditor` has it.
+        keep_pixels: see `Studio.edit`.
+        values: of the fields.
+    """
+    with one_sentence():
+        settings, pause = read(studio, names, values)
+        if picture is None:
+            raise ValueError(_NO_PICTURE)
+        frames = studio.edit(picture, painted(canvas), settings, keep_pixels)
+        for frame in paced(frames, pause):
+            yield pictures(frame), status(frame), frame
+
+
+def upload(studio: Studio, path: str) -> tuple[Picture, dict[str, Any]]:
+    """An image file becomes the picture to edit, and is shown on the canvas."""
+    with one_sentence():
+        try:
+            image = open_picture(path)
+        except ValueError as error:
+            raise ValueError("This file cannot be read, expected an image.") from error
+        picture = studio.read_picture(image)
+        return picture, canvas_of(picture)
+
+
+def take(frame: Frame | None, number: int) -> tuple[Picture, dict[str, Any]]:
+    """An image that was made becomes the picture to edit, and is shown on the canvas."""
+    with one_sentence():
+        if frame is None:
+            raise ValueError("There is no image yet: please make some first.")
+        picture = frame.picture(min(number, len(frame.images) - 1))
+        return picture, canvas_of(picture)
+
+
+def clear(picture: Picture | None) -> dict[str, Any] | None:
+    """The canvas without paint: the picture stays."""
+    return None if picture is None else canvas_of(picture)
+
+
+def choose(event: gr.SelectData) -> int:
+    """The number of the image that was clicked."""
+    return int(event.index)
+
+
+def read(studio: Studio, names: Sequence[str], values: Sequence[Any]) -> tuple[Settings, float]:
+    """The settings and the seconds for which to show a step.
+
+    Raises:
+        ValueError: a field holds something else.
+    """
+    fields = dict(zip(names, values, strict=True))
+    pause = number("Pace", fields.pop("pause"), 0, MAX_PAUSE)
+    return read_settings(fields, studio.names, studio.model.grid), pause
+
+
+def pictures(frame: Frame) -> list[Image.Image]:
+    """The images, for a gallery."""
+    return [Image.fromarray(image) for image in frame.images]

@@ -1,0 +1,95 @@
+"""Serving the page to browsers: on one address, in one process, with nothing from elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import socket
+import tempfile
+
+from app.studio import Studio
+from util.errors import UserError
+
+logger = logging.getLogger("lpd")
+
+# Seconds that a browser's open connections may hold up the end.
+_PATIENCE = 1
+
+
+def require_gradio() -> None:
+    """Find out whether Gradio is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "gradio is not installed, expected it for this page: "
+            "pip install -r requirements-app.txt"
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on an address of this machine; port 0 takes any free one.
+
+    Raises:
+        UserError: the address is taken, not this machine's, or not allowed.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"--host: found {host!r}, which has no address, expected one of this machine"
+        ) from error
+    try:
+        return socket.create_server(address, family=family)
+    except OSError as error:
+        raise UserError(
+            f"--host, --port: found {host}:{port}, which cannot be used "
+            f"({os.strerror(error.errno)}), expected a free port of this machine"
+        ) from error
+
+
+def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
+    """Show the page until the program is interrupted.
+
+    Args:
+        studio: what the page plays with.
+        about: a line about the model.
+        server_socket: where to listen.
+    """
+    studio.warm_up()
+    with tempfile.TemporaryDirectory(prefix="lpd-app-") as folder:
+        # Read by Gradio when it is imported or makes a component: no telemetry, and files in a
+        # folder that goes when the program does, instead of one that all users share.
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
+        import gradio as gr
+        import uvicorn
+        from fastapi import FastAPI
+
+        from app.page import STYLE, THEME, build_page
+
+        web = gr.mount_gradio_app(
+            FastAPI(openapi_url=None),
+            build_page(studio, about).queue(max_size=32, api_open=False),
+            path="/",
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            show_error=True,
+            max_file_size="64mb",
+            theme=THEME,
+            css_paths=STYLE,
+        )
+        host, port = server_socket.getsockname()[:2]
+        server = uvicorn.Server(
+            uvicorn.Config(
+                web, log_level="warning", log_config=None, timeout_graceful_shutdown=_PATIENCE
+            )
+        )
+        logger.info("the page is at http://%s:%d (Ctrl-C ends it)", host, port)
+        server.run(sockets=[server_socket])

@@ -1,0 +1,113 @@
+"""A page to play with: generate, edit and compare orders in a browser.
+
+    python scripts/app.py
+
+shows it at http://127.0.0.1:7860 with the weights that scripts/demo.sh has trained, or
+
+    python scripts/app.py --pretrained_ckpt lpd_l_256 --vqgan_path llamagen --bf16
+
+with others. It needs Gradio: pip install -r requirements-app.txt. Nothing leaves this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from app.server import listen, require_gradio, serve
+from app.studio import Studio
+from util import distributed, logs
+from util.cli import Parser, whole
+from util.errors import UserError, blame, run
+from util.networks import load_networks
+from util.published import resolve_flags
+from visualization.class_names import read_class_names
+
+# Where scripts/demo.sh leaves its weights.
+DEMO_CHECKPOINT = Path("output/demo/checkpoint-last.pth")
+DEMO_TOKENIZER = Path("output/demo/tokenizer/vq.pt")
+
+
+def build_parser() -> Parser:
+    """All flags."""
+    parser = Parser(description="Generate, edit and compare orders in a browser.")
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--pretrained_ckpt",
+        help="LPD checkpoint or published name; by default that of scripts/demo.sh",
+    )
+    group.add_argument(
+        "--vqgan_path",
+        default="tokenizers/vq_ds16_c2i.pt",
+        help="tokenizer checkpoint, or llamagen for the published one; the demo has its own",
+    )
+    group.add_argument(
+        "--class_names",
+        metavar="FILE",
+        help="names of all classes: text with one a line, or JSON; digits for the demo's",
+    )
+    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    group.add_argument("--device", help="cuda or cpu; by default a GPU if there is one")
+    group = parser.add_argument_group("address")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines see the page"
+    )
+    group.add_argument("--port", type=whole(0, 65535), default=7860, help="0 for any free one")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check and load everything, then show the page."""
+    args = build_parser().parse_args(argv)
+    logs.setup()
+    if args.device is None:
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = distributed.resolve_device(args.device, distributed.Launch())
+    if args.pretrained_ckpt is None:
+        choose_demo(args)
+    resolve_flags(args)
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
+    with blame("--class_names"):
+        names = read_class_names(args.class_names, model.class_num)
+    if args.bf16:
+        model.round_products()
+    studio = Studio(model.to(device), tokenizer.to(device), names, args.bf16)
+    with listen(args.host, args.port) as server_socket:
+        require_gradio()
+        serve(studio, describe(args.pretrained_ckpt, studio), server_socket)
+
+
+def choose_demo(args: argparse.Namespace) -> None:
+    """Let the flags name the demo's weights, tokenizer and classes.
+
+    Raises:
+        UserError: they are not there.
+    """
+    for path in (DEMO_CHECKPOINT, DEMO_TOKENIZER):
+        if not path.exists():
+            raise UserError(
+                f"--pretrained_ckpt: not given, and {path} does not exist, expected weights, or "
+                "those that bash scripts/demo.sh trains in some minutes"
+            )
+    args.pretrained_ckpt, args.vqgan_path = str(DEMO_CHECKPOINT), str(DEMO_TOKENIZER)
+    args.class_names = args.class_names or "digits"
+
+
+def describe(checkpoint: str, studio: Studio) -> str:
+    """A line about the model."""
+    grid, device = studio.model.grid, studio.model.pos_embed.device
+    return (
+        f"{checkpoint}: {grid.image_size} x {grid.image_size} pixels, {grid.num_tokens} tokens, "
+        f"{studio.model.class_num} classes, on {device.type}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

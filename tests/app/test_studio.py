@@ -1,0 +1,210 @@
+"""What the page can do, without the page: it gives what the library gives."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.display import CANVAS_SIDE, canvas_of, canvas_side, describe, paced, painted, status
+from app.settings import ORDERS, Settings
+from app.studio import Frame, Picture, Studio, feather
+from models.decoding import generate
+from models.editing import edit
+from models.sampling import SamplingSettings
+from orders.locality import random_orders
+from tests.integration.tiny_world import GRID
+from util.images import center_crop, to_float
+from visualization.generation import GREY, images_so_far
+
+SETTINGS = Settings(
+    label=1, count=3, seed=7, steps=5, sampling=SamplingSettings(cfg=2.0, temperature=0.9)
+)
+LIBRARY = {"cfg": 2.0, "temperature": 0.9, "seed": 7}
+
+
+def library_orders(order: str) -> np.ndarray | None:
+    if order == "random":
+        return random_orders(3, GRID.num_tokens, 7)
+    if order == "raster":
+        return np.tile(np.arange(GRID.num_tokens), (3, 1))
+    return None
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_generation_gives_the_library_s_images(studio: Studio, order: str) -> None:
+    frames = list(studio.generate(SETTINGS, order))
+    expected = generate(studio.model, [1, 1, 1], library_orders(order), 5, **LIBRARY)
+    assert torch.equal(frames[-1].tokens, expected)
+    assert frames[-1].images.shape == (3, 16, 16, 3)
+    pictures = studio.tokenizer.decode_images(expected)
+    np.testing.assert_array_equal(frames[-1].images, np.stack([np.asarray(p) for p in pictures]))
+
+
+def test_every_step_has_its_frame(studio: Studio) -> None:
+    frames = list(studio.generate(SETTINGS))
+    assert [frame.step for frame in frames] == list(range(6))
+    assert [frame.done for frame in frames] == [False] * 5 + [True]
+    assert (frames[0].images == GREY).all()
+    assert (frames[0].tokens == -1).all()
+    for before, after in pairwise(frames):
+        known = before.tokens >= 0
+        assert torch.equal(after.tokens[known], before.tokens[known])
+        assert (after.tokens >= 0).sum() > known.sum()
+        assert after.seconds > before.seconds
+        expected = images_so_far(studio.tokenizer, after.tokens).numpy()
+        np.testing.assert_array_equal(after.images, expected)
+
+
+def test_orders_are_compared_step_by_step(studio: Studio) -> None:
+    stages = list(studio.compare(SETTINGS))
+    assert len(stages) == 6
+    for order, frame in zip(ORDERS, stages[-1], strict=True):
+        alone = list(studio.generate(SETTINGS, order))[-1]
+        assert torch.equal(frame.tokens, alone.tokens)
+
+
+def test_visitors_in_turn_or_at_once_get_the_same(studio: Studio) -> None:
+    others = replace(SETTINGS, label=2, seed=8)
+    alone = [list(studio.generate(settings))[-1] for settings in (SETTINGS, others)]
+    both = list(zip(studio.generate(SETTINGS), studio.generate(others), strict=True))[-1]
+    for one, other in zip(alone, both, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+
+
+def test_there_is_no_other_order(studio: Studio) -> None:
+    with pytest.raises(ValueError, match="Order: found 'spiral', expected one of lpd, random"):
+        studio.generate(SETTINGS, "spiral")
+
+
+def left_half(side: int = 64) -> np.ndarray:
+    mask = np.zeros((side, side), dtype=bool)
+    mask[:, : side // 2] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def picture(studio: Studio) -> Picture:
+    return list(studio.generate(SETTINGS))[-1].picture(1)
+
+
+def test_editing_gives_the_library_s_variants(studio: Studio, picture: Picture) -> None:
+    frames = list(studio.edit(picture, left_half(), replace(SETTINGS, label=2)))
+    mask = torch.from_numpy(left_half(GRID.side)).flatten()
+    expected = edit(
+        studio.model,
+        picture.tokens.expand(3, -1),
+        mask.expand(3, -1),
+        [2, 2, 2],
+        num_steps=3,  # half of the tokens, half of the 5 steps, rounded up
+        **LIBRARY,
+    )
+    assert torch.equal(frames[-1].tokens, expected)
+    assert [frame.step for frame in frames] == [0, 1, 2, 3]
+    for frame in frames:
+        assert torch.equal(frame.tokens[:, ~mask], picture.tokens[~mask].expand(3, -1))
+    assert (frames[0].images[:, :, :8] == GREY).all()
+    assert (frames[0].tokens[:, mask] == -1).all()
+
+
+def test_all_painted_is_generation(studio: Studio, picture: Picture) -> None:
+    everywhere = np.ones((16, 16), dtype=bool)
+    frames = list(studio.edit(picture, everywhere, SETTINGS))
+    assert torch.equal(frames[-1].tokens, list(studio.generate(SETTINGS))[-1].tokens)
+
+
+def test_a_spot_makes_its_cell_anew(studio: Studio, picture: Picture) -> None:
+    spot = np.zeros((512, 512), dtype=bool)
+    spot[130, 511] = True  # in the second row of cells, at the right edge
+    frames = list(studio.edit(picture, spot, SETTINGS))
+    assert len(frames) == 2
+    assert (frames[0].tokens[0] < 0).nonzero().tolist() == [[7]]
+
+
+def test_the_picture_s_own_pixels_can_be_kept(studio: Studio) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    own = studio.read_picture(Image.fromarray(pixels))
+    plain = list(studio.edit(own, left_half(), SETTINGS))[-1].images
+    kept = list(studio.edit(own, left_half(), SETTINGS, keep_pixels=True))[-1].images
+    np.testing.assert_array_equal(kept[:, :, :8], plain[:, :, :8])
+    far = 8 + feather(16)
+    np.testing.assert_array_equal(kept[:, :, far:], np.broadcast_to(pixels, kept.shape)[:, :, far:])
+    assert (plain[:, :, far:] != kept[:, :, far:]).any()
+
+
+def test_nothing_painted_is_told(studio: Studio, picture: Picture) -> None:
+    with pytest.raises(ValueError, match="Nothing is painted: please brush over"):
+        studio.edit(picture, np.zeros((8, 8), dtype=bool), SETTINGS)
+
+
+def test_a_photograph_becomes_its_middle_square(studio: Studio) -> None:
+    photograph = np.random.default_rng(1).integers(256, size=(40, 70, 3), dtype=np.uint8)
+    found = studio.read_picture(Image.fromarray(photograph))
+    middle = np.asarray(center_crop(Image.fromarray(photograph), 16))
+    np.testing.assert_array_equal(found.pixels, middle)
+    batch = torch.from_numpy(middle.copy()).permute(2, 0, 1)[None]
+    assert torch.equal(found.tokens, studio.tokenizer.encode_indices(to_float(batch))[0])
+
+
+def test_pictures_come_from_finished_frames_only(studio: Studio) -> None:
+    first, *_, last = studio.generate(SETTINGS)
+    with pytest.raises(ValueError, match="not finished"):
+        first.picture(0)
+    with pytest.raises(ValueError, match="no image 4 among these 3"):
+        last.picture(3)
+    taken = last.picture(2)
+    assert torch.equal(taken.tokens, last.tokens[2])
+    np.testing.assert_array_equal(taken.pixels, last.images[2])
+
+
+def test_bf16_is_the_library_under_autocast(studio: Studio) -> None:
+    frames = list(replace(studio, bf16=True).generate(SETTINGS))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = generate(studio.model, [1, 1, 1], None, 5, **LIBRARY)
+    assert torch.equal(frames[-1].tokens, expected)
+
+
+def test_a_frame_says_how_far_it_is() -> None:
+    tokens = torch.tensor([[3, -1, 4, -1]])
+    frame = Frame(np.zeros((1, 4, 4, 3), dtype=np.uint8), tokens, 1, 2, 0.25)
+    assert describe(frame) == "step 1 of 2, 2 of 4 tokens"
+    assert '<progress max="2" value="1">' in status(frame)
+    assert describe(replace(frame, step=2)) == "2 steps in 0.25 s"
+
+
+@pytest.mark.parametrize(("size", "side"), [(16, 512), (24, 504), (256, 512), (1024, 1024)])
+def test_the_canvas_is_a_multiple_of_the_picture(size: int, side: int) -> None:
+    assert canvas_side(size) == side
+    pixels = np.random.default_rng(0).integers(256, size=(size, size, 3), dtype=np.uint8)
+    canvas = canvas_of(Picture(pixels, torch.zeros(1, dtype=torch.int64)))
+    assert canvas["background"].shape == (side, side, 3)
+    np.testing.assert_array_equal(canvas["background"][:: side // size, :: side // size], pixels)
+
+
+def test_paint_is_what_is_opaque() -> None:
+    layers = np.zeros((2, CANVAS_SIDE, CANVAS_SIDE, 4), dtype=np.uint8)
+    layers[0, 5, 6, 3], layers[1, 7, 8, 3], layers[1, 9, 9, 3] = 128, 255, 127
+    assert np.argwhere(painted({"layers": list(layers)})).tolist() == [[5, 6], [7, 8]]
+    assert not painted({"layers": []}).any()
+    assert not painted(None).any()
+
+
+def test_frames_keep_their_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slept = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    def work() -> Iterator[int]:
+        for seconds in (1.0, 0.25, 2.0):
+            now[0] += seconds
+            yield 0
+
+    monkeypatch.setattr("app.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("app.display.time.sleep", sleep)
+    assert list(paced(work(), 0.5)) == [0, 0, 0]
+    assert slept == [0.0, 0.25, 0.0]
