@@ -18,13 +18,20 @@ T = TypeVar("T")
 CANVAS_SIDE = 512
 # Painted is what is at least half opaque, of 255.
 OPAQUE = 128
+# Seconds after which a stop is noticed while nothing happens.
+BREATH = 0.2
 
 
-def paced(frames: Iterator[T], seconds: float) -> Iterator[T]:
-    """The same, none sooner than so many seconds after the one before: eyes want time."""
+def paced(frames: Iterator[T], seconds: float) -> Iterator[T | None]:
+    """The same, none sooner than so many seconds after the one before: eyes want time.
+
+    In between comes None now and then, so that a visitor who stops need not wait for the next.
+    """
     shown = -math.inf
     for frame in frames:
-        time.sleep(max(0.0, shown + seconds - time.monotonic()))
+        while (left := shown + seconds - time.monotonic()) > 0:
+            time.sleep(min(left, BREATH))
+            yield None
         shown = time.monotonic()
         yield frame
 

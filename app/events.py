@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from app.display import canvas_of, paced, painted, status
-from app.settings import MAX_PAUSE, Settings, number, read_settings
+from app.settings import MAX_PAUSE, ORDERS, Settings, number, read_settings
 from app.studio import Frame, Picture, Studio
 from util.canvas import open_picture
 from util.errors import is_out_of_memory
@@ -25,8 +25,6 @@ logger = logging.getLogger("lpd")
 # For which an error stays on the page.
 SECONDS_OF_ERROR = 10
 _NO_PICTURE = "There is no picture to edit yet: upload one, or take one that you have generated."
-
-Shown = tuple[list[Image.Image], str, Frame]
 
 
 @contextmanager
@@ -49,7 +47,7 @@ def one_sentence() -> Iterator[None]:
     raise gr.Error(html.escape(sentence, quote=False), SECONDS_OF_ERROR, print_exception=False)
 
 
-def generate(studio: Studio, names: Sequence[str], order: str, *values: Any) -> Iterator[Shown]:
+def generate(studio: Studio, names: Sequence[str], order: str, *values: Any) -> Iterator[tuple]:
     """The images after every step.
 
     Args:
@@ -61,7 +59,7 @@ def generate(studio: Studio, names: Sequence[str], order: str, *values: Any) -> 
     with one_sentence():
         settings, pause = read(studio, names, values)
         for frame in paced(studio.generate(settings, order), pause):
-            yield pictures(frame), status(frame), frame
+            yield show(frame)
 
 
 def compare(studio: Studio, names: Sequence[str], *values: Any) -> Iterator[list[Any]]:
@@ -69,7 +67,10 @@ def compare(studio: Studio, names: Sequence[str], *values: Any) -> Iterator[list
     with one_sentence():
         settings, pause = read(studio, names, values)
         for frames in paced(studio.compare(settings), pause):
-            yield [*map(pictures, frames), *map(status, frames)]
+            if frames is None:
+                yield [gr.skip()] * (2 * len(ORDERS))
+            else:
+                yield [*map(pictures, frames), *map(status, frames)]
 
 
 def edit(
@@ -79,7 +80,7 @@ def edit(
     canvas: dict[str, Any] | None,
     keep_pixels: bool,
     *values: Any,
-) -> Iterator[Shown]:
+) -> Iterator[tuple]:
     """The variants after every step.
 
     Args:
@@ -96,7 +97,7 @@ def edit(
             raise ValueError(_NO_PICTURE)
         frames = studio.edit(picture, painted(canvas), settings, keep_pixels)
         for frame in paced(frames, pause):
-            yield pictures(frame), status(frame), frame
+            yield show(frame)
 
 
 def upload(studio: Studio, path: str) -> tuple[Picture, dict[str, Any]]:
@@ -138,6 +139,13 @@ def read(studio: Studio, names: Sequence[str], values: Sequence[Any]) -> tuple[S
     fields = dict(zip(names, values, strict=True))
     pause = number("Pace", fields.pop("pause"), 0, MAX_PAUSE)
     return read_settings(fields, studio.names, studio.model.grid), pause
+
+
+def show(frame: Frame | None) -> tuple:
+    """Values for a gallery, its line, its frame and the number of its chosen image."""
+    if frame is None:
+        return (gr.skip(),) * 4
+    return pictures(frame), status(frame), frame, gr.skip() if frame.step else 0
 
 
 def pictures(frame: Frame) -> list[Image.Image]:

@@ -195,12 +195,11 @@ def _add_generation(studio: Studio, fields: dict[str, Any]) -> Result:
     running = start.click(
         partial(events.generate, studio, list(fields)),
         [order, *fields.values()],
-        [result.gallery, result.status, result.frame],
+        [result.gallery, result.status, result.frame, result.chosen],
         show_progress="minimal",
         show_progress_on=result.status,
         **TURNS,
     )
-    start.click(lambda: 0, None, result.chosen, show_progress="hidden")
     stop.click(None, cancels=running)
     return result
 
@@ -248,12 +247,11 @@ def _add_editing(studio: Studio, fields: dict[str, Any]) -> tuple[gr.State, gr.I
     running = start.click(
         partial(events.edit, studio, list(fields)),
         [source, editor, keep, *fields.values()],
-        [result.gallery, result.status, result.frame],
+        [result.gallery, result.status, result.frame, result.chosen],
         show_progress="minimal",
         show_progress_on=result.status,
         **TURNS,
     )
-    start.click(lambda: 0, None, result.chosen, show_progress="hidden")
     stop.click(None, cancels=running)
     upload.upload(partial(events.upload, studio), upload, [source, editor], **TURNS)
     editor.clear(events.clear, source, editor)

@@ -6,9 +6,10 @@ Nothing here remembers anything between two calls.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -88,12 +89,15 @@ class Studio:
         model, tokenizer: on one device, in eval mode.
         names: of the model's classes.
         bf16: run the network under bfloat16 autocast.
+        turn: whoever has it runs the networks, for one step at most: an event that was stopped
+            ends its step beside the next.
     """
 
     model: LPD
     tokenizer: VQModel
     names: Sequence[str]
     bf16: bool = False
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def generate(self, settings: Settings, order: str = "lpd") -> Iterator[Frame]:
         """Images of a class, as `models.decoding.generate` makes them.
@@ -140,7 +144,8 @@ class Studio:
         nothing = np.zeros((image.height, image.width), dtype=bool)
         pixels = fit(image, nothing, self.model.grid.image_size).pixels
         batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self._device)
-        return Picture(pixels, self.tokenizer.encode_indices(to_float(batch))[0].cpu())
+        with self.turn:
+            return Picture(pixels, self.tokenizer.encode_indices(to_float(batch))[0].cpu())
 
     def edit(
         self, picture: Picture, painted: np.ndarray, settings: Settings, keep_pixels: bool = False
@@ -201,13 +206,14 @@ class Studio:
         """A frame of the tokens (B, N) at the start, and one of each state that follows."""
         tokens, seconds = start, 0.0
         for step in range(steps + 1):
-            if step:
-                began = time.perf_counter()
-                # Not around `yield`: the next frame may be asked for by another thread.
-                with torch.autocast(self._device.type, torch.bfloat16, enabled=self.bf16):
-                    tokens = next(states).cpu()  # which waits for the GPU
-                seconds += time.perf_counter() - began
-            images = images_so_far(self.tokenizer, tokens).cpu().numpy()
+            # Not around `yield`: the next frame may be asked for by another thread.
+            with self.turn:
+                if step:
+                    began = time.perf_counter()
+                    with torch.autocast(self._device.type, torch.bfloat16, enabled=self.bf16):
+                        tokens = next(states).cpu()  # which waits for the GPU
+                    seconds += time.perf_counter() - began
+                images = images_so_far(self.tokenizer, tokens).cpu().numpy()
             if canvas is not None:
                 images = canvas.composite(images, feather(self.model.grid.image_size))
             yield Frame(images, tokens, step, steps, seconds)

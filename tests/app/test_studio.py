@@ -9,7 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from app.display import CANVAS_SIDE, canvas_of, canvas_side, describe, paced, painted, status
+from app.display import (
+    BREATH,
+    CANVAS_SIDE,
+    canvas_of,
+    canvas_side,
+    describe,
+    paced,
+    painted,
+    status,
+)
 from app.settings import ORDERS, Settings
 from app.studio import Frame, Picture, Studio, feather
 from models.decoding import generate
@@ -206,5 +215,5 @@ def test_frames_keep_their_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("app.display.time.monotonic", lambda: now[0])
     monkeypatch.setattr("app.display.time.sleep", sleep)
-    assert list(paced(work(), 0.5)) == [0, 0, 0]
-    assert slept == [0.0, 0.25, 0.0]
+    assert list(paced(work(), 0.5)) == [0, None, None, 0, 0]
+    assert slept == pytest.approx([BREATH, 0.25 - BREATH])

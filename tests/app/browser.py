@@ -1,0 +1,207 @@
+"""A real browser on the page, and what its visitor does and sees there."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+T = TypeVar("T")
+
+
+DEADLINE = 40.0
+# Keeps each state of the galleries and their lines, with the time, as soon as it is there.
+_WATCH = """
+window.seen = [];
+const look = () => {
+    for (const name of arguments[0]) {
+        const status = document.querySelector(`#${name}-status`).innerText.trim();
+        const images = [...document.querySelectorAll(`#${name}-gallery img`)].map(i => i.src);
+        const state = JSON.stringify([name, status, images]);
+        if (window.last?.[name] === state) continue;
+        window.last = {...window.last, [name]: state};
+        window.seen.push({name, status, images, at: Date.now() / 1000});
+    }
+};
+window.watcher?.disconnect();
+window.watcher = new MutationObserver(look);
+const what = {subtree: true, childList: true, attributes: true, characterData: true};
+window.watcher.observe(document.body, what);
+"""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What stood on the page for a while.
+
+    Attributes:
+        name: of the result: `generated`, `edited`, `compare-lpd`, ...
+        status: the line above the images.
+        images: their addresses.
+        at: since when, seconds.
+    """
+
+    name: str
+    status: str
+    images: list[str]
+    at: float
+
+
+@contextmanager
+def visitor(address: str, picture: Path, size: str = "1280,900") -> Iterator[Visitor]:
+    """Open the page; leave a picture of how it looked in the end, and ask nobody else."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    # Without a sandbox: it does not work for root.
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", f"window-size={size}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options, service)
+    try:
+        driver.get(address)
+        visitor = Visitor(driver)
+        visitor.find("#generate")
+        yield visitor
+        assert visitor.hosts() == {urlsplit(address).netloc}
+    finally:
+        driver.save_screenshot(str(picture))
+        driver.quit()
+
+
+class Visitor:
+    """Somebody in front of the page."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+
+    def hosts(self) -> set[str]:
+        """Whom the browser has asked for anything since this was called last."""
+        events = [json.loads(entry["message"]) for entry in self.driver.get_log("performance")]
+        requests = [
+            event["message"]["params"]["request"]["url"]
+            for event in events
+            if event["message"]["method"] == "Network.requestWillBeSent"
+        ]
+        return {urlsplit(url).netloc for url in requests if not url.startswith(("data:", "blob:"))}
+
+    def wait(self, holds: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+        """What `holds` gives as soon as it gives something.
+
+        Raises:
+            TimeoutError: it does not.
+        """
+        deadline = time.monotonic() + seconds
+        while not (found := holds()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"found none within {seconds:g} s, expected {what}")
+            time.sleep(0.05)
+        return found
+
+    def find(self, selector: str) -> WebElement:
+        """A visible element, as soon as it is there."""
+
+        def look() -> WebElement | None:
+            found = self.driver.find_elements(By.CSS_SELECTOR, selector)
+            return next((element for element in found if element.is_displayed()), None)
+
+        return self.wait(look, selector)
+
+    def click(self, selector: str) -> None:
+        element = self.find(selector)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def open_tab(self, name: str) -> None:
+        tabs = self.driver.find_elements(By.CSS_SELECTOR, "button[role=tab]")
+        next(tab for tab in tabs if tab.text == name).click()
+
+    def enter(self, **fields: object) -> None:
+        """Type into fields of the left column, by name."""
+        for name, value in fields.items():
+            selector = f"#{name} input" + ("" if name == "label" else "[type=number]")
+            field = self.find(selector)
+            field.click()
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(str(value))
+            field.send_keys(Keys.ENTER)
+
+    def start(self, button: str, *results: str) -> None:
+        """Press a button, and watch what becomes of the results."""
+        self.driver.execute_script(_WATCH, results)
+        self.click(f"#{button}")
+
+    def seen(self) -> list[Sight]:
+        """All that was seen of the results since `start`."""
+        return [Sight(**sight) for sight in self.driver.execute_script("return window.seen")]
+
+    def finish(self, result: str) -> list[Sight]:
+        """Wait for the end of what was started, and give all that was seen of one result."""
+
+        def look() -> list[Sight]:
+            sights = [sight for sight in self.seen() if sight.name == result]
+            started = any(sight.status.startswith("step ") for sight in sights)
+            return sights if started and " steps in " in sights[-1].status else []
+
+        sights = self.wait(look, f"the end of {result}")
+        time.sleep(0.3)  # the line may be drawn before the images are
+        return [sight for sight in self.seen() if sight.name == result] or sights
+
+    def images(self, result: str) -> np.ndarray:
+        """The images of a result as they are served, (B, S, S, 3) uint8."""
+        found = self.driver.find_elements(By.CSS_SELECTOR, f"#{result}-gallery img")
+        return np.stack([served(image.get_attribute("src")) for image in found])
+
+    def complaint(self) -> str:
+        """The sentence that the page shows; it is closed afterwards."""
+        text = self.find(".toast-body").text
+        self.click(".toast-close")
+        gone = lambda: not self.driver.find_elements(By.CSS_SELECTOR, ".toast-body")  # noqa: E731
+        self.wait(gone, "no complaint any more")
+        return text
+
+    def paint(self, *way: tuple[int, int]) -> None:
+        """Drag the brush over the canvas.
+
+        Args:
+            way: where to start, pixels on the screen from the middle of the canvas, and then from
+                place to place.
+        """
+        canvas = self.find("#editor canvas")
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        first, *others = way
+        drag = ActionChains(self.driver).move_to_element_with_offset(canvas, *first)
+        drag.click_and_hold()
+        for step in others:
+            drag.move_by_offset(*step)
+        drag.release().perform()
+
+    def upload(self, path: Path) -> None:
+        """Choose a file in the dialog of the upload button."""
+        selector = "input[data-testid$=upload-button]"
+        self.driver.find_element(By.CSS_SELECTOR, selector).send_keys(str(path))
+
+
+def served(address: str) -> np.ndarray:
+    """An image of the page, (S, S, 3) uint8; it must be a PNG."""
+    with urllib.request.urlopen(address, timeout=DEADLINE) as response:
+        content = response.read()
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,253 @@
+"""The page in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.settings import ORDERS, Settings
+from app.studio import Studio
+from models.decoding import generate
+from models.editing import edit
+from models.sampling import SamplingSettings
+from tests.app.server import RunningApp, running_app
+from tests.integration.tiny_world import GRID, TinyWorld
+from visualization.generation import GREY
+
+if TYPE_CHECKING:
+    from tests.app.browser import Sight, Visitor
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = Settings(label=1, count=3, seed=7, steps=8, sampling=SamplingSettings(cfg=2.0))
+FIELDS = {"label": "class 1", "count": 3, "seed": 7, "steps": 8, "cfg": 2}
+LIBRARY = {"cfg": 2.0, "seed": 7}
+
+
+def library_images(studio: Studio, tokens: torch.Tensor) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in studio.tokenizer.decode_images(tokens)])
+
+
+def frames_seen(sights: list[Sight]) -> list[np.ndarray]:
+    """The images of each state that was seen, (B, S, S, 3) uint8."""
+    from tests.app.browser import served
+
+    return [np.stack([served(url) for url in sight.images]) for sight in sights if sight.images]
+
+
+def test_generation_is_watched_and_is_the_library_s(
+    visit: Callable[[], Visitor], studio: Studio
+) -> None:
+    page = visit()
+    page.enter(**FIELDS)
+    page.start("generate", "generated")
+    sights = page.finish("generated")
+    expected = generate(studio.model, [1, 1, 1], None, 8, **LIBRARY)
+    np.testing.assert_array_equal(page.images("generated"), library_images(studio, expected))
+
+    steps = [frame.images for frame in studio.generate(SETTINGS)]
+    found = []
+    for images in frames_seen(sights):
+        # Images of a state may come one after another: each is of some step.
+        for number, image in enumerate(images):
+            at = [step for step in range(9) if np.array_equal(steps[step][number], image)]
+            assert at, "an image that the library does not show"
+            found.append(at[0])
+    assert len(set(found) - {0, 8}) >= 3, found
+    assert sum(f"step {step} of 8, " in sight.status for sight in sights for step in range(9)) >= 3
+    assert " steps in " in sights[-1].status
+    assert page.driver.find_elements("css selector", "#generated-status progress")
+
+
+@pytest.mark.parametrize("order", ["random", "raster"])
+def test_other_orders_and_filters(visit: Callable[[], Visitor], studio: Studio, order: str) -> None:
+    page = visit()
+    page.click(f"#order input[value={order}]")
+    page.click("#more button")
+    page.enter(**FIELDS, top_k=5, temperature=0.5, top_p=0.9, pause=0)
+    page.start("generate", "generated")
+    page.finish("generated")
+    sampling = SamplingSettings(cfg=2.0, temperature=0.5, top_k=5, top_p=0.9)
+    *_, last = studio.generate(replace(SETTINGS, sampling=sampling), order)
+    np.testing.assert_array_equal(page.images("generated"), last.images)
+
+
+def test_orders_are_compared_side_by_side(visit: Callable[[], Visitor], studio: Studio) -> None:
+    page = visit()
+    page.enter(**FIELDS)
+    page.open_tab("Compare orders")
+    names = [f"compare-{order}" for order in ORDERS]
+    page.start("compare", *names)
+    for name, order in zip(names, ORDERS, strict=True):
+        page.finish(name)
+        *_, last = studio.generate(SETTINGS, order)
+        np.testing.assert_array_equal(page.images(name), last.images)
+    tops = {page.find(f"#{name}-gallery").rect["y"] for name in names}
+    assert len(tops) == 1  # one row
+
+
+def masked_cells(images: np.ndarray) -> torch.Tensor:
+    """(N,) bool: which cells are grey all over, of the first of some images."""
+    side, stride = GRID.side, GRID.stride
+    cells = (images[0] == GREY).all(axis=-1).reshape(side, stride, side, stride)
+    return torch.from_numpy(cells.all(axis=(1, 3)).flatten())
+
+
+def test_a_painted_part_is_made_anew_and_the_rest_kept(
+    visit: Callable[[], Visitor], studio: Studio
+) -> None:
+    page = visit()
+    page.enter(**FIELDS)
+    page.start("generate", "generated")
+    page.finish("generated")
+    page.driver.find_elements("css selector", "#generated-gallery button img")[2].click()
+    page.click("#take")
+    page.find("#editor canvas")
+    page.paint((-50, -50), (10, 10), (40, 20), (20, 0))
+    page.enter(label="2", seed=9)
+    page.start("edit", "edited")
+    sights = page.finish("edited")
+
+    source = generate(studio.model, [1, 1, 1], None, 8, **LIBRARY)[2]
+    mask = masked_cells(frames_seen(sights)[0])
+    assert 1 <= mask.sum() <= GRID.num_tokens // 2
+    assert mask[5]  # where the brush passed, above and left of the middle
+    assert not mask[-1]
+    steps = -(-8 * int(mask.sum()) // GRID.num_tokens)
+    tokens = edit(
+        studio.model,
+        source.expand(3, -1),
+        mask.expand(3, -1),
+        [2, 2, 2],
+        num_steps=steps,
+        cfg=2.0,
+        seed=9,
+    )
+    assert torch.equal(tokens[:, ~mask], source[~mask].expand(3, -1))
+    np.testing.assert_array_equal(page.images("edited"), library_images(studio, tokens))
+    assert f"{steps} steps in " in sights[-1].status
+
+    # A variant can be edited further: it is what stands on the canvas then.
+    page.click("#again")
+    page.start("edit", "edited")
+    assert page.complaint().endswith(
+        "Nothing is painted: please brush over what is to be made anew."
+    )
+
+
+def test_an_upload_is_edited_and_keeps_its_pixels(
+    visit: Callable[[], Visitor], studio: Studio, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(16, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    page = visit()
+    page.open_tab("Edit")
+    page.upload(tmp_path / "wide.png")
+    page.wait(lambda: page.find("#editor canvas").rect["width"] > 100, "a canvas")
+    page.enter(**FIELDS)
+    # The canvas shows the picture a moment after the upload.
+    page.wait(lambda: "Brush" in page.find("#editor").get_attribute("innerHTML"), "a brush")
+    page.paint((-40, -40), (5, 5))
+    page.click("#keep input")
+    page.start("edit", "edited")
+    page.finish("edited")
+    images = page.images("edited")
+    assert images.shape == (3, 16, 16, 3)
+    middle = pixels[:, 4:20]
+    np.testing.assert_array_equal(images[:, 12:], np.broadcast_to(middle, (3, 16, 16, 3))[:, 12:])
+    assert (images != middle).any()
+
+
+def test_errors_are_one_sentence(visit: Callable[[], Visitor], tmp_path: Path) -> None:
+    page = visit()
+    page.enter(label="99")
+    page.start("generate", "generated")
+    sentence = page.complaint()
+    assert "Class: found '99', expected 0..2 or the name of one class" in sentence
+    assert "Traceback" not in page.driver.page_source
+    page.enter(label="<b>x")
+    page.start("generate", "generated")
+    assert "Class: found '<b>x', expected" in page.complaint()
+    page.enter(label="0")
+    page.click("#take")
+    assert "There is no image yet" in page.complaint()
+    page.open_tab("Edit")
+    page.start("edit", "edited")
+    assert "There is no picture to edit yet" in page.complaint()
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    page.upload(tmp_path / "bad.png")
+    assert "This file cannot be read, expected an image." in page.complaint()
+
+
+def test_two_visitors_are_served_in_turn_and_never_mix(
+    visit: Callable[[], Visitor], studio: Studio
+) -> None:
+    wishes = [SETTINGS, replace(SETTINGS, label=2, count=2, seed=8, steps=6)]
+    visitors = [visit(), visit()]
+    for page, wish in zip(visitors, wishes, strict=True):
+        page.enter(label=wish.label, count=wish.count, seed=wish.seed, steps=wish.steps, cfg=2)
+    for page in visitors:
+        page.start("generate", "generated")
+    sights = [page.finish("generated") for page in visitors]
+    for page, wish in zip(visitors, wishes, strict=True):
+        *_, last = studio.generate(wish)
+        np.testing.assert_array_equal(page.images("generated"), last.images)
+    decoding = [[sight.at for sight in seen if sight.status.startswith("step ")] for seen in sights]
+    assert decoding[0][0] < decoding[0][-1] <= decoding[1][0]
+    # What one has generated is not there for the other to edit.
+    visitors[0].click("#take")
+    visitors[1].open_tab("Edit")
+    visitors[1].start("edit", "edited")
+    assert "There is no picture to edit yet" in visitors[1].complaint()
+
+
+def test_a_visitor_who_stops_or_leaves_makes_room(visit: Callable[[], Visitor]) -> None:
+    first, second = visit(), visit()
+    first.click("#more button")
+    first.enter(**{**FIELDS, "steps": 16, "pause": 2})  # half a minute
+    first.start("generate", "generated")
+    first.wait(lambda: [s for s in first.seen() if s.status.startswith("step ")], "a step")
+    first.click("#generate-stop")
+    first.click("#take")
+    assert "This image is not finished" in first.complaint()
+    first.start("generate", "generated")
+    first.wait(lambda: [s for s in first.seen() if s.status.startswith("step 1")], "a step")
+    first.driver.get("about:blank")
+    second.enter(**FIELDS)
+    second.start("generate", "generated")
+    second.wait(
+        lambda: [s for s in second.seen() if s.status.startswith("step ")], "a step", seconds=15
+    )
+    second.finish("generated")
+
+
+def test_ctrl_c_ends_the_program(packages: None, world: TinyWorld, tmp_path: Path) -> None:
+    flags = ["--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer]
+    with running_app(tmp_path / "log.txt", *flags, "--device", "cpu") as app:
+        assert app.interrupt() == 130
+    said = app.log.read_text()
+    assert said.splitlines()[-1].endswith("interrupted")
+    assert "Traceback" not in said
+
+
+def test_a_taken_port_is_told(running: RunningApp, world: TinyWorld) -> None:
+    from tests.commands import run_command
+
+    port = running.address.rpartition(":")[2]
+    result = run_command(
+        "scripts/app.py",
+        *("--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer),
+        *("--device", "cpu", "--port", port),
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: --host, --port: found 127.0.0.1:{port}, which cannot be used (Address already in "
+        "use), expected a free port of this machine\n"
+    )
