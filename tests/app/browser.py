@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 
 DEADLINE = 40.0
+# A page that has not changed for so long, in seconds, has drawn all that it was told.
+SETTLED = 0.5
 # Keeps each state of the galleries and their lines, with the time, as soon as it is there.
 _WATCH = """
 window.seen = [];
@@ -157,11 +159,13 @@ class Visitor:
         def look() -> list[Sight]:
             sights = [sight for sight in self.seen() if sight.name == result]
             started = any(sight.status.startswith("step ") for sight in sights)
-            return sights if started and " steps in " in sights[-1].status else []
+            if not started or " steps in " not in sights[-1].status:
+                return []
+            # The page draws the line and the images one after the other.
+            settled = time.time() - sights[-1].at > SETTLED
+            return sights if settled else []
 
-        sights = self.wait(look, f"the end of {result}")
-        time.sleep(0.3)  # the line may be drawn before the images are
-        return [sight for sight in self.seen() if sight.name == result] or sights
+        return self.wait(look, f"the end of {result}")
 
     def images(self, result: str) -> np.ndarray:
         """The images of a result as they are served, (B, S, S, 3) uint8."""
@@ -183,6 +187,7 @@ class Visitor:
             way: where to start, pixels on the screen from the middle of the canvas, and then from
                 place to place.
         """
+        self.find("#editor button[aria-label=Color]")  # comes with the picture
         canvas = self.find("#editor canvas")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
         first, *others = way

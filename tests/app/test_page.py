@@ -109,7 +109,6 @@ def test_a_painted_part_is_made_anew_and_the_rest_kept(
     page.finish("generated")
     page.driver.find_elements("css selector", "#generated-gallery button img")[2].click()
     page.click("#take")
-    page.find("#editor canvas")
     page.paint((-50, -50), (10, 10), (40, 20), (20, 0))
     page.enter(label="2", seed=9)
     page.start("edit", "edited")
@@ -150,10 +149,7 @@ def test_an_upload_is_edited_and_keeps_its_pixels(
     page = visit()
     page.open_tab("Edit")
     page.upload(tmp_path / "wide.png")
-    page.wait(lambda: page.find("#editor canvas").rect["width"] > 100, "a canvas")
     page.enter(**FIELDS)
-    # The canvas shows the picture a moment after the upload.
-    page.wait(lambda: "Brush" in page.find("#editor").get_attribute("innerHTML"), "a brush")
     page.paint((-40, -40), (5, 5))
     page.click("#keep input")
     page.start("edit", "edited")
@@ -189,23 +185,28 @@ def test_errors_are_one_sentence(visit: Callable[[], Visitor], tmp_path: Path) -
 def test_two_visitors_are_served_in_turn_and_never_mix(
     visit: Callable[[], Visitor], studio: Studio
 ) -> None:
-    wishes = [SETTINGS, replace(SETTINGS, label=2, count=2, seed=8, steps=6)]
-    visitors = [visit(), visit()]
-    for page, wish in zip(visitors, wishes, strict=True):
-        page.enter(label=wish.label, count=wish.count, seed=wish.seed, steps=wish.steps, cfg=2)
-    for page in visitors:
-        page.start("generate", "generated")
-    sights = [page.finish("generated") for page in visitors]
-    for page, wish in zip(visitors, wishes, strict=True):
-        *_, last = studio.generate(wish)
-        np.testing.assert_array_equal(page.images("generated"), last.images)
-    decoding = [[sight.at for sight in seen if sight.status.startswith("step ")] for seen in sights]
-    assert decoding[0][0] < decoding[0][-1] <= decoding[1][0]
+    first, second = visit(), visit()
+    wish = replace(SETTINGS, label=2, count=2, seed=8, steps=6)
+    first.enter(**FIELDS)
+    second.enter(label=2, count=2, seed=8, steps=6, cfg=2)
+    second.open_tab("Compare orders")
+    first.start("generate", "generated")
+    second.start("compare", *(f"compare-{order}" for order in ORDERS))
+    seen = [first.finish("generated"), second.finish("compare-raster")]
+    *_, last = studio.generate(SETTINGS)
+    np.testing.assert_array_equal(first.images("generated"), last.images)
+    *_, all_last = studio.compare(wish)
+    for order, last in zip(ORDERS, all_last, strict=True):
+        second.finish(f"compare-{order}")
+        np.testing.assert_array_equal(second.images(f"compare-{order}"), last.images)
+    steps = [[sight.at for sight in one if sight.status.startswith("step ")] for one in seen]
+    assert steps[0][0] < steps[0][-1] < steps[1][0]  # one after the other
+
     # What one has generated is not there for the other to edit.
-    visitors[0].click("#take")
-    visitors[1].open_tab("Edit")
-    visitors[1].start("edit", "edited")
-    assert "There is no picture to edit yet" in visitors[1].complaint()
+    first.click("#take")
+    second.open_tab("Edit")
+    second.start("edit", "edited")
+    assert "There is no picture to edit yet" in second.complaint()
 
 
 def test_a_visitor_who_stops_or_leaves_makes_room(visit: Callable[[], Visitor]) -> None:

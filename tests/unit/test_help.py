@@ -9,7 +9,7 @@ import pytest
 
 import main_cache
 from orders import run_lpd_order
-from scripts import convert_cache, count_flops, edit, visualize
+from scripts import app, convert_cache, count_flops, edit, visualize
 from tokenizers import train_vq
 from util import flags
 
@@ -24,6 +24,7 @@ BUILDERS = {
     "main_cache.py": main_cache.build_parser,
     "tokenizers/train_vq.py": train_vq.build_parser,
     "orders/run_lpd_order.py": run_lpd_order.build_parser,
+    "scripts/app.py": app.build_parser,
     "scripts/convert_cache.py": convert_cache.build_parser,
     "scripts/count_flops.py": count_flops.build_parser,
     **{
