@@ -39,7 +39,7 @@ def paced(frames: Iterator[T], seconds: float) -> Iterator[T | None]:
 def status(frame: Frame) -> str:
     """A bar and a line of words."""
     bar = f'<progress max="{frame.steps}" value="{frame.step}"></progress>'
-    return f"{bar}<span>{describe(frame)}</span>"
+    return f'{bar}<span title="drawing not counted">{describe(frame)}</span>'
 
 
 def canvas_side(size: int) -> int:

@@ -156,7 +156,7 @@ def _add_more_fields(vocab_size: int) -> dict[str, Any]:
 
 def _add_result(studio: Studio, name: str, label: str, columns: int) -> Result:
     """A line that says how far it is, and the images below it."""
-    status = gr.HTML(elem_id=f"{name}-status", elem_classes="status")
+    status = gr.HTML(padding=False, elem_id=f"{name}-status", elem_classes="status")
     gallery = gr.Gallery(
         label=label,
         show_label=False,

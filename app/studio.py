@@ -130,7 +130,12 @@ class Studio:
 
     def compare(self, settings: Settings) -> Iterator[list[Frame]]:
         """The same images in every order of `ORDERS`, side by side; see `generate`."""
-        return zip(*(self.generate(settings, order) for order in ORDERS), strict=True)
+        running = [self.generate(settings, order) for order in ORDERS]
+        for step in range(settings.steps + 1):
+            # Each in turn is the first, which takes longer after a pause than the others.
+            turns = [(step + turn) % len(running) for turn in range(len(running))]
+            frames = {number: next(running[number]) for number in turns}
+            yield [frames[number] for number in range(len(running))]
 
     def warm_up(self) -> None:
         """Compile and prepare what the first visitor would wait for."""

@@ -22,12 +22,16 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from util.images import center_crop
+
 T = TypeVar("T")
 
 
 DEADLINE = 40.0
 # A page that has not changed for so long, in seconds, has drawn all that it was told.
 SETTLED = 0.5
+# Fewer than any picture has.
+FEW_COLOURS = 10
 # Keeps each state of the galleries and their lines, with the time, as soon as it is there.
 _WATCH = """
 window.seen = [];
@@ -187,9 +191,9 @@ class Visitor:
             way: where to start, pixels on the screen from the middle of the canvas, and then from
                 place to place.
         """
-        self.find("#editor button[aria-label=Color]")  # comes with the picture
         canvas = self.find("#editor canvas")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        self.wait(lambda: colours(canvas) > FEW_COLOURS, "a picture on the canvas")
         first, *others = way
         drag = ActionChains(self.driver).move_to_element_with_offset(canvas, *first)
         drag.click_and_hold()
@@ -201,6 +205,15 @@ class Visitor:
         """Choose a file in the dialog of the upload button."""
         selector = "input[data-testid$=upload-button]"
         self.driver.find_element(By.CSS_SELECTOR, selector).send_keys(str(path))
+
+
+def colours(element: WebElement) -> int:
+    """How many colours the browser shows in the middle of an element, beside its tools."""
+    with Image.open(io.BytesIO(element.screenshot_as_png)) as image:
+        middle = center_crop(image.convert("RGB"), min(image.size)).crop(
+            [round(min(image.size) * share) for share in (0.3, 0.3, 0.7, 0.7)]
+        )
+    return len(middle.getcolors(middle.width * middle.height))
 
 
 def served(address: str) -> np.ndarray:
