@@ -205,6 +205,8 @@ def check_output(args: argparse.Namespace) -> None:
             if path.is_dir():
                 raise UserError(f"{flag}: {path} is a folder, expected a file")
             require_writable_folder(path.parent, flag)
+    if args.plot is not None and args.plot == args.output:
+        raise UserError(f"--plot: found {args.plot}, as --output, expected another file")
 
 
 def compare(

@@ -1,14 +1,16 @@
 """The tables of docs/evidence.md, from the JSON files of the studies.
 
     python scripts/evidence/tables.py nll docs/evidence/digits_[123].json
+    python scripts/evidence/tables.py alone docs/evidence/digits_[123].json
     python scripts/evidence/tables.py against docs/evidence/digits_1.json \\
         docs/evidence/digits_blind_1.json
     python scripts/evidence/tables.py samples docs/evidence/digits_samples_[123].json
 
-`nll`: what the files say, averaged over them (one for each training seed). `against`: by how much
-the second half of the files exceeds the first, image by image. `samples`: judged samples. Standard
-errors are over images, of each image's average over the files; a price's is the average of the
-files' own, which is no less.
+`nll`: what the files say, averaged over them (one for each training seed); differences are to the
+order that --minus names. `alone`: nats of the same orders one token at a time. `against`: by how
+much the second half of the files exceeds the first, image by image. `samples`: judged samples.
+Standard errors are over images, of each image's average over the files; a price's is the average
+of the files' own, which is no less.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ Cell = Callable[[Key], str]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Markdown tables from the JSON files of the studies.")
-    parser.add_argument("table", choices=["nll", "against", "samples"])
+    parser.add_argument("table", choices=["nll", "alone", "against", "samples"])
     parser.add_argument("files", nargs="+", type=Path, help="JSON files, one for each seed")
+    parser.add_argument("--minus", metavar="ORDER", help="of nll; by default the first order")
     parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
     return parser.parse_args(argv)
 
@@ -46,7 +49,9 @@ def main(args: argparse.Namespace) -> None:
     """Write the table to standard output."""
     files = [read_results(path) for path in args.files]
     if args.table == "nll":
-        lines = nll_table(files)
+        lines = nll_table(files, args.minus)
+    elif args.table == "alone":
+        lines = alone_table(files)
     elif args.table == "samples":
         lines = samples_table(files)
     elif len(files) % 2:
@@ -59,13 +64,24 @@ def main(args: argparse.Namespace) -> None:
 def read_results(path: Path) -> dict[Key, dict[str, Any]]:
     """The results of a file by steps and order."""
     require_file(path, "files", "JSON of a study")
-    found = json.loads(path.read_text())["results"]
-    return {(entry["steps"], entry["order"]): entry for entry in found}
+    found = json.loads(path.read_text()).get("results", [])
+    results = {(entry["steps"], entry["order"]): entry for entry in found}
+    if not results or len(results) < len(found):
+        raise UserError(
+            f"files: {path} holds {len(found)} results of {len(results)} steps and orders, "
+            "expected one of each"
+        )
+    return results
 
 
-def nll_table(files: Sequence[dict[Key, dict[str, Any]]]) -> Iterator[str]:
-    """Nats an image, what of them is the price of parallelism, differences to the first order."""
+def nll_table(
+    files: Sequence[dict[Key, dict[str, Any]]], minus: str | None = None
+) -> Iterator[str]:
+    """Nats an image, what of them is the price of parallelism, differences to one order."""
     orders = list(dict.fromkeys(order for _, order in files[0]))
+    if minus not in (None, *orders):
+        raise UserError(f"--minus: found {minus}, expected one of {', '.join(orders)}")
+    base = minus or orders[0]
 
     def nll(key: Key) -> str:
         return str(Estimate.of(by_image(files, key)))
@@ -75,12 +91,23 @@ def nll_table(files: Sequence[dict[Key, dict[str, Any]]]) -> Iterator[str]:
         return str(Estimate(*found))
 
     def difference(key: Key) -> str:
-        return str(Estimate.of(by_image(files, key) - by_image(files, (key[0], orders[0]))))
+        return str(Estimate.of(by_image(files, key) - by_image(files, (key[0], base))))
 
     columns = [(order, order, nll) for order in orders]
     columns += [(f"price, {order}", order, price) for order in orders]
-    columns += [(f"{order} - {orders[0]}", order, difference) for order in orders[1:]]
+    columns += [(f"{order} - {base}", order, difference) for order in orders if order != base]
     return rows(files[0], columns)
+
+
+def alone_table(files: Sequence[dict[Key, dict[str, Any]]]) -> Iterator[str]:
+    """Nats an image of each order one token at a time: means and, of several files, ranges."""
+    orders = list(dict.fromkeys(order for _, order in files[0]))
+
+    def alone(key: Key) -> str:
+        nats = [by_image([file], key).mean() - file[key]["price"] for file in files]
+        return spread(nats, digits=2)
+
+    return rows(files[0], [(order, order, alone) for order in orders])
 
 
 def against_table(
@@ -104,18 +131,19 @@ def samples_table(files: Sequence[dict[Key, dict[str, Any]]]) -> Iterator[str]:
     """Class accuracy and Frechet distance, means and, of several files, ranges."""
     orders = list(dict.fromkeys(order for _, order in files[0]))
 
-    def spread(name: str, factor: float) -> Cell:
-        def cell(key: Key) -> str:
-            values = factor * np.array([file[key][name] for file in files])
-            mean = f"{values.mean():.1f}"
-            return mean if len(values) == 1 else f"{mean} ({values.min():.1f}-{values.max():.1f})"
+    def judged(name: str, factor: float) -> Cell:
+        return lambda key: spread([factor * file[key][name] for file in files], digits=1)
 
-        return cell
-
-    accuracy, distance = spread("class_accuracy", 100), spread("frechet_distance", 1)
+    accuracy, distance = judged("class_accuracy", 100), judged("frechet_distance", 1)
     columns = [(f"{order}, accuracy, %", order, accuracy) for order in orders]
     columns += [(f"{order}, Frechet distance", order, distance) for order in orders]
     return rows(files[0], columns)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Their mean and, of several, their range."""
+    low, mean, high = (f"{found(values):.{digits}f}" for found in (min, np.mean, max))
+    return mean if len(values) == 1 else f"{mean} ({low}-{high})"
 
 
 def by_image(files: Sequence[dict[Key, dict[str, Any]]], key: Key) -> np.ndarray:

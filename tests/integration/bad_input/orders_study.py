@@ -41,6 +41,11 @@ STUDY = Group(
             "file (.json, .npy, or a published name)",
         ),
         Case(
+            "--output nll.png --plot nll.png",
+            "one file for both",
+            "--plot: found nll.png, as --output, expected another file",
+        ),
+        Case(
             "--orders lpd:near",
             "no threshold",
             "--orders: found 'lpd:near', expected lpd:R or lpd:R:P with finite numbers of at "

@@ -95,7 +95,7 @@ ORDERS = Group(
         Case(
             "--seconds 0",
             "too fast",
-            "--seconds: found '0', expected a finite number of at least 0.02",
+            "--seconds: found '0', expected a number from 0.02 to 60",
         ),
     ),
 )

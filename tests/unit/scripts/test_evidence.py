@@ -46,6 +46,30 @@ def test_the_table_pairs_images_over_seeds(tmp_path: Path, capsys: pytest.Captur
     assert second.startswith("| 12 |")
 
 
+def test_differences_may_be_to_another_order(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [write_results(tmp_path / f"{shift}.json", shift) for shift in (0, 2)]
+    head, _, first, _ = lines(capsys, "nll", "--minus", "raster", *files)
+    assert head.endswith("| lpd - raster |") and first.endswith("| -3.00 ± 0.58 |")
+    with pytest.raises(UserError, match="^--minus: found spiral, expected one of lpd, raster"):
+        lines(capsys, "nll", "--minus", "spiral", *files)
+
+
+def test_orders_one_token_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [write_results(tmp_path / f"{shift}.json", shift) for shift in (0, 2)]
+    head, _, first, _ = lines(capsys, "alone", files[0])
+    assert (head, first) == ("| steps | lpd | raster |", "| 64 | 23.50 | 25.50 |")
+    assert lines(capsys, "alone", *files)[2].startswith("| 64 | 23.50 (23.50-23.50) |")
+
+
+def test_two_results_of_one_order_are_refused(tmp_path: Path) -> None:
+    path = write_results(tmp_path / "a.json", 0, ("lpd", "lpd"))
+    with pytest.raises(UserError, match="holds 4 results of 2 steps and orders, expected one of"):
+        tables.read_results(path)
+    path.write_text('{"searches": []}')
+    with pytest.raises(UserError, match="holds 0 results"):
+        tables.read_results(path)
+
+
 def test_models_are_compared_image_by_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [write_results(tmp_path / f"{shift}.json", shift) for shift in (0, 2, 5, 3)]
     _, _, first, _ = lines(capsys, "against", *files)
