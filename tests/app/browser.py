@@ -27,11 +27,13 @@ from util.images import center_crop
 T = TypeVar("T")
 
 
-DEADLINE = 40.0
+DEADLINE = 90.0
 # A page that has not changed for so long, in seconds, has drawn all that it was told.
 SETTLED = 0.5
 # Fewer than any picture has.
 FEW_COLOURS = 10
+# As app.page has it.
+PAINT = (0xE5, 0x48, 0x4D)
 # Keeps each state of the galleries and their lines, with the time, as soon as it is there.
 _WATCH = """
 window.seen = [];
@@ -193,7 +195,7 @@ class Visitor:
         """
         canvas = self.find("#editor canvas")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-        self.wait(lambda: colours(canvas) > FEW_COLOURS, "a picture on the canvas")
+        self.wait(lambda: len(colours(canvas)) > FEW_COLOURS, "a picture on the canvas")
         first, *others = way
         drag = ActionChains(self.driver).move_to_element_with_offset(canvas, *first)
         drag.click_and_hold()
@@ -201,19 +203,22 @@ class Visitor:
             drag.move_by_offset(*step)
         drag.release().perform()
 
+    def is_painted(self) -> bool:
+        """Whether there is paint in the middle of the canvas."""
+        return PAINT in colours(self.find("#editor canvas"))
+
     def upload(self, path: Path) -> None:
         """Choose a file in the dialog of the upload button."""
         selector = "input[data-testid$=upload-button]"
         self.driver.find_element(By.CSS_SELECTOR, selector).send_keys(str(path))
 
 
-def colours(element: WebElement) -> int:
-    """How many colours the browser shows in the middle of an element, beside its tools."""
+def colours(element: WebElement) -> set[tuple[int, int, int]]:
+    """What the browser shows in the middle of an element, beside its tools."""
     with Image.open(io.BytesIO(element.screenshot_as_png)) as image:
-        middle = center_crop(image.convert("RGB"), min(image.size)).crop(
-            [round(min(image.size) * share) for share in (0.3, 0.3, 0.7, 0.7)]
-        )
-    return len(middle.getcolors(middle.width * middle.height))
+        square = center_crop(image.convert("RGB"), min(image.size))
+    middle = square.crop([round(square.width * share) for share in (0.3, 0.3, 0.7, 0.7)])
+    return {colour for _, colour in middle.getcolors(middle.width * middle.height)}
 
 
 def served(address: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from tests.commands import ROOT
 
 _ADDRESS = re.compile(r"the page is at (http://\S+)")
 # Seconds that the program may take to come up (Gradio is slow to import), and to end.
-START_DEADLINE, STOP_DEADLINE = 120, 20
+START_DEADLINE, STOP_DEADLINE = 240, 60
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ def test_a_painted_part_is_made_anew_and_the_rest_kept(
     page.driver.find_elements("css selector", "#generated-gallery button img")[2].click()
     page.click("#take")
     page.paint((-50, -50), (10, 10), (40, 20), (20, 0))
+    page.wait(page.is_painted, "paint")
     page.enter(label="2", seed=9)
     page.start("edit", "edited")
     sights = page.finish("edited")
@@ -135,6 +136,7 @@ def test_a_painted_part_is_made_anew_and_the_rest_kept(
 
     # A variant can be edited further: it is what stands on the canvas then.
     page.click("#again")
+    page.wait(lambda: not page.is_painted(), "a picture without paint")
     page.start("edit", "edited")
     assert page.complaint().endswith(
         "Nothing is painted: please brush over what is to be made anew."
