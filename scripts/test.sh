@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Style checks and all tests but the slow ones (under 15 minutes on 2 cores). Arguments go to pytest.
+# Style checks and all tests but the slow ones (under 15 minutes on 2 cores): two processes share the
+# test files, each on one thread. Arguments go to pytest; -n 0 runs them one after another.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pytest -m "not slow" --durations=10 "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+"$PYTHON" -m pytest -m "not slow" -n 2 --dist loadscope --durations=10 "$@"
