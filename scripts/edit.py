@@ -92,7 +92,11 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("run and output")
     group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--output_dir", default="./output_dir", help="for images, record and log")
+    group.add_argument(
+        "--output_dir",
+        default="./output_dir",
+        help="for images, record and log; older variants of higher numbers stay",
+    )
     group.add_argument("--debug", action="store_true", help="show the traceback of bad input")
     return parser
 
@@ -238,7 +242,8 @@ def require_other_files(args: argparse.Namespace, folder: Path) -> None:
     """
     written = {GRID_FILE, *(image_file(folder, place).name for place in range(args.variants))}
     for flag, path in (("--image", args.image), ("--mask", args.mask)):
-        if path and Path(path).name in written and Path(path).parent.samefile(folder):
+        found = Path(path).resolve() if path else None
+        if found and found.name in written and found.parent.samefile(folder):
             raise UserError(f"--output_dir: found {path} ({flag}) there, expected another folder")
 
 

@@ -6,26 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 from scipy.ndimage import distance_transform_edt
 
-from util.images import open_rgb
+from util.images import DECODE_ERRORS, open_rgb
 
 FITS = ("crop", "pad")
 SIDES = ("left", "right", "top", "bottom")
 # Beyond this many pixels a resized picture is refused: some pixels wide and very long.
 _MAX_PIXELS = 2**26
 _WHITE = 128
-# What a file's orientation tag asks viewers to do.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +80,7 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         UserError: it cannot be decoded.
     """
-    return _upright(path)
+    return _upright(open_rgb(path))
 
 
 def open_mask(path: str | Path) -> np.ndarray:
@@ -99,16 +89,16 @@ def open_mask(path: str | Path) -> np.ndarray:
     Raises:
         UserError: it cannot be decoded.
     """
-    picture = _upright(path, behind_alpha="black")
+    picture = _upright(open_rgb(path, behind_alpha="black"))
     return np.asarray(picture.convert("L")) >= _WHITE
 
 
-def _upright(path: str | Path, **options: str) -> Image.Image:
-    """What `open_rgb` reads, turned as the file's orientation tag says."""
-    picture = open_rgb(path, **options)
-    with Image.open(path) as file:
-        turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
-    return picture if turn is None else picture.transpose(turn)
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its orientation tag says, if that can be read."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except DECODE_ERRORS:
+        return picture
 
 
 def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -145,6 +135,9 @@ def outpaint(image: Image.Image, side: str, count: int) -> tuple[Image.Image, np
         )
     before, after = (count, 0) if side in ("left", "top") else (0, count)
     vertical = side in ("top", "bottom")
+    added = count * (image.width if vertical else image.height)
+    if image.width * image.height + added > _MAX_PIXELS:
+        raise ValueError(f"found {count} pixels, expected fewer: the image becomes too large")
     width = ((before, after), (0, 0)) if vertical else ((0, 0), (before, after))
     pixels = np.pad(np.asarray(image), (*width, (0, 0)), mode="symmetric")
     mask = np.pad(np.zeros((image.height, image.width), dtype=bool), width, constant_values=True)

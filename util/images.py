@@ -19,7 +19,7 @@ from util.files import open_file, replacing
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What Pillow's decoders raise on damaged files, besides OSError.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -56,6 +56,7 @@ def open_rgb(
             image.load()
             if image.mode == "RGB":
                 return image  # `convert` would copy it
+            told = {name: image.info[name] for name in {"exif"} & image.info.keys()}
             if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
                 high_bytes = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
                 image = Image.fromarray(high_bytes.astype(np.uint8))
@@ -64,8 +65,10 @@ def open_rgb(
             if behind_alpha is not None and image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, behind_alpha), image)
-            return image.convert("RGB")
-    except _DECODE_ERRORS as error:
+            image = image.convert("RGB")
+            image.info.update(told)  # which not all of the above carry along
+            return image
+    except DECODE_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "damaged or not an image"

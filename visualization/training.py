@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +23,8 @@ LOSS_AXES = ("linear", "log")
 # A score's tag: its key, which of mean and spread it is, and the number of samples.
 _SCORE = re.compile(r"eval/(.+?)(_mean|_std)?(-\d+K?)?")
 _LOWER_IS_BETTER = ("fid", "sfid", "kid")
+# Letters that fit beside one another on top of a figure.
+_TITLE_WIDTH = 110
 
 
 def plot_training(history: History, loss_axis: str = "linear") -> Figure:
@@ -64,7 +67,8 @@ def plot_training(history: History, loss_axis: str = "linear") -> Figure:
         axes.locator_params(axis="x", integer=True)
     grid[0].legend()
     if history.final:
-        figure.suptitle(f"--evaluate: {final_scores(history)}", fontsize="medium")
+        words = textwrap.fill(f"--evaluate: {final_scores(history)}", _TITLE_WIDTH)
+        figure.suptitle(words, fontsize="medium")
     return figure
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.editing import edit as library_edit
 from scripts import edit as command
 from tests.commands import results_in, succeed
 from tests.integration.tiny_world import TinyWorld
@@ -75,6 +76,35 @@ def test_variants_depend_on_seed_and_number_only(edit) -> None:
     np.testing.assert_array_equal(edit(picture(), *flags), first)
     np.testing.assert_array_equal(edit(picture(), *flags, "--sampler", "plain"), first)
     assert (edit(picture(), *flags, "--seed", "1") != first).any()
+
+
+def test_every_flag_reaches_the_library(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = {"cfg": 3.0, "cfg_schedule": "constant", "temperature": 0.7, "top_k": 9}
+    sampling |= {"top_p": 0.8, "sampler": "plain"}
+    orders = {"num_steps": 3, "proximity_threshold": 0.5, "repulsion_threshold": 2.0, "seed": 5}
+    flags = {
+        name.replace("num_steps", "steps"): value for name, value in (sampling | orders).items()
+    }
+    given = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    picture().save(tmp_path / "image.png")
+    files = ["--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer]
+    files += ["--image", tmp_path / "image.png", "--output_dir", tmp_path / "out"]
+    what = ["--box", 0, 4, 16, 16, "--class", 2, "--variants", 35, "--device", "cpu"]
+    monkeypatch.setattr(logs, "setup", lambda: None)
+    command.main(list(map(str, [*files, *what, *given])))
+
+    model, tokenizer = load_networks(world.checkpoint, world.tokenizer)
+    pixels = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None]
+    tokens = tokenizer.encode_indices(to_float(pixels)).expand(35, -1)
+    mask = (torch.arange(16) >= 4).expand(35, -1)
+    edited = library_edit(model, tokens, mask, torch.full((35,), 2), **sampling, **orders)
+    expected = to_uint8(tokenizer.decode_code(edited)).numpy()
+    for place, image in enumerate(expected):
+        found = np.asarray(Image.open(tmp_path / "out" / f"{place:05d}.png"))
+        np.testing.assert_array_equal(found, image)
+    assert len(np.unique(expected, axis=0)) > 30
 
 
 def test_the_grid_shows_original_mask_and_variants(tmp_path: Path, edit) -> None:
