@@ -165,6 +165,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
         score(Features(random_features(20, 0).pool, logits), DIGITS, metrics=("is",))
 
 
+@pytest.mark.slow
 def test_a_kernel_distance_that_is_no_number_is_refused() -> None:
     found = random_features(1100, 0)
     huge = Features(found.pool * 1e19, found.logits)
