@@ -47,7 +47,7 @@ _RECORDS = (LOG_FILE, RECORD_OF_RUNS, MARKER)
 # What a run writes before its index, temporary names included.
 _UNFINISHED = re.compile(
     r"\.?(shard-\d{5,}\.np[yz]|cache-(tokens|labels)\.npy|unfinished\.json)(\.part)?"
-    r"|\.index\.json\.part"
+    rf"|\.(index\.json|{re.escape(RECORD_OF_RUNS)})\.part"
 )
 _SHARD = re.compile(r"shard-\d{5,}\.npz")
 

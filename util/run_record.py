@@ -41,7 +41,7 @@ def record_run(
     path = Path(folder) / RECORD_FILE
     earlier = path.read_bytes() if path.exists() else b""
     # A new file each time: a shell that runs this one must not find a run's own block at its end.
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         # Names of files may be any bytes.
         temporary.write_bytes(earlier + os.fsencode(describe_run(parser, args)))
     logs.keep(folder)

@@ -22,6 +22,7 @@ from tests.integration.test_resume import same_training, wait_for, workers_of
 from tests.integration.test_resume import start as launch
 from util.cache_writer import INDEX_FILE
 from util.checkpoint import LAST
+from util.run_record import RECORD_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -101,9 +102,9 @@ class Kills:
 
 
 def writing(folder: Path) -> set[tuple[str, int]]:
-    """The temporary files in a folder, and when each was last written to."""
+    """The temporary files of results in a folder, and when each was last written to."""
     found = set()
-    for path in folder.glob(".*.part"):
+    for path in set(folder.glob(".*.part")) - {folder / f".{RECORD_FILE}.part"}:
         with suppress(FileNotFoundError):
             found.add((path.name, path.stat().st_mtime_ns))
     return found

@@ -231,7 +231,8 @@ def _kill_after(shards: int, monkeypatch: pytest.MonkeyPatch, main: Main, flags:
         nonlocal count
         count += 1
         if count > shards:
-            (path / f".shard-{number:05d}.npz.part").write_bytes(b"torn")
+            for name in (f".shard-{number:05d}.npz.part", ".commands.sh.part"):
+                (path / name).write_bytes(b"torn")
             raise Killed
         return write(path, number, *arguments)
 
