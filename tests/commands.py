@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def results_in(folder: Path) -> list[Path]:
     """What a run left in a folder besides its log and the record of its command, sorted."""
-    return sorted(path for path in folder.iterdir() if path.name not in (LOG_FILE, RECORD_FILE))
+    records = (LOG_FILE, RECORD_FILE, f".{RECORD_FILE}.part")
+    return sorted(path for path in folder.iterdir() if path.name not in records)
 
 
 def run_command(
