@@ -45,6 +45,7 @@ def entries(results: Sequence[Measured]) -> list[dict[str, Any]]:
             "order": setting.kind.name,
             "steps": setting.steps,
             "group_sizes": str(list(setting.group_sizes)),
+            "sizes_name": setting.sizes_name,
             **_named("nll", nll),
             **_named("nll_per_token", Estimate(nll.mean / num_tokens, nll.se / num_tokens)),
         }
@@ -55,10 +56,19 @@ def entries(results: Sequence[Measured]) -> list[dict[str, Any]]:
             entry |= _named("price", Estimate.of(result.price_by_step.sum(axis=1)))
             entry |= _columns("nll_by_step", result.by_step)
             entry |= _columns("price_by_step", result.price_by_step)
+            entry["price_by_image"] = _by_image(result.price_by_step.sum(axis=1))
+            if beside is not None:
+                less = (result.price_by_step - beside.price_by_step).sum(axis=1)
+                entry |= _named("price_minus_first_order", Estimate.of(less))
         # For comparisons across files: of two models on the same images, say.
-        entry["nll_by_image"] = str([round(value, 3) for value in result.nll.tolist()])
+        entry["nll_by_image"] = _by_image(result.nll)
         found.append(entry)
     return found
+
+
+def _by_image(values: np.ndarray) -> str:
+    """(n,) as text."""
+    return str([round(value, 3) for value in values.tolist()])
 
 
 def _beside(result: Measured, results: Sequence[Measured]) -> Measured | None:
@@ -93,8 +103,8 @@ def plot(results: Sequence[Measured], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     against_steps, along = figure.subplots(1, 2)
     fewest = min(result.setting.steps for result in results)
-    for number, name in enumerate(dict.fromkeys(r.setting.kind.name for r in results)):
-        own = sorted((r for r in results if r.setting.kind.name == name), key=_steps)
+    for number, name in enumerate(dict.fromkeys(map(_line_name, results))):
+        own = sorted((r for r in results if _line_name(r) == name), key=_steps)
         estimates = [Estimate.of(result.nll) for result in own]
         against_steps.errorbar(
             [result.setting.steps for result in own],
@@ -123,6 +133,11 @@ def plot(results: Sequence[Measured], path: Path) -> None:
         axes.grid(alpha=0.3)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def _line_name(result: Measured) -> str:
+    """What one line of the plot is of: an order, and its group sizes where they are no rule's."""
+    return f"{result.setting.kind.name} {result.setting.sizes_name}".strip()
 
 
 def _steps(result: Measured) -> int:

@@ -1,16 +1,17 @@
 """The tables of docs/evidence.md, from the JSON files of the studies.
 
     python scripts/evidence/tables.py nll docs/evidence/digits_[123].json
+    python scripts/evidence/tables.py prices docs/evidence/digits_[123].json
     python scripts/evidence/tables.py alone docs/evidence/digits_[123].json
     python scripts/evidence/tables.py against docs/evidence/digits_1.json \\
         docs/evidence/digits_blind_1.json
     python scripts/evidence/tables.py samples docs/evidence/digits_samples_[123].json
 
 `nll`: what the files say, averaged over them (one for each training seed); differences are to the
-order that --minus names. `alone`: nats of the same orders one token at a time. `against`: by how
-much the second half of the files exceeds the first, image by image. `samples`: judged samples.
-Standard errors are over images, of each image's average over the files; a price's is the average
-of the files' own, which is no less.
+order that --minus names. `prices`: the price of parallelism, paired alike. `alone`: nats of the
+same orders one token at a time. `against`: by how much the second half of the files exceeds the
+first, image by image. `samples`: judged samples. Standard errors are over images, of each image's
+average over the files; a price's among `nll` is the average of the files' own, which is no less.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ Cell = Callable[[Key], str]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Markdown tables from the JSON files of the studies.")
-    parser.add_argument("table", choices=["nll", "alone", "against", "samples"])
+    parser.add_argument("table", choices=["nll", "prices", "alone", "against", "samples"])
     parser.add_argument("files", nargs="+", type=Path, help="JSON files, one for each seed")
-    parser.add_argument("--minus", metavar="ORDER", help="of nll; by default the first order")
+    parser.add_argument("--minus", metavar="ORDER", help="by default the first order")
     parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
     return parser.parse_args(argv)
 
@@ -50,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     files = [read_results(path) for path in args.files]
     if args.table == "nll":
         lines = nll_table(files, args.minus)
+    elif args.table == "prices":
+        lines = prices_table(files, args.minus)
     elif args.table == "alone":
         lines = alone_table(files)
     elif args.table == "samples":
@@ -78,10 +81,7 @@ def nll_table(
     files: Sequence[dict[Key, dict[str, Any]]], minus: str | None = None
 ) -> Iterator[str]:
     """Nats an image, what of them is the price of parallelism, differences to one order."""
-    orders = list(dict.fromkeys(order for _, order in files[0]))
-    if minus not in (None, *orders):
-        raise UserError(f"--minus: found {minus}, expected one of {', '.join(orders)}")
-    base = minus or orders[0]
+    orders, base = orders_and_base(files, minus)
 
     def nll(key: Key) -> str:
         return str(Estimate.of(by_image(files, key)))
@@ -97,6 +97,34 @@ def nll_table(
     columns += [(f"price, {order}", order, price) for order in orders]
     columns += [(f"{order} - {base}", order, difference) for order in orders if order != base]
     return rows(files[0], columns)
+
+
+def prices_table(
+    files: Sequence[dict[Key, dict[str, Any]]], minus: str | None = None
+) -> Iterator[str]:
+    """The price of parallelism, nats an image, and its differences to one order's."""
+    orders, base = orders_and_base(files, minus)
+
+    def price(key: Key) -> str:
+        return str(Estimate.of(by_image(files, key, "price")))
+
+    def difference(key: Key) -> str:
+        other = by_image(files, (key[0], base), "price")
+        return str(Estimate.of(by_image(files, key, "price") - other))
+
+    columns = [(order, order, price) for order in orders]
+    columns += [(f"{order} - {base}", order, difference) for order in orders if order != base]
+    return rows(files[0], columns)
+
+
+def orders_and_base(
+    files: Sequence[dict[Key, dict[str, Any]]], minus: str | None
+) -> tuple[list[str], str]:
+    """All orders, and the one that differences are taken to."""
+    orders = list(dict.fromkeys(order for _, order in files[0]))
+    if minus not in (None, *orders):
+        raise UserError(f"--minus: found {minus}, expected one of {', '.join(orders)}")
+    return orders, minus or orders[0]
 
 
 def alone_table(files: Sequence[dict[Key, dict[str, Any]]]) -> Iterator[str]:
@@ -146,9 +174,12 @@ def spread(values: Sequence[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ({low}-{high})"
 
 
-def by_image(files: Sequence[dict[Key, dict[str, Any]]], key: Key) -> np.ndarray:
-    """Nats of each image, (n,), averaged over the files."""
-    return np.mean([ast.literal_eval(file[key]["nll_by_image"]) for file in files], axis=0)
+def by_image(files: Sequence[dict[Key, dict[str, Any]]], key: Key, what: str = "nll") -> np.ndarray:
+    """Nats of each image, (n,), or its price, averaged over the files."""
+    name = f"{what}_by_image"
+    if any(name not in file[key] for file in files):
+        raise UserError(f"files: found no {name}, expected it of every order")
+    return np.mean([ast.literal_eval(file[key][name]) for file in files], axis=0)
 
 
 def rows(file: dict[Key, Any], columns: Sequence[tuple[str, str, Cell]]) -> Iterator[str]:

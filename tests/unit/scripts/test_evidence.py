@@ -22,6 +22,7 @@ def write_results(path: Path, shift: float, orders: tuple[str, ...] = ("lpd", "r
             "order": order,
             "price": 1.5 + shift + number,
             "price_se": 0.25,
+            "price_by_image": str([1.0 + number, 2.0, 1.0, 2.0 + number]),
             "nll_by_image": str((images + number * np.array([2, 4, 2, 4])).tolist()),
             "class_accuracy": 0.9 + 0.01 * shift,
             "frechet_distance": 50 + shift,
@@ -52,6 +53,17 @@ def test_differences_may_be_to_another_order(tmp_path: Path, capsys: pytest.Capt
     assert head.endswith("| lpd - raster |") and first.endswith("| -3.00 ± 0.58 |")
     with pytest.raises(UserError, match="^--minus: found spiral, expected one of lpd, raster"):
         lines(capsys, "nll", "--minus", "spiral", *files)
+
+
+def test_prices_are_paired_over_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [write_results(tmp_path / f"{shift}.json", shift) for shift in (0, 2)]
+    head, _, first, _ = lines(capsys, "prices", *files)
+    assert head == "| steps | lpd | raster | raster - lpd |"
+    assert first == "| 64 | 1.50 ± 0.29 | 2.00 ± 0.41 | 0.50 ± 0.29 |"
+    old = json.loads(files[0].read_text().replace("price_by_image", "something"))
+    files[0].write_text(json.dumps(old))
+    with pytest.raises(UserError, match="found no price_by_image, expected it of every order"):
+        lines(capsys, "prices", files[0])
 
 
 def test_orders_one_token_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

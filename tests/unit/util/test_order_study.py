@@ -78,6 +78,41 @@ def test_it_is_the_likelihood_by_image_and_step() -> None:
     assert np.abs(total).max() > 0.1  # the network does make a difference
 
 
+def test_every_setting_is_measured_by_its_own_orders() -> None:
+    labels = torch.from_numpy(IDS % 5)
+    for found, one in zip(study(), SETTINGS, strict=True):
+        orders = one.kind.make(IDS, one.group_sizes)
+        plan = GenerationPlan.build(orders, one.group_sizes, NUM_TOKENS)
+        nats = token_nll(small_lpd(), torch.from_numpy(tokens()), labels, plan).sum(dim=1)
+        np.testing.assert_allclose(found.nll, nats.numpy(), rtol=1e-5)
+
+
+def test_differences_are_to_the_first_order_of_the_same_sizes() -> None:
+    found = study()
+    first = {len(result.setting.group_sizes): result for result in reversed(found)}
+    for result, entry in zip(found, order_report.entries(found), strict=True):
+        base = first[result.setting.steps]
+        if result is base:
+            assert "minus_first_order" not in entry
+            continue
+        expected = Estimate.of(result.nll - base.nll)
+        assert entry["minus_first_order"] == pytest.approx(expected.mean, abs=1e-5)
+        assert entry["minus_first_order_se"] == pytest.approx(expected.se, abs=1e-5)
+        prices = [each.price_by_step.sum(axis=1) for each in (result, base)]
+        expected = Estimate.of(prices[0] - prices[1])
+        assert entry["price_minus_first_order"] == pytest.approx(expected.mean, abs=1e-5)
+        assert entry["price_minus_first_order_se"] == pytest.approx(expected.se, abs=1e-5)
+
+
+def test_two_lists_of_as_many_steps_are_two_lines(tmp_path: Path) -> None:
+    kind = SETTINGS[0].kind
+    lists = ([1, 3, 5, 7], ""), ([4, 4, 4, 4], "as listed")
+    found = study([Setting(kind, tuple(sizes), name) for sizes, name in lists])
+    assert [entry["sizes_name"] for entry in order_report.entries(found)] == ["", "as listed"]
+    assert [order_report._line_name(result) for result in found] == ["lpd", "lpd as listed"]
+    order_report.plot(found, tmp_path / "plot.png")
+
+
 def test_one_token_at_a_time_has_no_price() -> None:
     for found in study()[2:]:
         assert (found.price_by_step == 0).all()
