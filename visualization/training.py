@@ -24,7 +24,7 @@ LOSS_AXES = ("linear", "log")
 _SCORE = re.compile(r"eval/(.+?)(_mean|_std)?(-\d+K?)?")
 _LOWER_IS_BETTER = ("fid", "sfid", "kid")
 # Letters that fit beside one another on top of a figure.
-_TITLE_WIDTH = 110
+_TITLE_WIDTH = 118
 
 
 def plot_training(history: History, loss_axis: str = "linear") -> Figure:
@@ -67,8 +67,8 @@ def plot_training(history: History, loss_axis: str = "linear") -> Figure:
         axes.locator_params(axis="x", integer=True)
     grid[0].legend()
     if history.final:
-        words = textwrap.fill(f"--evaluate: {final_scores(history)}", _TITLE_WIDTH)
-        figure.suptitle(words, fontsize="medium")
+        words = f"--evaluate: {final_scores(history)}".replace(" ± ", "\u00a0±\u00a0")
+        figure.suptitle(textwrap.fill(words, _TITLE_WIDTH), fontsize="medium")
     return figure
 
 
