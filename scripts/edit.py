@@ -163,6 +163,7 @@ class Job:
         mask: (N,) bool, tokens to be made anew.
         steps: in which they are.
         label: class, or None.
+        sampling: how codes are drawn.
     """
 
     model: LPD
@@ -171,6 +172,7 @@ class Job:
     mask: torch.Tensor
     steps: int
     label: int | None
+    sampling: SamplingSettings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -199,7 +201,10 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     """
     image, mask, towards = read_picture(args)
     model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
-    label = read_label(args, model)
+    sampling = SamplingSettings(
+        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
+    )
+    label = read_label(args, model, sampling.guided)
     flag = next(f"--{name}" for name in ("mask", "box", "outpaint") if getattr(args, name))
     with blame("--image"):
         fitted = canvas.fit(image, mask, model.grid.image_size, args.fit, towards)
@@ -221,7 +226,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     if args.bf16:
         model.round_products()
     mask = torch.from_numpy(tokens)
-    return Job(model.to(device), tokenizer.to(device), fitted, mask, steps, label)
+    return Job(model.to(device), tokenizer.to(device), fitted, mask, steps, label, sampling)
 
 
 def count_steps(num_tokens: int, masked: int, asked: int | None) -> int:
@@ -269,14 +274,12 @@ def read_picture(args: argparse.Namespace) -> tuple[Image.Image, np.ndarray, str
         return *canvas.outpaint(image, side, int(count)), side
 
 
-def read_label(args: argparse.Namespace, model: LPD) -> int | None:
+def read_label(args: argparse.Namespace, model: LPD, guided: bool) -> int | None:
     """The number of the class."""
     with blame("--class_names"):
         names = read_class_names(args.class_names, model.class_num)
-    with blame("--cfg"):
-        settings = SamplingSettings(args.cfg)
     if args.label is None:
-        if settings.guided:
+        if guided:
             raise UserError(f"--cfg: found {args.cfg:g} without --class, expected 1")
         return None
     with blame("--class"):
@@ -307,12 +310,8 @@ def make(args: argparse.Namespace, job: Job) -> np.ndarray:
                 repulsion_threshold=args.repulsion_threshold,
                 seed=args.seed,
                 image_ids=ids.numpy(),
-                cfg=args.cfg,
-                cfg_schedule=args.cfg_schedule,
-                temperature=args.temperature,
-                top_k=args.top_k,
-                top_p=args.top_p,
                 sampler=args.sampler,
+                **vars(job.sampling),
             )
         made.append(decode(edited).cpu().numpy())
     variants = np.concatenate(made)

@@ -11,12 +11,15 @@ from util.geometry import grid_side
 from util.weights import read_weights
 
 
-def load_networks(pretrained_ckpt: str | Path, vqgan_path: str | Path) -> tuple[LPD, VQModel]:
+def load_networks(
+    pretrained_ckpt: str | Path, vqgan_path: str | Path, image_size: int | None = None
+) -> tuple[LPD, VQModel]:
     """Read two networks that fit each other; their sizes follow from the files.
 
     Args:
         pretrained_ckpt: an LPD checkpoint.
         vqgan_path: the tokenizer whose codes it generates.
+        image_size: pixels that its images must have; None for any.
 
     Returns:
         Both on the CPU, in eval mode and float32, without gradients.
@@ -34,6 +37,10 @@ def load_networks(pretrained_ckpt: str | Path, vqgan_path: str | Path) -> tuple[
             side = grid_side(found[1] - 1)
         config = {"img_size": side * tokenizer.stride, "vqgan_stride": tokenizer.stride}
     model = LPD.from_weights(weights, what, config)
+    if image_size not in (None, model.grid.image_size):
+        raise UserError(
+            f"{what}: found images of {model.grid.image_size} pixels, expected {image_size}"
+        )
     if model.grid.vocab_size != tokenizer.codebook_size:
         raise UserError(
             f"--vqgan_path: {vqgan_path} has {tokenizer.codebook_size} codes, expected the "

@@ -28,7 +28,7 @@ from models.editing import edit
 from scripts.demo_digits import IMAGE_SIZE, accuracy, read_part, train_judge
 from util import logs
 from util.cli import Parser, number, random_seed, whole
-from util.errors import UserError, blame, require_writable_folder, run
+from util.errors import blame, require_writable_folder, run
 from util.evaluation import build_decoder
 from util.files import write_json
 from util.images import save_grid, to_float
@@ -69,12 +69,7 @@ def main(args: argparse.Namespace) -> None:
     for flag, path in (("--output", args.output), ("--grid", args.grid)):
         if path is not None:
             require_writable_folder(path.parent, flag)
-    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
-    if model.grid.image_size != IMAGE_SIZE:
-        raise UserError(
-            f"--pretrained_ckpt: found images of {model.grid.image_size} pixels, "
-            f"expected the digits' {IMAGE_SIZE}"
-        )
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path, IMAGE_SIZE)
     images, labels = read_part(args.data, "test")
     count = len(images) if args.num_images is None else min(args.num_images, len(images))
     chosen = torch.arange(count) * len(images) // count

@@ -26,7 +26,6 @@ from models.decoding import generate
 from models.lpd import LPD
 from orders.group_sizes import group_sizes
 from scripts.demo_digits import IMAGE_SIZE, NUM_CLASSES, accuracy, read_part, train_judge
-from tokenizers.vq_model import fingerprint, load_tokenizer
 from util import logs
 from util.cli import Parser, number, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
@@ -34,8 +33,8 @@ from util.evaluation import build_decoder
 from util.features import build_extractor, extract
 from util.files import write_json
 from util.metrics import feature_statistics, frechet_distance
+from util.networks import load_networks
 from util.order_kinds import OrderKind, parse_order_kind
-from util.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +130,7 @@ class Sampler:
 
 def build_sampler(args: argparse.Namespace) -> Sampler:
     """The checkpoint's network with the tokenizer it was trained for."""
-    tokenizer = load_tokenizer(args.vqgan_path)
-    weights = read_weights(args.pretrained_ckpt, "--pretrained_ckpt")
-    if weights.fingerprint not in (None, fingerprint(tokenizer)):
-        raise UserError("--vqgan_path: found another tokenizer, expected the checkpoint's")
-    config = {"img_size": IMAGE_SIZE, "vqgan_stride": tokenizer.stride}
-    model = LPD.from_weights(weights, f"--pretrained_ckpt: {args.pretrained_ckpt}", config)
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path, IMAGE_SIZE)
     return Sampler(
         model=model.round_products(),
         decode=build_decoder(tokenizer, model.grid, "fast"),

@@ -45,3 +45,9 @@ def test_networks_that_do_not_fit_are_refused(world: TinyWorld, tmp_path: Path) 
     atomic_save({"model": cut}, tmp_path / "cut.pth")
     with pytest.raises(UserError, match="--pretrained_ckpt: .*found 14 positions, expected"):
         load_networks(tmp_path / "cut.pth", world.tokenizer)
+
+
+def test_images_of_another_size_are_refused(world: TinyWorld) -> None:
+    load_networks(world.checkpoint, world.tokenizer, GRID.image_size)
+    with pytest.raises(UserError, match="found images of 16 pixels, expected 32"):
+        load_networks(world.checkpoint, world.tokenizer, 32)
