@@ -21,28 +21,28 @@ from models.decoding import eval_mode, generate
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel, fingerprint
 from util import distributed, streams
-from util.cache_in_progress import CacheInProgress
-from util.checkpoint import LAST, TrainingState
-from util.encoding import encode_both_ways, log_share_changed
+from util.checkpoints.training_state import LAST, TrainingState
+from util.data.cache_in_progress import CacheInProgress
+from util.data.encoding import encode_both_ways, log_share_changed
+from util.data.image_folder import ImageList, image_batches
+from util.data.images import image_grid
+from util.data.training_data import Batch, TokenSource, epoch_batches, steps_per_epoch
 from util.errors import UserError, is_out_of_memory
-from util.evaluation import Evaluation
-from util.feature_share import FeatureShare, extract_share, gather_features
-from util.features import Features, extract
 from util.geometry import TokenGrid
 from util.host_copy import HostCopy
-from util.image_folder import ImageList, image_batches
-from util.image_sources import ImageSource
-from util.images import image_grid
 from util.logs import logging_redirect_tqdm, progress
-from util.memory import largest_that_fits
-from util.metrics import Scores
-from util.png_writers import PngWriters
-from util.run_watch import RunWatch
-from util.samples import image_ids_in, read_images
-from util.scalars import ScalarLog
-from util.scoring import Scoring
-from util.training import TrainingRecipe
-from util.training_data import Batch, TokenSource, epoch_batches, steps_per_epoch
+from util.performance.memory import largest_that_fits
+from util.runs.evaluation import Evaluation
+from util.runs.scalars import ScalarLog
+from util.runs.training import TrainingRecipe
+from util.runs.watch import RunWatch
+from util.scores.feature_share import FeatureShare, extract_share, gather_features
+from util.scores.features import Features, extract
+from util.scores.image_sources import ImageSource
+from util.scores.metrics import Scores
+from util.scores.png_writers import PngWriters
+from util.scores.samples import image_ids_in, read_images
+from util.scores.scoring import Scoring
 
 logger = logging.getLogger(__name__)
 

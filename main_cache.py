@@ -15,15 +15,15 @@ from pathlib import Path
 from engine_lpd import cache_latents
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util import distributed, logs
-from util.cache_writer import count_shards, require_new_cache
 from util.cli import Parser, pixels, random_seed, whole
+from util.data.cache_writer import count_shards, require_new_cache
+from util.data.image_folder import list_images
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import locked
 from util.geometry import TokenGrid
-from util.image_folder import list_images
-from util.preemption import StopSignals, leave_marker, remove_marker
-from util.published import pinned_flags, resolve_flags
-from util.run_record import record_run
+from util.hub.published import pinned_flags, resolve_flags
+from util.runs.preemption import StopSignals, leave_marker, remove_marker
+from util.runs.record import record_run
 
 logger = logging.getLogger("lpd")
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logs.setup()
     # An image left out is reported by the process that met it, not only by rank 0.
-    logging.getLogger("util.image_folder").setLevel(logging.WARNING)
+    logging.getLogger("util.data.image_folder").setLevel(logging.WARNING)
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)

@@ -20,7 +20,9 @@ from engine_lpd import evaluate, score_images, show_samples, train_one_epoch
 from models.lpd import LPD, MODELS
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util import distributed, logs
-from util.checkpoint import (
+from util.checkpoints.saving import CheckpointSaver
+from util.checkpoints.sharding import shard
+from util.checkpoints.training_state import (
     LAST,
     PREVIOUS,
     TrainingState,
@@ -28,30 +30,28 @@ from util.checkpoint import (
     load_newest,
     load_pretrained,
 )
+from util.data.token_cache import TokenCache, check_cache, open_cache
 from util.errors import UserError, blame, require_writable_folder, run
-from util.evaluation import Evaluation, build_evaluation
 from util.files import write_json
-from util.flags import build_parser
 from util.geometry import TokenGrid
-from util.image_sources import open_images
-from util.metrics import Scores
-from util.preemption import StopSignals, exit_code, leave_marker, remove_marker
-from util.published import pinned, pinned_flags, resolve_flags
-from util.run_record import record_run
-from util.run_watch import RunWatch
-from util.samples import (
+from util.hub.published import pinned, pinned_flags, resolve_flags
+from util.runs.evaluation import Evaluation, build_evaluation
+from util.runs.flags import build_parser
+from util.runs.preemption import StopSignals, exit_code, leave_marker, remove_marker
+from util.runs.record import record_run
+from util.runs.scalars import ScalarLog, import_wandb
+from util.runs.training import Training, build_source, build_training
+from util.runs.watch import RunWatch
+from util.scores.image_sources import open_images
+from util.scores.metrics import Scores
+from util.scores.samples import (
     RECORD_FILE,
     image_ids_in,
     keep_or_clear,
     sample_settings,
     write_archive,
 )
-from util.saving import CheckpointSaver
-from util.scalars import ScalarLog, import_wandb
-from util.scoring import build_scoring
-from util.sharding import shard
-from util.token_cache import TokenCache, check_cache, open_cache
-from util.training import Training, build_source, build_training
+from util.scores.scoring import build_scoring
 
 logger = logging.getLogger("lpd")
 

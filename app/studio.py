@@ -22,9 +22,9 @@ from models.lpd import LPD
 from models.sampling import SamplingSettings
 from orders.group_sizes import group_sizes, remaining_group_sizes
 from tokenizers.vq_model import VQModel
-from util.canvas import Canvas, fit
-from util.images import to_float
-from util.order_kinds import parse_order_kind
+from util.data.canvas import Canvas, fit
+from util.data.images import to_float
+from util.order_study.kinds import parse_order_kind
 from visualization.generation import images_so_far
 
 # Pixels outside a mask over which a variant fades into the original, where that is kept: at most,

@@ -12,8 +12,8 @@ from torch import nn
 
 from models.fast_network import FastNetwork, NetworkWeights, Rows
 from models.transformer import LAYER_NORM_EPS, Attention, Block, Dropout
+from models.weight_state import WeightState
 from util.cuda_graphs import GraphCache
-from util.weight_state import WeightState
 
 if TYPE_CHECKING:
     from models.lpd import LPD

@@ -15,10 +15,10 @@ from models.fast_path import FastPath
 from models.lpd_config import SIZES, config_from_shapes
 from models.masks import group_causal_block_mask, group_causal_mask
 from models.transformer import LAYER_NORM_EPS, Block, KVCache
+from util.checkpoints.weights import Weights
 from util.geometry import TokenGrid
-from util.pretrained import Pretrained
-from util.published import WEIGHTS
-from util.weights import Weights
+from util.hub.pretrained import Pretrained
+from util.hub.published import WEIGHTS
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from util.cli import Parser, number, pixels, random_seed, whole
 from util.cores import available_cores
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
-from util.run_record import record_run
+from util.runs.record import record_run
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from app.server import listen, require_gradio, serve
 from app.studio import Studio
 from util import distributed, logs
+from util.checkpoints.networks import load_networks
 from util.cli import Parser, whole
 from util.errors import UserError, blame, run
-from util.networks import load_networks
-from util.published import resolve_flags
+from util.hub.published import resolve_flags
 from visualization.class_names import read_class_names
 
 # Where scripts/demo.sh leaves its weights.

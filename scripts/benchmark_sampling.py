@@ -36,10 +36,11 @@ from scripts.sampling_case import (
 )
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
-from util import benchmark, logs
+from util import logs
 from util.errors import run
-from util.memory import largest_that_fits
-from util.roofline import FORMULA, Rates, total
+from util.performance import benchmark
+from util.performance.memory import largest_that_fits
+from util.performance.roofline import FORMULA, Rates, total
 
 logger = logging.getLogger(__name__)
 

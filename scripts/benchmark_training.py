@@ -34,11 +34,12 @@ from scripts.training_case import (
     operations_per_image,
     write_tokens,
 )
-from util import benchmark, logs
+from util import logs
+from util.data.token_cache import open_cache
+from util.data.training_data import CachedTokens
 from util.errors import run
-from util.memory import largest_that_fits
-from util.token_cache import open_cache
-from util.training_data import CachedTokens
+from util.performance import benchmark
+from util.performance.memory import largest_that_fits
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,10 @@ import numpy as np
 
 from tokenizers.vq_model import fingerprint, load_tokenizer
 from util import logs
-from util.cache_readers import PublishedCache
-from util.cache_writer import (
+from util.cli import Parser, whole
+from util.cores import available_cores
+from util.data.cache_readers import PublishedCache
+from util.data.cache_writer import (
     MAX_SHARD_IMAGES,
     Shard,
     remove_unfinished,
@@ -29,13 +31,11 @@ from util.cache_writer import (
     write_index,
     write_shard,
 )
-from util.cli import Parser, whole
-from util.cores import available_cores
+from util.data.token_cache import open_cache
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
-from util.published import pinned_flags, resolve_flags
-from util.run_record import record_run
-from util.token_cache import open_cache
+from util.hub.published import pinned_flags, resolve_flags
+from util.runs.record import record_run
 
 logger = logging.getLogger("lpd")
 

@@ -18,13 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel
 from util import logs
-from util.checkpoint_io import atomic_save
-from util.cli import Parser
-from util.errors import UserError, blame, run
-from util.files import write_json
-from util.pretrained import Pretrained
-from util.published import PUBLISHED, resolve
-from util.weights import (
+from util.checkpoints.files import atomic_save
+from util.checkpoints.weights import (
     CONFIG,
     FINGERPRINT,
     SAFETENSORS,
@@ -34,6 +29,11 @@ from util.weights import (
     weights_in_folder,
     write_safetensors,
 )
+from util.cli import Parser
+from util.errors import UserError, blame, run
+from util.files import write_json
+from util.hub.pretrained import Pretrained
+from util.hub.published import PUBLISHED, resolve
 
 logger = logging.getLogger("lpd")
 

@@ -29,14 +29,14 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util import logs
-from util.checkpoint_io import atomic_save
+from util.checkpoints.files import atomic_save
 from util.cli import Parser, random_seed
+from util.data.image_folder import ImageList, image_batches, list_images
+from util.data.images import save_grid, save_png
 from util.errors import UserError, blame, require_file, require_writable_folder, run
-from util.features import DigitsClassifier
 from util.files import write_json
-from util.image_folder import ImageList, image_batches, list_images
-from util.images import save_grid, save_png
-from util.metrics import feature_statistics
+from util.scores.features import DigitsClassifier
+from util.scores.metrics import feature_statistics
 from util.streams import torch_seed
 
 logger = logging.getLogger(__name__)

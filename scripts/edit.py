@@ -30,15 +30,16 @@ from models.lpd import LPD
 from models.sampling import CFG_SCHEDULES, SamplingSettings
 from orders.group_sizes import remaining_group_sizes
 from tokenizers.vq_model import VQModel
-from util import canvas, distributed, logs
-from util.canvas import Canvas
+from util import distributed, logs
+from util.checkpoints.networks import load_networks
 from util.cli import Parser, number, random_seed, share, whole
+from util.data import canvas
+from util.data.canvas import Canvas
+from util.data.images import image_file, save_grid, save_png, to_float
 from util.errors import UserError, blame, require_file, require_writable_folder, run
-from util.evaluation import build_decoder
-from util.images import image_file, save_grid, save_png, to_float
-from util.networks import load_networks
-from util.published import pinned_flags, resolve_flags
-from util.run_record import record_run
+from util.hub.published import pinned_flags, resolve_flags
+from util.runs.evaluation import build_decoder
+from util.runs.record import record_run
 from visualization.class_names import parse_classes, read_class_names
 
 logger = logging.getLogger("lpd")

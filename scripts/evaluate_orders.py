@@ -29,17 +29,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.lpd import LPD
 from orders.group_sizes import group_sizes, parse_group_sizes, training_group_sizes
-from util import distributed, logs, order_report, order_search
+from util import distributed, logs
+from util.checkpoints.weights import read_weights
 from util.cli import Parser, number, random_seed, whole
+from util.data.token_cache import TokenCache, check_cache, open_cache
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
 from util.geometry import TokenGrid
-from util.order_kinds import RULE, Setting, parse_order_kind, shaped_group_sizes
-from util.order_study import measure
-from util.published import pinned, pinned_flags, resolve_flags
-from util.run_record import record_run
-from util.token_cache import TokenCache, check_cache, open_cache
-from util.weights import read_weights
+from util.hub.published import pinned, pinned_flags, resolve_flags
+from util.order_study import report as order_report
+from util.order_study import search as order_search
+from util.order_study.kinds import RULE, Setting, parse_order_kind, shaped_group_sizes
+from util.order_study.study import measure
+from util.runs.record import record_run
 
 logger = logging.getLogger(__name__)
 

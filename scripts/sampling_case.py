@@ -17,12 +17,12 @@ from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, published_repulsion
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
-from util.benchmark import random_weights
 from util.cuda_graphs import GraphCache
+from util.data.images import to_uint8
 from util.geometry import TokenGrid
-from util.images import to_uint8
-from util.model_cost import generation_of, tokenizer_cost
-from util.roofline import Generation, Work
+from util.performance.benchmark import random_weights
+from util.performance.model_cost import generation_of, tokenizer_cost
+from util.performance.roofline import Generation, Work
 
 
 @dataclass(frozen=True)

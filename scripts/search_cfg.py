@@ -27,17 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main_lpd
 from orders.order_file import read_orders
-from util import benchmark, distributed, logs
+from util import distributed, logs
 from util.cli import Parser, number
 from util.errors import UserError, require_writable_folder, run
-from util.evaluation import Evaluation, build_evaluation
 from util.files import replacing, write_json
-from util.flags import build_parser as build_main_parser
-from util.metrics import PUBLISHED_SAMPLES, Scores
-from util.published import pinned_flags, resolve_flags
-from util.run_record import flags_of, launcher, record_run
-from util.samples import sample_settings
-from util.scalars import ScalarLog
+from util.hub.published import pinned_flags, resolve_flags
+from util.performance import benchmark
+from util.runs.evaluation import Evaluation, build_evaluation
+from util.runs.flags import build_parser as build_main_parser
+from util.runs.record import flags_of, launcher, record_run
+from util.runs.scalars import ScalarLog
+from util.scores.metrics import PUBLISHED_SAMPLES, Scores
+from util.scores.samples import sample_settings
 
 logger = logging.getLogger("lpd")
 

@@ -23,10 +23,11 @@ from models import masks
 from models.lpd import LPD
 from models.transformer import Dropout
 from orders.group_sizes import group_sizes, training_group_sizes
-from util import benchmark, streams
-from util.cache_writer import write_index, write_shard
-from util.training import BETAS
-from util.training_data import Batch, CachedTokens, epoch_batches
+from util import streams
+from util.data.cache_writer import write_index, write_shard
+from util.data.training_data import Batch, CachedTokens, epoch_batches
+from util.performance import benchmark
+from util.runs.training import BETAS
 
 NAMES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 FAST_DTYPE = torch.bfloat16

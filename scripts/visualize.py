@@ -33,14 +33,14 @@ from orders.group_sizes import group_sizes, parse_group_sizes
 from orders.order_file import read_orders
 from tokenizers.vq_model import VQModel
 from util import distributed, logs
+from util.checkpoints.networks import load_networks
 from util.cli import Parser, number, pixels, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
-from util.evaluation import OrderSource, build_decoder, build_orders, read_group_sizes
-from util.flags import add_sampling_flags
 from util.geometry import TokenGrid, grid_side
-from util.networks import load_networks
-from util.order_kinds import OrderKind, parse_order_kind
-from util.published import resolve_flags
+from util.hub.published import resolve_flags
+from util.order_study.kinds import OrderKind, parse_order_kind
+from util.runs.evaluation import OrderSource, build_decoder, build_orders, read_group_sizes
+from util.runs.flags import add_sampling_flags
 from visualization.class_names import parse_classes, read_class_names
 from visualization.drawing import Sheet, resized, write_gif, write_png
 from visualization.generation import images_so_far, step_titles, strip_steps

@@ -23,12 +23,12 @@ from tokenizers.vq_loss import VQLosses, vq_losses
 from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tokenizer
 from util import distributed, errors, logs, streams
 from util.cli import Parser, number, pixels, random_seed, share, whole
+from util.data.image_folder import ImageList, image_batches, list_images
+from util.data.images import save_grid, to_float, to_uint8
 from util.errors import UserError, blame
-from util.image_folder import ImageList, image_batches, list_images
-from util.images import save_grid, to_float, to_uint8
-from util.lr_schedule import LRSchedule
-from util.run_record import record_run
-from util.scalars import ScalarLog
+from util.runs.lr_schedule import LRSchedule
+from util.runs.record import record_run
+from util.runs.scalars import ScalarLog
 
 logger = logging.getLogger(__name__)
 

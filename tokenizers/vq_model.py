@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from util.checkpoint_io import atomic_save
+from util.checkpoints.files import atomic_save
+from util.checkpoints.weights import Weights, read_weights
+from util.data.images import to_uint8
 from util.errors import UserError
 from util.geometry import grid_side
-from util.images import to_uint8
-from util.pretrained import Pretrained
-from util.published import TOKENIZER
-from util.weights import Weights, read_weights
+from util.hub.pretrained import Pretrained
+from util.hub.published import TOKENIZER
 
 # Length of the rolling record of used codes; fixed by the published state dict.
 USAGE_RECORD = 65_536

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from util import logs
 from util.cli import Parser
 from util.errors import UserError, blame, run
-from util.hub import DEFAULT_ACCESS, commit_of, find_cached
-from util.published import PUBLISHED, download, parse, published_names
+from util.hub.files import DEFAULT_ACCESS, commit_of, find_cached
+from util.hub.published import PUBLISHED, download, parse, published_names
 
 
 def build_parser() -> Parser:

@@ -35,7 +35,7 @@ from util import logs
 from util.cli import Parser, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import replacing
-from util.preemption import MARKER, MARKER_VARIABLE
+from util.runs.preemption import MARKER, MARKER_VARIABLE
 
 logger = logging.getLogger("lpd")
 

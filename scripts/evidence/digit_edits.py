@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.editing import edit
 from scripts.demo_digits import IMAGE_SIZE, accuracy, read_part, train_judge
 from util import logs
+from util.checkpoints.networks import load_networks
 from util.cli import Parser, number, random_seed, whole
+from util.data.images import save_grid, to_float
 from util.errors import blame, require_writable_folder, run
-from util.evaluation import build_decoder
 from util.files import write_json
-from util.images import save_grid, to_float
-from util.networks import load_networks
+from util.runs.evaluation import build_decoder
 
 logger = logging.getLogger(__name__)
 

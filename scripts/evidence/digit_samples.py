@@ -27,14 +27,14 @@ from models.lpd import LPD
 from orders.group_sizes import group_sizes
 from scripts.demo_digits import IMAGE_SIZE, NUM_CLASSES, accuracy, read_part, train_judge
 from util import logs
+from util.checkpoints.networks import load_networks
 from util.cli import Parser, number, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
-from util.evaluation import build_decoder
-from util.features import build_extractor, extract
 from util.files import write_json
-from util.metrics import feature_statistics, frechet_distance
-from util.networks import load_networks
-from util.order_kinds import OrderKind, parse_order_kind
+from util.order_study.kinds import OrderKind, parse_order_kind
+from util.runs.evaluation import build_decoder
+from util.scores.features import build_extractor, extract
+from util.scores.metrics import feature_statistics, frechet_distance
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from util.cli import Parser
 from util.errors import UserError, require_file, run
-from util.order_study import Estimate
+from util.order_study.study import Estimate
 
 # Steps and order.
 Key = tuple[int, str]

@@ -15,7 +15,7 @@ from app.studio import Studio
 from tests.app.server import RunningApp, running_app
 from tests.apt import MissingProgramsError, require_programs
 from tests.integration.tiny_world import CLASSES, TinyWorld, build_world
-from util.networks import load_networks
+from util.checkpoints.networks import load_networks
 
 if TYPE_CHECKING:
     from tests.app.browser import Visitor

@@ -26,7 +26,7 @@ from models.editing import edit
 from models.sampling import SamplingSettings
 from orders.locality import random_orders
 from tests.integration.tiny_world import GRID
-from util.images import center_crop, to_float
+from util.data.images import center_crop, to_float
 from visualization.generation import GREY, images_so_far
 
 SETTINGS = Settings(

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from util import cache_writer, errors
+from util import errors
+from util.data import cache_writer
 
 COMMANDS = ("main_lpd", "main_cache")
 DEADLINE = 120.0

@@ -14,9 +14,9 @@ from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.order_file import write_orders
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
-from util.checkpoint_io import atomic_save
-from util.features import DigitsClassifier
-from util.metrics import Statistics
+from util.checkpoints.files import atomic_save
+from util.scores.features import DigitsClassifier
+from util.scores.metrics import Statistics
 
 IMAGES, STEPS = 6, 6
 

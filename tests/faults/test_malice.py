@@ -16,8 +16,8 @@ import torch
 from tests.faults.conftest import SHARD, Fault, Start, Whole, same_cache
 from tests.faults.study import Study
 from tests.integration.tiny_world import GRID, TinyWorld
-from util.cache_writer import LABELS_FILE, TOKENS_FILE
-from util.checkpoint import LAST
+from util.checkpoints.training_state import LAST
+from util.data.cache_writer import LABELS_FILE, TOKENS_FILE
 
 pytestmark = pytest.mark.slow
 

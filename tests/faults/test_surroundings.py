@@ -16,8 +16,8 @@ from tests.faults.conftest import SHARD, Fault, Start, Whole, same_cache, write_
 from tests.integration.test_resume import logged, same_training, wait_for
 from tests.integration.test_resume import start as launch
 from tests.integration.tiny_world import TinyWorld
-from util.cache_writer import RECORD_FILE
-from util.checkpoint import LAST, PREVIOUS
+from util.checkpoints.training_state import LAST, PREVIOUS
+from util.data.cache_writer import RECORD_FILE
 
 pytestmark = pytest.mark.slow
 

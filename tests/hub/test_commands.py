@@ -21,9 +21,9 @@ from tests.commands import run_command
 from tests.hub.client import Client
 from tests.hub.server import Hub
 from tests.hub.worlds import STEPS20, publish, published_lpd, published_tokenizer
+from util.data.images import open_rgb
 from util.errors import UserError
-from util.images import open_rgb
-from util.published import download, pinned, resolve
+from util.hub.published import download, pinned, resolve
 
 
 def flags(output: Path) -> list[str]:

@@ -17,9 +17,9 @@ from tests.faults.disks import disk, fill
 from tests.hub.client import Client
 from tests.hub.handlers import etag
 from tests.hub.server import Hub
-from util import hub_content
-from util.hub import Access, fetch
-from util.published import PUBLISHED
+from util.hub import content as hub_content
+from util.hub.files import Access, fetch
+from util.hub.published import PUBLISHED
 
 NAME, REPOSITORY = "lpd_l_256", "mit-han-lab/lpd_l_256"
 # More than the ten megabytes at a time in which the library writes.

@@ -24,8 +24,8 @@ from tests.hub.client import Client
 from tests.hub.server import Hub
 from tests.hub.worlds import publish, published_lpd, published_tokenizer, saved
 from tokenizers.vq_model import VQModel, load_tokenizer
+from util.data.images import to_uint8
 from util.errors import UserError
-from util.images import to_uint8
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 

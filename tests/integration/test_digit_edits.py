@@ -15,7 +15,7 @@ from scripts.demo_digits import prepare
 from scripts.evidence import digit_edits
 from tests.integration.tiny_world import tiny_tokenizer
 from tokenizers.vq_model import save_tokenizer
-from util.checkpoint_io import atomic_save
+from util.checkpoints.files import atomic_save
 
 
 @pytest.mark.slow

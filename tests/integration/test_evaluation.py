@@ -21,14 +21,14 @@ from orders.order_file import write_orders
 from tests.commands import ROOT, run_command, succeed
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
 from tokenizers.vq_model import VQModel, load_tokenizer
-from util.checkpoint import LAST, PREVIOUS, load_pretrained
-from util.checkpoint_io import atomic_save
+from util.checkpoints.files import atomic_save
+from util.checkpoints.training_state import LAST, PREVIOUS, load_pretrained
+from util.data.images import to_uint8
 from util.errors import UserError
-from util.features import DigitsClassifier, build_extractor, extract
-from util.images import to_uint8
-from util.metrics import Reference, Statistics, score
-from util.png_writers import PngWriters
-from util.preemption import MARKER
+from util.runs.preemption import MARKER
+from util.scores.features import DigitsClassifier, build_extractor, extract
+from util.scores.metrics import Reference, Statistics, score
+from util.scores.png_writers import PngWriters
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:
@@ -344,7 +344,8 @@ STOPPED = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import main_lpd
-from util import errors, png_writers
+from util import errors
+from util.scores import png_writers
 write, batches = png_writers.PngWriters.write, []
 def write_and_ask(self, *arguments):
     batches.append(write(self, *arguments))

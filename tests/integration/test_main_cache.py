@@ -19,14 +19,14 @@ import engine_lpd
 import main_cache
 from tests.commands import ROOT, results_in, run_command, run_program, succeed
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
-from util import cache_in_progress
-from util.cache_writer import Shard
+from util.data import cache_in_progress
+from util.data.cache_writer import Shard
+from util.data.image_folder import image_batches, list_images
+from util.data.images import to_float
+from util.data.token_cache import open_cache
 from util.errors import UserError
 from util.files import locked
-from util.image_folder import image_batches, list_images
-from util.images import to_float
-from util.preemption import MARKER, leave_marker
-from util.token_cache import open_cache
+from util.runs.preemption import MARKER, leave_marker
 
 NUM_IMAGES = 11
 Main = Callable[[list[str]], None]
@@ -211,7 +211,7 @@ class Killed(BaseException):
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that are encoded; and shards small enough to be several."""
-    monkeypatch.setattr("util.cache_writer.MAX_SHARD_IMAGES", 3)
+    monkeypatch.setattr("util.data.cache_writer.MAX_SHARD_IMAGES", 3)
     sizes: list[int] = []
     encode = engine_lpd.encode_both_ways
 
@@ -282,7 +282,9 @@ STOPPED = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import main_cache
-from util import cache_in_progress, cache_writer, errors
+from util import errors
+from util.data import cache_in_progress
+from util.data import cache_writer
 cache_writer.MAX_SHARD_IMAGES = 3
 write = cache_in_progress.write_shard
 def write_and_ask(*arguments):

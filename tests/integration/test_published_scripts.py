@@ -16,8 +16,8 @@ from models.lpd import lpd_tiny
 from orders.run_lpd_order import main as make_orders
 from tests.commands import ROOT, run_program
 from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
-from util.cache_writer import write_index, write_shard
-from util.checkpoint_io import atomic_save, read_checkpoint
+from util.checkpoints.files import atomic_save, read_checkpoint
+from util.data.cache_writer import write_index, write_shard
 from util.geometry import TokenGrid
 
 pytestmark = pytest.mark.slow

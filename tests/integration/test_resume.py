@@ -19,12 +19,12 @@ import engine_lpd
 import main_lpd
 from tests.commands import ROOT, succeed
 from tests.integration.tiny_world import TinyWorld
-from util import saving
-from util.checkpoint import LAST, PREVIOUS
-from util.checkpoint_io import atomic_save, read_checkpoint
+from util.checkpoints import saving
+from util.checkpoints.files import atomic_save, read_checkpoint
+from util.checkpoints.training_state import LAST, PREVIOUS
+from util.data.training_data import epoch_samples
 from util.errors import UserError
-from util.preemption import MARKER
-from util.training_data import epoch_samples
+from util.runs.preemption import MARKER
 
 # Six steps an epoch, everything random switched on; few files.
 EPOCHS, STEPS = 4, 6

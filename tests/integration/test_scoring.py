@@ -12,15 +12,15 @@ import torch
 import main_lpd
 from scripts import compute_stats
 from tests.commands import results_in, run_command, succeed
-from tests.unit.util.scoring_files import (
+from tests.unit.util.scores.scoring_files import (
     digits_extractor,
     random_images,
     write_digits,
     write_folder,
 )
 from util.errors import UserError
-from util.features import extract
-from util.metrics import Reference, feature_statistics, score
+from util.scores.features import extract
+from util.scores.metrics import Reference, feature_statistics, score
 
 SAMPLES, REAL = random_images(1007, seed=1), random_images(1003, seed=2) // 2
 

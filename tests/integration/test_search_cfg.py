@@ -16,11 +16,11 @@ from orders.order_file import write_orders
 from scripts import search_cfg
 from tests.commands import succeed
 from tests.integration.tiny_world import tiny_tokenizer
-from tests.unit.util.scoring_files import random_images, write_digits, write_folder
+from tests.unit.util.scores.scoring_files import random_images, write_digits, write_folder
 from tokenizers.vq_model import save_tokenizer
-from util.checkpoint_io import atomic_save
+from util.checkpoints.files import atomic_save
 from util.errors import UserError
-from util.flags import build_parser
+from util.runs.flags import build_parser
 
 
 @pytest.fixture(scope="module")

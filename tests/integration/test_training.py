@@ -13,11 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main_lpd
 from tests.commands import run_command, succeed
 from tests.integration.tiny_world import TinyWorld
-from util.checkpoint import LAST, resize_pos_embed
-from util.checkpoint_io import read_checkpoint
+from util.checkpoints.files import read_checkpoint
+from util.checkpoints.training_state import LAST, resize_pos_embed
+from util.data.token_cache import open_cache
+from util.data.training_data import epoch_samples
 from util.errors import UserError
-from util.token_cache import open_cache
-from util.training_data import epoch_samples
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

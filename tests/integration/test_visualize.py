@@ -16,8 +16,8 @@ from orders.order_file import write_orders
 from scripts import visualize
 from tests.commands import succeed
 from tests.integration.tiny_world import GRID, TinyWorld
-from util.images import to_uint8
-from util.networks import load_networks
+from util.checkpoints.networks import load_networks
+from util.data.images import to_uint8
 from visualization.drawing import Sheet
 from visualization.generation import GREY, step_titles
 from visualization.orders import step_map

@@ -10,8 +10,8 @@ import torch
 
 from models.lpd import lpd_tiny
 from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
-from util.cache_writer import write_index, write_shard
-from util.checkpoint_io import atomic_save
+from util.checkpoints.files import atomic_save
+from util.data.cache_writer import write_index, write_shard
 from util.geometry import TokenGrid
 
 CLASSES = 3

@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.commands import ROOT
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import CORES
-from util.checkpoint import LAST
-from util.checkpoint_io import read_checkpoint
+from util.checkpoints.files import read_checkpoint
+from util.checkpoints.training_state import LAST
 from util.cores import available_cores
 
 pytestmark = pytest.mark.slow

@@ -13,15 +13,15 @@ from torch import nn
 
 from engine_lpd import _draw_group_sizes, train_one_epoch
 from util import distributed
-from util.bad_data import BadData
-from util.checkpoint import TrainingState
+from util.checkpoints.saving import CheckpointSaver
+from util.checkpoints.training_state import TrainingState
+from util.data.bad_data import BadData
 from util.errors import UserError
-from util.lr_schedule import LRSchedule
-from util.preemption import StopSignals
-from util.run_watch import RunWatch, SavePolicy
-from util.saving import CheckpointSaver
-from util.scalars import ScalarLog
-from util.training import TrainingRecipe
+from util.runs.lr_schedule import LRSchedule
+from util.runs.preemption import StopSignals
+from util.runs.scalars import ScalarLog
+from util.runs.training import TrainingRecipe
+from util.runs.watch import RunWatch, SavePolicy
 
 CPU = torch.device("cpu")
 SIZES = [[4], [2, 2], [1, 3]]

@@ -21,9 +21,9 @@ from orders.order_file import write_orders
 from tests.fuzzing import claiming
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld, tiny_tokenizer
 from tokenizers.vq_model import VQModel, save_tokenizer
-from util.cache_writer import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
-from util.checkpoint_io import atomic_save
-from util.features import DigitsClassifier
+from util.checkpoints.files import atomic_save
+from util.data.cache_writer import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
+from util.scores.features import DigitsClassifier
 
 # A folder of its own for each case, which it may spoil.
 Spoil = Callable[[Path], None]

@@ -16,9 +16,9 @@ from scripts.benchmark_sampling import Effort, measure_rows, report
 from scripts.sampling_case import Case, Row, bare_products, decoder_work, random_model
 from tests.commands import run_command
 from tokenizers.vq_model import VQModel
-from util import benchmark
 from util.errors import UserError
-from util.roofline import Rates
+from util.performance import benchmark
+from util.performance.roofline import Rates
 
 CPU = torch.device("cpu")
 ROW = Row("lpd_tiny", 64, 4, 3.0)

@@ -22,9 +22,9 @@ from scripts import benchmark_training, training_case
 from scripts.training_case import Effort, Products, Row, Step
 from tests.commands import run_command
 from tests.unit.models.small import VOCAB, small_lpd
-from util import benchmark
+from util.data.training_data import Batch
 from util.errors import UserError
-from util.training_data import Batch
+from util.performance import benchmark
 
 CPU = torch.device("cpu")
 TINY = partial(small_lpd, proj_dropout=0.1)

@@ -10,8 +10,8 @@ from scripts import convert_cache
 from tests.commands import results_in, run_command
 from tests.integration.tiny_world import GRID, tiny_tokenizer
 from tokenizers.vq_model import fingerprint, save_tokenizer
+from util.data.token_cache import check_cache, open_cache
 from util.errors import UserError
-from util.token_cache import check_cache, open_cache
 
 
 @pytest.fixture

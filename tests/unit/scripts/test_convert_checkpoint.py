@@ -12,12 +12,12 @@ import torch
 from models.lpd import LPD, lpd_tiny
 from scripts.convert_checkpoint import main
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
-from util.checkpoint import load_pretrained
-from util.checkpoint_io import atomic_save, read_checkpoint
+from util.checkpoints.files import atomic_save, read_checkpoint
+from util.checkpoints.training_state import load_pretrained
 from util.errors import UserError
-from util.features import KINDS
-from util.metrics import Score, Scores
-from util.published import resolve_flags
+from util.hub.published import resolve_flags
+from util.scores.features import KINDS
+from util.scores.metrics import Score, Scores
 
 SIZES = {"img_size": 16, "vqgan_stride": 4, "vqgan_vocab_size": 32, "class_num": 3}
 
@@ -139,7 +139,7 @@ def test_nothing_is_left_where_the_disk_refuses(
     def refuse(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("util.weights.save_file", refuse)
+    monkeypatch.setattr("util.checkpoints.weights.save_file", refuse)
     with pytest.raises(UserError, match="^OUT: .*No space left on device"):
         main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
     assert not list((tmp_path / "folder").iterdir())

@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 
 from scripts import demo_digits
 from util.errors import UserError
-from util.features import build_extractor
-from util.references import open_reference
+from util.scores.features import build_extractor
+from util.scores.references import open_reference
 
 ROOT = Path(__file__).resolve().parents[3]
 

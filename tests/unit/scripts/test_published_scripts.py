@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import ROOT, run_program
-from util.flags import build_parser
+from util.runs.flags import build_parser
 
 EVALUATIONS = {
     "lpd_l_res256_steps20": ("lpd_l", 256, 20, 4.8, 2),

@@ -1,0 +1,143 @@
+"""The images of an evaluation on disk, and what of an earlier one can be kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from orders.json_file import read_json
+from util.cores import available_cores
+from util.data.cache_writer import checksum
+from util.data.images import image_file, is_whole_png, open_rgb, write_npz_archive
+from util.errors import UserError
+from util.files import open_file, write_json
+from util.runs.evaluation import Evaluation
+
+logger = logging.getLogger(__name__)
+
+# Beside the images: what they show.
+RECORD_FILE = "images.json"
+_IMAGE = re.compile(r"(\d{5,})\.png")
+_OURS = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.part")
+
+
+def sample_settings(
+    args: argparse.Namespace, evaluation: Evaluation, model: nn.Module, fingerprint: str | None
+) -> dict[str, Any]:
+    """All that decides what the images of an evaluation show, for a JSON file.
+
+    Args:
+        args: the run's flags.
+        evaluation: made from them.
+        model: the network; its weights are read once.
+        fingerprint: of the tokenizer.
+    """
+    orders = {"order": args.order}
+    if args.lpd_order_file:
+        orders["order_file"] = checksum(Path(args.lpd_order_file))
+    elif args.order == "lpd":
+        orders["thresholds"] = [args.proximity_threshold, args.repulsion_threshold]
+    return {
+        "weights": _weights_checksum(model),
+        "tokenizer": fingerprint,
+        "num_images": evaluation.num_images,
+        "classes": evaluation.class_num,
+        "group_sizes": evaluation.group_sizes,
+        **orders,
+        **vars(evaluation.sampling),
+        "sampler": evaluation.sampler,
+        "seed": evaluation.seed,
+        "bf16": evaluation.bf16,
+        "device": args.device.partition(":")[0],
+        "torch": torch.__version__,
+    }
+
+
+def _weights_checksum(model: nn.Module) -> int:
+    found = 0
+    for value in model.state_dict().values():
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        found = zlib.crc32(data.numpy(), found)
+    return found
+
+
+def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder; keep its images if `record` says that an evaluation like this made them.
+
+    Else the images of earlier evaluations go, and `record` says what those to come will show.
+
+    Args:
+        folder: of the images.
+        record: a JSON file.
+        settings: of `sample_settings`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        known = read_json(record)
+    except (OSError, ValueError):
+        known = None
+    if known == json.loads(json.dumps(settings)):
+        return
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+    write_json(settings, record)
+
+
+def image_ids_in(folder: Path, num_images: int) -> np.ndarray:
+    """Ids (n,) int64 below `num_images` of the images in a folder, sorted; none without it."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    matches = filter(None, map(_IMAGE.fullmatch, names))
+    ids = sorted(int(match[1]) for match in matches)
+    return np.array([image_id for image_id in ids if image_id < num_images], dtype=np.int64)
+
+
+def read_images(
+    folder: Path, image_ids: Sequence[int] | np.ndarray, image_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the images that are whole.
+
+    Args:
+        folder: of the images.
+        image_ids: (B,) ids.
+        image_size: side S that they must have, pixels.
+
+    Returns:
+        Ids (n,) int64 and images (n, S, S, 3) uint8, n <= B.
+    """
+
+    def read(image_id: int) -> np.ndarray | None:
+        try:
+            with open_file(image_file(folder, image_id)) as stream:
+                content = stream.read()
+            if not is_whole_png(content):
+                return None
+            image = np.asarray(open_rgb(BytesIO(content), f"image {image_id}"))
+        except (UserError, OSError, ValueError):
+            return None
+        return image if image.shape == (image_size, image_size, 3) else None
+
+    with ThreadPoolExecutor(available_cores()) as threads:
+        images = list(threads.map(read, image_ids))
+    whole = [place for place, image in enumerate(images) if image is not None]
+    shape = (len(whole), image_size, image_size, 3)
+    pixels = np.array([images[place] for place in whole], dtype=np.uint8).reshape(shape)
+    return np.asarray(image_ids, dtype=np.int64)[whole], pixels
+
+
+def write_archive(folder: Path, path: Path, count: int) -> None:
+    """All images in one ADM-style archive, by id."""
+    images = (open_rgb(image_file(folder, image_id)) for image_id in range(count))
+    write_npz_archive(path, images, count)
