@@ -247,7 +247,7 @@ def test_silent_server_is_given_up(empty_hub: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(features, "NETWORK_TIMEOUT", 0.2)
         start = time.monotonic()
         assert "timed out" in message_of("inception", None)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
     assert socket.getdefaulttimeout() is None
     assert list(empty_hub.iterdir()) == []
 
