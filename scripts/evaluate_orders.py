@@ -45,6 +45,12 @@ from util.runs.record import record_run
 
 logger = logging.getLogger(__name__)
 
+# By default compared, and searched.
+ORDERS = ("lpd", "random", "raster")
+REPULSIONS = (0, 1, 2, 3, 4)
+PROXIMITIES = (0, 1, 2, 3, order_search.REPULSION_ALONE)
+SHAPES = (RULE, "1", "1.5", "2", "3")
+
 
 def build_parser() -> Parser:
     """All flags."""
@@ -60,10 +66,10 @@ def build_parser() -> Parser:
     group.add_argument(
         "--orders",
         nargs="+",
-        default=["lpd", "random", "raster"],
         metavar="ORDER",
         help="random, raster, lpd (published repulsion), lpd:R, lpd:R:P (repulsion R, proximity P) "
-        "or an order file or its published name; differences are taken against the first",
+        "or an order file or its published name; differences are taken against the first; by "
+        f"default {_words(ORDERS)}",
     )
     group.add_argument(
         "--steps",
@@ -83,15 +89,26 @@ def build_parser() -> Parser:
         "measure the choice on the other",
     )
     group.add_argument(
-        "--repulsions", nargs="+", type=number(), default=[0, 1, 2, 3, 4], metavar="R"
+        "--repulsions",
+        nargs="+",
+        type=number(),
+        metavar="R",
+        help=f"thresholds; by default {_words(REPULSIONS)}",
     )
-    group.add_argument("--proximities", nargs="+", type=number(), default=[0, 1, 2, 3], metavar="P")
+    group.add_argument(
+        "--proximities",
+        nargs="+",
+        type=number(),
+        metavar="P",
+        help=f"thresholds; from {order_search.REPULSION_ALONE:g} up nothing is near enough, and "
+        f"repulsion decides alone; by default {_words(PROXIMITIES)}",
+    )
     group.add_argument(
         "--shapes",
         nargs="+",
-        default=[RULE, "1", "1.5", "2", "3"],
         metavar="SHAPE",
-        help="of group sizes: the rule's, or the power with which the known tokens grow",
+        help="of group sizes: the rule's, or the power with which the known tokens grow; by "
+        f"default {_words(SHAPES)}",
     )
     group = parser.add_argument_group("run and output")
     group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
@@ -104,10 +121,15 @@ def build_parser() -> Parser:
     return parser
 
 
+def _words(values: Sequence[float | str]) -> str:
+    return " ".join(value if isinstance(value, str) else f"{value:g}" for value in values)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Check and load everything, measure, report."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    settle_flags(args)
     logs.setup()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
@@ -142,6 +164,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
             with blame("--output"):
                 write_json({**about, **found}, args.output)
+
+
+def settle_flags(args: argparse.Namespace) -> None:
+    """Set the defaults of a comparison or of a search, and refuse what it would ignore."""
+    searched = {"repulsions": REPULSIONS, "proximities": PROXIMITIES, "shapes": SHAPES}
+    if args.search:
+        if args.orders is not None:
+            raise UserError("--search: found --orders, expected none: it makes its own")
+        if args.steps is None or args.group_sizes:
+            found = "--group_sizes" if args.group_sizes else "no --steps"
+            raise UserError(f"--search: found {found}, expected --steps")
+        if args.plot is not None:
+            raise UserError("--search: found --plot, expected none: there is nothing to plot")
+    else:
+        for name in searched:
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name}: found without --search, expected both or neither")
+    for name, default in searched.items() if args.search else [("orders", ORDERS)]:
+        if getattr(args, name) is None:
+            setattr(args, name, list(default))
 
 
 def load_model(args: argparse.Namespace, cache: TokenCache) -> LPD:
@@ -184,12 +226,7 @@ def read_settings(args: argparse.Namespace, grid: TokenGrid, cache: TokenCache) 
 
 
 def check_search(args: argparse.Namespace, grid: TokenGrid, num_images: int) -> None:
-    """What would otherwise fail after the processes have met, or be ignored."""
-    if args.steps is None or args.group_sizes:
-        found = "--group_sizes" if args.group_sizes else "no --steps"
-        raise UserError(f"--search: found {found}, expected --steps")
-    if args.plot is not None:
-        raise UserError("--search: found --plot, expected none: there is nothing to plot")
+    """What would otherwise fail after the processes have met."""
     if num_images < 4:
         raise UserError(f"--search: found {num_images} images, expected at least 4: two halves")
     for steps in args.steps:

@@ -19,6 +19,9 @@ from util.order_study.study import Estimate, Measured
 Measure = Callable[[Sequence[Setting], np.ndarray], list[Measured]]
 
 ORDERS_IN_FILE = 60000
+# Above the score of a position whose neighbours are all decoded, 4 + 4 / sqrt(2): none counts as
+# near, and every group is farthest-point sampling.
+REPULSION_ALONE = 7.0
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,13 @@ class Found:
 def all_candidates(
     repulsions: Sequence[float], proximities: Sequence[float], shapes: Sequence[str]
 ) -> list[Candidate]:
-    """Every combination."""
-    return [Candidate(*values) for values in itertools.product(repulsions, proximities, shapes)]
+    """Every combination that differs: with `REPULSION_ALONE` or more thresholds say nothing."""
+    found: dict[tuple, Candidate] = {}
+    for repulsion, proximity, shape in itertools.product(repulsions, proximities, shapes):
+        alone = proximity >= REPULSION_ALONE
+        orders = (shape,) if alone else (repulsion, proximity, shape)
+        found.setdefault(orders, Candidate(repulsion, proximity, shape))
+    return list(found.values())
 
 
 def search(

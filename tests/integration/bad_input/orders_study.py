@@ -9,8 +9,7 @@ from tests.integration.bad_input.table import Case, Group
 STUDY = Group(
     "Studying orders",
     "scripts/evaluate_orders.py",
-    "--pretrained_ckpt lpd.pth --cached_path cache --orders lpd random --steps 5 --device cpu "
-    "--output new.json",
+    "--pretrained_ckpt lpd.pth --cached_path cache --steps 5 --device cpu --output new.json",
     (
         Case(
             "",
@@ -97,6 +96,26 @@ STUDY = Group(
             "--search --plot new.png",
             "a plot of a search",
             "--search: found --plot, expected none: there is nothing to plot",
+        ),
+        Case(
+            "--search --orders lpd",
+            "orders that would be ignored",
+            "--search: found --orders, expected none: it makes its own",
+        ),
+        Case(
+            "--repulsions 1 2",
+            "thresholds of a search, and none",
+            "--repulsions: found without --search, expected both or neither",
+        ),
+        Case(
+            "--proximities 0",
+            "the same",
+            "--proximities: found without --search, expected both or neither",
+        ),
+        Case(
+            "--shapes 2",
+            "the same",
+            "--shapes: found without --search, expected both or neither",
         ),
         Case(
             "--search --shapes round",

@@ -23,8 +23,15 @@ from util.errors import UserError
 from util.geometry import TokenGrid
 from util.order_study import report as order_report
 from util.order_study import search as order_search
-from util.order_study.kinds import OrderKind, Setting, parse_order_kind
-from util.order_study.search import Candidate, all_candidates, halves, order_file_command, search
+from util.order_study.kinds import OrderKind, Setting, locality_kind, parse_order_kind
+from util.order_study.search import (
+    REPULSION_ALONE,
+    Candidate,
+    all_candidates,
+    halves,
+    order_file_command,
+    search,
+)
 from util.order_study.study import Estimate, Measured, measure
 
 GRID = TokenGrid(16, 4, VOCAB)
@@ -254,6 +261,28 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
     entry = order_search.entry(found, command)
     assert entry["best"]["minus_published"] == pytest.approx(-2)
     assert len(entry["candidates"]) == 12
+
+
+def test_repulsion_alone_is_one_candidate_for_each_shape() -> None:
+    found = all_candidates([0, 2], [6.8, REPULSION_ALONE, 100], ["rule", "2"])
+    assert found == [
+        Candidate(0, 6.8, "rule"),
+        Candidate(0, 6.8, "2"),
+        Candidate(0, REPULSION_ALONE, "rule"),
+        Candidate(0, REPULSION_ALONE, "2"),
+        Candidate(2, 6.8, "rule"),
+        Candidate(2, 6.8, "2"),
+    ]
+    # Whatever the thresholds say, these are the same orders; a little lower they are not.
+    grid, sizes = TokenGrid(64, 4, VOCAB), [1, 200, 40, 15]
+
+    def orders(repulsion: float, proximity: float) -> np.ndarray:
+        return locality_kind("lpd", grid, 0, repulsion, proximity).make(IDS, sizes)
+
+    alone = orders(0, REPULSION_ALONE)
+    for thresholds in ((2, REPULSION_ALONE), (0, 100), (4, 1e9)):
+        assert np.array_equal(orders(*thresholds), alone)
+    assert not np.array_equal(orders(0, 6.8), alone)
 
 
 def test_the_published_setting_is_the_measure_of_all() -> None:
