@@ -36,12 +36,13 @@ from util.data.token_cache import TokenCache, check_cache, open_cache
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
 from util.geometry import TokenGrid
+from util.hub.content import sha256_of
 from util.hub.published import pinned, pinned_flags, resolve_flags
 from util.order_study import report as order_report
 from util.order_study import search as order_search
 from util.order_study.kinds import RULE, Setting, parse_order_kind, shaped_group_sizes
-from util.order_study.study import measure
-from util.runs.record import record_run
+from util.order_study.study import images_digest, measure
+from util.runs.record import record_run, revision, versions
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output is not None:
         with blame("--output"):
             record_run(parser, pinned_flags(args), args.output.parent)
+    about = describe(args, model.grid, cache, image_ids) if launch.rank == 0 else {}
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
@@ -153,15 +155,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 found = compare(args, model, cache, image_ids, settings)
         if args.output is not None and distributed.is_main():
-            about = {
-                "command": shlex.join(["python", *sys.argv]),
-                "checkpoint": pinned(args.pretrained_ckpt),
-                "cache": str(cache.path),
-                "num_images": len(image_ids),
-                "num_tokens": model.grid.num_tokens,
-                "seed": args.seed,
-                "bf16": args.bf16,
-            }
             with blame("--output"):
                 write_json({**about, **found}, args.output)
 
@@ -184,6 +177,29 @@ def settle_flags(args: argparse.Namespace) -> None:
     for name, default in searched.items() if args.search else [("orders", ORDERS)]:
         if getattr(args, name) is None:
             setattr(args, name, list(default))
+
+
+def describe(
+    args: argparse.Namespace, grid: TokenGrid, cache: TokenCache, image_ids: np.ndarray
+) -> dict[str, Any]:
+    """What makes the figures what they are; the first entries of the JSON file."""
+    checkpoint = Path(args.pretrained_ckpt)
+    with blame("--pretrained_ckpt"):
+        content = sha256_of(checkpoint)
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "code": revision(),
+        "versions": versions(),
+        "checkpoint": pinned(checkpoint),
+        "checkpoint_sha256": content,
+        "cache": str(cache.path),
+        "images_sha256": images_digest(cache, image_ids),
+        "num_images": len(image_ids),
+        "class_by_image": str([cache.classes[label] for label in cache.labels[image_ids]]),
+        "num_tokens": grid.num_tokens,
+        "seed": args.seed,
+        "bf16": args.bf16,
+    }
 
 
 def load_model(args: argparse.Namespace, cache: TokenCache) -> LPD:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import shlex
 from pathlib import Path
@@ -9,8 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scripts import evaluate_orders
 from tests.commands import ROOT, run_program, succeed
 from tests.integration.tiny_world import TinyWorld
+from util.runs.record import revision, versions
 
 
 def flags(world: TinyWorld) -> list[str]:
@@ -21,6 +25,23 @@ def flags(world: TinyWorld) -> list[str]:
 def study(world: TinyWorld, output: Path, *more: str, processes: int | None = None) -> dict:
     succeed(*flags(world), "--output", output, *more, processes=processes)
     return json.loads(output.read_text())
+
+
+def test_a_file_says_what_made_it(world: TinyWorld, tmp_path: Path) -> None:
+    found = {}
+    for number in ("4", "5"):
+        output = tmp_path / f"{number}.json"
+        what = ["--num_images", number, "--orders", "random", "--steps", "16"]
+        evaluate_orders.main([*flags(world)[1:], "--output", str(output), *what])
+        found[number] = json.loads(output.read_text())
+    four = found["4"]
+    assert four["code"] == revision() and four["versions"] == versions()
+    assert four["checkpoint"] == str(world.checkpoint)
+    content = hashlib.sha256(world.checkpoint.read_bytes()).hexdigest()
+    assert four["checkpoint_sha256"] == content == found["5"]["checkpoint_sha256"]
+    assert four["images_sha256"] != found["5"]["images_sha256"]
+    classes = ast.literal_eval(four["class_by_image"])
+    assert classes == ["class0", "class0", "class1", "class2"]  # 0, 12, 24 and 36 of 48
 
 
 @pytest.mark.slow

@@ -94,11 +94,23 @@ def fill(file: RemoteFile, folder: Path, token: str | bool | None, renew: bool) 
 
 def file_hash(path: Path, etag: str) -> str:
     """The hash of a file, hexadecimal, of the kind that `etag` is: sha256, or git's of a blob."""
-    size = path.stat().st_size
     if len(etag) == 64:
-        digest = hashlib.sha256()
-    else:
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        return sha256_of(path)
+    header = b"blob %d\0" % path.stat().st_size
+    return _digest(path, hashlib.sha1(header, usedforsecurity=False))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, hexadecimal, as `sha256sum` prints it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _digest(path, hashlib.sha256())
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> str:
+    size = path.stat().st_size
     with (
         path.open("rb") as file,
         logs.progress(total=size, unit="B", unit_scale=True, desc="check", delay=1) as bar,

@@ -6,6 +6,7 @@ that is what the negative log-likelihood (NLL) rises by against the same orders 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from util import distributed
 from util.data.token_cache import TokenCache
 from util.logs import progress
 from util.order_study.kinds import Setting
+
+_HASHED_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,19 @@ def measure(
         Measured(setting, found[:, 0], found[:, 1] if one_by_one else None)
         for setting, found in zip(settings, joined, strict=True)
     ]
+
+
+def images_digest(cache: TokenCache, image_ids: np.ndarray) -> str:
+    """Which images these are: sha256 (hex) over their labels and tokens, (n,) places in the cache.
+
+    Raises:
+        UserError: a file of the cache is damaged.
+    """
+    digest = hashlib.sha256(cache.labels[image_ids].astype(np.int64))
+    for start in range(0, len(image_ids), _HASHED_TOGETHER):
+        ids = image_ids[start : start + _HASHED_TOGETHER]
+        digest.update(cache.read(ids, np.zeros(len(ids), dtype=bool)).astype(np.int64))
+    return digest.hexdigest()
 
 
 def _measure_share(

@@ -23,6 +23,7 @@ from util.errors import UserError
 from util.geometry import TokenGrid
 from util.order_study import report as order_report
 from util.order_study import search as order_search
+from util.order_study import study as order_study
 from util.order_study.kinds import OrderKind, Setting, locality_kind, parse_order_kind
 from util.order_study.search import (
     REPULSION_ALONE,
@@ -32,7 +33,7 @@ from util.order_study.search import (
     order_file_command,
     search,
 )
-from util.order_study.study import Estimate, Measured, measure
+from util.order_study.study import Estimate, Measured, images_digest, measure
 
 GRID = TokenGrid(16, 4, VOCAB)
 IMAGES = 11
@@ -163,6 +164,25 @@ def test_the_number_of_processes_changes_no_bit(
     for mine, theirs in zip(alone, study(), strict=True):
         assert np.array_equal(mine.by_step, theirs.by_step)
         assert np.array_equal(mine.one_by_one, theirs.one_by_one)
+
+
+def test_a_digest_tells_images_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = images_digest(Cache(), IDS)
+    assert len(whole) == 64 and whole == images_digest(Cache(), IDS)
+    others = {
+        "fewer": images_digest(Cache(), IDS[:-1]),
+        "turned round": images_digest(Cache(), IDS[::-1]),
+        "other classes": images_digest(Cache(labels=(IDS + 1) % 5), IDS),
+    }
+    assert len({whole, *others.values()}) == 4
+    # The last token of the last image; and however many images are read together.
+    changed = tokens()
+    changed[-1, -1] = (changed[-1, -1] + 1) % VOCAB
+    cache = Cache()
+    cache.read = lambda indices, flipped: changed[indices]
+    assert images_digest(cache, IDS) != whole
+    monkeypatch.setattr(order_study, "_HASHED_TOGETHER", 4)
+    assert images_digest(Cache(), IDS) == whole
 
 
 def test_bfloat16_is_near() -> None:
