@@ -41,6 +41,7 @@ from util.hub.published import pinned, pinned_flags, resolve_flags
 from util.order_study import report as order_report
 from util.order_study import search as order_search
 from util.order_study.kinds import RULE, Setting, parse_order_kind, shaped_group_sizes
+from util.order_study.plot import plot
 from util.order_study.study import images_digest, measure
 from util.runs.record import record_run, revision, versions
 
@@ -116,7 +117,7 @@ def build_parser() -> Parser:
     group.add_argument("--device", default="cuda", help="cuda or cpu")
     group.add_argument("--seed", type=random_seed, default=0, help="of the orders")
     group.add_argument("--output", type=Path, help="JSON file for all figures")
-    group.add_argument("--plot", type=Path, help="PNG file of NLL against steps")
+    group.add_argument("--plot", type=Path, help="PNG file of NLL and price")
     group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
     distributed.add_distributed_flags(parser)
     return parser
@@ -237,7 +238,9 @@ def read_settings(args: argparse.Namespace, grid: TokenGrid, cache: TokenCache) 
         lists = [(group_sizes(grid.num_tokens, count), "") for count in steps]
     with blame("--group_sizes"):
         for text in args.group_sizes:
-            lists.append((parse_group_sizes(text, grid.num_tokens), "as listed"))
+            sizes = parse_group_sizes(text, grid.num_tokens)
+            earlier = sum(len(other) == len(sizes) and bool(name) for other, name in lists)
+            lists.append((sizes, f"as listed, {earlier + 1}" if earlier else "as listed"))
     return [Setting(kind, tuple(sizes), name) for sizes, name in lists for kind in kinds]
 
 
@@ -276,7 +279,7 @@ def compare(
     show(order_report.table(results))
     if args.plot is not None and distributed.is_main():
         with blame("--plot"):
-            order_report.plot(results, args.plot)
+            plot(results, args.plot)
     return {"results": order_report.entries(results)}
 
 

@@ -1,14 +1,12 @@
-"""Results of a study of orders for people and programs: table, JSON, plot."""
+"""Results of a study of orders for people and programs: table and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from util.files import replacing
 from util.order_study.study import Estimate, Measured
 
 
@@ -22,7 +20,7 @@ def table(results: Sequence[Measured]) -> list[str]:
     for result in results:
         setting, num_tokens = result.setting, sum(result.setting.group_sizes)
         nll = Estimate.of(result.nll)
-        beside = _beside(result, results)
+        beside = first_of_same_sizes(result, results)
         cells = (
             f"{setting.steps} {setting.sizes_name}".strip(),
             setting.kind.name,
@@ -49,7 +47,7 @@ def entries(results: Sequence[Measured]) -> list[dict[str, Any]]:
             **_named("nll", nll),
             **_named("nll_per_token", Estimate(nll.mean / num_tokens, nll.se / num_tokens)),
         }
-        beside = _beside(result, results)
+        beside = first_of_same_sizes(result, results)
         if beside is not None:
             entry |= _named("minus_first_order", Estimate.of(result.nll - beside.nll))
         if result.one_by_one is not None:
@@ -71,7 +69,7 @@ def _by_image(values: np.ndarray) -> str:
     return str([round(value, 3) for value in values.tolist()])
 
 
-def _beside(result: Measured, results: Sequence[Measured]) -> Measured | None:
+def first_of_same_sizes(result: Measured, results: Sequence[Measured]) -> Measured | None:
     """The first order's result with the same group sizes, if that is another."""
     sizes = result.setting.group_sizes
     beside = next(other for other in results if other.setting.group_sizes == sizes)
@@ -89,56 +87,3 @@ def _columns(name: str, values: np.ndarray) -> dict[str, str]:
         name: str([round(estimate.mean, 4) for estimate in estimates]),
         f"{name}_se": str([round(estimate.se, 4) for estimate in estimates]),
     }
-
-
-def plot(results: Sequence[Measured], path: Path) -> None:
-    """Two panels: NLL against steps, and where in a generation of fewest steps the price is paid.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    # Not at the top of the file: it takes as long to load as the rest together.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    against_steps, along = figure.subplots(1, 2)
-    fewest = min(result.setting.steps for result in results)
-    for number, name in enumerate(dict.fromkeys(map(_line_name, results))):
-        own = sorted((r for r in results if _line_name(r) == name), key=_steps)
-        estimates = [Estimate.of(result.nll) for result in own]
-        against_steps.errorbar(
-            [result.setting.steps for result in own],
-            [estimate.mean for estimate in estimates],
-            [estimate.se for estimate in estimates],
-            color=f"C{number}",
-            marker="o",
-            capsize=2,
-            label=name,
-        )
-        for result in own:
-            if result.setting.steps == fewest:
-                decoded = np.cumsum(result.setting.group_sizes) / sum(result.setting.group_sizes)
-                price = result.price_by_step.mean(axis=0).cumsum()
-                along.plot(decoded, price, color=f"C{number}", marker=".", label=name)
-    against_steps.set(xlabel="decoding steps", ylabel="NLL, nats an image", xscale="log")
-    ticks = sorted({result.setting.steps for result in results})
-    against_steps.set_xticks(ticks, labels=[str(steps) for steps in ticks])
-    against_steps.minorticks_off()
-    along.set(
-        xlabel=f"share of tokens decoded, {fewest} steps",
-        ylabel="price of parallelism so far, nats an image",
-    )
-    for axes in (against_steps, along):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
-def _line_name(result: Measured) -> str:
-    """What one line of the plot is of: an order, and its group sizes where they are no rule's."""
-    return f"{result.setting.kind.name} {result.setting.sizes_name}".strip()
-
-
-def _steps(result: Measured) -> int:
-    return result.setting.steps

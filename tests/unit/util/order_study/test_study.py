@@ -7,12 +7,10 @@ import dataclasses
 import math
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from models.likelihood import token_nll
 from orders.group_sizes import group_sizes
@@ -112,15 +110,6 @@ def test_differences_are_to_the_first_order_of_the_same_sizes() -> None:
         expected = Estimate.of(prices[0] - prices[1])
         assert entry["price_minus_first_order"] == pytest.approx(expected.mean, abs=1e-5)
         assert entry["price_minus_first_order_se"] == pytest.approx(expected.se, abs=1e-5)
-
-
-def test_two_lists_of_as_many_steps_are_two_lines(tmp_path: Path) -> None:
-    kind = SETTINGS[0].kind
-    lists = ([1, 3, 5, 7], ""), ([4, 4, 4, 4], "as listed")
-    found = study([Setting(kind, tuple(sizes), name) for sizes, name in lists])
-    assert [entry["sizes_name"] for entry in order_report.entries(found)] == ["", "as listed"]
-    assert [order_report._line_name(result) for result in found] == ["lpd", "lpd as listed"]
-    order_report.plot(found, tmp_path / "plot.png")
 
 
 def test_one_token_at_a_time_has_no_price() -> None:
@@ -228,14 +217,6 @@ def test_the_file_has_every_step() -> None:
     assert ast.literal_eval(second["price_by_step"]) == [0.0, 1.5]
     assert ast.literal_eval(second["price_by_step_se"]) == [0.0, 0.2887]
     assert ast.literal_eval(second["group_sizes"]) == [1, 15]
-
-
-def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    order_report.plot(study(), tmp_path / "orders.png")
-    with Image.open(tmp_path / "orders.png") as image:
-        assert image.format == "PNG" and image.size == (1200, 480)
-        assert len(image.convert("RGB").getcolors(2**20)) > 100
-    assert [path.name for path in tmp_path.iterdir()] == ["orders.png"]
 
 
 def test_halves_are_halves() -> None:
