@@ -13,15 +13,15 @@ from scripts.evidence import photographs, tables
 from util.errors import UserError
 
 
-def write_results(path: Path, shift: float, orders: tuple[str, ...] = ("lpd", "raster")) -> Path:
+def write_results(
+    path: Path, shift: float, orders: tuple[str, ...] = ("lpd", "raster"), **about: object
+) -> Path:
     """Four images; raster costs 2, 4, 2, 4 more than lpd, `shift` is added to all."""
     images = np.array([10.0, 20.0, 30.0, 40.0]) + shift
     results = [
         {
             "steps": steps,
             "order": order,
-            "price": 1.5 + shift + number,
-            "price_se": 0.25,
             "price_by_image": str([1.0 + number, 2.0, 1.0, 2.0 + number]),
             "nll_by_image": str((images + number * np.array([2, 4, 2, 4])).tolist()),
             "class_accuracy": 0.9 + 0.01 * shift,
@@ -30,8 +30,22 @@ def write_results(path: Path, shift: float, orders: tuple[str, ...] = ("lpd", "r
         for steps in (64, 12)
         for number, order in enumerate(orders)
     ]
-    path.write_text(json.dumps({"results": results}))
+    path.write_text(json.dumps({**about, "results": results}))
     return path
+
+
+# What scripts/evaluate_orders.py says of a study.
+ABOUT = {
+    "checkpoint": "seed1/checkpoint-last.pth",
+    "checkpoint_sha256": "c1",
+    "cache": "held_out",
+    "images_sha256": "i1",
+    "num_images": 4,
+    "class_by_image": "['a', 'b', 'b', 'a']",
+    "num_tokens": 64,
+    "seed": 0,
+    "bf16": False,
+}
 
 
 def lines(capsys: pytest.CaptureFixture, *arguments: object) -> list[str]:
@@ -42,8 +56,8 @@ def lines(capsys: pytest.CaptureFixture, *arguments: object) -> list[str]:
 def test_the_table_pairs_images_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [write_results(tmp_path / f"{shift}.json", shift) for shift in (0, 2)]
     head, _, first, second = lines(capsys, "nll", *files)
-    assert head == "| steps | lpd | raster | price, lpd | price, raster | raster - lpd |"
-    assert first == "| 64 | 26.00 ± 6.45 | 29.00 ± 6.73 | 2.50 ± 0.25 | 3.50 ± 0.25 | 3.00 ± 0.58 |"
+    assert head == "| steps | lpd | raster | raster - lpd |"
+    assert first == "| 64 | 26.00 ± 6.45 | 29.00 ± 6.73 | 3.00 ± 0.58 |"
     assert second.startswith("| 12 |")
 
 
@@ -53,6 +67,8 @@ def test_differences_may_be_to_another_order(tmp_path: Path, capsys: pytest.Capt
     assert head.endswith("| lpd - raster |") and first.endswith("| -3.00 ± 0.58 |")
     with pytest.raises(UserError, match="^--minus: found spiral, expected one of lpd, raster"):
         lines(capsys, "nll", "--minus", "spiral", *files)
+    with pytest.raises(UserError, match="^--minus: found with alone, expected with nll or prices"):
+        lines(capsys, "alone", "--minus", "lpd", *files)
 
 
 def test_prices_are_paired_over_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -62,32 +78,121 @@ def test_prices_are_paired_over_images(tmp_path: Path, capsys: pytest.CaptureFix
     assert first == "| 64 | 1.50 ± 0.29 | 2.00 ± 0.41 | 0.50 ± 0.29 |"
     old = json.loads(files[0].read_text().replace("price_by_image", "something"))
     files[0].write_text(json.dumps(old))
-    with pytest.raises(UserError, match="found no price_by_image, expected it of every order"):
+    with pytest.raises(UserError, match="0.json has no price_by_image, expected it of every"):
         lines(capsys, "prices", files[0])
 
 
 def test_orders_one_token_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [write_results(tmp_path / f"{shift}.json", shift) for shift in (0, 2)]
     head, _, first, _ = lines(capsys, "alone", files[0])
-    assert (head, first) == ("| steps | lpd | raster |", "| 64 | 23.50 | 25.50 |")
-    assert lines(capsys, "alone", *files)[2].startswith("| 64 | 23.50 (23.50-23.50) |")
+    assert (head, first) == ("| steps | lpd | raster |", "| 64 | 23.50 | 26.00 |")
+    assert lines(capsys, "alone", *files)[2].startswith("| 64 | 24.50 (23.50-25.50) |")
 
 
 def test_two_results_of_one_order_are_refused(tmp_path: Path) -> None:
     path = write_results(tmp_path / "a.json", 0, ("lpd", "lpd"))
     with pytest.raises(UserError, match="holds 4 results of 2 steps and orders, expected one of"):
-        tables.read_results(path)
+        tables.read_study(path)
     path.write_text('{"searches": []}')
     with pytest.raises(UserError, match="holds 0 results"):
-        tables.read_results(path)
+        tables.read_study(path)
+    path.write_text("nothing")
+    with pytest.raises(UserError, match=r"^files: .*a.json: Expecting value"):
+        tables.read_study(path)
 
 
 def test_models_are_compared_image_by_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [write_results(tmp_path / f"{shift}.json", shift) for shift in (0, 2, 5, 3)]
     _, _, first, _ = lines(capsys, "against", *files)
     assert first == "| 64 | 29.00 ± 6.45 | 32.00 ± 6.73 | 3.00 ± 0.00 | 3.00 ± 0.00 |"
-    with pytest.raises(UserError, match="found 3, expected as many of one model as of the other"):
+    with pytest.raises(UserError, match="found 3 models, expected as many of one as of the"):
         lines(capsys, "against", *files[:3])
+
+
+def test_files_of_one_model_are_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    one = write_results(tmp_path / "a.json", 0, **ABOUT)
+    more = write_results(tmp_path / "b.json", 1, ("random",), **ABOUT)
+    head, _, first, _ = lines(capsys, "nll", one, more, "--minus", "random")
+    assert head == "| steps | lpd | raster | random | lpd - random | raster - random |"
+    # lpd 10, 20, 30, 40; raster 12, 24, 32, 44; random 11, 21, 31, 41
+    assert first.split(" | ")[1:4] == ["25.00 ± 6.45", "28.00 ± 6.73", "26.00 ± 6.45"]
+    assert first.endswith("| -1.00 ± 0.00 | 2.00 ± 0.58 |")
+    assert lines(capsys, "nll", one, more, "--orders", "random", "lpd")[0] == (
+        "| steps | random | lpd | lpd - random |"
+    )
+    with pytest.raises(UserError, match=r"^--orders: found near, expected some of lpd, raster, ra"):
+        lines(capsys, "nll", one, more, "--orders", "near")
+    with pytest.raises(UserError, match=r"a.json and .*a.json are of one model and both hold "):
+        lines(capsys, "nll", one, one)
+    # Another model, or the same otherwise measured, is averaged with the first.
+    for other in ({"checkpoint_sha256": "c2"}, {"seed": 1}, {"bf16": True}):
+        again = write_results(tmp_path / "c.json", 2, **{**ABOUT, **other})
+        assert "| 64 | 26.00 ± 6.45 |" in lines(capsys, "nll", one, again)[2]
+    # The same file from elsewhere is the same model.
+    moved = write_results(tmp_path / "d.json", 0, **{**ABOUT, "checkpoint": "elsewhere.pth"})
+    with pytest.raises(UserError, match="are of one model"):
+        lines(capsys, "nll", one, moved)
+
+
+def test_only_steps_that_all_models_have_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    one = write_results(tmp_path / "a.json", 0, **ABOUT)
+    more = write_results(tmp_path / "b.json", 0, ("random",), **ABOUT)
+    content = json.loads(more.read_text())
+    more.write_text(json.dumps({**content, "results": content["results"][1:]}))
+    assert [line[:5] for line in lines(capsys, "nll", one, more)[2:]] == ["| 12 "]
+    assert len(lines(capsys, "nll", one, more, "--orders", "lpd")) == 4
+    other = write_results(tmp_path / "c.json", 0, ("random",))
+    with pytest.raises(UserError, match="found no number of steps with lpd, raster, random of"):
+        lines(capsys, "nll", one, other)
+
+
+@pytest.mark.parametrize("table", ["nll", "prices", "alone", "against", "samples"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("images_sha256", "i2"), ("num_images", 3), ("num_tokens", 16), ("samples", 9), ("cfg", 2.0)],
+)
+def test_other_images_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, table: str, name: str, value: object
+) -> None:
+    said = {**ABOUT, "samples": 500, "cfg": 1.0}
+    one = write_results(tmp_path / "a.json", 0, **said)
+    two = write_results(tmp_path / "b.json", 0, **{**said, "checkpoint_sha256": "c2", name: value})
+    message = f"^files: .*b.json has {name} {value}, expected {said[name]} as in .*a.json$"
+    with pytest.raises(UserError, match=message):
+        lines(capsys, table, one, two)
+
+
+def test_images_are_known_by_content_else_by_their_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    one = write_results(tmp_path / "a.json", 0, **ABOUT)
+    moved = {**ABOUT, "checkpoint_sha256": "c2", "cache": "elsewhere"}
+    two = write_results(tmp_path / "b.json", 0, **moved)
+    assert len(lines(capsys, "nll", one, two)) == 4
+    del moved["images_sha256"]
+    write_results(two, 0, **moved)
+    with pytest.raises(UserError, match=r"b.json has cache elsewhere, expected held_out as in"):
+        lines(capsys, "nll", one, two)
+
+
+def test_images_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_results(tmp_path / "a.json", 0, **ABOUT)
+    # lpd 10, 20, 30, 40; raster 12, 24, 32, 44
+    found = lines(capsys, "nll", "--class", "b", file)[2]
+    assert found == "| 64 | 25.00 ± 5.00 | 28.00 ± 4.00 | 3.00 ± 1.00 |"
+    found = lines(capsys, "prices", "--class", "a", file)[2]
+    assert found == "| 64 | 1.50 ± 0.50 | 2.50 ± 0.50 | 1.00 ± 0.00 |"
+    assert lines(capsys, "alone", "--class", "a", file)[2] == "| 64 | 23.50 | 25.50 |"
+    with pytest.raises(UserError, match=r"^--class: found d for .*a.json, expected a, b$"):
+        lines(capsys, "nll", "--class", "d", file)
+    write_results(file, 0, **{**ABOUT, "class_by_image": "['a', 'b', 'b', 'b']"})
+    with pytest.raises(UserError, match=r"^--class: found one image of a, expected at least 2"):
+        lines(capsys, "nll", "--class", "a", file)
+    write_results(file, 0)
+    with pytest.raises(UserError, match=r"expected a file that names its images' classes$"):
+        lines(capsys, "nll", "--class", "a", file)
 
 
 def test_samples_come_with_their_range(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -96,7 +201,27 @@ def test_samples_come_with_their_range(tmp_path: Path, capsys: pytest.CaptureFix
     assert lines(capsys, "samples", files[0])[2] == "| 64 | 90.0 | 50.0 |"
 
 
-def test_no_pixel_is_both_trained_on_and_held_out(tmp_path: Path) -> None:
+def test_no_pixel_is_both_trained_on_and_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A picture whose pixels tell their column.
+    column = np.arange(640)
+    pixels = np.stack([column // 256, column % 256, column * 0], axis=1).astype(np.uint8)
+    picture = np.broadcast_to(pixels, (427, 640, 3))
+    monkeypatch.setattr(photographs, "load_sample_image", lambda _: picture)
+    photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
+    columns = {"train": set(), "test": set()}
+    for part, found in columns.items():
+        for path in (tmp_path / part).rglob("*.png"):
+            with Image.open(path) as image:
+                crop = np.asarray(image).astype(int)
+            assert crop.shape == (64, 64, 3)
+            found |= set((256 * crop[..., 0] + crop[..., 1]).ravel().tolist())
+    assert columns["train"] <= set(range(448)) and max(columns["train"]) > 437
+    assert columns["test"] == set(range(448, 640))
+
+
+def test_crops_of_both_photographs(tmp_path: Path) -> None:
     photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
     counts = {
         (part, name): len(list((tmp_path / part / name).glob("*.png")))
@@ -109,9 +234,3 @@ def test_no_pixel_is_both_trained_on_and_held_out(tmp_path: Path) -> None:
     }
     with Image.open(tmp_path / "test" / "china" / "0017.png") as image:
         assert image.size == (64, 64)
-    # A picture whose pixels tell their column: the crops of each part stay on their side.
-    columns = np.broadcast_to(np.arange(640)[:, None] // 3, (427, 640, 3)).astype(np.uint8)
-    edge = photographs.FIRST_HELD_OUT_COLUMN
-    trained = [crop.max() for crop in photographs.crops(columns[:, :edge], 10)]
-    held_out = [crop.min() for crop in photographs.crops(columns[:, edge:], 64)]
-    assert max(trained) <= (edge - 1) // 3 <= edge // 3 <= min(held_out)
