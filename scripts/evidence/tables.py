@@ -5,11 +5,14 @@
     python scripts/evidence/tables.py alone docs/evidence/digits_[123].json
     python scripts/evidence/tables.py against docs/evidence/digits_1.json \\
         docs/evidence/digits_blind_1.json
+    python scripts/evidence/tables.py each docs/evidence/digits_[123].json --orders lpd random
     python scripts/evidence/tables.py samples docs/evidence/digits_samples_[123].json
+    python scripts/evidence/tables.py search docs/evidence/digits_search.json
 
 `nll`: nats an image, and differences to the order that --minus names. `prices`: the price of
 parallelism alike. `alone`: nats of the same orders one token at a time. `against`: by how much the
-second half of the models exceeds the first, image by image. `samples`: judged samples.
+second half of the models exceeds the first, image by image. `each`: the differences of `nll`, model
+by model. `samples`: judged samples. `search`: the best candidates, and the worst.
 
 Files of one model are taken together, models (one for each training seed) averaged. Standard errors
 are over images, of each image's average over the models.
@@ -18,67 +21,47 @@ are over images, of each image's average over the models.
 from __future__ import annotations
 
 import argparse
-import ast
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.evidence.studies import (
+    Key,
+    Study,
+    by_image,
+    choose_orders,
+    choose_steps,
+    join,
+    of_class,
+    read_json,
+    read_study,
+)
 from util.cli import Parser
-from util.errors import UserError, blame, require_file, run
+from util.errors import UserError, run
 from util.order_study.study import Estimate
 
-# Steps and order.
-Key = tuple[int, str]
 Cell = Callable[[Key], str]
 # Title, order, and what a cell holds.
 Column = tuple[str, str, Cell]
 
-# Tables of what is known of every image.
-COSTS = {"nll": "nll", "prices": "price"}
-# What the files of a table must have in common, as far as they say it.
-COMMON = ("num_images", "num_tokens", "samples", "cfg")
-# Which images and which model: by content, or by name where a file does not say that.
-IMAGES = ("images_sha256", "cache")
-MODEL = ("checkpoint_sha256", "checkpoint")
-# How a model was measured.
-MEASURED = ("seed", "bf16")
-
-
-@dataclass(frozen=True)
-class Study:
-    """What was measured of one model.
-
-    Attributes:
-        path: of the JSON file, or the first of several.
-        about: its entries beside the results.
-        results: of all files.
-        chosen: (n,) bool, the images that count; None for all.
-    """
-
-    path: Path
-    about: dict[str, Any]
-    results: dict[Key, dict[str, Any]]
-    chosen: np.ndarray | None = None
-
-    def by_image(self, key: Key, what: str = "nll") -> np.ndarray:
-        """Nats of each image, (n,), or its price."""
-        name = f"{what}_by_image"
-        if name not in self.results[key]:
-            raise UserError(f"files: {self.path} has no {name}, expected it of every order")
-        values = np.array(ast.literal_eval(self.results[key][name]))
-        return values if self.chosen is None else values[self.chosen]
+TABLES = ("nll", "prices", "alone", "against", "each", "samples", "search")
+# Which tables heed a flag.
+HEEDED = {
+    "orders": TABLES[:-1],
+    "minus": ("nll", "prices", "each"),
+    "class_name": TABLES[:-2],
+}
+# Of the candidates of a search.
+SHOWN = 5
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Markdown tables from the JSON files of the studies.")
-    parser.add_argument("table", choices=["nll", "prices", "alone", "against", "samples"])
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("files", nargs="+", type=Path, help="JSON files, of one model or several")
     parser.add_argument("--orders", nargs="+", metavar="ORDER", help="by default all")
     parser.add_argument("--minus", metavar="ORDER", help="by default the first order")
@@ -89,121 +72,44 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Write the table to standard output."""
+    for name, tables in HEEDED.items():
+        if getattr(args, name) is not None and args.table not in tables:
+            flag = name.removesuffix("_name")
+            raise UserError(
+                f"--{flag}: found with {args.table}, expected with one of {', '.join(tables)}"
+            )
+    lines = search_table(args.files) if args.table == "search" else study_table(args)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def study_table(args: argparse.Namespace) -> Iterator[str]:
+    """Steps by orders, of all models."""
     studies = join(map(read_study, args.files))
     if args.class_name is not None:
         studies = [of_class(study, args.class_name) for study in studies]
     orders = choose_orders(studies, args.orders)
-    if args.minus is not None and args.table not in COSTS:
-        raise UserError(f"--minus: found with {args.table}, expected with {' or '.join(COSTS)}")
-    if args.table in COSTS:
-        columns = cost_columns(studies, orders, args.minus, COSTS[args.table])
+    minus = args.minus or orders[0]
+    if minus not in orders:
+        raise UserError(f"--minus: found {minus}, expected one of {', '.join(orders)}")
+    if args.table == "nll":
+        columns = cost_columns(studies, orders, minus, "nll")
+    elif args.table == "prices":
+        columns = cost_columns(studies, orders, minus, "price")
     elif args.table == "alone":
         columns = alone_columns(studies, orders)
-    elif args.table == "samples":
-        columns = samples_columns(studies, orders)
-    else:
+    elif args.table == "against":
         columns = against_columns(studies, orders)
-    lines = rows(choose_steps(studies, orders), columns)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-
-
-def read_study(path: Path) -> Study:
-    """One file."""
-    require_file(path, "files", "JSON of a study")
-    with blame(f"files: {path}"):
-        about = json.loads(path.read_text())
-    found = about.pop("results", [])
-    results = {(entry.get("steps"), entry.get("order")): entry for entry in found}
-    if not results or len(results) < len(found):
-        raise UserError(
-            f"files: {path} holds {len(found)} results of {len(results)} steps and orders, "
-            "expected one of each"
-        )
-    return Study(path, about, results)
-
-
-def join(studies: Iterable[Study]) -> list[Study]:
-    """One study for each model; all must be of the same images."""
-    joined: list[Study] = []
-    for study in studies:
-        if joined:
-            require_common(joined[0], study)
-        place = next((i for i, known in enumerate(joined) if of_one_model(known, study)), None)
-        if place is None:
-            joined.append(study)
-            continue
-        known = joined[place]
-        for steps, order in known.results.keys() & study.results.keys():
-            raise UserError(
-                f"files: {study.path} and {known.path} are of one model and both hold {order} in "
-                f"{steps} steps, expected it once"
-            )
-        joined[place] = replace(known, results={**known.results, **study.results})
-    return joined
-
-
-def require_common(first: Study, study: Study) -> None:
-    """Refuse figures that cannot be averaged or subtracted image by image."""
-    for name in (*told(first, study, IMAGES)[:1], *told(first, study, COMMON)):
-        if first.about[name] != study.about[name]:
-            raise UserError(
-                f"files: {study.path} has {name} {study.about[name]}, expected "
-                f"{first.about[name]} as in {first.path}"
-            )
-
-
-def of_one_model(first: Study, second: Study) -> bool:
-    """Whether two files say that they are of the same model, measured alike."""
-    model = told(first, second, MODEL)[:1]
-    names = [*model, *told(first, second, MEASURED)]
-    return bool(model) and all(first.about[name] == second.about[name] for name in names)
-
-
-def told(first: Study, second: Study, names: Sequence[str]) -> list[str]:
-    """Those of the names that both files have."""
-    return [name for name in names if name in first.about and name in second.about]
-
-
-def of_class(study: Study, name: str) -> Study:
-    """The images of one class."""
-    classes = ast.literal_eval(study.about.get("class_by_image", "[]"))
-    if name not in classes:
-        known = ", ".join(sorted(set(classes))) or "a file that names its images' classes"
-        raise UserError(f"--class: found {name} for {study.path}, expected {known}")
-    chosen = np.array([one == name for one in classes])
-    if chosen.sum() < 2:
-        raise UserError(f"--class: found one image of {name}, expected at least 2")
-    return replace(study, chosen=chosen)
-
-
-def choose_orders(studies: Sequence[Study], wanted: Sequence[str] | None) -> list[str]:
-    """Those wanted, or all."""
-    every = list(dict.fromkeys(order for study in studies for _, order in study.results))
-    for order in wanted or ():
-        if order not in every:
-            raise UserError(f"--orders: found {order}, expected some of {', '.join(every)}")
-    return list(wanted or every)
-
-
-def choose_steps(studies: Sequence[Study], orders: Sequence[str]) -> list[int]:
-    """The numbers of steps in which all orders were measured of all models."""
-    needed = [(study, order) for study in studies for order in orders]
-    counts = dict.fromkeys(steps for study in studies for steps, _ in study.results)
-    found = [k for k in counts if all((k, order) in study.results for study, order in needed)]
-    if not found:
-        raise UserError(
-            f"files: found no number of steps with {', '.join(orders)} of every model, expected one"
-        )
-    return found
+    elif args.table == "each":
+        columns = each_columns(studies, orders, minus)
+    else:
+        columns = samples_columns(studies, orders)
+    return rows(choose_steps(studies, orders), columns)
 
 
 def cost_columns(
-    studies: Sequence[Study], orders: Sequence[str], minus: str | None, what: str
+    studies: Sequence[Study], orders: Sequence[str], minus: str, what: str
 ) -> list[Column]:
-    """Nats an image or their price, then the differences to one order's, by default the first's."""
-    minus = orders[0] if minus is None else minus
-    if minus not in orders:
-        raise UserError(f"--minus: found {minus}, expected one of {', '.join(orders)}")
+    """Nats an image or their price, then the differences to one order's."""
 
     def cost(key: Key) -> str:
         return str(Estimate.of(by_image(studies, key, what)))
@@ -246,6 +152,17 @@ def against_columns(studies: Sequence[Study], orders: Sequence[str]) -> list[Col
     return columns + [(f"{order}, minus the first model", order, difference) for order in orders]
 
 
+def each_columns(studies: Sequence[Study], orders: Sequence[str], minus: str) -> list[Column]:
+    """Differences to one order, of each model by itself."""
+    columns = [
+        (cost_columns([study], orders, minus, "nll")[len(orders) :], study.path.stem)
+        for study in studies
+    ]
+    return [
+        (f"{title}, {name}", order, cell) for own, name in columns for title, order, cell in own
+    ]
+
+
 def samples_columns(studies: Sequence[Study], orders: Sequence[str]) -> list[Column]:
     """Class accuracy and Frechet distance, means and, of several models, ranges."""
 
@@ -257,9 +174,22 @@ def samples_columns(studies: Sequence[Study], orders: Sequence[str]) -> list[Col
     return columns + [(f"{order}, Frechet distance", order, distance) for order in orders]
 
 
-def by_image(studies: Sequence[Study], key: Key, what: str = "nll") -> np.ndarray:
-    """Nats of each image, (n,), or its price, averaged over the models."""
-    return np.mean([study.by_image(key, what) for study in studies], axis=0)
+def search_table(paths: Sequence[Path]) -> Iterator[str]:
+    """The best candidates on the images that chose among them, the worst, and the confirmation."""
+    yield "| steps | images | repulsion | proximity | sizes | nats | minus published |"
+    yield "|---" * 7 + "|"
+    for path in paths:
+        searches = read_json(path).get("searches")
+        if not searches:
+            raise UserError(f"files: {path} holds no searches, expected some")
+        for found in searches:
+            tried = found["candidates"]
+            chosen = [("chosen on", each) for each in [*tried[:SHOWN], *tried[SHOWN:][-1:]]]
+            for half, each in [*chosen, ("the others", found["best"])]:
+                nll = Estimate(each["nll"], each["nll_se"])
+                less = Estimate(each["minus_published"], each["minus_published_se"])
+                candidate = f"{each['repulsion']:g} | {each['proximity']:g} | {each['shape']}"
+                yield f"| {found['steps']} | {half} | {candidate} | {nll} | {less} |"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

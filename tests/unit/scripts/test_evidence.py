@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.evidence import photographs, tables
+from scripts.evidence import photographs, studies, tables
 from util.errors import UserError
 
 
@@ -67,8 +67,53 @@ def test_differences_may_be_to_another_order(tmp_path: Path, capsys: pytest.Capt
     assert head.endswith("| lpd - raster |") and first.endswith("| -3.00 ± 0.58 |")
     with pytest.raises(UserError, match="^--minus: found spiral, expected one of lpd, raster"):
         lines(capsys, "nll", "--minus", "spiral", *files)
-    with pytest.raises(UserError, match="^--minus: found with alone, expected with nll or prices"):
-        lines(capsys, "alone", "--minus", "lpd", *files)
+
+
+@pytest.mark.parametrize(
+    ("table", "flag"),
+    [("alone", "--minus"), ("against", "--minus"), ("samples", "--class"), ("search", "--orders")],
+)
+def test_flags_that_a_table_would_ignore_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, table: str, flag: str
+) -> None:
+    file = write_results(tmp_path / "a.json", 0, **ABOUT)
+    with pytest.raises(UserError, match=f"^{flag}: found with {table}, expected with one of nll"):
+        lines(capsys, table, file, flag, "lpd")
+
+
+def test_each_model_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [write_results(tmp_path / f"s{shift}.json", shift) for shift in (0, 2)]
+    more = json.loads(files[1].read_text())
+    more["results"][1]["nll_by_image"] = "[13, 23, 33, 43]"  # raster: 1 more than lpd
+    files[1].write_text(json.dumps(more))
+    head, _, first, _ = lines(capsys, "each", *files)
+    assert head == "| steps | raster - lpd, s0 | raster - lpd, s2 |"
+    assert first == "| 64 | 3.00 ± 0.58 | 1.00 ± 0.00 |"
+
+
+def test_a_search_shows_the_best_the_worst_and_the_confirmation(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def candidate(repulsion: int, nll: float) -> dict:
+        figures = {
+            "nll": nll,
+            "nll_se": 0.5,
+            "minus_published": nll - 80,
+            "minus_published_se": 0.1,
+        }
+        return {"repulsion": repulsion, "proximity": 7.0, "shape": "1.5", **figures}
+
+    candidates = [candidate(number, 70 + number) for number in range(9)]
+    found = {"steps": 8, "best": candidate(0, 72), "candidates": candidates}
+    (tmp_path / "a.json").write_text(json.dumps({"searches": [found]}))
+    head, _, *found = lines(capsys, "search", tmp_path / "a.json")
+    assert head == "| steps | images | repulsion | proximity | sizes | nats | minus published |"
+    assert [row.split(" | ")[2] for row in found] == ["0", "1", "2", "3", "4", "8", "0"]
+    assert found[1] == "| 8 | chosen on | 1 | 7 | 1.5 | 71.00 ± 0.50 | -9.00 ± 0.10 |"
+    assert found[-1] == "| 8 | the others | 0 | 7 | 1.5 | 72.00 ± 0.50 | -8.00 ± 0.10 |"
+    study = write_results(tmp_path / "b.json", 0)
+    with pytest.raises(UserError, match=r"b.json holds no searches, expected some$"):
+        lines(capsys, "search", study)
 
 
 def test_prices_are_paired_over_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -92,13 +137,13 @@ def test_orders_one_token_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_two_results_of_one_order_are_refused(tmp_path: Path) -> None:
     path = write_results(tmp_path / "a.json", 0, ("lpd", "lpd"))
     with pytest.raises(UserError, match="holds 4 results of 2 steps and orders, expected one of"):
-        tables.read_study(path)
+        studies.read_study(path)
     path.write_text('{"searches": []}')
     with pytest.raises(UserError, match="holds 0 results"):
-        tables.read_study(path)
+        studies.read_study(path)
     path.write_text("nothing")
     with pytest.raises(UserError, match=r"^files: .*a.json: Expecting value"):
-        tables.read_study(path)
+        studies.read_study(path)
 
 
 def test_models_are_compared_image_by_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
