@@ -3,7 +3,8 @@
     python scripts/evidence/photographs.py --output DIR
 
 writes DIR/train/<photograph>/ and DIR/test/<photograph>/: crops of 64 x 64 pixels, for training one
-every 10 pixels in both directions of the left 448 columns, and 18 disjoint ones of the other 192.
+every --spacing pixels in both directions of the left 448 columns, and 18 disjoint ones of the other
+192.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sklearn.datasets import load_sample_image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from util import logs
-from util.cli import Parser
+from util.cli import Parser, whole
 from util.data.images import save_png
 from util.errors import require_writable_folder, run
 
@@ -28,13 +29,15 @@ logger = logging.getLogger(__name__)
 
 PHOTOGRAPHS = ("china", "flower")  # each 427 x 640
 SIDE = 64
-SPACING = 10
 FIRST_HELD_OUT_COLUMN = 448
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Crops of scikit-learn's two photographs, some held out.")
     parser.add_argument("--output", required=True, help="folder for train/ and test/")
+    parser.add_argument(
+        "--spacing", type=whole(1), default=10, help="pixels from one training crop to the next"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
     return parser.parse_args(argv)
 
@@ -45,7 +48,9 @@ def main(args: argparse.Namespace) -> None:
     for name in logs.progress(PHOTOGRAPHS, desc="crops", unit="photograph"):
         photograph = load_sample_image(f"{name}.jpg")
         columns = photograph[:, :FIRST_HELD_OUT_COLUMN], photograph[:, FIRST_HELD_OUT_COLUMN:]
-        for part, pixels, spacing in zip(("train", "test"), columns, (SPACING, SIDE), strict=True):
+        for part, pixels, spacing in zip(
+            ("train", "test"), columns, (args.spacing, SIDE), strict=True
+        ):
             folder = output / part / name
             folder.mkdir(parents=True, exist_ok=True)
             for number, crop in enumerate(crops(pixels, spacing)):

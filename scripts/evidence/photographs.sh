@@ -9,6 +9,8 @@ OUT=${OUT:-output/evidence/photographs}
 SEEDS=${SEEDS:-1}
 VQ_EPOCHS=${VQ_EPOCHS:-2}
 EPOCHS=${EPOCHS:-3}
+SPACING=${SPACING:-10}
+NUM_IMAGES=${NUM_IMAGES:-}  # all
 SIZE=64
 
 train() { # train NAME SEED FLAGS...: a model into $OUT/NAME
@@ -26,11 +28,12 @@ orders() { # orders SEED RESULT FLAGS...: likelihoods of the held-out crops
     shift 2
     "$PYTHON" scripts/evaluate_orders.py --pretrained_ckpt "$OUT/seed$seed/checkpoint-last.pth" \
         --cached_path "$OUT/held_out" --batch_size 12 --device cpu \
-        --output "$RESULTS/$result.json" "$@"
+        ${NUM_IMAGES:+--num_images "$NUM_IMAGES"} --output "$RESULTS/$result.json" "$@"
 }
 
 main() {
-    once data "$PYTHON" scripts/evidence/photographs.py --output "$OUT/data"
+    once data "$PYTHON" scripts/evidence/photographs.py --output "$OUT/data" \
+        --spacing "$SPACING"
     once tokenizer "$PYTHON" tokenizers/train_vq.py --data_path "$OUT/data" --img_size $SIZE \
         --codebook_size 256 --ch 32 --ch_mult 1 1 1 --num_res_blocks 1 --z_channels 32 \
         --batch_size 16 --epochs "$VQ_EPOCHS" --lr 1e-3 --bf16 --device cpu --num_workers 0 \
