@@ -136,7 +136,7 @@ def choose_orders(studies: Sequence[Study], wanted: Sequence[str] | None) -> lis
 def choose_steps(studies: Sequence[Study], orders: Sequence[str]) -> list[int]:
     """The numbers of steps in which all orders were measured of all models."""
     needed = [(study, order) for study in studies for order in orders]
-    counts = dict.fromkeys(steps for study in studies for steps, _ in study.results)
+    counts = dict.fromkeys(steps for steps, _ in studies[0].results)
     found = [k for k in counts if all((k, order) in study.results for study, order in needed)]
     if not found:
         raise UserError(

@@ -20,6 +20,8 @@ def test_kinds_are_what_evaluation_uses() -> None:
     lpd = [locality_aware_orders(3, sizes, 16, p, r, 5, IDS) for p, r in [(1, 2), (1, 3), (0, 3)]]
     assert np.array_equal(orders("lpd"), lpd[0])  # published: repulsion 2 in 20 steps
     assert np.array_equal(orders("lpd:2"), lpd[0])
+    assert np.array_equal(orders("lpd", steps=12), orders("lpd:1", steps=12))  # none published
+    assert not np.array_equal(orders("lpd", steps=12), orders("lpd:2", steps=12))
     assert np.array_equal(orders("lpd:3"), lpd[1])
     assert np.array_equal(orders("lpd:3:0"), lpd[2])
     assert np.array_equal(orders("random"), random_orders(3, 256, 5, IDS))

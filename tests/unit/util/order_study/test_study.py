@@ -112,6 +112,13 @@ def test_differences_are_to_the_first_order_of_the_same_sizes() -> None:
         assert entry["price_minus_first_order_se"] == pytest.approx(expected.se, abs=1e-5)
 
 
+def test_the_file_has_every_image() -> None:
+    for result, entry in zip(study(), order_report.entries(study()), strict=True):
+        for name, values in (("nll", result.nll), ("price", result.price_by_step.sum(axis=1))):
+            found = ast.literal_eval(entry[f"{name}_by_image"])
+            np.testing.assert_allclose(found, values, rtol=0, atol=5.001e-4)
+
+
 def test_one_token_at_a_time_has_no_price() -> None:
     for found in study()[2:]:
         assert (found.price_by_step == 0).all()
@@ -244,7 +251,7 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
         ]
 
     candidates = all_candidates([0, 1, 2], [0, 1], ["rule", "2"])
-    found = search(costs, candidates, GRID, 4, 0, IDS)
+    found = search(costs, candidates, GRID, 4, 6, IDS)
     assert [count for count, _ in seen] == [13, 2]  # all and the published; the best and that
     assert sorted(seen[0][1] + seen[1][1]) == IDS.tolist()
     best, there = found.candidates[0]
@@ -253,12 +260,19 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
     lines = order_search.table(found, rows=2)
     assert lines[3] == "| searched | 2 | 1 | 2 | 17.00 ± 0.00 | -3.00 ± 0.00 |"
     assert lines[-1] == "| confirmed | 2 | 1 | 2 | 18.00 ± 0.00 | -2.00 ± 0.00 |"
-    command = order_file_command(found, GRID, seed=0)
+    # All in the orders that the seed names, as its order file is.
+    for setting in (found.confirmed.setting, found.usual.setting):
+        kind = parse_order_kind(setting.kind.name, GRID, 6, IMAGES)
+        made = [each.make(IDS, setting.group_sizes) for each in (setting.kind, kind)]
+        assert np.array_equal(*made)
+    command = order_file_command(found, GRID, seed=6)
     words = shlex.split(command)
     assert words[:2] == ["python", "orders/run_lpd_order.py"]
     flags = dict(zip(words[2::2], words[3::2], strict=True))
     assert flags["--repulsion_threshold"] == "2" and flags["--proximity_threshold"] == "1"
     assert ast.literal_eval(flags["--group_sizes"]) == list(there.setting.group_sizes)
+    grid = {"--img_size": "16", "--vqgan_stride": "4", "--seed": "6"}
+    assert grid.items() <= flags.items()
     entry = order_search.entry(found, command)
     assert entry["best"]["minus_published"] == pytest.approx(-2)
     assert len(entry["candidates"]) == 12
