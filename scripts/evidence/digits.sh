@@ -35,9 +35,9 @@ orders() { # orders MODEL RESULT FLAGS...: likelihoods of the held-out digits
 samples() { # samples MODEL RESULT FLAGS...: generated digits, judged
     local model=$1 result=$2
     shift 2
-    "$PYTHON" scripts/evidence/digit_samples.py --vqgan_path "$OUT/tokenizer/vq.pt" \
+    "$PYTHON" scripts/evidence/samples.py digits --vqgan_path "$OUT/tokenizer/vq.pt" \
         --pretrained_ckpt "$OUT/$model/checkpoint-last.pth" --data "$OUT/data" \
-        --classifier "$OUT/classifier.pth" --samples "$SAMPLES" \
+        --feature_extractor_weights "$OUT/classifier.pth" --samples "$SAMPLES" \
         --output "$RESULTS/$result.json" "$@"
 }
 
@@ -59,7 +59,8 @@ main() {
             --orders lpd random raster --steps 64 32 16 12 8 6 4
         once "thresholds-$seed" orders "seed$seed" "digits_thresholds_$seed" --steps 16 8 4 \
             --orders lpd:1 lpd:0 lpd:2 lpd:3 lpd:4 lpd:0:100
-        once "samples-$seed" samples "seed$seed" "digits_samples_$seed"
+        once "samples-$seed" samples "seed$seed" "digits_samples_$seed" \
+            --steps 64 32 16 12 8 6 4
     done
     once samples-guided samples "seed${SEEDS%% *}" digits_samples_guided --cfg 2 --steps 64 12 4
     once search orders "seed${SEEDS%% *}" digits_search --search --steps 8
@@ -70,7 +71,8 @@ main() {
             once "$kind-$seed" orders "$kind$seed" "digits_${kind}_$seed" \
                 --orders lpd random raster --steps 64 32 16 12 8 6 4
         done
-        once "samples-blind-$seed" samples "blind$seed" "digits_samples_blind_$seed"
+        once "samples-blind-$seed" samples "blind$seed" "digits_samples_blind_$seed" \
+            --steps 64 32 16 12 8 6 4
     done
 }
 

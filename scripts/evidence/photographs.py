@@ -2,9 +2,9 @@
 
     python scripts/evidence/photographs.py --output DIR
 
-writes DIR/train/<photograph>/ and DIR/test/<photograph>/: crops of 64 x 64 pixels, for training one
-every --spacing pixels in both directions of the left 448 columns, and 18 disjoint ones of the other
-192.
+writes DIR/train/<photograph>/, DIR/test/<photograph>/ and DIR/references/<photograph>/: crops of
+64 x 64 pixels, for training one every --spacing pixels in both directions of the left 448 columns,
+and of the other 192 the 18 disjoint ones to test on and one every --spacing to judge samples by.
 """
 
 from __future__ import annotations
@@ -34,23 +34,22 @@ FIRST_HELD_OUT_COLUMN = 448
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Crops of scikit-learn's two photographs, some held out.")
-    parser.add_argument("--output", required=True, help="folder for train/ and test/")
+    parser.add_argument("--output", required=True, help="folder for train/, test/ and references/")
     parser.add_argument(
-        "--spacing", type=whole(1), default=10, help="pixels from one training crop to the next"
+        "--spacing", type=whole(1), default=10, help="pixels between overlapping crops"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write both parts."""
+    """Write all parts."""
     output = require_writable_folder(args.output, "--output")
     for name in logs.progress(PHOTOGRAPHS, desc="crops", unit="photograph"):
         photograph = load_sample_image(f"{name}.jpg")
-        columns = photograph[:, :FIRST_HELD_OUT_COLUMN], photograph[:, FIRST_HELD_OUT_COLUMN:]
-        for part, pixels, spacing in zip(
-            ("train", "test"), columns, (args.spacing, SIDE), strict=True
-        ):
+        left, right = photograph[:, :FIRST_HELD_OUT_COLUMN], photograph[:, FIRST_HELD_OUT_COLUMN:]
+        parts = ("train", left, args.spacing), ("test", right, SIDE)
+        for part, pixels, spacing in (*parts, ("references", right, args.spacing)):
             folder = output / part / name
             folder.mkdir(parents=True, exist_ok=True)
             for number, crop in enumerate(crops(pixels, spacing)):

@@ -11,6 +11,7 @@ VQ_EPOCHS=${VQ_EPOCHS:-2}
 EPOCHS=${EPOCHS:-3}
 SPACING=${SPACING:-10}
 NUM_IMAGES=${NUM_IMAGES:-}  # all
+SAMPLES=${SAMPLES:-500}
 SIZE=64
 
 train() { # train NAME SEED FLAGS...: a model into $OUT/NAME
@@ -31,6 +32,14 @@ orders() { # orders SEED RESULT FLAGS...: likelihoods of the held-out crops
         ${NUM_IMAGES:+--num_images "$NUM_IMAGES"} --output "$RESULTS/$result.json" "$@"
 }
 
+samples() { # samples SEED RESULT FLAGS...: generated crops, judged
+    local seed=$1 result=$2
+    shift 2
+    "$PYTHON" scripts/evidence/samples.py photographs --vqgan_path "$OUT/tokenizer/vq.pt" \
+        --pretrained_ckpt "$OUT/seed$seed/checkpoint-last.pth" --data "$OUT/data" \
+        --samples "$SAMPLES" --output "$RESULTS/$result.json" "$@"
+}
+
 main() {
     once data "$PYTHON" scripts/evidence/photographs.py --output "$OUT/data" \
         --spacing "$SPACING"
@@ -47,6 +56,9 @@ main() {
             --orders lpd random raster --steps 256 128 64 32 20 16 12 8
         once "thresholds-$seed" orders "$seed" "photographs_thresholds_$seed" --steps 32 20 8 \
             --orders lpd:1 lpd:0 lpd:2 lpd:3 lpd:4 lpd:0:100
+        once "samples-$seed" samples "$seed" "photographs_samples_$seed" \
+            --steps 256 128 64 32 20 16 12 8 \
+            --grid "$RESULTS/photographs_samples_$seed.png" --grid_steps 20 8
     done
     once search orders "${SEEDS%% *}" photographs_search --search --steps 20
 }

@@ -7,12 +7,14 @@
         docs/evidence/digits_blind_1.json
     python scripts/evidence/tables.py each docs/evidence/digits_[123].json --orders lpd random
     python scripts/evidence/tables.py samples docs/evidence/digits_samples_[123].json
+    python scripts/evidence/tables.py yardsticks docs/evidence/digits_samples_1.json
     python scripts/evidence/tables.py search docs/evidence/digits_search.json
 
 `nll`: nats an image, and differences to the order that --minus names. `prices`: the price of
 parallelism alike. `alone`: nats of the same orders one token at a time. `against`: by how much the
 second half of the models exceeds the first, image by image. `each`: the differences of `nll`, model
-by model. `samples`: judged samples. `search`: the best candidates, and the worst.
+by model. `samples`: judged samples. `yardsticks`: what real images score as samples do. `search`:
+the best candidates, and the worst.
 
 Files of one model are taken together, models (one for each training seed) averaged. Standard errors
 are over images, of each image's average over the models.
@@ -48,12 +50,12 @@ Cell = Callable[[Key], str]
 # Title, order, and what a cell holds.
 Column = tuple[str, str, Cell]
 
-TABLES = ("nll", "prices", "alone", "against", "each", "samples", "search")
+TABLES = ("nll", "prices", "alone", "against", "each", "samples", "yardsticks", "search")
 # Which tables heed a flag.
 HEEDED = {
-    "orders": TABLES[:-1],
+    "orders": TABLES[:6],
     "minus": ("nll", "prices", "each"),
-    "class_name": TABLES[:-2],
+    "class_name": TABLES[:5],
 }
 # Of the candidates of a search.
 SHOWN = 5
@@ -78,7 +80,12 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--{flag}: found with {args.table}, expected with one of {', '.join(tables)}"
             )
-    lines = search_table(args.files) if args.table == "search" else study_table(args)
+    if args.table == "search":
+        lines = search_table(args.files)
+    elif args.table == "yardsticks":
+        lines = yardsticks_table(args.files)
+    else:
+        lines = study_table(args)
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
@@ -190,6 +197,25 @@ def search_table(paths: Sequence[Path]) -> Iterator[str]:
                 less = Estimate(each["minus_published"], each["minus_published_se"])
                 candidate = f"{each['repulsion']:g} | {each['proximity']:g} | {each['shape']}"
                 yield f"| {found['steps']} | {half} | {candidate} | {nll} | {less} |"
+
+
+def yardsticks_table(paths: Sequence[Path]) -> Iterator[str]:
+    """Class accuracy and Frechet distances of real images: as they are, and reconstructed."""
+    files = [read_json(path) for path in paths]
+    titles = {
+        "class_accuracy": "accuracy, %",
+        "frechet_distance": "Frechet distance",
+        "frechet_distance_held_out": "to held-out crops",
+    }
+    if any(not {"real", "reconstructed"} <= file.keys() for file in files):
+        raise UserError("files: found no real and reconstructed, expected them of every file")
+    names = [name for name in titles if all(name in file["real"] for file in files)]
+    yield f"| images | {' | '.join(titles[name] for name in names)} |"
+    yield "|---" * (1 + len(names)) + "|"
+    for images in ("real", "reconstructed"):
+        found = {name: [file[images][name] for file in files] for name in names}
+        found["class_accuracy"] = [100 * share for share in found["class_accuracy"]]
+        yield f"| {images} | {' | '.join(spread(found[name], digits=1) for name in names)} |"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

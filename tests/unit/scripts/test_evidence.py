@@ -246,6 +246,22 @@ def test_samples_come_with_their_range(tmp_path: Path, capsys: pytest.CaptureFix
     assert lines(capsys, "samples", files[0])[2] == "| 64 | 90.0 | 50.0 |"
 
 
+def test_yardsticks_are_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "a.json"
+    real = {"class_accuracy": 0.9, "frechet_distance": 1.26, "frechet_distance_held_out": 7}
+    found = {"real": real, "reconstructed": {**real, "frechet_distance": 9.99}}
+    path.write_text(json.dumps(found))
+    head, _, *rows = lines(capsys, "yardsticks", path)
+    assert head == "| images | accuracy, % | Frechet distance | to held-out crops |"
+    assert rows == ["| real | 90.0 | 1.3 | 7.0 |", "| reconstructed | 90.0 | 10.0 | 7.0 |"]
+    del real["frechet_distance_held_out"], found["reconstructed"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="found no real and reconstructed, expected them of every"):
+        lines(capsys, "yardsticks", path)
+    with pytest.raises(UserError, match="^files: .*no.json does not exist"):
+        lines(capsys, "yardsticks", tmp_path / "no.json")
+
+
 def test_no_pixel_is_both_trained_on_and_held_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +271,7 @@ def test_no_pixel_is_both_trained_on_and_held_out(
     picture = np.broadcast_to(pixels, (427, 640, 3))
     monkeypatch.setattr(photographs, "load_sample_image", lambda _: picture)
     photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
-    columns = {"train": set(), "test": set()}
+    columns = {"train": set(), "test": set(), "references": set()}
     for part, found in columns.items():
         for path in (tmp_path / part).rglob("*.png"):
             with Image.open(path) as image:
@@ -264,18 +280,20 @@ def test_no_pixel_is_both_trained_on_and_held_out(
             found |= set((256 * crop[..., 0] + crop[..., 1]).ravel().tolist())
     assert columns["train"] <= set(range(448)) and max(columns["train"]) > 437
     assert columns["test"] == set(range(448, 640))
+    assert columns["references"] <= columns["test"] and len(columns["references"]) > 180
 
 
 def test_crops_of_both_photographs(tmp_path: Path) -> None:
     photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
     counts = {
         (part, name): len(list((tmp_path / part / name).glob("*.png")))
-        for part in ("train", "test")
+        for part in ("train", "test", "references")
         for name in photographs.PHOTOGRAPHS
     }
     assert counts == {
         **{("train", name): 39 * 37 for name in photographs.PHOTOGRAPHS},
         **{("test", name): 18 for name in photographs.PHOTOGRAPHS},
+        **{("references", name): 13 * 37 for name in photographs.PHOTOGRAPHS},
     }
     with Image.open(tmp_path / "test" / "china" / "0017.png") as image:
         assert image.size == (64, 64)

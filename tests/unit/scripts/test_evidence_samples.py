@@ -1,0 +1,279 @@
+"""Generated images held against real ones: the studies' measure, with tiny networks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.decoding import generate
+from models.lpd import LPD, lpd_tiny
+from orders.group_sizes import group_sizes
+from scripts.evidence import data_sets, photographs, samples
+from scripts.evidence.crop_features import judge_features, texture_features
+from scripts.evidence.data_sets import DataSet, Labelled
+from tests.integration.tiny_world import CLASSES, GRID, tiny_tokenizer
+from tokenizers.vq_model import save_tokenizer
+from util.checkpoints.files import atomic_save
+from util.errors import UserError
+from util.order_study.kinds import OrderKind, parse_order_kind
+
+SIZES = [1, 3, 5, 7]
+
+
+def opinionated_model(classes: int = CLASSES) -> LPD:
+    """Random, but what it draws depends on class, context and chance alike."""
+    torch.manual_seed(1)
+    model = lpd_tiny(img_size=16, vqgan_stride=4, vqgan_vocab_size=32, class_num=classes)
+    with torch.no_grad():
+        for layer, factor in ((model.class_emb, 20), (model.token_emb, 20), (model.head, 5)):
+            layer.weight.mul_(factor)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def sampler() -> samples.Sampler:
+    return samples.Sampler(opinionated_model(), torch.arange(9) // 3, cfg=1.0, seed=5)
+
+
+@pytest.fixture
+def lpd() -> OrderKind:
+    return parse_order_kind("lpd", GRID, 5, 9)
+
+
+def one_by_one(sampler: samples.Sampler, labels: Sequence[int], orders: np.ndarray) -> Tensor:
+    """What `generate` makes of each image by itself: its label, order and draws."""
+    made = []
+    for i in range(len(labels)):
+        options = dict(seed=sampler.seed, image_ids=[i])
+        made.append(generate(sampler.model, [labels[i]], orders[i : i + 1], SIZES, **options))
+    return torch.cat(made)
+
+
+def test_every_sample_has_its_own_class_order_and_draws(
+    sampler: samples.Sampler, lpd: OrderKind
+) -> None:
+    made = sampler.tokens(lpd, SIZES)
+    assert made.shape == (9, 16) and made.dtype == torch.int64
+    orders = lpd.make(np.arange(9), SIZES)
+    assert len(np.unique(orders, axis=0)) == 9
+    labels = [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert torch.equal(made, one_by_one(sampler, labels, orders))
+    # Each of them would be another with another class, or the order of another image.
+    others = one_by_one(sampler, labels[3:] + labels[:3], orders)
+    assert (made != others).any(1).all()
+    others = one_by_one(sampler, labels, np.roll(orders, 1, axis=0))
+    assert (made != others).any(1).all()
+    # The draws: images of one class, in one order, are not the same.
+    one_order = OrderKind("one", lambda ids, _: np.tile(orders[:1], (len(ids), 1)))
+    for of_a_class in sampler.tokens(one_order, SIZES).split(3):
+        assert len(of_a_class.unique(dim=0)) == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_batch_size_has_no_influence(
+    sampler: samples.Sampler, lpd: OrderKind, batch_size: int
+) -> None:
+    smaller = replace(sampler, batch_size=batch_size)
+    assert torch.equal(smaller.tokens(lpd, SIZES), sampler.tokens(lpd, SIZES))
+
+
+def grey(values: Sequence[int]) -> Tensor:
+    """(n, 3, 16, 16) uint8, each with dots so that features vary."""
+    images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 16, 16)
+    for i, image in enumerate(images):
+        image[:, i % 16, :] += 1 + i
+    return images
+
+
+def toy(args: argparse.Namespace | None = None) -> DataSet:
+    """Three classes; the judge calls black 0, grey 1 and white 2, and errs twice among held out."""
+    train = Labelled(grey([10, 20, 30, 40] * 3), torch.arange(12) // 4)
+    held_out = Labelled(grey([5, 99, 100, 101, 200, 99]), torch.arange(6) // 2)
+    return DataSet(
+        train=train,
+        held_out=held_out,
+        judge=lambda images, labels: float(
+            (images.float().mean(dim=(1, 2, 3)) // 86 == labels).float().mean()
+        ),
+        features=lambda images: images.float()[:, 0, :2, 0],
+        references={"to_held_out": held_out, "to_train": train},
+    )
+
+
+def test_accuracy_and_distances_are_of_and_to_what_they_say() -> None:
+    data = toy()
+    assert (data.num_classes, data.image_size) == (3, 16)
+    assert data.accuracy(data.held_out) == pytest.approx(4 / 6)
+    of_held_out, of_train = map(data.distances, (data.held_out, data.train))
+    assert of_held_out["to_held_out"] == pytest.approx(0, abs=1e-3) and of_held_out["to_train"] > 99
+    assert of_train["to_train"] == pytest.approx(0, abs=1e-3)
+    assert of_train["to_held_out"] == pytest.approx(of_held_out["to_train"])
+
+
+def test_images_are_spread_over_what_there_is() -> None:
+    data = Labelled(torch.arange(10).view(10, 1, 1, 1), torch.tensor([0] * 6 + [1] * 4))
+    two = data.spread(2)
+    assert two.images.flatten().tolist() == [0, 3, 6, 8] and two.labels.tolist() == [0, 0, 1, 1]
+    assert data.spread(5).images.flatten().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("networks")
+    save_tokenizer(folder / "vq.pt", tiny_tokenizer())
+    atomic_save({"model": opinionated_model().state_dict()}, folder / "lpd.pth")
+    files = {"pretrained_ckpt": "lpd.pth", "vqgan_path": "vq.pt"}
+    return [text for name, file in files.items() for text in (f"--{name}", str(folder / file))]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, flags: Sequence[str]) -> None:
+    monkeypatch.setattr(samples, "DATA_SETS", {"toy": toy})
+    samples.main(samples.build_parser().parse_args(["toy", "--data", "unread", *flags]))
+
+
+def test_the_command_measures_every_setting(
+    networks: list[str], sampler: samples.Sampler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output, grid = tmp_path / "new" / "out.json", tmp_path / "grid.png"
+    flags = [*networks, "--output", str(output), "--samples", "9", "--seed", "5"]
+    flags += ["--steps", "16", "4", "--orders", "lpd", "raster"]
+    command(monkeypatch, [*flags, "--grid", str(grid), "--grid_steps", "4"])
+    found = json.loads(output.read_text())
+    assert (found["samples"], found["cfg"]) == (9, 1.0)
+    settings = [(entry["steps"], entry["order"]) for entry in found["results"]]
+    assert settings == [(16, "lpd"), (16, "raster"), (4, "lpd"), (4, "raster")]
+    # The same by hand: nine samples of the third setting, three of each class.
+    data, kind = toy(), parse_order_kind("lpd", GRID, 5, 9)
+    codec = samples.Codec(tiny_tokenizer(), GRID)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = replace(sampler, model=opinionated_model().round_products())
+        tokens = rounded.tokens(kind, group_sizes(16, 4))
+    made = Labelled(codec.images(tokens), torch.arange(9) // 3)
+    judged = {"class_accuracy": data.accuracy(made), **data.distances(made)}
+    assert found["results"][2] == {"order": "lpd", "steps": 4, **judged}
+    # Real images: those held out for the judge, as many of those trained on for the distances.
+    train = data.train.spread(3)
+    assert found["real"] == pytest.approx({"class_accuracy": 4 / 6, **data.distances(train)})
+    assert found["reconstructed"] == {
+        "class_accuracy": data.accuracy(codec.reconstructed(data.held_out)),
+        **data.distances(codec.reconstructed(train)),
+    }
+    assert found["reconstructed"] != found["real"]
+    # Real and reconstructed images, then two orders; three of each class.
+    picture = np.asarray(Image.open(grid))
+    assert picture.shape == (4 * 18 - 2, 9 * 18 - 2, 3)
+    assert np.array_equal(picture[:16, :16], train.images[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(picture[36:52, 18:34], made.images[1].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--samples", "10"], "--samples: found 10, expected a multiple of 3"),
+        (["--steps", "17"], "--steps: found 17 steps, expected 2 to 16"),
+        (["--orders", "spiral"], "--orders: found 'spiral', expected random, raster, lpd"),
+        (["--grid", "/dev/null/grid.png"], "--grid: /dev/null"),
+        (["--pretrained_ckpt", "no.pth"], "--pretrained_ckpt: no.pth does not exist"),
+    ],
+)
+def test_bad_input_ends_before_any_work(
+    networks: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flags: list[str],
+    line: str,
+) -> None:
+    monkeypatch.setattr(samples.Sampler, "tokens", None)
+    output = tmp_path / "out.json"
+    given = [*networks, "--output", str(output), "--steps", "4", "--samples", "9", *flags]
+    with pytest.raises(UserError) as error:
+        command(monkeypatch, given)
+    assert str(error.value).startswith(line)
+    assert not output.exists()
+
+
+def test_a_model_of_other_classes_is_refused(
+    networks: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    atomic_save({"model": opinionated_model(classes=4).state_dict()}, tmp_path / "four.pth")
+    flags = ["--pretrained_ckpt", str(tmp_path / "four.pth"), "--output", str(tmp_path / "a.json")]
+    with pytest.raises(UserError, match="four.pth has 4 classes, expected the 3 of toy"):
+        command(monkeypatch, [*networks, *flags, "--steps", "4", "--samples", "9"])
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs' data set, with fewer crops."""
+    folder = tmp_path_factory.mktemp("crops")
+    photographs.main(photographs.parse_args(["--output", str(folder), "--spacing", "40"]))
+    return folder
+
+
+def real_photographs(data: Path, weights: str | None = None) -> DataSet:
+    return data_sets.photographs(argparse.Namespace(data=data, feature_extractor_weights=weights))
+
+
+def test_photographs_are_told_apart_where_nobody_was_trained(crops: Path) -> None:
+    data = real_photographs(crops)
+    assert len(data.train.labels) == 2 * 2 * 10 * 10
+    assert len(data.held_out.labels) == 2 * 2 * 10 * 4
+    assert torch.equal(data.train.images[3].flip(2), data.train.images[200 + 3])
+    assert data.accuracy(data.held_out) > 0.85
+    swapped = Labelled(data.held_out.images, 1 - data.held_out.labels)
+    assert data.accuracy(swapped) == pytest.approx(1 - data.accuracy(data.held_out))
+    # In standard deviations of the training crops.
+    assert torch.allclose(data.features(data.train.images).std(dim=0), torch.ones(60), atol=1e-4)
+
+
+def test_the_distance_grows_with_what_parallel_decoding_spoils(crops: Path) -> None:
+    """The more tokens' blocks of 4 x 4 pixels come from elsewhere in the crop, the further away."""
+    data = real_photographs(crops)
+    blocks = data.train.images.unfold(2, 4, 4).unfold(3, 4, 4)
+    found = []
+    for share in (0.0, 0.05, 0.2):
+        chosen = torch.rand(len(blocks), 1, 16, 16, 1, 1, generator=torch.manual_seed(0)) < share
+        mixed = torch.where(chosen, blocks.roll((5, 7), dims=(2, 3)), blocks)
+        images = mixed.permute(0, 1, 2, 4, 3, 5).reshape(data.train.images.shape)
+        found.append(data.distances(Labelled(images, data.train.labels))["frechet_distance"])
+    assert found[0] == pytest.approx(0, abs=1e-2)
+    assert found[0] + 1 < found[1] and 2 * found[1] < found[2]
+
+
+def test_features_of_crops_are_finite_and_know_directions() -> None:
+    stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    stripes.unflatten(3, (8, 8))[..., :4] = 200  # upright, one token wide
+    for transform in (judge_features, texture_features):
+        flat = transform(torch.full((2, 3, 64, 64), 7, dtype=torch.uint8))
+        assert flat.dtype == torch.float32 and flat.isfinite().all()
+        assert not torch.equal(transform(stripes), transform(stripes.mT))
+    lines = judge_features(stripes).view(1, 11, 4, 4)
+    assert lines[0, [0, 4]].min() > 0.4 and lines[0, [1, 2, 3, 5, 6, 7]].abs().max() == 0
+    assert lines[0, 8:].mean() == pytest.approx(100 / 255, abs=1e-6)
+    # Mean and root mean square of lightness by token: side by side, then one below the other.
+    strongest = texture_features(stripes)[0, 12:].exp()
+    assert strongest[[0, 3]].tolist() == pytest.approx([200 / 255] * 2, abs=0.01)
+    assert strongest[[6, 9]].tolist() == pytest.approx([1 / 255] * 2, rel=1e-3)
+
+
+def test_other_data_is_refused_in_a_line(crops: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^--feature_extractor_weights: found a.pth, expected none"):
+        real_photographs(crops, "a.pth")
+    with pytest.raises(UserError, match="^--data: .*train does not exist"):
+        real_photographs(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "train" / name / "0.png")
+    with pytest.raises(UserError, match="holds the classes cat, dog, expected china and flower"):
+        real_photographs(tmp_path)
+    with pytest.raises(UserError, match="^--feature_extractor_weights: not given"):
+        args = argparse.Namespace(data=tmp_path, feature_extractor_weights=None)
+        data_sets.digits(args)
