@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import tempfile
+from types import FrameType
 
 from app.studio import Studio
 from util.errors import UserError
@@ -52,13 +54,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
-    """Show the page until the program is interrupted.
+    """Show the page until the program is interrupted or told to end.
 
     Args:
         studio: what the page plays with.
         about: a line about the model.
         server_socket: where to listen.
+
+    Raises:
+        SystemExit: it was told to end (SIGTERM), or its terminal is gone.
     """
+    _end_by_exit()
     studio.warm_up()
     with tempfile.TemporaryDirectory(prefix="lpd-app-") as folder:
         # Read by Gradio when it is imported or makes a component: no telemetry, and files in a
@@ -70,9 +76,10 @@ def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
 
         from app.page import STYLE, THEME, build_page
 
+        page = build_page(studio, about).queue(max_size=32, api_open=False)
         web = gr.mount_gradio_app(
             FastAPI(openapi_url=None),
-            build_page(studio, about).queue(max_size=32, api_open=False),
+            page,
             path="/",
             footer_links=[],
             run_history=False,
@@ -85,11 +92,26 @@ def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
             theme=THEME,
             css_paths=STYLE,
         )
+        # Without it Gradio opens any file of this machine that a visitor names as an upload.
+        page.has_launched = True
         host, port = server_socket.getsockname()[:2]
         server = uvicorn.Server(
             uvicorn.Config(
                 web, log_level="warning", log_config=None, timeout_graceful_shutdown=_PATIENCE
             )
         )
+        # At the end it cuts off the streams to open pages, and calls each an error.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         logger.info("the page is at http://%s:%d (Ctrl-C ends it)", host, port)
         server.run(sockets=[server_socket])
+
+
+def _end_by_exit() -> None:
+    """Let the signals that end a program do it by an exception, so that it tidies up."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
+        signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
