@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from app.studio import Frame, Picture
 from models.decoding import UNDECIDED
@@ -47,10 +49,20 @@ def canvas_side(size: int) -> int:
     return size * max(1, CANVAS_SIDE // size)
 
 
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) uint8 for Gradio, which names a file after its content and writes it every time.
+
+    A mark makes each a file of its own, so that none is written while a browser reads it.
+    """
+    image = Image.fromarray(pixels)
+    image.info["mark"] = secrets.token_hex(8)
+    return image
+
+
 def canvas_of(picture: Picture) -> dict[str, Any]:
     """The picture on a canvas without paint, as `gr.ImageEditor` wants it."""
     times = canvas_side(len(picture.pixels)) // len(picture.pixels)
-    large = picture.pixels.repeat(times, axis=0).repeat(times, axis=1)
+    large = as_image(picture.pixels.repeat(times, axis=0).repeat(times, axis=1))
     return {"background": large, "layers": [], "composite": large}
 
 

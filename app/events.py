@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.display import canvas_of, paced, painted, status
+from app.display import as_image, canvas_of, paced, painted, status
 from app.settings import MAX_PAUSE, ORDERS, Settings, number, read_settings
 from app.studio import Frame, Picture, Studio
 from util.data.canvas import open_picture
@@ -145,9 +145,12 @@ def show(frame: Frame | None) -> tuple:
     """Values for a gallery, its line, its frame and the number of its chosen image."""
     if frame is None:
         return (gr.skip(),) * 4
-    return pictures(frame), status(frame), frame, gr.skip() if frame.step else 0
+    if frame.step:
+        return pictures(frame), status(frame), frame, gr.skip()
+    # Left alone, Gradio goes on marking the number that was chosen of the images before.
+    return gr.Gallery(pictures(frame), selected_index=0), status(frame), frame, 0
 
 
 def pictures(frame: Frame) -> list[Image.Image]:
     """The images, for a gallery."""
-    return [Image.fromarray(image) for image in frame.images]
+    return [as_image(image) for image in frame.images]

@@ -1,7 +1,7 @@
 """The page, in Gradio: fields, tabs and buttons around what `app.studio` can do.
 
-All that a visitor has is in `gr.State`s, of which each session has its own. Whatever runs the
-networks takes turns: one event at a time, over all tabs and visitors.
+All that a visitor has is in `gr.State`s, of which each session has its own. Whatever decodes takes
+turns: one event at a time, over all tabs and visitors.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ THEME = gr.themes.Default(
 )
 # Up to this side images are shown with their pixels as squares.
 SMALL = 128
-# What runs the networks waits for its turn.
+# What decodes waits for its turn.
 TURNS = {"concurrency_id": "networks", "concurrency_limit": 1}
+# What puts a picture on the canvas: Gradio's sign of progress would stay over the second one.
+AT_ONCE = {"show_progress": "hidden"}
 
 _GREETING = """# Locality-aware Parallel Decoding
 {about}"""
@@ -86,6 +88,7 @@ def build_page(studio: Studio, about: str) -> gr.Blocks:
             lambda frame, number: (*events.take(frame, number), gr.Tabs(selected="edit")),
             [generated.frame, generated.chosen],
             [*editing, tabs],
+            **AT_ONCE,
         )
     return page
 
@@ -104,7 +107,7 @@ def _add_fields(studio: Studio) -> dict[str, Any]:
         ),
         "count": gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count"),
     }
-    fields["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+    fields["seed"] = gr.Number(0, label="Seed", elem_id="seed")
     another = gr.Button("Another seed", size="sm", elem_id="another")
     another.click(lambda: secrets.randbelow(10**6), None, fields["seed"], show_progress="hidden")
     fields["steps"] = gr.Slider(
@@ -253,9 +256,9 @@ def _add_editing(studio: Studio, fields: dict[str, Any]) -> tuple[gr.State, gr.I
         **TURNS,
     )
     stop.click(None, cancels=running)
-    upload.upload(partial(events.upload, studio), upload, [source, editor], **TURNS)
-    editor.clear(events.clear, source, editor)
-    again.click(events.take, [result.frame, result.chosen], [source, editor])
+    upload.upload(partial(events.upload, studio), upload, [source, editor], **AT_ONCE)
+    editor.clear(events.clear, source, editor, **AT_ONCE)
+    again.click(events.take, [result.frame, result.chosen], [source, editor], **AT_ONCE)
     return source, editor
 
 
@@ -263,7 +266,7 @@ def _add_comparison(studio: Studio, fields: dict[str, Any]) -> None:
     """The tab that makes the same images in every order."""
     start, stop = _add_buttons("compare", "Compare")
     galleries, statuses = [], []
-    with gr.Row():
+    with gr.Row(elem_id="orders"):
         for order, name in ORDERS.items():
             with gr.Column(min_width=140):
                 gr.Markdown(f"**{name.capitalize()}**")

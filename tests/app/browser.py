@@ -207,6 +207,17 @@ class Visitor:
         """Whether there is paint in the middle of the canvas."""
         return PAINT in colours(self.find("#editor canvas"))
 
+    def is_covered(self) -> bool:
+        """Whether a sign of progress lies over the canvas."""
+        signs = self.driver.find_elements(By.CSS_SELECTOR, "#editor > .wrap:not(.hide)")
+        return any(sign.is_displayed() for sign in signs)
+
+    def chosen(self, result: str) -> list[int]:
+        """Which images of a result are marked."""
+        found = self.driver.find_elements(By.CSS_SELECTOR, f"#{result}-gallery .thumbnail-item")
+        classes = [item.get_attribute("class").split() for item in found]
+        return [number for number, names in enumerate(classes) if "selected" in names]
+
     def upload(self, path: Path) -> None:
         """Choose a file in the dialog of the upload button."""
         selector = "input[data-testid$=upload-button]"

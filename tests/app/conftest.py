@@ -66,16 +66,16 @@ def running(
 
 
 @pytest.fixture
-def visit(running: RunningApp, tmp_path: Path) -> Iterator[Callable[[], Visitor]]:
+def visit(running: RunningApp, tmp_path: Path) -> Iterator[Callable[..., Visitor]]:
     """Lets a visitor come; what each sees in the end becomes a picture in `tmp_path`."""
     from tests.app.browser import visitor
 
     with ExitStack() as stack:
         count = 0
 
-        def come() -> Visitor:
+        def come(*size: str) -> Visitor:
             nonlocal count
             count += 1
-            return stack.enter_context(visitor(running.address, tmp_path / f"{count}.png"))
+            return stack.enter_context(visitor(running.address, tmp_path / f"{count}.png", *size))
 
         yield come

@@ -34,17 +34,23 @@ class RunningApp:
     process: subprocess.Popen
     log: Path
 
-    def interrupt(self) -> int:
-        """End it as Ctrl-C does; gives the exit code."""
-        self.process.send_signal(signal.SIGINT)
+    def end(self, number: signal.Signals) -> int:
+        """Send it a signal, and give the exit code."""
+        self.process.send_signal(number)
         return self.process.wait(STOP_DEADLINE)
 
 
 @contextmanager
-def running_app(log: Path, *flags: object) -> Iterator[RunningApp]:
-    """Start the program on a free port; end it on the way out, whatever happened."""
+def running_app(log: Path, *flags: object, **variables: str) -> Iterator[RunningApp]:
+    """Start the program on a free port; end it on the way out, whatever happened.
+
+    Args:
+        log: where to put what it says.
+        flags: for it.
+        variables: of its environment, besides those of this process.
+    """
     command = [sys.executable, "scripts/app.py", "--port", "0", *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     with log.open("w") as output:
         process = subprocess.Popen(
             command,

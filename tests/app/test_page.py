@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +33,14 @@ pytestmark = pytest.mark.slow
 SETTINGS = Settings(label=1, count=3, seed=7, steps=8, sampling=SamplingSettings(cfg=2.0))
 FIELDS = {"label": "class 1", "count": 3, "seed": 7, "steps": 8, "cfg": 2}
 LIBRARY = {"cfg": 2.0, "seed": 7}
+
+
+def weights(world: TinyWorld) -> tuple[object, ...]:
+    """Flags that say what to play with."""
+    return (
+        *("--pretrained_ckpt", world.checkpoint),
+        *("--vqgan_path", world.tokenizer, "--device", "cpu"),
+    )
 
 
 def library_images(studio: Studio, tokens: torch.Tensor) -> np.ndarray:
@@ -137,6 +149,7 @@ def test_a_painted_part_is_made_anew_and_the_rest_kept(
     # A variant can be edited further: it is what stands on the canvas then.
     page.click("#again")
     page.wait(lambda: not page.is_painted(), "a picture without paint")
+    assert not page.is_covered()
     page.start("edit", "edited")
     assert page.complaint().endswith(
         "Nothing is painted: please brush over what is to be made anew."
@@ -146,13 +159,19 @@ def test_a_painted_part_is_made_anew_and_the_rest_kept(
 def test_an_upload_is_edited_and_keeps_its_pixels(
     visit: Callable[[], Visitor], studio: Studio, tmp_path: Path
 ) -> None:
+    from tests.app.browser import colours
+
     pixels = np.random.default_rng(0).integers(256, size=(16, 24, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.new("RGB", (16, 16), "green").save(tmp_path / "other.png")
     page = visit()
     page.open_tab("Edit")
+    page.upload(tmp_path / "other.png")
+    page.wait(lambda: (0, 128, 0) in colours(page.find("#editor canvas")), "the first picture")
     page.upload(tmp_path / "wide.png")
     page.enter(**FIELDS)
     page.paint((-40, -40), (5, 5))
+    assert not page.is_covered()
     page.click("#keep input")
     page.start("edit", "edited")
     page.finish("edited")
@@ -161,6 +180,54 @@ def test_an_upload_is_edited_and_keeps_its_pixels(
     middle = pixels[:, 4:20]
     np.testing.assert_array_equal(images[:, 12:], np.broadcast_to(middle, (3, 16, 16, 3))[:, 12:])
     assert (images != middle).any()
+
+
+def test_the_marked_image_is_the_one_that_is_taken(
+    visit: Callable[[], Visitor], studio: Studio
+) -> None:
+    page = visit()
+    page.enter(**FIELDS)
+    page.start("generate", "generated")
+    page.finish("generated")
+    assert page.chosen("generated") == [0]
+    page.driver.find_elements("css selector", "#generated-gallery button img")[2].click()
+    page.wait(lambda: page.chosen("generated") == [2], "the mark on what was clicked")
+    page.start("generate", "generated")
+    page.finish("generated")
+    assert page.chosen("generated") == [0]
+    page.click("#take")
+    page.paint((-50, -50), (10, 10))
+    page.click("#keep input")
+    page.start("edit", "edited")
+    page.finish("edited")
+    *_, last = studio.generate(SETTINGS)
+    edited = page.images("edited")[:, 12:]  # below the paint
+    np.testing.assert_array_equal(edited, np.broadcast_to(last.images[:1, 12:], edited.shape))
+
+
+def test_a_phone_compares_orders_one_below_the_other(visit: Callable[[str], Visitor]) -> None:
+    page = visit("500,900")
+    page.open_tab("Compare orders")
+    places = [page.find(f"#compare-{order}-gallery").rect for order in ORDERS]
+    assert len({place["width"] for place in places}) == 1
+    assert len({place["y"] for place in places}) == 3
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 500
+
+
+def test_the_tab_key_closes_the_list_of_classes(visit: Callable[[], Visitor]) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page = visit()
+    options = "[data-testid=dropdown-option]"
+    field = page.find("#label input")
+    field.click()
+    page.find(options)
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys("class 2", Keys.TAB)
+    found = page.driver.find_elements("css selector", options)
+    assert not any(option.is_displayed() for option in found)
+    page.start("generate", "generated")
+    page.finish("generated")
 
 
 def test_errors_are_one_sentence(visit: Callable[[], Visitor], tmp_path: Path) -> None:
@@ -174,6 +241,11 @@ def test_errors_are_one_sentence(visit: Callable[[], Visitor], tmp_path: Path) -
     page.start("generate", "generated")
     assert "Class: found '<b>x', expected" in page.complaint()
     page.enter(label="0")
+    for seed in ("-5", "1.5"):
+        page.enter(seed=seed)
+        page.start("generate", "generated")
+        assert f"Seed: found {seed}, expected a whole number from 0 to" in page.complaint()
+    page.enter(seed=0)
     page.click("#take")
     assert "There is no image yet" in page.complaint()
     page.open_tab("Edit")
@@ -231,13 +303,56 @@ def test_a_visitor_who_stops_or_leaves_makes_room(visit: Callable[[], Visitor]) 
     second.finish("generated")
 
 
-def test_ctrl_c_ends_the_program(packages: None, world: TinyWorld, tmp_path: Path) -> None:
-    flags = ["--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer]
-    with running_app(tmp_path / "log.txt", *flags, "--device", "cpu") as app:
-        assert app.interrupt() == 130
-    said = app.log.read_text()
-    assert said.splitlines()[-1].endswith("interrupted")
-    assert "Traceback" not in said
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
+def test_a_signal_ends_the_program_whatever_it_does(
+    packages: None,
+    world: TinyWorld,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    from tests.app.browser import visitor
+
+    files = tmp_path / "files"
+    files.mkdir()
+    with running_app(tmp_path / "log.txt", *weights(world), TMPDIR=str(files)) as app:
+        with visitor(app.address, tmp_path / "page.png") as page:
+            page.click("#more button")
+            page.enter(**{**FIELDS, "steps": 16, "pause": 2})  # half a minute
+            page.start("generate", "generated")
+            page.wait(lambda: [s for s in page.seen() if s.status.startswith("step ")], "a step")
+            assert list(files.glob("lpd-app-*"))
+            assert app.end(number) == code
+        assert not list(files.glob("lpd-app-*"))
+    said = app.log.read_text().splitlines()
+    ends = ["interrupted"] if number is signal.SIGINT else []
+    assert [line.rpartition(" ")[2] for line in said[1:]] == ends
+
+
+def test_only_what_was_uploaded_is_opened(packages: None, world: TinyWorld, tmp_path: Path) -> None:
+    """A visitor who speaks to the program without the page names a picture of this machine."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "private.png")
+    file = {"path": str(tmp_path / "private.png"), "meta": {"_type": "gradio.FileData"}}
+    with running_app(tmp_path / "log.txt", *weights(world)) as app:
+        events = json.loads(ask(f"{app.address}/config"))["dependencies"]
+        (upload,) = [event["id"] for event in events if event["targets"][0][1] == "upload"]
+        wish = {"data": [file], "fn_index": upload, "session_hash": "somebody"}
+        ask(f"{app.address}/gradio_api/queue/join", json.dumps(wish).encode())
+        said = ask(f"{app.address}/gradio_api/queue/data?session_hash=somebody")
+        assert "it was not uploaded by a user" in said
+        assert "image.png" not in said
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            ask(f"{app.address}/gradio_api/file={file['path']}")
+
+
+def ask(address: str, content: bytes | None = None) -> str:
+    """What the program answers; to the end of the stream."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, content, headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return response.read().decode()
 
 
 def test_a_taken_port_is_told(running: RunningApp, world: TinyWorld) -> None:
@@ -246,8 +361,8 @@ def test_a_taken_port_is_told(running: RunningApp, world: TinyWorld) -> None:
     port = running.address.rpartition(":")[2]
     result = run_command(
         "scripts/app.py",
-        *("--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer),
-        *("--device", "cpu", "--port", port),
+        *weights(world),
+        *("--port", port),
     )
     assert result.returncode == 2
     assert result.stderr == (

@@ -1,5 +1,6 @@
 """What the page can do, without the page: it gives what the library gives."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -12,6 +13,7 @@ from PIL import Image
 from app.display import (
     BREATH,
     CANVAS_SIDE,
+    as_image,
     canvas_of,
     canvas_side,
     describe,
@@ -189,8 +191,19 @@ def test_the_canvas_is_a_multiple_of_the_picture(size: int, side: int) -> None:
     assert canvas_side(size) == side
     pixels = np.random.default_rng(0).integers(256, size=(size, size, 3), dtype=np.uint8)
     canvas = canvas_of(Picture(pixels, torch.zeros(1, dtype=torch.int64)))
-    assert canvas["background"].shape == (side, side, 3)
-    np.testing.assert_array_equal(canvas["background"][:: side // size, :: side // size], pixels)
+    shown = np.asarray(canvas["background"])
+    assert shown.shape == (side, side, 3)
+    np.testing.assert_array_equal(shown[:: side // size, :: side // size], pixels)
+
+
+def test_the_same_picture_is_another_file_each_time() -> None:
+    processing = pytest.importorskip("gradio.processing_utils")
+    pixels = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    files = [processing.encode_pil_to_bytes(as_image(pixels), "png") for _ in range(2)]
+    assert files[0] != files[1]
+    for content in files:
+        with Image.open(io.BytesIO(content)) as image:
+            np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
 def test_paint_is_what_is_opaque() -> None:
