@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 import pytest
@@ -65,7 +65,6 @@ def test_every_step_has_its_frame(studio: Studio) -> None:
         known = before.tokens >= 0
         assert torch.equal(after.tokens[known], before.tokens[known])
         assert (after.tokens >= 0).sum() > known.sum()
-        assert after.seconds > before.seconds
         expected = images_so_far(studio.tokenizer, after.tokens).numpy()
         np.testing.assert_array_equal(after.images, expected)
 
@@ -176,6 +175,30 @@ def test_bf16_is_the_library_under_autocast(studio: Studio) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         expected = generate(studio.model, [1, 1, 1], None, 5, **LIBRARY)
     assert torch.equal(frames[-1].tokens, expected)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_step_runs_under_autocast_if_asked(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    found = []
+
+    def steps(*_: object, **__: object) -> Iterator[torch.Tensor]:
+        for _step in range(SETTINGS.steps):
+            found.append(torch.is_autocast_enabled("cpu"))
+            yield torch.zeros(SETTINGS.count, GRID.num_tokens, dtype=torch.int64)
+
+    monkeypatch.setattr("app.studio.generate_steps", steps)
+    for _ in replace(studio, bf16=bf16).generate(SETTINGS):
+        assert not torch.is_autocast_enabled("cpu")  # which another thread may go on from
+    assert found == [bf16] * SETTINGS.steps
+
+
+def test_the_time_is_that_of_all_steps(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()
+    monkeypatch.setattr("app.studio.time.perf_counter", lambda: next(clock) * 0.5)
+    seconds = [frame.seconds for frame in studio.generate(SETTINGS)]
+    assert seconds == [0, 0.5, 1, 1.5, 2, 2.5]
 
 
 def test_a_frame_says_how_far_it_is() -> None:
