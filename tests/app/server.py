@@ -69,5 +69,9 @@ def running_app(log: Path, *flags: object, **variables: str) -> Iterator[Running
             time.sleep(0.1)
         yield RunningApp(found[1], process, log)
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # it tidies up
+        try:
+            process.wait(STOP_DEADLINE)
+        finally:
+            process.kill()
+            process.wait()
