@@ -14,7 +14,7 @@
 parallelism alike. `alone`: nats of the same orders one token at a time. `against`: by how much the
 second half of the models exceeds the first, image by image. `each`: the differences of `nll`, model
 by model. `samples`: judged samples. `yardsticks`: what real images score as samples do. `search`:
-the best candidates, and the worst.
+the best candidates, repulsion alone, and the worst.
 
 Files of one model are taken together, models (one for each training seed) averaged. Standard errors
 are over images, of each image's average over the models.
@@ -44,6 +44,7 @@ from scripts.evidence.studies import (
 )
 from util.cli import Parser
 from util.errors import UserError, run
+from util.order_study.search import REPULSION_ALONE
 from util.order_study.study import Estimate
 
 Cell = Callable[[Key], str]
@@ -182,20 +183,27 @@ def samples_columns(studies: Sequence[Study], orders: Sequence[str]) -> list[Col
 
 
 def search_table(paths: Sequence[Path]) -> Iterator[str]:
-    """The best candidates on the images that chose among them, the worst, and the confirmation."""
-    yield "| steps | images | repulsion | proximity | sizes | nats | minus published |"
-    yield "|---" * 7 + "|"
+    """Candidates on the images that chose among them, and the best on the others.
+
+    Shown are the best, the best without a proximity pass, and the worst.
+    """
+    yield "| steps | images | rank | repulsion | proximity | sizes | nats | minus published |"
+    yield "|---" * 8 + "|"
     for path in paths:
         searches = read_json(path).get("searches")
         if not searches:
             raise UserError(f"files: {path} holds no searches, expected some")
         for found in searches:
-            tried = found["candidates"]
-            chosen = [("chosen on", each) for each in [*tried[:SHOWN], *tried[SHOWN:][-1:]]]
-            for half, each in [*chosen, ("the others", found["best"])]:
+            tried = list(enumerate(found["candidates"], start=1))
+            alone = [pair for pair in tried if pair[1]["proximity"] >= REPULSION_ALONE]
+            chosen = dict([*tried[:SHOWN], *alone[:1], tried[-1]])
+            halves = [("chosen on", rank, each) for rank, each in chosen.items()]
+            for half, rank, each in [*halves, ("the others", 1, found["best"])]:
                 nll = Estimate(each["nll"], each["nll_se"])
                 less = Estimate(each["minus_published"], each["minus_published_se"])
-                candidate = f"{each['repulsion']:g} | {each['proximity']:g} | {each['shape']}"
+                candidate = (
+                    f"{rank} | {each['repulsion']:g} | {each['proximity']:g} | {each['shape']}"
+                )
                 yield f"| {found['steps']} | {half} | {candidate} | {nll} | {less} |"
 
 

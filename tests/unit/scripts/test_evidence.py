@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 
 from scripts.evidence import photographs, studies, tables
+from tests.commands import ROOT
 from util.errors import UserError
 
 
@@ -94,23 +98,26 @@ def test_each_model_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 def test_a_search_shows_the_best_the_worst_and_the_confirmation(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    def candidate(repulsion: int, nll: float) -> dict:
+    def candidate(repulsion: int, nll: float, proximity: float = 1.0) -> dict:
         figures = {
             "nll": nll,
             "nll_se": 0.5,
             "minus_published": nll - 80,
             "minus_published_se": 0.1,
         }
-        return {"repulsion": repulsion, "proximity": 7.0, "shape": "1.5", **figures}
+        return {"repulsion": repulsion, "proximity": proximity, "shape": "1.5", **figures}
 
-    candidates = [candidate(number, 70 + number) for number in range(9)]
+    # Without a proximity pass: the seventh and the eighth.
+    candidates = [candidate(n, 70 + n, 7.0 if n in (6, 7) else 1.0) for n in range(9)]
     found = {"steps": 8, "best": candidate(0, 72), "candidates": candidates}
     (tmp_path / "a.json").write_text(json.dumps({"searches": [found]}))
     head, _, *found = lines(capsys, "search", tmp_path / "a.json")
-    assert head == "| steps | images | repulsion | proximity | sizes | nats | minus published |"
-    assert [row.split(" | ")[2] for row in found] == ["0", "1", "2", "3", "4", "8", "0"]
-    assert found[1] == "| 8 | chosen on | 1 | 7 | 1.5 | 71.00 ± 0.50 | -9.00 ± 0.10 |"
-    assert found[-1] == "| 8 | the others | 0 | 7 | 1.5 | 72.00 ± 0.50 | -8.00 ± 0.10 |"
+    assert head.startswith("| steps | images | rank | repulsion | proximity | sizes | nats | minus")
+    ranks = [row.split(" | ")[2] for row in found]
+    assert ranks == ["1", "2", "3", "4", "5", "7", "9", "1"]
+    assert found[1] == "| 8 | chosen on | 2 | 1 | 1 | 1.5 | 71.00 ± 0.50 | -9.00 ± 0.10 |"
+    assert found[5] == "| 8 | chosen on | 7 | 6 | 7 | 1.5 | 76.00 ± 0.50 | -4.00 ± 0.10 |"
+    assert found[-1] == "| 8 | the others | 1 | 0 | 1 | 1.5 | 72.00 ± 0.50 | -8.00 ± 0.10 |"
     study = write_results(tmp_path / "b.json", 0)
     with pytest.raises(UserError, match=r"b.json holds no searches, expected some$"):
         lines(capsys, "search", study)
@@ -297,3 +304,15 @@ def test_crops_of_both_photographs(tmp_path: Path) -> None:
     }
     with Image.open(tmp_path / "test" / "china" / "0017.png") as image:
         assert image.size == (64, 64)
+
+
+def test_the_pages_tables_are_what_their_commands_print(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    tables_of = re.findall(r"`python (scripts/evidence/tables\.py .*)`\n\n((?:\|.*\n)+)", page)
+    assert len(tables_of) == page.count("scripts/evidence/tables.py") > 15
+    for command, printed in tables_of:
+        _, *words = shlex.split(command)
+        files = [sorted(ROOT.glob(word)) if word.endswith(".json") else [word] for word in words]
+        assert lines(capsys, *itertools.chain(*files)) == printed.splitlines(), command
