@@ -58,8 +58,9 @@ main() {
             --orders lpd:1 lpd:0 lpd:2 lpd:3 lpd:4 lpd:0:100
         once "samples-$seed" samples "$seed" "photographs_samples_$seed" \
             --steps 256 128 64 32 20 16 12 8 \
-            --grid "$RESULTS/photographs_samples_$seed.png" --grid_steps 20 8
+            --grid "$RESULTS/photographs_samples_$seed.png" --grid_steps 256 20
     done
+    once samples-again samples "${SEEDS%% *}" photographs_samples_again --steps 20 8 --seed 1
     once search orders "${SEEDS%% *}" photographs_search --search --steps 20
 }
 

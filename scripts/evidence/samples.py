@@ -9,8 +9,8 @@
 For every order and number of steps: the share of images to which a judge, trained on real ones,
 gives their label, and the Frechet distance of their features to those of real ones (digits: held
 out; photographs: trained on, and a second one, held out). As yardsticks, both of real images and of
-what the tokenizer makes of them: the share of the held-out ones that the judge recognises, and the
-distance of as many training images as there are samples.
+what the tokenizer makes of them: the share of held-out ones that the judge recognises, and the
+distance of training ones, as many as there are samples where there are.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 100
 # Images of a class in a row of the picture.
-SHOWN = 4
+SHOWN = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,9 +94,10 @@ def main(args: argparse.Namespace) -> None:
     with blame("--steps"):
         lists = [group_sizes(grid.num_tokens, steps) for steps in args.steps]
     # For the judge images that it has not seen, for the distance such as the models learned from.
-    real = data.held_out, data.train.spread(args.samples // data.num_classes)
+    per_class = args.samples // data.num_classes
+    real = data.held_out.spread(per_class), data.train.spread(per_class)
     reconstructed = tuple(map(codec.reconstructed, real))
-    rows = [shown(real[1]), shown(reconstructed[1])]
+    rows = [real[1], reconstructed[1]]
     results = []
     cases = [(sizes, kind) for sizes in lists for kind in kinds]
     for sizes, kind in logs.progress(cases, desc="samples", unit="setting"):
@@ -105,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
         made = Labelled(codec.images(tokens), sampler.labels)
         results.append({"order": kind.name, "steps": len(sizes), **measures(data, made, made)})
         if args.grid_steps is None or len(sizes) in args.grid_steps:
-            rows.append(shown(made))
+            rows.append(made)
     about = {
         "command": shlex.join(["python", *sys.argv]),
         "samples": args.samples,
@@ -116,8 +117,9 @@ def main(args: argparse.Namespace) -> None:
     with blame("--output"):
         write_json({**about, "results": results}, args.output)
     if args.grid is not None:
+        shown = torch.cat([row.spread(SHOWN).images for row in rows])
         with blame("--grid"):
-            save_grid(torch.cat(rows).permute(0, 2, 3, 1), args.grid, columns=len(rows[0]))
+            save_grid(shown.permute(0, 2, 3, 1), args.grid, columns=len(shown) // len(rows))
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,6 @@ def build_networks(args: argparse.Namespace, data: DataSet) -> tuple[Sampler, Co
 def measures(data: DataSet, judged: Labelled, compared: Labelled) -> dict[str, float]:
     """What share of some images the judge recognises, and how far some are from real ones."""
     return {"class_accuracy": data.accuracy(judged), **data.distances(compared)}
-
-
-def shown(images: Labelled) -> Tensor:
-    """A row of the picture: the first images of every class, (C * SHOWN, 3, S, S)."""
-    classes = images.labels.unique()
-    return torch.cat([images.images[images.labels == label][:SHOWN] for label in classes])
 
 
 if __name__ == "__main__":
