@@ -91,10 +91,13 @@ def _with_value(flag: str, value: str) -> list[str]:
 
 
 def revision() -> str:
-    """The git revision of this code, and whether its files differ from it."""
+    """The git revision of this code, and whether its files differ from it.
+
+    What lies in docs/ is left out: studies write their results there.
+    """
     try:
         commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     except (OSError, subprocess.SubprocessError):
         return "git revision unknown"
     return f"git {commit}" + (" with changes" if changed else "")

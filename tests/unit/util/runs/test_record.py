@@ -106,6 +106,28 @@ def test_versions_and_revision() -> None:
     assert re.search(r"git [0-9a-f]{40}" if known else "git revision unknown", text)
 
 
+def test_revision_says_whether_the_code_is_that_of_the_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.check_output(["git", *identity, *arguments], cwd=tmp_path, text=True)
+
+    (tmp_path / "docs").mkdir()
+    code, results = tmp_path / "code.py", tmp_path / "docs" / "results.json"
+    for path in (code, results):
+        path.write_text("1")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    monkeypatch.setattr(record, "_ROOT", tmp_path)
+    commit = git("rev-parse", "HEAD").strip()
+    results.write_text("2")
+    assert record.revision() == f"git {commit}"
+    code.write_text("2")
+    assert record.revision() == f"git {commit} with changes"
+
+
 def test_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(record, "_ROOT", tmp_path)
     assert record.revision() == "git revision unknown"
