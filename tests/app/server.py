@@ -58,8 +58,7 @@ def running_app(log: Path, *flags: object, **variables: str) -> Iterator[Running
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A shell's background jobs ignore Ctrl-C, and so would what they start.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_heed_signals,
         )
     try:
         deadline = time.monotonic() + START_DEADLINE
@@ -75,3 +74,9 @@ def running_app(log: Path, *flags: object, **variables: str) -> Iterator[Running
         finally:
             process.kill()
             process.wait()
+
+
+def _heed_signals() -> None:
+    """A shell's background jobs ignore Ctrl-C, nohup's SIGHUP, and so would what they start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
