@@ -51,7 +51,7 @@ class DataSet:
     """What generated images are held against.
 
     Attributes:
-        train: what models, judge and features were trained on.
+        train: what models and judge were trained on, and the features of digits.
         held_out: of the same kind, none of them trained on.
         judge: images (n, 3, S, S) uint8 and labels (n,) -> share that it gives their label.
         features: images (n, 3, S, S) uint8 -> (n, D) float32.
@@ -131,7 +131,7 @@ def photographs(args: argparse.Namespace) -> DataSet:
             f"--feature_extractor_weights: found {args.feature_extractor_weights}, expected none: "
             "the photographs' features are fixed"
         )
-    train, held_out = (read_crops(Path(args.data) / part) for part in ("train", "references"))
+    train, held_out = (read_crops(Path(args.data) / part) for part in ("train", "held_out"))
     svm = make_pipeline(StandardScaler(), SVC())
     svm.fit(judge_features(train.images).numpy(), train.labels.numpy())
     spread = texture_features(train.images).std(dim=0)

@@ -2,7 +2,7 @@
 
     python scripts/evidence/photographs.py --output DIR
 
-writes DIR/train/<photograph>/, DIR/test/<photograph>/ and DIR/references/<photograph>/: crops of
+writes DIR/train/<photograph>/, DIR/test/<photograph>/ and DIR/held_out/<photograph>/: crops of
 64 x 64 pixels, for training one every --spacing pixels in both directions of the left 448 columns,
 and of the other 192 the 18 disjoint ones to test on and one every --spacing to judge samples by.
 """
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from util import logs
 from util.cli import Parser, whole
 from util.data.images import save_png
-from util.errors import require_writable_folder, run
+from util.errors import UserError, require_writable_folder, run
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ FIRST_HELD_OUT_COLUMN = 448
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Crops of scikit-learn's two photographs, some held out.")
-    parser.add_argument("--output", required=True, help="folder for train/, test/ and references/")
+    parser.add_argument("--output", required=True, help="folder for train/, test/ and held_out/")
     parser.add_argument(
         "--spacing", type=whole(1), default=10, help="pixels between overlapping crops"
     )
@@ -45,11 +45,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Write all parts."""
     output = require_writable_folder(args.output, "--output")
+    if any(output.iterdir()):
+        raise UserError(f"--output: {output} is not empty, expected a new folder")
     for name in logs.progress(PHOTOGRAPHS, desc="crops", unit="photograph"):
         photograph = load_sample_image(f"{name}.jpg")
         left, right = photograph[:, :FIRST_HELD_OUT_COLUMN], photograph[:, FIRST_HELD_OUT_COLUMN:]
         parts = ("train", left, args.spacing), ("test", right, SIDE)
-        for part, pixels, spacing in (*parts, ("references", right, args.spacing)):
+        for part, pixels, spacing in (*parts, ("held_out", right, args.spacing)):
             folder = output / part / name
             folder.mkdir(parents=True, exist_ok=True)
             for number, crop in enumerate(crops(pixels, spacing)):

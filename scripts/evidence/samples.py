@@ -16,12 +16,12 @@ distance of training ones, as many as there are samples where there are.
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +40,10 @@ from util.data.images import save_grid, to_float
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
 from util.geometry import TokenGrid
+from util.hub.content import sha256_of
 from util.order_study.kinds import OrderKind, parse_order_kind
 from util.runs.evaluation import build_decoder
-
-logger = logging.getLogger(__name__)
+from util.runs.record import revision, versions
 
 BATCH_SIZE = 100
 # Images of a class in a row of the picture.
@@ -79,15 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Check everything, generate, judge, write."""
-    for flag, path in (("--output", args.output), ("--grid", args.grid)):
-        if path is not None:
-            require_writable_folder(path.parent, flag)
+    check_flags(args)
     data = DATA_SETS[args.data_set](args)
     if args.samples % data.num_classes:
         raise UserError(
             f"--samples: found {args.samples}, expected a multiple of {data.num_classes}"
         )
     sampler, codec = build_networks(args, data)
+    about = describe(args)
     grid = sampler.model.grid
     with blame("--orders"):
         kinds = [parse_order_kind(text, grid, args.seed, args.samples) for text in args.orders]
@@ -107,19 +106,43 @@ def main(args: argparse.Namespace) -> None:
         results.append({"order": kind.name, "steps": len(sizes), **measures(data, made, made)})
         if args.grid_steps is None or len(sizes) in args.grid_steps:
             rows.append(made)
-    about = {
-        "command": shlex.join(["python", *sys.argv]),
-        "samples": args.samples,
-        "cfg": args.cfg,
-        "real": measures(data, *real),
-        "reconstructed": measures(data, *reconstructed),
-    }
+    scores = {"real": measures(data, *real), "reconstructed": measures(data, *reconstructed)}
     with blame("--output"):
-        write_json({**about, "results": results}, args.output)
+        write_json({**about, **scores, "results": results}, args.output)
     if args.grid is not None:
         shown = torch.cat([row.spread(SHOWN).images for row in rows])
         with blame("--grid"):
             save_grid(shown.permute(0, 2, 3, 1), args.grid, columns=len(shown) // len(rows))
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """What can be found out without a file being read."""
+    for flag, path in (("--output", args.output), ("--grid", args.grid)):
+        if path is not None:
+            require_writable_folder(path.parent, flag)
+    if args.grid_steps is not None:
+        if args.grid is None:
+            raise UserError("--grid_steps: found without --grid, expected both or neither")
+        for steps in args.grid_steps:
+            if steps not in args.steps:
+                known = ", ".join(map(str, args.steps))
+                raise UserError(f"--grid_steps: found {steps}, expected some of --steps: {known}")
+
+
+def describe(args: argparse.Namespace) -> dict[str, Any]:
+    """What makes the figures what they are; the first entries of the JSON file."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "code": revision(),
+        "versions": versions(),
+        "data_set": args.data_set,
+        "checkpoint": str(args.pretrained_ckpt),
+        "checkpoint_sha256": sha256_of(args.pretrained_ckpt),
+        "tokenizer_sha256": sha256_of(Path(args.vqgan_path)),
+        "samples": args.samples,
+        "cfg": args.cfg,
+        "seed": args.seed,
+    }
 
 
 @dataclass(frozen=True)

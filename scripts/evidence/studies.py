@@ -17,7 +17,7 @@ from util.errors import UserError, blame, require_file
 Key = tuple[int, str]
 
 # What the files of a table must have in common, as far as they say it.
-COMMON = ("num_images", "num_tokens", "samples", "cfg")
+COMMON = ("data_set", "num_images", "num_tokens", "samples", "cfg")
 # Which images and which model: by content, or by name where a file does not say that.
 IMAGES = ("images_sha256", "cache")
 MODEL = ("checkpoint_sha256", "checkpoint")
@@ -54,7 +54,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """What a study wrote."""
     require_file(path, "files", "JSON of a study")
     with blame(f"files: {path}"):
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise UserError(f"files: {path} holds a {type(found).__name__}, expected an object")
+    return found
 
 
 def read_study(path: Path) -> Study:

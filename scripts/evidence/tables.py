@@ -16,8 +16,8 @@ second half of the models exceeds the first, image by image. `each`: the differe
 by model. `samples`: judged samples. `yardsticks`: what real images score as samples do. `search`:
 the best candidates, repulsion alone, and the worst.
 
-Files of one model are taken together, models (one for each training seed) averaged. Standard errors
-are over images, of each image's average over the models.
+Files of one model, measured alike, are taken together; models (one for each training seed) are
+averaged. Standard errors are over images, of each image's average over the models.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ def search_table(paths: Sequence[Path]) -> Iterator[str]:
 
 def yardsticks_table(paths: Sequence[Path]) -> Iterator[str]:
     """Class accuracy and Frechet distances of real images: as they are, and reconstructed."""
-    files = [read_json(path) for path in paths]
+    studies = join(map(read_study, paths))
+    files = [study.about for study in studies]
     titles = {
         "class_accuracy": "accuracy, %",
         "frechet_distance": "Frechet distance",

@@ -64,7 +64,7 @@ class Found:
 def all_candidates(
     repulsions: Sequence[float], proximities: Sequence[float], shapes: Sequence[str]
 ) -> list[Candidate]:
-    """Every combination that differs: with `REPULSION_ALONE` or more thresholds say nothing."""
+    """Every combination that differs; from proximity `REPULSION_ALONE` up repulsions are alike."""
     found: dict[tuple, Candidate] = {}
     for repulsion, proximity, shape in itertools.product(repulsions, proximities, shapes):
         alone = proximity >= REPULSION_ALONE

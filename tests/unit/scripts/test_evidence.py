@@ -203,12 +203,19 @@ def test_only_steps_that_all_models_have_are_shown(
 @pytest.mark.parametrize("table", ["nll", "prices", "alone", "against", "samples"])
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("images_sha256", "i2"), ("num_images", 3), ("num_tokens", 16), ("samples", 9), ("cfg", 2.0)],
+    [
+        ("images_sha256", "i2"),
+        ("data_set", "photographs"),
+        ("num_images", 3),
+        ("num_tokens", 16),
+        ("samples", 9),
+        ("cfg", 2.0),
+    ],
 )
 def test_other_images_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture, table: str, name: str, value: object
 ) -> None:
-    said = {**ABOUT, "samples": 500, "cfg": 1.0}
+    said = {**ABOUT, "data_set": "digits", "samples": 500, "cfg": 1.0}
     one = write_results(tmp_path / "a.json", 0, **said)
     two = write_results(tmp_path / "b.json", 0, **{**said, "checkpoint_sha256": "c2", name: value})
     message = f"^files: .*b.json has {name} {value}, expected {said[name]} as in .*a.json$"
@@ -256,7 +263,9 @@ def test_samples_come_with_their_range(tmp_path: Path, capsys: pytest.CaptureFix
 def test_yardsticks_are_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "a.json"
     real = {"class_accuracy": 0.9, "frechet_distance": 1.26, "frechet_distance_held_out": 7}
-    found = {"real": real, "reconstructed": {**real, "frechet_distance": 9.99}}
+    results = [{"steps": 4, "order": "lpd"}]
+    made = {**real, "frechet_distance": 9.99}
+    found = {"real": real, "reconstructed": made, "results": results}
     path.write_text(json.dumps(found))
     head, _, *rows = lines(capsys, "yardsticks", path)
     assert head == "| images | accuracy, % | Frechet distance | to held-out crops |"
@@ -267,6 +276,9 @@ def test_yardsticks_are_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture)
         lines(capsys, "yardsticks", path)
     with pytest.raises(UserError, match="^files: .*no.json does not exist"):
         lines(capsys, "yardsticks", tmp_path / "no.json")
+    path.write_text("[]")
+    with pytest.raises(UserError, match="^files: .*a.json holds a list, expected an object$"):
+        lines(capsys, "yardsticks", path)
 
 
 def test_no_pixel_is_both_trained_on_and_held_out(
@@ -278,7 +290,7 @@ def test_no_pixel_is_both_trained_on_and_held_out(
     picture = np.broadcast_to(pixels, (427, 640, 3))
     monkeypatch.setattr(photographs, "load_sample_image", lambda _: picture)
     photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
-    columns = {"train": set(), "test": set(), "references": set()}
+    columns = {"train": set(), "test": set(), "held_out": set()}
     for part, found in columns.items():
         for path in (tmp_path / part).rglob("*.png"):
             with Image.open(path) as image:
@@ -287,23 +299,25 @@ def test_no_pixel_is_both_trained_on_and_held_out(
             found |= set((256 * crop[..., 0] + crop[..., 1]).ravel().tolist())
     assert columns["train"] <= set(range(448)) and max(columns["train"]) > 437
     assert columns["test"] == set(range(448, 640))
-    assert columns["references"] <= columns["test"] and len(columns["references"]) > 180
+    assert columns["held_out"] <= columns["test"] and len(columns["held_out"]) > 180
 
 
 def test_crops_of_both_photographs(tmp_path: Path) -> None:
     photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
     counts = {
         (part, name): len(list((tmp_path / part / name).glob("*.png")))
-        for part in ("train", "test", "references")
+        for part in ("train", "test", "held_out")
         for name in photographs.PHOTOGRAPHS
     }
     assert counts == {
         **{("train", name): 39 * 37 for name in photographs.PHOTOGRAPHS},
         **{("test", name): 18 for name in photographs.PHOTOGRAPHS},
-        **{("references", name): 13 * 37 for name in photographs.PHOTOGRAPHS},
+        **{("held_out", name): 13 * 37 for name in photographs.PHOTOGRAPHS},
     }
     with Image.open(tmp_path / "test" / "china" / "0017.png") as image:
         assert image.size == (64, 64)
+    with pytest.raises(UserError, match="^--output: .* is not empty, expected a new folder$"):
+        photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
 
 
 def test_the_pages_tables_are_what_their_commands_print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,7 +149,11 @@ def test_the_command_measures_every_setting(
     flags += ["--steps", "16", "4", "--orders", "lpd", "raster"]
     command(monkeypatch, [*flags, "--grid", str(grid), "--grid_steps", "4"])
     found = json.loads(output.read_text())
-    assert (found["samples"], found["cfg"]) == (9, 1.0)
+    assert (found["data_set"], found["samples"], found["cfg"], found["seed"]) == ("toy", 9, 1.0, 5)
+    for name in ("pretrained_ckpt", "vqgan_path"):
+        path = Path(networks[networks.index(f"--{name}") + 1])
+        said = "checkpoint" if name == "pretrained_ckpt" else "tokenizer"
+        assert found[f"{said}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     settings = [(entry["steps"], entry["order"]) for entry in found["results"]]
     assert settings == [(16, "lpd"), (16, "raster"), (4, "lpd"), (4, "raster")]
     # The same by hand: nine samples of the third setting, three of each class.
@@ -182,6 +187,8 @@ def test_the_command_measures_every_setting(
         (["--steps", "17"], "--steps: found 17 steps, expected 2 to 16"),
         (["--orders", "spiral"], "--orders: found 'spiral', expected random, raster, lpd"),
         (["--grid", "/dev/null/grid.png"], "--grid: /dev/null"),
+        (["--grid_steps", "4"], "--grid_steps: found without --grid, expected both or neither"),
+        (["--grid", "a.png", "--grid_steps", "5"], "--grid_steps: found 5, expected some of"),
         (["--pretrained_ckpt", "no.pth"], "--pretrained_ckpt: no.pth does not exist"),
     ],
 )
