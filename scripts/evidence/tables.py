@@ -11,10 +11,10 @@
     python scripts/evidence/tables.py search docs/evidence/digits_search.json
 
 `nll`: nats an image, and differences to the order that --minus names. `prices`: the price of
-parallelism alike. `alone`: nats of the same orders one token at a time. `against`: by how much the
-second half of the models exceeds the first, image by image. `each`: the differences of `nll`, model
-by model. `samples`: judged samples. `yardsticks`: what real images score as samples do. `search`:
-the best candidates, repulsion alone, and the worst.
+parallelism alike. `alone`: nats of the same orders one token at a time; differences with --minus.
+`against`: by how much the second half of the models exceeds the first, image by image. `each`: the
+differences of `nll`, model by model. `samples`: judged samples. `yardsticks`: what real images
+score as samples do. `search`: the best candidates, repulsion alone, and the worst.
 
 Files of one model, measured alike, are taken together; models (one for each training seed) are
 averaged. Standard errors are over images, of each image's average over the models.
@@ -55,7 +55,7 @@ TABLES = ("nll", "prices", "alone", "against", "each", "samples", "yardsticks", 
 # Which tables heed a flag.
 HEEDED = {
     "orders": TABLES[:6],
-    "minus": ("nll", "prices", "each"),
+    "minus": ("nll", "prices", "alone", "each"),
     "class_name": TABLES[:5],
 }
 # Of the candidates of a search.
@@ -104,7 +104,7 @@ def study_table(args: argparse.Namespace) -> Iterator[str]:
     elif args.table == "prices":
         columns = cost_columns(studies, orders, minus, "price")
     elif args.table == "alone":
-        columns = alone_columns(studies, orders)
+        columns = alone_columns(studies, orders, args.minus)
     elif args.table == "against":
         columns = against_columns(studies, orders)
     elif args.table == "each":
@@ -132,14 +132,28 @@ def cost_columns(
     ]
 
 
-def alone_columns(studies: Sequence[Study], orders: Sequence[str]) -> list[Column]:
-    """Nats an image of each order one token at a time: means and, of several models, ranges."""
+def alone_columns(
+    studies: Sequence[Study], orders: Sequence[str], minus: str | None
+) -> list[Column]:
+    """Nats an image of each order one token at a time: means and, of several models, ranges.
 
-    def alone(key: Key) -> str:
-        nats = [(study.by_image(key) - study.by_image(key, "price")).mean() for study in studies]
-        return spread(nats, digits=2)
+    Differences to another order, with their errors, are there if they are asked for.
+    """
 
-    return [(order, order, alone) for order in orders]
+    def alone(chosen: Sequence[Study], key: Key) -> np.ndarray:
+        return by_image(chosen, key) - by_image(chosen, key, "price")
+
+    def mean(key: Key) -> str:
+        return spread([alone([study], key).mean() for study in studies], digits=2)
+
+    def difference(key: Key) -> str:
+        return str(Estimate.of(alone(studies, key) - alone(studies, (key[0], minus))))
+
+    columns = [(order, order, mean) for order in orders]
+    if minus is not None:
+        others = [order for order in orders if order != minus]
+        columns += [(f"{order} - {minus}", order, difference) for order in others]
+    return columns
 
 
 def against_columns(studies: Sequence[Study], orders: Sequence[str]) -> list[Column]:

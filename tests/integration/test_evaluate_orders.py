@@ -157,5 +157,5 @@ def test_the_study_of_photographs_in_miniature(tmp_path: Path) -> None:
     assert [int(row[0]) for row in table("samples", samples)[2:]] == counts
     assert [row[0] for row in table("yardsticks", samples)[2:]] == ["real", "reconstructed"]
     with Image.open(results / "photographs_samples_1.png") as image:
-        # Real, reconstructed, and two numbers of steps in three orders, four of each photograph.
-        assert image.size[1] > 8 * 64 and image.size[0] > 8 * 64
+        # Real, reconstructed, and two numbers of steps in three orders; three of each photograph.
+        assert image.size == (6 * 66 - 2, 8 * 66 - 2)

@@ -75,7 +75,12 @@ def test_differences_may_be_to_another_order(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("table", "flag"),
-    [("alone", "--minus"), ("against", "--minus"), ("samples", "--class"), ("search", "--orders")],
+    [
+        ("samples", "--minus"),
+        ("against", "--minus"),
+        ("samples", "--class"),
+        ("search", "--orders"),
+    ],
 )
 def test_flags_that_a_table_would_ignore_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture, table: str, flag: str
@@ -139,6 +144,10 @@ def test_orders_one_token_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixtur
     head, _, first, _ = lines(capsys, "alone", files[0])
     assert (head, first) == ("| steps | lpd | raster |", "| 64 | 23.50 | 26.00 |")
     assert lines(capsys, "alone", *files)[2].startswith("| 64 | 24.50 (23.50-25.50) |")
+    # Raster's nats alone exceed those of lpd by 1, 4, 2 and 3.
+    head, _, first, _ = lines(capsys, "alone", "--minus", "lpd", *files)
+    assert head == "| steps | lpd | raster | raster - lpd |"
+    assert first.endswith("| 2.50 ± 0.65 |")
 
 
 def test_two_results_of_one_order_are_refused(tmp_path: Path) -> None:
