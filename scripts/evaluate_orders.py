@@ -117,7 +117,7 @@ def build_parser() -> Parser:
     group.add_argument("--device", default="cuda", help="cuda or cpu")
     group.add_argument("--seed", type=random_seed, default=0, help="of the orders")
     group.add_argument("--output", type=Path, help="JSON file for all figures")
-    group.add_argument("--plot", type=Path, help="PNG file of NLL and price")
+    group.add_argument("--plot", type=Path, help="PNG file: NLL, paired differences, prices")
     group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
     distributed.add_distributed_flags(parser)
     return parser
@@ -146,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output is not None:
         with blame("--output"):
             record_run(parser, pinned_flags(args), args.output.parent)
-    about = describe(args, model.grid, cache, image_ids) if launch.rank == 0 else {}
+    about = {}
+    if args.output is not None and launch.rank == 0:
+        about = describe(args, model.grid, cache, image_ids)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)

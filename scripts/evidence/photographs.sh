@@ -14,6 +14,13 @@ NUM_IMAGES=${NUM_IMAGES:-}  # all
 SAMPLES=${SAMPLES:-500}
 SIZE=64
 
+crops() { # the images, all or none: the command wants a new folder, also after it was stopped
+    [ -e "$OUT/data" ] && return
+    rm -rf "$OUT/data.unfinished"
+    "$PYTHON" scripts/evidence/photographs.py --output "$OUT/data.unfinished" --spacing "$SPACING"
+    mv -T "$OUT/data.unfinished" "$OUT/data"
+}
+
 train() { # train NAME SEED FLAGS...: a model into $OUT/NAME
     local folder=$OUT/$1 seed=$2
     shift 2
@@ -41,8 +48,7 @@ samples() { # samples SEED RESULT FLAGS...: generated crops, judged
 }
 
 main() {
-    once data "$PYTHON" scripts/evidence/photographs.py --output "$OUT/data" \
-        --spacing "$SPACING"
+    once data crops
     once tokenizer "$PYTHON" tokenizers/train_vq.py --data_path "$OUT/data" --img_size $SIZE \
         --codebook_size 256 --ch 32 --ch_mult 1 1 1 --num_res_blocks 1 --z_channels 32 \
         --batch_size 16 --epochs "$VQ_EPOCHS" --lr 1e-3 --bf16 --device cpu --num_workers 0 \
