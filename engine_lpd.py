@@ -41,7 +41,7 @@ from util.scores.features import Features, extract
 from util.scores.image_sources import ImageSource
 from util.scores.metrics import Scores
 from util.scores.png_writers import PngWriters
-from util.scores.samples import image_ids_in, read_images
+from util.scores.samples import SampleFolder, image_ids_in, read_images
 from util.scores.scoring import Scoring
 
 logger = logging.getLogger(__name__)
@@ -164,14 +164,16 @@ def _draw_group_sizes(recipe: TrainingRecipe, step: int) -> list[int]:
 
 
 @torch.no_grad()
-def evaluate(model: LPD, evaluation: Evaluation, image_folder: Path | None = None) -> Scores | None:
+def evaluate(
+    model: LPD, evaluation: Evaluation, image_folder: SampleFolder | None = None
+) -> Scores | None:
     """Generate the samples of an evaluation and score them.
 
     Args:
         model: the bare network, on the evaluation's device.
         evaluation: what to generate and how to score it, with its reference.
-        image_folder: where `{image id:05d}.png` go, and where those that are there already count
-            as samples of this evaluation; None keeps no images.
+        image_folder: where the images go, and where those of the same settings that are there
+            already count as samples of this evaluation; None keeps no images.
 
     Returns:
         The scores on rank 0; None elsewhere and where nothing scores.
@@ -242,11 +244,13 @@ def _score_on_main(scoring: Scoring, shares: list[FeatureShare]) -> Scores | Non
     return distributed.fail_together(work)
 
 
-def _kept_share(evaluation: Evaluation, image_folder: Path | None, image_size: int) -> FeatureShare:
+def _kept_share(
+    evaluation: Evaluation, image_folder: SampleFolder | None, image_size: int
+) -> FeatureShare:
     """This process's part of the images that an earlier evaluation left, if they are whole."""
     if image_folder is None:
         return FeatureShare.join([], [])
-    present = image_ids_in(image_folder, evaluation.num_images)
+    present = image_ids_in(image_folder.path, evaluation.num_images)
     mine = present[present % distributed.world_size() == distributed.rank()]
     if not len(mine):
         return FeatureShare.join([], [])
@@ -264,7 +268,7 @@ def _kept_share(evaluation: Evaluation, image_folder: Path | None, image_size: i
 
 
 def _make_share(
-    model: LPD, evaluation: Evaluation, image_folder: Path | None, to_do: np.ndarray
+    model: LPD, evaluation: Evaluation, image_folder: SampleFolder | None, to_do: np.ndarray
 ) -> FeatureShare:
     """Make this process's part of the images `to_do`, (n,) ids."""
     batches = list(_image_id_batches(to_do, evaluation.batch_size))

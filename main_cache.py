@@ -19,7 +19,7 @@ from util.cli import Parser, pixels, random_seed, whole
 from util.data.cache_writer import count_shards, require_new_cache
 from util.data.image_folder import list_images
 from util.errors import UserError, blame, require_writable_folder, run
-from util.files import locked
+from util.folder_lock import folder_lock
 from util.geometry import TokenGrid
 from util.hub.published import pinned_flags, resolve_flags
 from util.runs.preemption import StopSignals, leave_marker, remove_marker
@@ -98,12 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer = load_checked_tokenizer(args)
         images = list_images(args.data_path)
         require_writable_folder(path, "--cached_path")
-        if launch.rank == 0:
-            remove_marker(path, "--cached_path")
-
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
-        distributed.fail_together(lambda: lock(path, at_exit))
+        distributed.fail_together(lambda: begin(path, signals))
         distributed.fail_together(lambda: record_run(parser, pinned_flags(args), path))
         logger.info("%d images in %d classes", len(images), len(images.classes))
         count = cache_latents(
@@ -122,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         logger.info("%s is complete", path)
 
 
-def lock(path: Path, at_exit: ExitStack) -> None:
-    """Keep other runs out of the cache folder, on rank 0, until `at_exit` is left."""
+def begin(path: Path, signals: StopSignals) -> None:
+    """Take the cache folder, on rank 0."""
     if distributed.is_main():
         with blame("--cached_path"):
-            at_exit.enter_context(locked(path))
+            signals.locks.enter_context(folder_lock(path, "cache"))
+            remove_marker(path)
         require_new_cache(path)  # another run may have finished it meanwhile
 
 

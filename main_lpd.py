@@ -33,6 +33,7 @@ from util.checkpoints.training_state import (
 from util.data.token_cache import TokenCache, check_cache, open_cache
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
+from util.folder_lock import folder_lock
 from util.geometry import TokenGrid
 from util.hub.published import pinned, pinned_flags, resolve_flags
 from util.runs.evaluation import Evaluation, build_evaluation
@@ -46,6 +47,7 @@ from util.scores.image_sources import open_images
 from util.scores.metrics import Scores
 from util.scores.samples import (
     RECORD_FILE,
+    SampleFolder,
     image_ids_in,
     keep_or_clear,
     sample_settings,
@@ -54,6 +56,8 @@ from util.scores.samples import (
 from util.scores.scoring import build_scoring
 
 logger = logging.getLogger("lpd")
+
+CHECKPOINTS = "checkpoint-*.pth"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     logs.setup()
+    if args.overwrite and args.resume:
+        raise UserError(f"--overwrite: found with --resume {args.resume}, expected one of the two")
     if args.images is not None:
         score_samples(parser, args)
         return
@@ -88,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         resolve_flags(args)
+        with blame("--output_dir"):
+            refuse_to_overwrite(args)
         # Everything is checked and loaded before the processes meet: bad input ends here.
         wandb = import_wandb() if args.use_wandb else None
         tokens = load_tokens(args)
@@ -100,15 +108,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             source = build_source(args, tokens.tokenizer, tokens.cache, device)
             training = build_training(args, model, source, tokens.fingerprint, launch.world_size)
         require_writable_folder(args.output_dir, "--output_dir")
-        if launch.rank == 0:
-            remove_marker(Path(args.output_dir))
         require_writable_folder(args.log_dir, "--log_dir")
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
+        on_main(lambda: begin(args, signals))
         on_main(lambda: record_run(parser, pinned_flags(args), args.output_dir))
         if evaluation is not None:
             evaluation = evaluation.with_reference()
-        purge_step = training.steps_done if training is not None and args.resume else None
+        purge_step = None
+        if training is not None and (args.resume or args.overwrite):
+            purge_step = training.steps_done if args.resume else 0
         scalars = open_scalars(args, wandb, purge_step)
         at_exit.callback(scalars.close)
         if training is None:
@@ -117,6 +126,34 @@ def main(argv: Sequence[str] | None = None) -> None:
             stopped_by = train(args, training, evaluation, device, scalars, signals)
     if stopped_by:
         raise SystemExit(exit_code(stopped_by))
+
+
+def refuse_to_overwrite(args: argparse.Namespace) -> None:
+    """Refuse to train from the start where a run's checkpoints are.
+
+    Raises:
+        UserError: begins with the folder, and leaves the flag to the caller.
+    """
+    folder = Path(args.output_dir)
+    goes_on = bool(args.resume) and Path(args.resume).resolve() == folder.resolve()
+    found = sorted(folder.glob(CHECKPOINTS))
+    if found and not (args.evaluate or goes_on or args.overwrite):
+        raise UserError(
+            f"{folder} holds {found[0].name}, expected --resume {folder} to go on from it, another "
+            "folder, or --overwrite"
+        )
+
+
+def begin(args: argparse.Namespace, signals: StopSignals) -> None:
+    """Take the output folder, and clear it of what an earlier run must not leave to this one."""
+    folder = Path(args.output_dir)
+    kind = "evaluation" if args.evaluate else "training"
+    signals.locks.enter_context(folder_lock(folder, kind))
+    refuse_to_overwrite(args)  # another run may have ended meanwhile
+    remove_marker(folder)
+    if args.overwrite and not args.evaluate:
+        for path in [*folder.glob(CHECKPOINTS), *folder.glob("metrics-*.json")]:
+            path.unlink()
 
 
 def load_tokens(args: argparse.Namespace) -> Tokens:
@@ -332,13 +369,9 @@ def evaluate_checkpoint(
 ) -> None:
     """--evaluate: keeps the images, those of an earlier evaluation like this one included."""
     folder = Path(args.output_dir)
-    images, record = folder / "images", folder / RECORD_FILE
-
-    def prepare() -> None:
-        settings = sample_settings(args, evaluation, model, tokens.fingerprint)
-        keep_or_clear(images, record, settings)
-
-    on_main(prepare)
+    settings = sample_settings(args, evaluation, model, tokens.fingerprint)
+    images = SampleFolder.of(folder / "images", settings)
+    on_main(lambda: keep_or_clear(images.path, folder / RECORD_FILE, settings))
     run_evaluation(args, model, evaluation, scalars, weights=weights, image_folder=images)
     if args.save_npz:
         on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
@@ -352,7 +385,7 @@ def run_evaluation(
     epoch: int | None = None,
     step: int = 0,
     weights: Path | None = None,
-    image_folder: Path | None = None,
+    image_folder: SampleFolder | None = None,
 ) -> None:
     """Samples and scores, reported on the console, in TensorBoard and as JSON.
 

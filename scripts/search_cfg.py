@@ -31,6 +31,7 @@ from util import distributed, logs
 from util.cli import Parser, number
 from util.errors import UserError, require_writable_folder, run
 from util.files import replacing, write_json
+from util.folder_lock import folder_lock
 from util.hub.published import pinned_flags, resolve_flags
 from util.performance import benchmark
 from util.runs.evaluation import Evaluation, build_evaluation
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
+        main_lpd.on_main(lambda: at_exit.enter_context(folder_lock(folder, "search")))
         main_lpd.on_main(lambda: record_run(parser, pinned_flags(args), folder))
         evaluation = evaluation.with_reference()
         settings = sample_settings(args, evaluation, model, tokens.fingerprint)

@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from util.cli import Parser, number, pixels, random_seed, share, whole
 from util.data.image_folder import ImageList, image_batches, list_images
 from util.data.images import save_grid, to_float, to_uint8
 from util.errors import UserError, blame
+from util.folder_lock import folder_lock
 from util.runs.lr_schedule import LRSchedule
 from util.runs.record import record_run
 from util.runs.scalars import ScalarLog
@@ -81,6 +83,9 @@ def build_parser() -> Parser:
     group.add_argument("--device", default="cuda", help="cuda or cpu")
     group.add_argument("--seed", type=random_seed, default=0, help="names all random streams")
     group.add_argument("--output_dir", default="./output_dir", help="where results go")
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace the vq.pt that --output_dir holds"
+    )
     group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
     distributed.add_distributed_flags(parser)
     return parser
@@ -284,9 +289,32 @@ def main() -> None:
     model = build_model(args).to(device)
     images = list_images(args.data_path)
     folder = errors.require_writable_folder(args.output_dir, "--output_dir")
-    distributed.start(launch, device)
-    with blame("--output_dir"):
-        record_run(parser, args, folder)
+    file = folder / "vq.pt"
+    if file.exists() and not args.overwrite:
+        raise UserError(
+            f"--output_dir: {folder} holds vq.pt, expected another folder, or --overwrite (caches "
+            "made with it will be refused)"
+        )
+    with ExitStack() as at_exit:
+        distributed.start(launch, device)
+        at_exit.callback(distributed.stop)
+        distributed.fail_together(lambda: begin(parser, args, folder, at_exit))
+        train(args, model, images, device, file)
+
+
+def begin(parser: Parser, args: argparse.Namespace, folder: Path, at_exit: ExitStack) -> None:
+    """Take the output folder, on rank 0, until `at_exit` is left."""
+    if distributed.is_main():
+        with blame("--output_dir"):
+            at_exit.enter_context(folder_lock(folder, "tokenizer"))
+            record_run(parser, args, folder)
+
+
+def train(
+    args: argparse.Namespace, model: VQModel, images: ImageList, device: torch.device, file: Path
+) -> None:
+    """All epochs; the tokenizer, as it is after each, goes to `file`."""
+    folder = file.parent
     with blame("--data_path"):
         pictures = Pictures(images, args.img_size, args.num_workers)
     scalars = ScalarLog(folder if distributed.is_main() else None)
@@ -295,13 +323,12 @@ def main() -> None:
         trainer.run_epoch(epoch)
         if distributed.is_main():
             with blame("--output_dir"):
-                save_tokenizer(folder / "vq.pt", model, epoch=epoch, args=args)
+                save_tokenizer(file, model, epoch=epoch, args=args)
     if distributed.is_main():
         with blame("--output_dir"):
             trainer.report(folder / "reconstructions.png")
     scalars.close()
     distributed.barrier()
-    distributed.stop()
 
 
 if __name__ == "__main__":

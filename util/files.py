@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
-
-logger = logging.getLogger(__name__)
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -66,28 +62,6 @@ def replacing(
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for this too out of a folder; the lock dies with its process.
-
-    Raises:
-        ValueError: another process has it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{folder} is being written to by another process, expected a folder for each"
-            ) from None
-        except OSError:  # a file system that cannot lock folders
-            logger.warning("%s cannot be locked: no other job should write to it", folder)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _keep(path: Path, previous: Path) -> None:

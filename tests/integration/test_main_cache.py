@@ -25,7 +25,7 @@ from util.data.image_folder import image_batches, list_images
 from util.data.images import to_float
 from util.data.token_cache import open_cache
 from util.errors import UserError
-from util.files import locked
+from util.folder_lock import folder_lock
 from util.runs.preemption import MARKER, leave_marker
 
 NUM_IMAGES = 11
@@ -382,6 +382,7 @@ def test_a_moved_data_set_is_the_same(
 def test_a_second_job_in_the_same_folder_is_refused(workspace: Path, main: Main) -> None:
     path = workspace / "cache"
     path.mkdir()
-    with locked(path), pytest.raises(UserError, match="^--cached_path: .* by another process"):
+    busy = pytest.raises(UserError, match="^--cached_path: .* is in use by another run")
+    with folder_lock(path, "cache"), busy:
         main(_flags(workspace, "--cached_path", path))
     main(_flags(workspace, "--cached_path", path))

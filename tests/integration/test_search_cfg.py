@@ -20,6 +20,7 @@ from tests.unit.util.scores.scoring_files import random_images, write_digits, wr
 from tokenizers.vq_model import save_tokenizer
 from util.checkpoints.files import atomic_save
 from util.errors import UserError
+from util.folder_lock import folder_lock
 from util.runs.flags import build_parser
 
 
@@ -53,6 +54,13 @@ def flags(folder: Path, output: Path, *more: object) -> list[str]:
 
 def read(output: Path) -> list[dict]:
     return json.loads((output / "search.json").read_text())["settings"]
+
+
+def test_a_second_search_in_the_same_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    in_use = pytest.raises(UserError, match="^--output_dir: .* is in use by another run")
+    with folder_lock(tmp_path, "search"), in_use:
+        search_cfg.main(flags(folder, tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ RECORD_FILE = "unfinished.json"
 # What a killed run has to do again, at most, for each process.
 MAX_SHARD_IMAGES = 1024
 # What a run leaves whether or not it finishes.
-_RECORDS = (LOG_FILE, RECORD_OF_RUNS, MARKER)
+_RECORDS = (LOG_FILE, RECORD_OF_RUNS, MARKER, ".cache.lock")
 # What a run writes before its index, temporary names included.
 _UNFINISHED = re.compile(
     r"\.?(shard-\d{5,}\.np[yz]|cache-(tokens|labels)\.npy|unfinished\.json)(\.part)?"

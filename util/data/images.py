@@ -13,10 +13,13 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from util.errors import UserError
 from util.files import open_file, replacing
 
+# The text in a PNG that says which settings made it.
+MADE_BY = "Made-By"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What Pillow's decoders raise on damaged files, besides OSError.
 DECODE_ERRORS = (
@@ -148,10 +151,16 @@ def is_whole_png(content: bytes) -> bool:
     return start == len(content)
 
 
-def save_png(image: np.ndarray | torch.Tensor, path: str | Path) -> None:
-    """Write one image, (S, S, 3) uint8, as a PNG file."""
+def save_png(
+    image: np.ndarray | torch.Tensor, path: str | Path, made_by: str | None = None
+) -> None:
+    """Write one image, (S, S, 3) uint8, as a PNG file; `made_by` goes into it as `MADE_BY`."""
+    told = PngInfo()
+    if made_by is not None:
+        told.add_text(MADE_BY, made_by)
     with replacing(path, durable=False) as temporary:
-        Image.fromarray(_as_pixels(image, dimensions=3)).save(temporary, format="PNG")
+        pixels = Image.fromarray(_as_pixels(image, dimensions=3))
+        pixels.save(temporary, format="PNG", pnginfo=told)
 
 
 def image_grid(images: np.ndarray | torch.Tensor, columns: int, gap: int = 2) -> np.ndarray:

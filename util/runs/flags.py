@@ -123,6 +123,11 @@ def _add_training_flags(parser: Parser) -> None:
         help="spread weights and optimiser over the processes, two or more; not with --online_eval",
     )
     group.add_argument("--output_dir", default="./output_dir", help="checkpoints and results")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train from the start, and delete the checkpoints that --output_dir holds",
+    )
     group.add_argument("--resume", default="", help="folder of checkpoint-last.pth")
     group.add_argument("--save_last_freq", type=whole(1), default=5, help="epochs")
     group.add_argument("--save_intermediate_freq", type=whole(1), default=25, help="epochs")

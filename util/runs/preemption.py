@@ -1,9 +1,9 @@
 """Signals that ask a run to stop, and what it leaves behind for its launcher.
 
-Slurm warns with SIGUSR1, launchers and users with SIGTERM. Training finishes its step and saves;
-caching and evaluation keep what they have finished anyway. The run leaves `MARKER` and ends with
-`exit_code`: not 0, because it is not finished. A second signal ends a process at once; files are
-written such that even this damages none.
+Slurm warns with SIGUSR1, launchers with SIGTERM, a terminal's Ctrl-C with SIGINT. Training
+finishes its step and saves; caching and evaluation keep what they have finished anyway. The run
+leaves `MARKER` and ends with `exit_code`: not 0, because it is not finished. A second signal ends a
+process at once; files are written such that even this damages none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-from util.errors import blame, describe_os_error
+from util.errors import describe_os_error
 from util.files import write_json
 from util.logs import is_main_process
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MARKER = "interrupted.json"
 # Where a launcher looks for the marker, if not in the run's output folder: the path of the file.
 MARKER_VARIABLE = "INTERRUPTED_FILE"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A scheduler signals every process of a job and torchrun passes the signal on: within this many
 # seconds it is still the first one.
 ECHO_SECONDS = 2.0
@@ -64,15 +64,9 @@ def describe_place(place: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in place.items())
 
 
-def remove_marker(folder: Path, flag: str = "--output_dir") -> None:
-    """A run starts: what an earlier one left behind no longer holds.
-
-    Args:
-        folder: the run's output folder.
-        flag: that named it.
-    """
-    with blame(flag), suppress(NotADirectoryError):
-        marker_file(folder).unlink(missing_ok=True)
+def remove_marker(folder: Path) -> None:
+    """A run starts in this output folder: what an earlier one left behind no longer holds."""
+    marker_file(folder).unlink(missing_ok=True)
 
 
 Receiver = TypeVar("Receiver", bound="SignalReceiver")
@@ -112,14 +106,25 @@ class StopSignals(SignalReceiver):
 
     Attributes:
         received: its number; 0 while there is none.
+        locks: closed at the end of the block, and before the first signal ends the process.
     """
 
     def __init__(self) -> None:
         super().__init__(SIGNALS)
         self.received = 0
+        self.locks = ExitStack()
         self._received_at = 0.0
         self._last_words: Callable[[int], None] | None = None
         self._leaving = threading.RLock()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.locks.close()
+        super().__exit__(kind, error, traceback)
 
     @contextmanager
     def leaving_at_once(self, last_words: Callable[[int], None]) -> Iterator[None]:
@@ -161,8 +166,15 @@ class StopSignals(SignalReceiver):
         if not self.received:
             self.received, self._received_at = number, now
             self._leave(number)
-        elif now - self._received_at > ECHO_SECONDS:
+            if number == signal.SIGINT and is_main_process():
+                # Not through the log: the signal may have come in the middle of a line of it.
+                os.write(2, b"saving and ending; Ctrl-C again ends at once\n")
+        elif now - self._received_at > ECHO_SECONDS or self._typed_again(number):
             os._exit(exit_code(number))
+
+    def _typed_again(self, number: int) -> bool:
+        """Whether this is a second Ctrl-C, however soon; only torchrun would pass the first on."""
+        return number == signal.SIGINT == self.received and "TORCHELASTIC_RUN_ID" not in os.environ
 
     def _leave(self, number: int) -> None:
         """Say the last words and end the process, where nothing is left to be finished."""
@@ -174,4 +186,7 @@ class StopSignals(SignalReceiver):
             except OSError as error:
                 logger.error("no marker is left: %s", describe_os_error(error))
             finally:
-                os._exit(exit_code(number))
+                try:
+                    self.locks.close()
+                finally:
+                    os._exit(exit_code(number))

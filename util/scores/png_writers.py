@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from util.cores import available_cores
 from util.data.images import image_file, save_png
+from util.scores.samples import SampleFolder
 
 # Images that may wait for a thread; beyond that the maker of the images waits.
 MAX_WAITING = 1024
@@ -21,13 +21,13 @@ class PngWriters:
     """Threads that write `{image id:05d}.png`; leaving the block waits for all files.
 
     Args:
-        folder: an existing folder; None writes nothing.
+        folder: where to; None writes nothing.
 
     Raises:
         OSError: a file cannot be written; raised by a later `write` or at the end of the block.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: SampleFolder | None) -> None:
         self._folder = folder
         self._threads = ThreadPoolExecutor(available_cores())
         self._waiting: deque[Future[None]] = deque()
@@ -36,9 +36,10 @@ class PngWriters:
         """Hand over images (B, S, S, 3) uint8 with their ids (B,)."""
         if self._folder is None:
             return
+        folder, made_by = self._folder.path, self._folder.made_by
         for image, image_id in zip(images, image_ids, strict=True):
-            path = image_file(self._folder, image_id)
-            self._waiting.append(self._threads.submit(save_png, image, path))
+            path = image_file(folder, image_id)
+            self._waiting.append(self._threads.submit(save_png, image, path, made_by))
         while len(self._waiting) > MAX_WAITING:
             self._waiting.popleft().result()
 

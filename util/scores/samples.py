@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,13 @@ from torch import nn
 from orders.json_file import read_json
 from util.cores import available_cores
 from util.data.cache_writer import checksum
-from util.data.images import image_file, is_whole_png, open_rgb, write_npz_archive
+from util.data.images import (
+    MADE_BY,
+    image_file,
+    is_whole_png,
+    open_rgb,
+    write_npz_archive,
+)
 from util.errors import UserError
 from util.files import open_file, write_json
 from util.runs.evaluation import Evaluation
@@ -73,6 +81,40 @@ def _weights_checksum(model: nn.Module) -> int:
     return found
 
 
+@dataclass(frozen=True)
+class SampleFolder:
+    """A folder of images of one evaluation.
+
+    Attributes:
+        path: where `{image id:05d}.png` are.
+        made_by: stands in each of them; tells the settings that made them from all others.
+    """
+
+    path: Path
+    made_by: str
+
+    @classmethod
+    def of(cls, path: Path, settings: Mapping[str, Any]) -> SampleFolder:
+        """The folder of an evaluation with these `sample_settings`."""
+        text = json.dumps(settings, sort_keys=True)
+        return cls(path, hashlib.sha256(text.encode()).hexdigest()[:32])
+
+    def open(self, image_id: int) -> np.ndarray:
+        """An image (S, S, 3) uint8, if it is whole and these settings made it.
+
+        Raises:
+            UserError: it is not.
+            OSError: it cannot be read.
+        """
+        file = image_file(self.path, image_id)
+        with open_file(file) as stream:
+            content = stream.read()
+        image = open_rgb(BytesIO(content), str(file))
+        if not is_whole_png(content) or image.info.get(MADE_BY) != self.made_by:
+            raise UserError(f"{file} is damaged or of other settings, expected one of this run")
+        return np.asarray(image)
+
+
 def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder; keep its images if `record` says that an evaluation like this made them.
 
@@ -105,9 +147,9 @@ def image_ids_in(folder: Path, num_images: int) -> np.ndarray:
 
 
 def read_images(
-    folder: Path, image_ids: Sequence[int] | np.ndarray, image_size: int
+    folder: SampleFolder, image_ids: Sequence[int] | np.ndarray, image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the images that are whole.
+    """Those of the images that are whole, and made by the settings of the folder.
 
     Args:
         folder: of the images.
@@ -120,11 +162,7 @@ def read_images(
 
     def read(image_id: int) -> np.ndarray | None:
         try:
-            with open_file(image_file(folder, image_id)) as stream:
-                content = stream.read()
-            if not is_whole_png(content):
-                return None
-            image = np.asarray(open_rgb(BytesIO(content), f"image {image_id}"))
+            image = folder.open(image_id)
         except (UserError, OSError, ValueError):
             return None
         return image if image.shape == (image_size, image_size, 3) else None
@@ -137,7 +175,10 @@ def read_images(
     return np.asarray(image_ids, dtype=np.int64)[whole], pixels
 
 
-def write_archive(folder: Path, path: Path, count: int) -> None:
-    """All images in one ADM-style archive, by id."""
-    images = (open_rgb(image_file(folder, image_id)) for image_id in range(count))
-    write_npz_archive(path, images, count)
+def write_archive(folder: SampleFolder, path: Path, count: int) -> None:
+    """All images in one ADM-style archive, by id.
+
+    Raises:
+        UserError: an image is missing, damaged or of other settings.
+    """
+    write_npz_archive(path, map(folder.open, range(count)), count)

@@ -253,6 +253,13 @@ TOKENIZER = Group(
     (
         Case(
             "",
+            "a folder with another tokenizer",
+            "--output_dir: out holds vq.pt, expected another folder, or --overwrite (caches made "
+            "with it will be refused)",
+            files.writing("out/vq.pt", ""),
+        ),
+        Case(
+            "",
             "no images",
             "the following arguments are required: --data_path",
             without="--data_path",

@@ -16,6 +16,13 @@ EVALUATION = Group(
     f"--feature_extractor none {OUTPUT}",
     (
         Case(
+            "",
+            "a folder that another evaluation writes to",
+            "--output_dir: out is in use by another run (process ... on ..., since ...), expected "
+            "a folder for each",
+            files.in_use("out", "evaluation"),
+        ),
+        Case(
             "--pretrained_ckpt no.pth",
             "no such file",
             "--pretrained_ckpt: no.pth does not exist, expected a checkpoint written by torch.save",

@@ -21,6 +21,7 @@ from orders.order_file import write_orders
 from tests.fuzzing import claiming
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld, tiny_tokenizer
 from tokenizers.vq_model import VQModel, save_tokenizer
+from util import folder_lock
 from util.checkpoints.files import atomic_save
 from util.data.cache_writer import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
 from util.scores.features import DigitsClassifier
@@ -60,7 +61,17 @@ def write_published(path: Path, tokens: np.ndarray) -> None:
 def writing(name: str, content: bytes | str) -> Spoil:
     """Puts a file there."""
     data = content.encode() if isinstance(content, str) else content
-    return lambda folder: (folder / name).write_bytes(data) and None
+
+    def spoil(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+
+    return spoil
+
+
+def in_use(name: str, kind: str) -> Spoil:
+    """A folder that a run of this kind, this process, is at work in."""
+    return writing(f"{name}/.{kind}.lock", folder_lock._encode(folder_lock._describe_self(), 0))
 
 
 def cutting(name: str, new: str | None = None) -> Spoil:

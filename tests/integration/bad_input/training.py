@@ -119,6 +119,25 @@ TRAINING = Group(
             "--fsdp: found one process, expected training alone, on several processes",
         ),
         Case(
+            "",
+            "a folder with the checkpoints of another run",
+            "--output_dir: out holds checkpoint-25.pth, expected --resume out to go on from it, "
+            "another folder, or --overwrite",
+            files.writing("out/checkpoint-25.pth", ""),
+        ),
+        Case(
+            "--overwrite --resume out",
+            "to go on and to begin anew",
+            "--overwrite: found with --resume out, expected one of the two",
+        ),
+        Case(
+            "",
+            "a folder that another run trains in",
+            "--output_dir: out is in use by another run (process ... on ..., since ...), expected "
+            "a folder for each",
+            files.in_use("out", "training"),
+        ),
+        Case(
             "--resume no",
             "no such folder",
             "--resume: no is not a folder, expected the one that holds checkpoint-last.pth",

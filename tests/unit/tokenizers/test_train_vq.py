@@ -14,6 +14,7 @@ from tokenizers.train_vq import (
 )
 from tokenizers.vq_model import VectorQuantizer, fingerprint, load_tokenizer
 from util.errors import UserError
+from util.folder_lock import folder_lock
 
 SIZES = """
 --img_size 16 --codebook_size 12 --codebook_embed_dim 4 --ch 32 --ch_mult 1 1 --num_res_blocks 1
@@ -48,8 +49,18 @@ def test_two_epochs_write_a_tokenizer_and_repeat_exactly(folder, tmp_path):
     pairs = Image.open(tmp_path / "a" / "reconstructions.png")
     assert pairs.size == (8 * 16 + 7 * 2, 5 * 16 + 4 * 2)  # 20 pairs, 4 in a row
 
-    assert _train(folder, tmp_path / "b").returncode == 0
-    assert fingerprint(load_tokenizer(tmp_path / "b" / "vq.pt")) == fingerprint(model)
+    # Only on demand in the same folder: caches made with the first tokenizer would be refused.
+    again = _train(folder, tmp_path / "a", "--seed", 1)
+    assert again.returncode == 2
+    line = f"error: --output_dir: {tmp_path / 'a'} holds vq.pt, expected another folder, or "
+    assert again.stderr.startswith(line + "--overwrite") and again.stderr.count("\n") == 1
+    assert fingerprint(load_tokenizer(tmp_path / "a" / "vq.pt")) == fingerprint(model)
+    with folder_lock(tmp_path / "a", "tokenizer"):
+        assert "in use by another run" in _train(folder, tmp_path / "a", "--overwrite").stderr
+    before = (tmp_path / "a" / "vq.pt").stat().st_mtime_ns
+    assert _train(folder, tmp_path / "a", "--overwrite").returncode == 0
+    assert (tmp_path / "a" / "vq.pt").stat().st_mtime_ns > before
+    assert fingerprint(load_tokenizer(tmp_path / "a" / "vq.pt")) == fingerprint(model)
 
 
 def test_two_processes_with_entropy_and_bf16(folder, tmp_path):

@@ -1,0 +1,148 @@
+"""A folder serves one run at a time, and nobody's results go without a word."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main_lpd
+from tests.commands import run_command
+from tests.integration.test_evaluation import images, same
+from tests.integration.test_resume import flags as resuming
+from tests.integration.test_resume import logged, start, wait_for, workers_of
+from tests.integration.tiny_world import TinyWorld
+from util.checkpoints.files import read_checkpoint
+from util.checkpoints.training_state import LAST
+from util.data.images import MADE_BY
+from util.errors import UserError
+from util.folder_lock import folder_lock
+
+IN_USE = r"^--output_dir: .* is in use by another run \(process \d+ on .+\), expected a folder for"
+
+
+def training(world: TinyWorld, output: Path) -> list[str]:
+    return [*world.train_flags(output), "--epochs", "2", "--save_intermediate_freq", "1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "main", "flags"),
+    [
+        ("training", main_lpd.main, training),
+        ("training", main_lpd.main, lambda world, output: [*resuming(world, output)]),
+        ("evaluation", main_lpd.main, TinyWorld.eval_flags),
+    ],
+)
+def test_the_second_run_is_refused_and_leaves_no_trace(
+    world: TinyWorld,
+    tmp_path: Path,
+    kind: str,
+    main: Callable[[list[str]], None],
+    flags: Callable[[TinyWorld, Path], list[str]],
+) -> None:
+    (tmp_path / "interrupted.json").write_text("of the first")
+    with folder_lock(tmp_path, kind):
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(UserError, match=IN_USE):
+            main(flags(world, tmp_path))
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_may_be_evaluated_while_it_is_trained_in(world: TinyWorld, tmp_path: Path) -> None:
+    with folder_lock(tmp_path, "training"):
+        main_lpd.main(world.eval_flags(tmp_path))
+    assert len(images(tmp_path)) == 9
+
+
+def test_an_image_counts_as_kept_only_if_these_settings_made_it(
+    world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where another run's process goes on writing beside this one's record."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    main_lpd.main([*world.eval_flags(first), "--seed", "1"])
+    main_lpd.main([*world.eval_flags(second), "--seed", "2"])
+    expected, plain = images(second), second / "images" / "00004.png"
+    assert not same(images(first), expected)
+    shutil.copy(first / "images" / "00002.png", second / "images" / "00002.png")
+    Image.fromarray(expected["00004.png"]).save(plain)  # as another program writes it
+    main_lpd.main([*world.eval_flags(second), "--seed", "2", "--save_npz"])
+    assert "7 of 9 images are there already" in capsys.readouterr().err
+    assert same(images(second), expected)
+    made_by = {Image.open(path).info[MADE_BY] for path in (second / "images").iterdir()}
+    assert len(made_by) == 1
+    with np.load(second / "samples.npz", allow_pickle=False) as archive:
+        assert np.array_equal(archive["arr_0"], [expected[name] for name in sorted(expected)])
+
+
+def test_no_archive_is_made_of_images_that_another_run_wrote_meanwhile(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    main_lpd.main([*world.eval_flags(other), "--seed", "3"])
+    evaluate = main_lpd.run_evaluation
+
+    def disturbed(*arguments: object, **options: object) -> None:
+        evaluate(*arguments, **options)
+        shutil.copy(other / "images" / "00003.png", tmp_path / "out" / "images" / "00003.png")
+
+    monkeypatch.setattr(main_lpd, "run_evaluation", disturbed)
+    with pytest.raises(UserError, match=r"^--output_dir: .*00003.png is damaged or of other set"):
+        main_lpd.main([*world.eval_flags(tmp_path / "out"), "--save_npz"])
+    assert not list((tmp_path / "out").glob("*samples.npz*"))
+
+
+def test_training_writes_over_no_checkpoints_unless_told_to(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    output, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    main_lpd.main(training(world, output))
+    (output / "metrics-0.json").write_text("{}")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    message = (
+        rf"^--output_dir: {output} holds checkpoint-0.pth, expected --resume {output} to go on "
+        "from it, another folder, or --overwrite"
+    )
+    elsewhere.mkdir()
+    for more in ([], ["--resume", str(elsewhere)], ["--pretrained_ckpt", str(output / LAST)]):
+        with pytest.raises(UserError, match=message):
+            main_lpd.main([*training(world, output), *more])
+    with pytest.raises(UserError, match="^--overwrite: found with --resume .*, expected one of"):
+        main_lpd.main([*training(world, output), "--overwrite", "--resume", str(output)])
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    main_lpd.main([*training(world, output), "--epochs", "3", "--resume", str(output)])
+    assert (output / "checkpoint-2.pth").exists()
+
+    main_lpd.main([*training(world, output), "--epochs", "1", "--overwrite"])
+    found = sorted(path.name for path in output.glob("*-*.*") if "events" not in path.name)
+    assert found == ["checkpoint-0.pth", LAST]
+    assert read_checkpoint(output / LAST, "test")["epoch"] == 0
+    assert [step for step, _ in logged(output)["train/loss"]] == [0, 1, 2]  # the new run alone
+
+
+@pytest.mark.slow
+def test_workers_that_outlive_their_launcher_keep_others_out(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    line = resuming(world, tmp_path, "--save_steps", 1, "--batch_size", 4, "--epochs", 10**4)
+    run = start(2, "main_lpd.py", *line)
+    wait_for(lambda: (tmp_path / LAST).exists(), run)
+    workers = workers_of(run)
+    run.kill()
+    run.communicate()
+    refused = run_command("main_lpd.py", *line, processes=2)
+    assert refused.stderr.count("is in use by another run (process ") == 1, refused.stderr
+    assert refused.returncode == 1 and 'main_lpd.py", line' not in refused.stderr
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    (tmp_path / LAST).unlink()
+    again = start(None, "main_lpd.py", *line)
+    wait_for(lambda: (tmp_path / LAST).exists(), again)
+    again.send_signal(signal.SIGINT)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 130, errors
+    assert json.loads((tmp_path / "interrupted.json").read_text())["signal"] == "SIGINT"

@@ -1,0 +1,192 @@
+"""One run at a time in a folder, on any file system.
+
+Advisory locks of the operating system answer yes to everyone on some cluster file systems, so the
+lock is a file that names its owner and holds a counter, which the owner advances every few seconds.
+Whether an owner on this machine lives is asked of the machine; of another machine's owner it is
+seen in the counter. So what a killed run leaves behind keeps nobody out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from util.errors import EXIT_CODE, UserError, endings
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two advances of the counter, and without one until a distant owner counts as dead:
+# more than a busy owner may need for one, and than a network file system may show old content.
+BEAT = 5.0
+SILENCE = 60.0
+_DIGITS = 12
+
+
+def lock_file(folder: Path, kind: str) -> Path:
+    """Where the lock of a kind of run lies."""
+    return folder / f".{kind}.lock"
+
+
+@contextmanager
+def folder_lock(folder: Path, kind: str) -> Iterator[None]:
+    """Keep other runs of this kind out of a folder.
+
+    Should another run take the folder over all the same (this one seemed dead to it for
+    `SILENCE` seconds), this process ends at once with one line.
+
+    Args:
+        folder: an existing folder.
+        kind: of run, as it is called in the file's name.
+
+    Raises:
+        UserError: another run has it; begins with the folder, and leaves the flag to the caller.
+        OSError: the file cannot be written.
+    """
+    path, owner = lock_file(folder, kind), _describe_self()
+    _take(path, owner)
+    released = threading.Event()
+    beats = threading.Thread(target=_keep, args=(path, owner, released), daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        released.set()
+        beats.join(BEAT)
+        with suppress(OSError):
+            if _read(path)[0] == owner:
+                path.unlink()
+
+
+def _describe_self() -> dict[str, object]:
+    """This process, and what tells it from every other one of any machine and time."""
+    return {
+        "process": os.getpid(),
+        "began": _start_time(os.getpid()),
+        "machine": _machine(),
+        "host": platform.node(),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "id": uuid.uuid4().hex,
+    }
+
+
+def _machine() -> str:
+    """Which processes can be asked after here: one boot of one system, one space of their ids."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return platform.node()
+
+
+def _start_time(process: int) -> str | None:
+    """When a living process began, in the kernel's ticks; None if it is gone, "" if unknown.
+
+    A number may be given to another process later; a start time is not.
+    """
+    try:
+        # Behind the name, which may hold anything: the state, ..., and 19 places on the start.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (
+            None if fields[0] in "ZX" else fields[19]
+        )  # not what has ended, but was not waited for
+    except (OSError, IndexError):
+        pass
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:  # it is someone else's
+        pass
+    return ""
+
+
+def _take(path: Path, owner: dict[str, object]) -> None:
+    """Make the file, or take over a dead owner's.
+
+    Of two that take it over at once, both may believe they have it, until one reads the other's
+    name in it (`_keep`).
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            with suppress(FileNotFoundError):  # let go of meanwhile
+                found = _read(path)
+                if _lives(path, *found):
+                    raise UserError(
+                        f"{path.parent} is in use by another run ({_name(found[0])}), expected a "
+                        "folder for each"
+                    ) from None
+                if _read(path)[0] == found[0]:
+                    path.unlink()
+            continue
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_encode(owner, 0))
+        return
+
+
+def _lives(path: Path, owner: dict[str, object], count: int) -> bool:
+    """Whether the owner of a lock still runs; of another machine it takes a while to see."""
+    if owner.get("machine") == _machine():
+        found = _start_time(int(str(owner["process"])))
+        return found is not None and (found == owner["began"] or not found)
+    logger.info(
+        "%s was left by another run (%s): watching for %.0f s whether it lives",
+        *(path, _name(owner), SILENCE),
+    )
+    until = time.monotonic() + SILENCE
+    while time.monotonic() < until:
+        time.sleep(SILENCE / 60)  # whether a counter advances is a matter of time alone
+        now = _read(path)
+        if now[0] and now != (owner, count):
+            return True
+    return False
+
+
+def _keep(path: Path, owner: dict[str, object], released: threading.Event) -> None:
+    """Advance the counter until the lock is released."""
+    count = 0
+    while not released.wait(BEAT):
+        count += 1
+        try:
+            found, _ = _read(path)
+            if found and found != owner:
+                line = f"error: {path.parent} was taken over by another run ({_name(found)})"
+                endings.error("%s", line)
+                sys.stderr.write(line + "\n")
+                sys.stderr.flush()
+                os._exit(EXIT_CODE)
+            # In place and of one length: a full disk has room for it. Opened anew each time, as
+            # network file systems show others what was closed.
+            with path.open("r+b") as file:
+                file.write(_encode(owner, count))
+        except OSError as error:  # the next one may pass
+            logger.debug("%s: %s", path, error)
+
+
+def _encode(owner: dict[str, object], count: int) -> bytes:
+    return f"{count:0{_DIGITS}d} {json.dumps(owner)}\n".encode()
+
+
+def _read(path: Path) -> tuple[dict[str, object], int]:
+    """Owner and counter; no owner where the file is not whole."""
+    count, _, owner = path.read_text(errors="replace").partition(" ")
+    try:
+        return dict(json.loads(owner)), int(count)
+    except (ValueError, TypeError):
+        return {}, 0
+
+
+def _name(owner: dict[str, object]) -> str:
+    """An owner, for people."""
+    process, host, since = (owner.get(name, "?") for name in ("process", "host", "since"))
+    return f"process {process} on {host}, since {since}"
