@@ -83,7 +83,7 @@ def _machine() -> str:
     """Which processes can be asked after here: one boot of one system, one space of their ids."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
     return platform.node()
 
 
