@@ -252,7 +252,8 @@ def load_pretrained(
     Args:
         model: the network to fill.
         path: what `read_weights` reads.
-        resize: let `pos_embed` of another grid through, resized (256 -> 512 px training).
+        resize: for training: let `pos_embed` of another grid through, resized (256 -> 512 px),
+            and the model learn otherwise than before.
         tokenizer_fingerprint: of the run's tokenizer; None does not compare it with the one that a
             training checkpoint records.
         flag: the flag that named the file.
@@ -265,6 +266,8 @@ def load_pretrained(
     _check_tokenizer(weights, tokenizer_fingerprint, what)
     if not resize:
         _check_queries(weights, model.blind_queries, what)
+        if weights.label_drop_prob is not None:
+            model.label_drop_prob = weights.label_drop_prob
     state = weights.state
     found = state.get("pos_embed")
     num_tokens = model.grid.num_tokens

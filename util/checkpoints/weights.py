@@ -44,8 +44,17 @@ class Weights:
     @property
     def blind_queries(self) -> bool:
         """Whether queries learned not to see one another; where nothing is said, they see."""
-        said = self.flags if self.config is None else self.config
-        return bool(said.get("blind_queries", False))
+        return bool(self._said.get("blind_queries", False))
+
+    @property
+    def label_drop_prob(self) -> float | None:
+        """With which it was trained, if the file says so."""
+        found = self._said.get("label_drop_prob")
+        return float(found) if isinstance(found, int | float) else None
+
+    @property
+    def _said(self) -> Mapping[str, Any]:
+        return self.flags if self.config is None else self.config
 
 
 def weights_in_folder(folder: Path) -> Path:
