@@ -91,14 +91,14 @@ def test_a_run_that_ends_too_early(world: TinyWorld, tmp_path: Path, warnings) -
     def found(*flags: object) -> list[str]:
         return warnings(main_lpd.main, *world.train_flags(tmp_path), "--epochs", 30, *flags)
 
-    rises = "expected fewer, or a longer run (--epochs)"
+    rises = "expected fewer, or more --epochs"
     both = ["--lr_schedule", "constant+cosine", "--warmup_epochs"]
     for warmup in (30, 50):
-        start = f"--warmup_epochs: found {warmup} in a run of 30 epochs: the learning rate rises "
+        start = f"--warmup_epochs: found {warmup} with --epochs 30: the learning rate rises "
         assert one(found("--warmup_epochs", warmup), start, rises)
         assert one(found(*both, warmup), start, rises)
     assert found("--warmup_epochs", 29) == []
-    start = "--lr_decay_start_epoch: found 400 in a run of 30 epochs: the learning rate never falls"
+    start = "--lr_decay_start_epoch: found 400 with --epochs 30: the learning rate never falls"
     assert one(found(*both, 29), start, "another --lr_schedule")
     assert found(*both, 29, "--lr_decay_start_epoch", 29) == []
     assert found("--warmup_epochs", 29, "--lr_schedule", "cosine") == []

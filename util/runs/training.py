@@ -171,13 +171,13 @@ def warn_of_schedule(args: argparse.Namespace) -> None:
     """Say which part of the learning rate's schedule the run ends before, if any."""
     if args.warmup_epochs >= args.epochs:
         logger.warning(
-            "--warmup_epochs: found %d in a run of %d epochs: the learning rate rises to the end "
-            "and never reaches its peak; expected fewer, or a longer run (--epochs)",
+            "--warmup_epochs: found %d with --epochs %d: the learning rate rises to the end "
+            "and never reaches its peak; expected fewer, or more --epochs",
             *(args.warmup_epochs, args.epochs),
         )
     elif args.lr_schedule == "constant+cosine" and args.lr_decay_start_epoch >= args.epochs:
         logger.warning(
-            "--lr_decay_start_epoch: found %d in a run of %d epochs: the learning rate never falls;"
+            "--lr_decay_start_epoch: found %d with --epochs %d: the learning rate never falls;"
             " expected an earlier one, or another --lr_schedule",
             *(args.lr_decay_start_epoch, args.epochs),
         )
