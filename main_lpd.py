@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.to(device)
         evaluation = training = None
         if args.evaluate or args.online_eval:
-            evaluation = build_evaluation(args, tokens.grid, tokens.tokenizer, device)
+            evaluation = build_evaluation(args, model, tokens.tokenizer, device)
         if not args.evaluate:
             source = build_source(args, tokens.tokenizer, tokens.cache, device)
             training = build_training(args, model, source, tokens.fingerprint, launch.world_size)

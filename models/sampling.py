@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+logger = logging.getLogger(__name__)
 
 CFG_SCHEDULES = ("linear", "constant")
 MIN_TEMPERATURE = 1e-5
@@ -52,6 +55,22 @@ class SamplingSettings:
     def guided(self) -> bool:
         """Whether the unconditional half is needed."""
         return self.cfg != 1.0
+
+
+def warn_of_guidance(label_drop_prob: float, found: str) -> None:
+    """Say that guidance cannot work where a model has never been without a class.
+
+    Args:
+        label_drop_prob: with which it was trained.
+        found: where guidance is asked for, the beginning of the message.
+    """
+    if label_drop_prob == 0:
+        logger.warning(
+            "%s, but the model was trained with --label_drop_prob 0: it never learned images "
+            "without a class, which guidance leads away from, and spoils them; expected 1 (none), "
+            "or a model trained with --label_drop_prob 0.1",
+            found,
+        )
 
 
 def guidance_scales(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from util.arrays import map_npy
 from util.files import open_file, replacing
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".json", ".npy")
 # Rows checked at once: bounds the memory used beside the orders themselves.
@@ -91,6 +94,37 @@ def require_suffix(path: str | Path) -> str:
     if suffix not in _SUFFIXES:
         raise ValueError(f"found {Path(path).name!r}, expected a name ending in .json or .npy")
     return suffix
+
+
+def steps_in_name(path: str | Path) -> int | None:
+    """The decoding steps that an order file's name states, as published ones do, if it does."""
+    found = re.search(r"steps(\d{1,9})", Path(path).stem)
+    return int(found[1]) if found else None
+
+
+def warn_of_steps(
+    path: str | Path,
+    steps: Sequence[int],
+    flag: str = "--lpd_order_file",
+    steps_flag: str = "--generation_steps",
+) -> None:
+    """Warn where an order file's name states another number of steps than it is used for.
+
+    Args:
+        path: the file; other kinds of order, which have no such name, are passed over.
+        steps: all the numbers that it is used for.
+        flag: what named the file, for the message.
+        steps_flag: what named the steps.
+    """
+    made = steps_in_name(path)
+    others = [str(count) for count in steps if count != made]
+    if made is not None and others:
+        logger.warning(
+            "%s: %s is named for %d steps and used for %s: positions that it decodes together are "
+            "not chosen for that, which costs quality; expected %s %d, or a file made for these "
+            "steps (orders/run_lpd_order.py)",
+            *(flag, path, made, ", ".join(others), steps_flag, made),
+        )
 
 
 def read_orders(path: str | Path, num_tokens: int | None = None) -> np.ndarray:

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.server import listen, require_gradio, serve
 from app.studio import Studio
+from models.sampling import warn_of_guidance
 from util import distributed, logs
 from util.checkpoints.networks import load_networks
 from util.cli import Parser, whole
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choose_demo(args)
     resolve_flags(args)
     model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
+    warn_of_guidance(model.label_drop_prob, "the page offers guidance")
     with blame("--class_names"):
         names = read_class_names(args.class_names, model.class_num)
     if args.bf16:

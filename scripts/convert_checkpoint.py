@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,7 @@ def write_checkpoint(model: Pretrained, weights: Weights, path: Path) -> None:
     """The published form, which also says the network's configuration, where each reader looks."""
     config = dict(model._hub_mixin_config)
     config.pop(FINGERPRINT, None)
-    content = {"model": weights.state, "config": config, "args": Namespace(**config)}
+    content = {"model": weights.state, "config": config, "args": config}
     if weights.fingerprint:
         content[FINGERPRINT] = weights.fingerprint
     path.parent.mkdir(parents=True, exist_ok=True)

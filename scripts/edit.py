@@ -38,7 +38,7 @@ from util.data.canvas import Canvas
 from util.data.images import image_file, save_grid, save_png, to_float
 from util.errors import UserError, blame, require_file, require_writable_folder, run
 from util.hub.published import pinned_flags, resolve_flags
-from util.runs.evaluation import build_decoder
+from util.runs.evaluation import build_decoder, read_sampling
 from util.runs.record import record_run
 from visualization.class_names import parse_classes, read_class_names
 
@@ -202,9 +202,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     """
     image, mask, towards = read_picture(args)
     model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
-    sampling = SamplingSettings(
-        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
-    )
+    sampling = read_sampling(args, model)
     label = read_label(args, model, sampling.guided)
     flag = next(f"--{name}" for name in ("mask", "box", "outpaint") if getattr(args, name))
     with blame("--image"):

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.lpd import LPD
 from orders.group_sizes import group_sizes, parse_group_sizes, training_group_sizes
+from orders.order_file import warn_of_steps
 from util import distributed, logs
 from util.checkpoints.weights import read_weights
 from util.cli import Parser, number, random_seed, whole
@@ -243,6 +244,8 @@ def read_settings(args: argparse.Namespace, grid: TokenGrid, cache: TokenCache) 
             sizes = parse_group_sizes(text, grid.num_tokens)
             earlier = sum(len(other) == len(sizes) and bool(name) for other, name in lists)
             lists.append((sizes, f"as listed, {earlier + 1}" if earlier else "as listed"))
+    for text in args.orders:
+        warn_of_steps(text, [len(sizes) for sizes, _ in lists], "--orders", "--steps")
     return [Setting(kind, tuple(sizes), name) for sizes, name in lists for kind in kinds]
 
 

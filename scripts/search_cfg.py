@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main_lpd
+from models.sampling import warn_of_guidance
 from orders.order_file import read_orders
 from util import distributed, logs
 from util.cli import Parser, number
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = main_lpd.load_tokens(args)
     model, weights = main_lpd.build_model(args, tokens)
     model.to(device)
-    evaluation = build_evaluation(args, tokens.grid, tokens.tokenizer, device)
+    evaluation = build_evaluation(args, model, tokens.tokenizer, device)
+    if not evaluation.sampling.guided and set(args.cfgs) != {1.0}:  # not said of --cfg before
+        warn_of_guidance(model.label_drop_prob, "--cfgs: found guidance")
     shown = shown_results(evaluation)
     folder = require_writable_folder(args.output_dir, "--output_dir")
     with ExitStack() as at_exit:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.decoding import generate, generate_steps
 from models.lpd import LPD
-from models.sampling import SamplingSettings
 from orders.group_sizes import group_sizes, parse_group_sizes
-from orders.order_file import read_orders
+from orders.order_file import read_orders, steps_in_name, warn_of_steps
 from tokenizers.vq_model import VQModel
 from util import distributed, logs
 from util.checkpoints.networks import load_networks
@@ -39,7 +37,13 @@ from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
 from util.hub.published import resolve_flags
 from util.order_study.kinds import OrderKind, parse_order_kind
-from util.runs.evaluation import OrderSource, build_decoder, build_orders, read_group_sizes
+from util.runs.evaluation import (
+    OrderSource,
+    build_decoder,
+    build_orders,
+    read_group_sizes,
+    read_sampling,
+)
 from util.runs.flags import add_sampling_flags
 from visualization.class_names import parse_classes, read_class_names
 from visualization.drawing import Sheet, resized, write_gif, write_png
@@ -249,8 +253,11 @@ def choose_orders(args: argparse.Namespace) -> tuple[list[ShownOrders], list[int
             f"--lpd_order_file: {args.lpd_order_file} holds {len(on_file)} orders, expected at "
             f"least {needed} (--num_orders, --image_id)"
         )
+    if on_file is not None:
+        warn_of_steps(args.lpd_order_file, [len(sizes)])
     shown = []
     for text in args.orders:
+        warn_of_steps(text, [len(sizes)], "--orders")
         with blame("--orders"):
             if text == "lpd" and on_file is not None:
                 kind = OrderKind(text, lambda ids, _: on_file[ids].astype(np.int64))
@@ -268,8 +275,7 @@ def choose_group_sizes(args: argparse.Namespace, grid: TokenGrid) -> list[int]:
         with blame("--group_sizes"):
             return parse_group_sizes(args.group_sizes, grid.num_tokens)
     if steps is None and args.lpd_order_file:
-        named = re.search(r"steps(\d{1,9})", Path(args.lpd_order_file).stem)
-        steps = int(named[1]) if named else None
+        steps = steps_in_name(args.lpd_order_file)
     if steps is None:
         raise UserError("--generation_steps, --group_sizes: found neither, expected one of them")
     with blame("--generation_steps"):
@@ -341,9 +347,7 @@ def read_request(args: argparse.Namespace, per_class: int) -> Request:
     labels = np.repeat(classes, args.num_images // len(classes))
     sizes = read_group_sizes(args, model.grid)
     orders = build_orders(args, model.grid, sizes)
-    sampling = SamplingSettings(
-        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
-    )
+    sampling = read_sampling(args, model)
     if args.bf16:
         model.round_products()
     return Request(

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tokenizers.vq_loss import VQLosses, vq_losses
 from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tokenizer
 from util import distributed, errors, logs, streams
+from util.checkpoints.weights import plain_flags
 from util.cli import Parser, number, pixels, random_seed, share, whole
 from util.data.image_folder import ImageList, image_batches, list_images
 from util.data.images import save_grid, to_float, to_uint8
@@ -323,7 +324,7 @@ def train(
         trainer.run_epoch(epoch)
         if distributed.is_main():
             with blame("--output_dir"):
-                save_tokenizer(file, model, epoch=epoch, args=args)
+                save_tokenizer(file, model, epoch=epoch, args=plain_flags(args))
     if distributed.is_main():
         with blame("--output_dir"):
             trainer.report(folder / "reconstructions.png")

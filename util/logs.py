@@ -1,4 +1,4 @@
-"""Logging and progress: rank 0 speaks, the others keep to warnings and worse.
+"""Logging and progress: rank 0 speaks, the others keep to errors.
 
 On a terminal progress is a bar; elsewhere it is a line of the log every half minute, with rate and
 remaining time, and what is logged also goes to a file beside the run's output.

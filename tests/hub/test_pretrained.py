@@ -151,9 +151,10 @@ def test_the_published_shapes_are_those_of_a_size() -> None:
     assert (config["decoder_num_heads"], config["img_size"], config["class_num"]) == (16, 256, 1000)
 
 
-def test_a_training_checkpoint_says_what_shapes_do_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [dict, Namespace])
+def test_a_training_checkpoint_says_what_shapes_do_not(tmp_path: Path, form: type) -> None:
     model = small()
-    flags = Namespace(img_size=16, proj_dropout=0.25, lr=1e-4, blind_queries=True)
+    flags = form(img_size=16, proj_dropout=0.25, lr=1e-4, blind_queries=True)
     content = {"model": model.state_dict(), "args": flags, "epoch": 3, "optimizer": {}}
     (tmp_path / "last.pth").write_bytes(saved({**content, "tokenizer_fingerprint": "abc"}))
     again = LPD.from_pretrained(tmp_path / "last.pth")

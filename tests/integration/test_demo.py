@@ -40,6 +40,7 @@ def test_demo_in_miniature(tmp_path: Path) -> None:
     events.Reload()
     assert len(events.Scalars("epoch/loss")) == 2
     assert "FID" not in result.stderr
+    assert "; expected " not in result.stderr  # no warning of flags that do not go together
     check_edits(out)
 
 

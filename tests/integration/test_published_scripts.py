@@ -107,7 +107,7 @@ def test_recipe(script: Path, folder: Path, tmp_path: Path) -> None:
     log = run_script(script, out, folder, *flags, **variables)
     assert "epoch 0 of 1: loss" in log
     checkpoint = read_checkpoint(out / "checkpoint-last.pth", "--resume")
-    assert checkpoint["args"].model == "lpd_tiny"
+    assert checkpoint["args"]["model"] == "lpd_tiny"
     assert checkpoint["model"]["pos_embed"].shape[1] == (size // 16) ** 2 + 1
     if size == 512:  # they began as the 256 px weights
         begun = read_checkpoint(folder / "lpd_256.pth", "")["model"]["token_emb.weight"]

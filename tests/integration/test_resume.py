@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import engine_lpd
 import main_lpd
+from models.lpd import LPD
 from tests.commands import ROOT, succeed
 from tests.integration.tiny_world import TinyWorld
 from util.checkpoints import saving
@@ -133,6 +136,25 @@ def test_stopped_by_signals_anywhere_in_an_epoch(
         assert marker == {"signal": name, "epoch": epoch, "step": step}
     main_lpd.main(flags(world, tmp_path))
     assert not (tmp_path / MARKER).exists()
+    assert same_training(tmp_path, uninterrupted)
+
+
+def test_flags_of_the_published_form_are_read(
+    world: TinyWorld, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """A run that saved its flags as a Namespace goes on as if nothing had changed."""
+    with at_step(8, ask(signal.SIGTERM)), pytest.raises(SystemExit):
+        main_lpd.main(flags(world, tmp_path))
+    content = read_checkpoint(tmp_path / LAST, "test")
+    assert content["args"]["img_size"] == 16
+    atomic_save({**content, "args": Namespace(**content["args"])}, tmp_path / LAST)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / LAST)
+    model = LPD.from_pretrained(tmp_path / LAST)
+    assert (model.grid.stride, model._hub_mixin_config["proj_dropout"]) == (4, 0.2)
+    main_lpd.main([*world.eval_flags(tmp_path / "out"), "--pretrained_ckpt", str(tmp_path / LAST)])
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 9
+    main_lpd.main(flags(world, tmp_path))
     assert same_training(tmp_path, uninterrupted)
 
 

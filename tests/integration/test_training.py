@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_lpd
-from tests.commands import run_command, succeed
+from tests.commands import opens_anywhere, run_command, succeed
 from tests.integration.tiny_world import TinyWorld
 from util.checkpoints.files import read_checkpoint
 from util.checkpoints.training_state import LAST, resize_pos_embed
@@ -62,6 +62,7 @@ def test_sharded_training_is_the_same_training_with_the_same_files(
     succeed("main_lpd.py", *world.train_flags(sharded), *flags, "--fsdp", processes=2)
     expected = read_checkpoint(whole / LAST, "test")
     found = read_checkpoint(sharded / LAST, "test")
+    assert opens_anywhere(sharded / LAST, whole / LAST)
     assert logged(sharded, "train/loss") == pytest.approx(logged(whole, "train/loss"), rel=1e-5)
     assert logged(sharded, "train/grad_norm") == pytest.approx(
         logged(whole, "train/grad_norm"), rel=1e-4
@@ -111,7 +112,8 @@ def test_checkpoint_holds_what_the_published_form_holds(world: TinyWorld, tmp_pa
     content = read_checkpoint(tmp_path / "checkpoint-0.pth", "test")
     assert {"model", "optimizer", "epoch", "args"} <= set(content)
     assert content["epoch"] == 0
-    assert content["args"].model == "lpd_tiny"
+    assert content["args"]["model"] == "lpd_tiny"
+    assert opens_anywhere(*tmp_path.glob("*.pth"))
     # Betas, and decay on everything but biases and one-dimensional parameters.
     groups = content["optimizer"]["param_groups"]
     assert all(tuple(group["betas"]) == (0.9, 0.95) for group in groups)

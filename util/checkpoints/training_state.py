@@ -17,7 +17,7 @@ from models.lpd import LPD
 from util import distributed
 from util.checkpoints.files import DamagedCheckpoint, load_weights, read_checkpoint
 from util.checkpoints.sharding import gathered
-from util.checkpoints.weights import Weights, read_weights, weights_in
+from util.checkpoints.weights import Weights, plain_flags, read_weights, weights_in
 from util.errors import UserError, blame
 from util.geometry import grid_side
 
@@ -70,7 +70,10 @@ class TrainingState:
         self.loss_sum.zero_()
 
     def content(self) -> dict[str, Any]:
-        """The published checkpoint form and the place in the epoch; all processes take part."""
+        """The published checkpoint form and the place in the epoch; all processes take part.
+
+        Flags are a dictionary, where the published form has a class that `torch.load` refuses.
+        """
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -79,7 +82,7 @@ class TrainingState:
             "epoch_loss": distributed.gather(self.loss_sum.item()),
             "global_batch": self.global_batch,
             "num_images": self.num_images,
-            "args": self.args,
+            "args": plain_flags(self.args),
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
         }
         return gathered(content)
@@ -118,7 +121,7 @@ class TrainingState:
             raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
         self.epoch = epoch
         self._restore_place(content, what)
-        self._compare_data(content, what)
+        self._compare_data(weights.flags.get("seed"), content.get("num_images"), what)
 
     def _restore_place(self, content: dict[str, Any], what: str) -> None:
         """Take up an epoch where it was left: after as many images, if the batch has changed."""
@@ -146,12 +149,9 @@ class TrainingState:
                 self.step * self.global_batch,
             )
 
-    def _compare_data(self, content: dict[str, Any], what: str) -> None:
+    def _compare_data(self, seed: Any, num_images: Any, what: str) -> None:
         """Warn where the epochs to come do not go on with the order of those that were."""
-        found = {
-            "--seed": getattr(content.get("args"), "seed", None),
-            "images in the data": content.get("num_images"),
-        }
+        found = {"--seed": seed, "images in the data": num_images}
         run = {"--seed": getattr(self.args, "seed", None), "images in the data": self.num_images}
         for name, value in found.items():
             if None not in (value, run[name]) and value != run[name]:
@@ -252,7 +252,8 @@ def load_pretrained(
     Args:
         model: the network to fill.
         path: what `read_weights` reads.
-        resize: let `pos_embed` of another grid through, resized (256 -> 512 px training).
+        resize: for training: let `pos_embed` of another grid through, resized (256 -> 512 px),
+            and the model learn otherwise than before.
         tokenizer_fingerprint: of the run's tokenizer; None does not compare it with the one that a
             training checkpoint records.
         flag: the flag that named the file.
@@ -265,6 +266,8 @@ def load_pretrained(
     _check_tokenizer(weights, tokenizer_fingerprint, what)
     if not resize:
         _check_queries(weights, model.blind_queries, what)
+        if weights.label_drop_prob is not None:
+            model.label_drop_prob = weights.label_drop_prob
     state = weights.state
     found = state.get("pos_embed")
     num_tokens = model.grid.num_tokens

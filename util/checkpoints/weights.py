@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -43,8 +44,17 @@ class Weights:
     @property
     def blind_queries(self) -> bool:
         """Whether queries learned not to see one another; where nothing is said, they see."""
-        said = self.flags if self.config is None else self.config
-        return bool(said.get("blind_queries", False))
+        return bool(self._said.get("blind_queries", False))
+
+    @property
+    def label_drop_prob(self) -> float | None:
+        """With which it was trained, if the file says so."""
+        found = self._said.get("label_drop_prob")
+        return float(found) if isinstance(found, int | float) else None
+
+    @property
+    def _said(self) -> Mapping[str, Any]:
+        return self.flags if self.config is None else self.config
 
 
 def weights_in_folder(folder: Path) -> Path:
@@ -110,13 +120,21 @@ def weights_in(content: Mapping[str, Any], what: str) -> Weights:
     if not isinstance(config, dict | None):
         raise UserError(f"{what}: config is {config!r}, expected names and values")
     flags, fingerprint = content.get("args"), content.get(FINGERPRINT)
+    if isinstance(flags, argparse.Namespace):  # as published, and ours of earlier days
+        flags = vars(flags)
     return Weights(
         state,
         config,
-        vars(flags) if hasattr(flags, "__dict__") else {},
+        flags if isinstance(flags, dict) else {},
         fingerprint if isinstance(fingerprint, str) else None,
         tuple(str(name) for name in content if name not in _CARRIED),
     )
+
+
+def plain_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """A run's flags as `torch.load` opens them with its defaults: paths become strings."""
+    flags = vars(args).items()
+    return {name: str(value) if isinstance(value, PurePath) else value for name, value in flags}
 
 
 def _read_safetensors(path: Path, flag: str) -> Weights:

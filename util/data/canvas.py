@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from util.data.images import DECODE_ERRORS, open_rgb
+from util.data.images import open_rgb
 
 FITS = ("crop", "pad")
 SIDES = ("left", "right", "top", "bottom")
@@ -80,7 +80,7 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         UserError: it cannot be decoded.
     """
-    return _upright(open_rgb(path))
+    return open_rgb(path, upright=True)
 
 
 def open_mask(path: str | Path) -> np.ndarray:
@@ -89,16 +89,8 @@ def open_mask(path: str | Path) -> np.ndarray:
     Raises:
         UserError: it cannot be decoded.
     """
-    picture = _upright(open_rgb(path, behind_alpha="black"))
+    picture = open_rgb(path, behind_alpha="black", upright=True)
     return np.asarray(picture.convert("L")) >= _WHITE
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its orientation tag says, if that can be read."""
-    try:
-        return ImageOps.exif_transpose(picture)
-    except DECODE_ERRORS:
-        return picture
 
 
 def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:

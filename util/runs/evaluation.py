@@ -10,10 +10,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from models.sampling import SamplingSettings
+from models.lpd import LPD
+from models.sampling import SamplingSettings, warn_of_guidance
 from orders.group_sizes import group_sizes, parse_group_sizes
 from orders.locality import locality_aware_orders, published_repulsion, random_orders
-from orders.order_file import read_orders
+from orders.order_file import read_orders, warn_of_steps
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
 from util.data.images import to_uint8
@@ -65,7 +66,7 @@ class Evaluation:
 
 
 def build_evaluation(
-    args: argparse.Namespace, grid: TokenGrid, tokenizer: VQModel, device: torch.device
+    args: argparse.Namespace, model: LPD, tokenizer: VQModel, device: torch.device
 ) -> Evaluation:
     """Check the evaluation and sampling flags and load what they name.
 
@@ -77,22 +78,18 @@ def build_evaluation(
             f"--num_images: found {args.num_images}, expected a multiple of the "
             f"{args.class_num} classes (--class_num)"
         )
-    sizes = read_group_sizes(args, grid)
-    orders = build_orders(args, grid, sizes)
-    sampling = SamplingSettings(
-        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
-    )
+    sizes = read_group_sizes(args, model.grid)
     return Evaluation(
         num_images=args.num_images,
         class_num=args.class_num,
         batch_size=args.eval_bsz,
         group_sizes=sizes,
-        orders=orders,
-        sampling=sampling,
+        orders=build_orders(args, model.grid, sizes),
+        sampling=read_sampling(args, model),
         sampler=args.sampler,
         seed=args.seed,
         bf16=args.bf16,
-        decode=build_decoder(tokenizer.to(device), grid, args.sampler),
+        decode=build_decoder(tokenizer.to(device), model.grid, args.sampler),
         scoring=build_scoring(args, args.img_size, args.num_images, device),
     )
 
@@ -104,6 +101,16 @@ def build_decoder(
     if sampler == "fast":
         return FastDecoder(tokenizer, grid.num_tokens)
     return lambda codes: to_uint8(tokenizer.decode_code(codes))
+
+
+def read_sampling(args: argparse.Namespace, model: LPD) -> SamplingSettings:
+    """How codes are drawn, by the flags; warns of guidance that the model has not learned."""
+    sampling = SamplingSettings(
+        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
+    )
+    if sampling.guided:
+        warn_of_guidance(model.label_drop_prob, f"--cfg: found {args.cfg:g}")
+    return sampling
 
 
 def read_group_sizes(args: argparse.Namespace, grid: TokenGrid) -> list[int]:
@@ -121,6 +128,8 @@ def read_group_sizes(args: argparse.Namespace, grid: TokenGrid) -> list[int]:
 
 def build_orders(args: argparse.Namespace, grid: TokenGrid, sizes: list[int]) -> OrderSource:
     """Orders by `--order`: from a file, or made on the spot from (seed, image id).
+
+    Warns of a file that is named for another number of steps.
 
     Raises:
         UserError: the order file cannot serve this grid and number of images.
@@ -140,6 +149,7 @@ def build_orders(args: argparse.Namespace, grid: TokenGrid, sizes: list[int]) ->
                 f"--lpd_order_file: {args.lpd_order_file} holds {len(orders)} orders, expected "
                 f"at least {args.num_images} (--num_images)"
             )
+        warn_of_steps(args.lpd_order_file, [len(sizes)])
         return lambda ids: orders[ids].astype(np.int64)
     repulsion = args.repulsion_threshold
     if repulsion is None:

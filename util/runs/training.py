@@ -150,6 +150,7 @@ def build_training(
     # No decay on biases and one-dimensional parameters; embeddings are decayed.
     parameters = param_groups_weight_decay(model, args.weight_decay)
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, fused=True)
+    warn_of_schedule(args)
     on_gpu = model.pos_embed.device.type == "cuda"
     if args.compile or (args.compile is None and on_gpu):
         logger.info("the network is compiled in the first steps, which takes a minute or two")
@@ -164,6 +165,22 @@ def build_training(
         logger.warning("--epochs: all %d are done, nothing is left to train", args.epochs)
     policy = SavePolicy(args.save_steps, args.save_minutes)
     return Training(state, source, recipe, policy, resumed_from)
+
+
+def warn_of_schedule(args: argparse.Namespace) -> None:
+    """Say which part of the learning rate's schedule the run ends before, if any."""
+    if args.warmup_epochs >= args.epochs:
+        logger.warning(
+            "--warmup_epochs: found %d with --epochs %d: the learning rate rises to the end "
+            "and never reaches its peak; expected fewer, or more --epochs",
+            *(args.warmup_epochs, args.epochs),
+        )
+    elif args.lr_schedule == "constant+cosine" and args.lr_decay_start_epoch >= args.epochs:
+        logger.warning(
+            "--lr_decay_start_epoch: found %d with --epochs %d: the learning rate never falls;"
+            " expected an earlier one, or another --lr_schedule",
+            *(args.lr_decay_start_epoch, args.epochs),
+        )
 
 
 def _resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
@@ -199,17 +216,16 @@ def build_source(
 ) -> TokenSource:
     """The training data: cached tokens, or the images of `--data_path` encoded on the fly.
 
+    Warns of classes without data, unless they come with the weights that training starts from.
+
     Raises:
         UserError: no usable image folder.
     """
     if cache is not None:
+        _compare_classes(args, len(cache.classes), f"--cached_path: {args.cached_path}")
         return CachedTokens(cache, device)
     images = list_images(args.data_path)
-    if len(images.classes) > args.class_num:
-        raise UserError(
-            f"--data_path: {args.data_path} holds {len(images.classes)} classes, expected at most "
-            f"{args.class_num} (--class_num)"
-        )
+    _compare_classes(args, len(images.classes), f"--data_path: {args.data_path}")
     return EncodedImages(
         images,
         tokenizer.to(device),
@@ -219,6 +235,20 @@ def build_source(
         args.pin_mem,
         args.batch_size,
     )
+
+
+def _compare_classes(args: argparse.Namespace, found: int, what: str) -> None:
+    """Refuse more classes in the data than the model has, and warn of fewer."""
+    if found > args.class_num:
+        raise UserError(
+            f"{what} holds {found} classes, expected at most {args.class_num} (--class_num)"
+        )
+    if found < args.class_num and not args.pretrained_ckpt:
+        logger.warning(
+            "%s holds %d classes and the model has %d: the others learn nothing, and an evaluation "
+            "makes images of them, too; expected --class_num %d",
+            *(what, found, args.class_num, found),
+        )
 
 
 def _read_group_size_lists(args: argparse.Namespace, grid: TokenGrid) -> list[list[int]]:

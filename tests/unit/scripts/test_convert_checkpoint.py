@@ -11,6 +11,7 @@ import torch
 
 from models.lpd import LPD, lpd_tiny
 from scripts.convert_checkpoint import main
+from tests.commands import opens_anywhere
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util.checkpoints.files import atomic_save, read_checkpoint
 from util.checkpoints.training_state import load_pretrained
@@ -22,8 +23,8 @@ from util.scores.metrics import Score, Scores
 SIZES = {"img_size": 16, "vqgan_stride": 4, "vqgan_vocab_size": 32, "class_num": 3}
 
 
-def training_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Write one, of tensors of several types; returns its weights."""
+def training_checkpoint(path: Path, form: type = dict) -> dict[str, torch.Tensor]:
+    """Write one, of tensors of several types, its flags in some form; returns its weights."""
     torch.manual_seed(0)
     state = lpd_tiny(**SIZES).state_dict()
     state["head.weight"] = state["head.weight"].bfloat16()
@@ -33,7 +34,7 @@ def training_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         "optimizer": {"state": {}},
         "epoch": 3,
         "tokenizer_fingerprint": "abc",
-        "args": Namespace(**SIZES, lr=1e-3, blind_queries=False),
+        "args": form(**SIZES, lr=1e-3, blind_queries=False),
     }
     atomic_save(content, path)
     return state
@@ -49,8 +50,9 @@ def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
     )
 
 
-def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    state = training_checkpoint(tmp_path / "last.pth")
+@pytest.mark.parametrize("form", [dict, Namespace])
+def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture, form: type) -> None:
+    state = training_checkpoint(tmp_path / "last.pth", form)
     main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
     assert "not carried: optimizer, epoch, args" in capsys.readouterr().err
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
@@ -63,6 +65,7 @@ def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     content = read_checkpoint(tmp_path / "back.pth", "")
     assert same_bits(content["model"], state)
     assert content["tokenizer_fingerprint"] == "abc"
+    assert opens_anywhere(tmp_path / "back.pth")
     main([str(tmp_path / "back.pth"), str(tmp_path / "folder2")])
     for name in ("model.safetensors", "config.json", "README.md"):
         again = (tmp_path / "folder2" / name).read_bytes()
@@ -102,6 +105,7 @@ def test_a_tokenizer(tmp_path: Path) -> None:
     atomic_save({"model": model.state_dict(), "config": model.config}, tmp_path / "vq.pt")
     main([str(tmp_path / "vq.pt"), str(tmp_path / "folder")])
     main([str(tmp_path / "folder"), str(tmp_path / "back.pt")])
+    assert opens_anywhere(tmp_path / "back.pt")
     content = read_checkpoint(tmp_path / "back.pt", "")
     assert same_bits(content["model"], model.state_dict())
     assert fingerprint(load_tokenizer(tmp_path / "back.pt")) == fingerprint(model)

@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from scripts import demo_digits
+from tests.commands import opens_anywhere
 from util.errors import UserError
 from util.scores.features import build_extractor
 from util.scores.references import open_reference
@@ -137,6 +138,7 @@ def test_features_trains_an_extractor(
         demo_digits.main(demo_digits.parse_args(["features", *arguments]))
     accuracy = float(caplog.text.partition("recognises ")[2].partition(" %")[0])
     assert accuracy > 98
+    assert opens_anywhere(weights)
     extractor = build_extractor("digits", str(weights), torch.device("cpu"))
     assert extractor is not None
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from orders.order_file import warn_of_steps
 from tests.commands import ROOT, run_program
 from util.runs.flags import build_parser
+from util.runs.training import warn_of_schedule
 
 EVALUATIONS = {
     "lpd_l_res256_steps20": ("lpd_l", 256, 20, 4.8, 2),
@@ -47,7 +49,7 @@ def test_there_is_a_script_for_every_line_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_evaluation(name: str, tmp_path: Path) -> None:
+def test_evaluation(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     args = flags(f"scripts/eval/{name}.sh", tmp_path)
     found = (args.model, args.img_size, args.generation_steps, args.cfg)
     *expected, repulsion = EVALUATIONS[name]
@@ -60,12 +62,14 @@ def test_evaluation(name: str, tmp_path: Path) -> None:
     assert args.vqgan_path == "llamagen"
     orders = f"res{args.img_size}_steps{args.generation_steps}_repulsion{repulsion}"
     assert args.lpd_order_file == orders
+    warn_of_steps(args.lpd_order_file, [args.generation_steps])
+    assert not caplog.records
     assert args.output_dir == args.log_dir == f"output/eval/{name}"
     assert args.device == "cuda"
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe(name: str, tmp_path: Path) -> None:
+def test_recipe(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     args = flags(f"scripts/train/{name}.sh", tmp_path)
     found = (args.model, args.img_size, args.batch_size, args.epochs, args.warmup_epochs)
     assert (*found, args.lr_schedule, args.pretrained_ckpt) == RECIPES[name]
@@ -75,6 +79,8 @@ def test_recipe(name: str, tmp_path: Path) -> None:
     assert (args.blr, args.min_lr, args.weight_decay, args.grad_clip) == (1e-4, 1e-5, 0.02, 3.0)
     assert (args.proj_dropout, args.attn_dropout, args.label_drop_prob) == (0.1, 0.0, 0.1)
     assert args.lr_decay_start_epoch == 400
+    warn_of_schedule(args)
+    assert not caplog.records
     assert args.cached_path == f"data/cache_{args.img_size}"
     assert args.output_dir == args.log_dir == args.resume == f"output/{name}"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.commands import results_in, run_command
+from tests.commands import opens_anywhere, results_in, run_command
 from tokenizers.train_vq import (
     build_model,
     build_parser,
@@ -44,6 +44,7 @@ def test_two_epochs_write_a_tokenizer_and_repeat_exactly(folder, tmp_path):
     assert "of 12 codes in use" in done.stderr
     model = load_tokenizer(tmp_path / "a" / "vq.pt", codebook_size=12)
     assert model.stride == 2
+    assert opens_anywhere(tmp_path / "a" / "vq.pt")
     names = {path.name.split(".")[0] for path in results_in(tmp_path / "a")}
     assert names == {"vq", "reconstructions", "events"}
     pairs = Image.open(tmp_path / "a" / "reconstructions.png")

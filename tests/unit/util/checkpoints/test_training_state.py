@@ -30,9 +30,10 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), [16]).backward()
     optimizer.step()
-    atomic_save(
-        TrainingState(model, optimizer, argparse.Namespace(lr=1e-3), epoch=7).content(), path
-    )
+    flags = argparse.Namespace(lr=1e-3, sizes=[1, 2], resume="", output_dir=tmp_path)
+    atomic_save(TrainingState(model, optimizer, flags, epoch=7).content(), path)
+    read = torch.load(path)["args"]
+    assert read == {"lr": 1e-3, "sizes": [1, 2], "resume": "", "output_dir": str(tmp_path)}
     other = tiny()
     state = TrainingState(other, torch.optim.AdamW(other.parameters()), argparse.Namespace())
     state.restore(path)
@@ -164,10 +165,11 @@ def test_how_the_optimizer_computes_is_for_the_flags_to_say(tmp_path: Path) -> N
     stepped(state)
 
 
+@pytest.mark.parametrize("form", [dict, argparse.Namespace])
 def test_other_data_or_another_seed_are_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, form: type
 ) -> None:
-    path = saved(tmp_path / LAST, num_images=48, args=argparse.Namespace(seed=1))
+    path = saved(tmp_path / LAST, num_images=48, args=form(seed=1))
     for num_images, seed, warned in (
         *((48, 1, []), (None, None, []), (40, 1, ["images in the data 48, this run has 40"])),
         (48, 2, ["--seed 1, this run has 2"]),
