@@ -111,6 +111,35 @@ def train_one_epoch(
     return distributed.mean(state.loss_sum / steps)
 
 
+def settle_buckets(model: nn.Module, recipe: TrainingRecipe, device: torch.device) -> None:
+    """Let DistributedDataParallel sum the gradients of the first step as those of all later ones.
+
+    It lays them out anew after its first backward pass, in the order in which they became ready.
+    From three processes on the layout decides the last bits of a sum, and the first step after a
+    resume would not be the same step of a run that never stopped. So one pass, of which nothing is
+    kept, comes before the first step: it changes no weights and no random stream. All processes
+    call this together; for any other `model` there is nothing to do.
+
+    Args:
+        model: LPD or its wrapper, on `device`.
+        recipe: what a step does.
+        device: where the step runs.
+    """
+    # No setting of the wrapper does it: `find_unused_parameters` keeps one layout but searches the
+    # graph in every step, and even a single bucket, which overlaps with nothing, is sorted anew.
+    if not isinstance(model, DistributedDataParallel):
+        return
+    # Shapes and list of a step: a smaller batch would be compiled for itself.
+    grid, images = model.module.grid, recipe.batch_size
+    tokens = torch.zeros(images, grid.num_tokens, dtype=torch.int64, device=device)
+    orders = torch.arange(grid.num_tokens, device=device).repeat(images, 1)
+    batch = Batch(tokens, tokens[:, 0], orders, torch.zeros_like(tokens[:, 0], dtype=torch.bool))
+    model.train()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        _backward(model, batch, recipe.group_size_lists[0], recipe)
+    model.zero_grad(set_to_none=True)
+
+
 def _optimize(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from engine_lpd import evaluate, score_images, show_samples, train_one_epoch
+from engine_lpd import evaluate, score_images, settle_buckets, show_samples, train_one_epoch
 from models.lpd import LPD, MODELS
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util import distributed, logs
@@ -261,6 +261,8 @@ def train(
     there = distributed.gather(results_file(args, state.epoch).exists())[0]
     if training.resumed_from is not None and evaluation_is_due(args, state) and not there:
         online()
+    if state.epoch + 1 < args.epochs:
+        settle_buckets(model, recipe, device)
     started, first = time.monotonic(), training.steps_done
     with CheckpointSaver(folder, last_is_good(folder, training.resumed_from)) as saver:
         policy, samples_of = training.policy, training.samples_of

@@ -51,6 +51,7 @@ def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def same_training(found: Path, expected: Path) -> bool:
     """Whether two runs ended with the same bits and told the same story."""
     contents = [read_checkpoint(folder / LAST, "test") for folder in (found, expected)]
+    steps = EPOCHS * (contents[1]["num_images"] // contents[1]["global_batch"])
     for content in contents:
         del content["args"]  # where the files went
     same = [flatten(content) for content in contents]
@@ -60,7 +61,7 @@ def same_training(found: Path, expected: Path) -> bool:
             assert torch.equal(same[0][name], value), name
         else:
             assert same[0][name] == value, name
-    assert len(logged(expected)["train/loss"]) == EPOCHS * STEPS
+    assert len(logged(expected)["train/loss"]) == steps
     return logged(found) == logged(expected)
 
 
@@ -317,12 +318,17 @@ def run_and_kill(
         run = start(processes, "main_lpd.py", *flags(world, output, *share))
         wait_for(lambda before=before: stamp(output / LAST) != before, run)
         time.sleep(draws.uniform(0, 0.3))  # not to wait for anything: to be anywhere
-        for process in sorted(workers_of(run)):
-            os.kill(process, signal.SIGKILL)
-        run.kill()
-        run.communicate()
+        end_at_once(run)
     result = succeed("main_lpd.py", *flags(world, output, *share), processes=processes)
     assert "resumed from" in result.stderr
+
+
+def end_at_once(run: subprocess.Popen) -> None:
+    """SIGKILL to a launcher and all that it has started."""
+    for process in sorted(workers_of(run)):
+        os.kill(process, signal.SIGKILL)
+    run.kill()
+    run.communicate()
 
 
 def workers_of(run: subprocess.Popen) -> list[int]:
@@ -343,6 +349,28 @@ def test_killed_at_random_moments(
     kills = 2 if processes is None else 4
     run_and_kill(world, output, processes, kills, random.Random(processes))
     assert same_training(output, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["--batch_size 2", "--batch_size 1 --accum_iter 2", "--fsdp"])
+@pytest.mark.parametrize("processes", [3, 4])
+def test_more_processes_are_killed_in_the_first_and_in_a_later_epoch(
+    world: TinyWorld, tmp_path: Path, processes: int, more: str
+) -> None:
+    """From three processes on, the order in which gradients are summed decides the last bits."""
+    line = ("--batch_size", 2, "--save_steps", 1, *more.split())
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    succeed("main_lpd.py", *flags(world, whole, *line), processes=processes)
+    last, first = killed / LAST, killed / "checkpoint-0.pth"  # of the first epoch
+    for saved in (lambda: stamp(last) > 0, lambda: stamp(last) > stamp(first) > 0):
+        run = start(processes, "main_lpd.py", *flags(world, killed, *line))
+        wait_for(saved, run)
+        assert run.poll() is None
+        end_at_once(run)
+    assert read_checkpoint(last, "test")["epoch"] >= 0
+    result = succeed("main_lpd.py", *flags(world, killed, *line), processes=processes)
+    assert "resumed from" in result.stderr
+    assert same_training(killed, whole)
 
 
 @pytest.mark.slow
