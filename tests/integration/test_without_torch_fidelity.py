@@ -33,10 +33,9 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def module_names() -> list[str]:
-    files = [
-        *ROOT.glob("*.py"),
-        *(file for name in PACKAGES for file in ROOT.glob(f"{name}/**/*.py")),
-    ]
+    files = [*ROOT.glob("*.py")]
+    for package in PACKAGES:
+        files += ROOT.glob(f"{package}/**/*.py")
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
     return sorted(names - {"util.scores.fidelity"})
 
@@ -56,23 +55,13 @@ def test_training_and_generating_need_no_scores(
     images = list((tmp_path / "images").rglob("*.png"))
     assert len(images) == 9
     shared = ["--vqgan_path", world.tokenizer, "--device", "cpu"]
-    edit = [
-        "--pretrained_ckpt",
-        world.checkpoint,
-        "--image",
-        images[0],
-        "--box",
-        "0",
-        "0",
-        "8",
-        "8",
-    ]
-    edit += ["--class", "0", "--output_dir", tmp_path / "edit"]
+    edit = ["--pretrained_ckpt", world.checkpoint, "--image", images[0], "--box", 0, 0, 8, 8]
+    edit += ["--class", 0, "--output_dir", tmp_path / "edit"]
     succeed("scripts/edit.py", *edit, *shared, **without)
     (tmp_path / "classes").mkdir()
     images[0].parent.rename(tmp_path / "classes" / "one")
     cache = ["--data_path", tmp_path / "classes", "--cached_path", tmp_path / "cache"]
-    succeed("main_cache.py", *cache, "--img_size", "16", "--num_workers", "0", *shared, **without)
+    succeed("main_cache.py", *cache, "--img_size", 16, "--num_workers", 0, *shared, **without)
 
 
 @pytest.mark.parametrize("command", ["main_lpd.py", "scripts/compute_stats.py"])
