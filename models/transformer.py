@@ -71,20 +71,23 @@ class KVCache:
         keys, values = self.entries[layer, :, :, :, :stop]
         # Two unmasked calls say what a mask would: the context does not see the queries.
         mask = self._blinding(known, stop) if self.blind_queries else None
-        attended = F.scaled_dot_product_attention(qkv[0, :, :, num_context:], keys, values, mask)
-        if not queries_only:
-            # What is known from the start comes with the class token, and is a group after it.
-            starts = [0, 1] if self.length == 0 and num_context > 1 else [0]
-            context = []
-            for start, end in itertools.pairwise([*starts, num_context]):
-                seen = self.length + end
-                context.append(
-                    F.scaled_dot_product_attention(
-                        qkv[0, :, :, start:end], keys[:, :, :seen], values[:, :, :seen]
-                    )
-                )
-            attended = torch.cat([*context, attended], dim=2)
-        return merge_heads(attended)
+
+        def attended(rows: slice, seen: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+            # Attention leaves a token's heads side by side in memory: merging them copies nothing,
+            # unless rows were put together before.
+            q, k, v = qkv[0, :, :, rows], keys[:, :, :seen], values[:, :, :seen]
+            return merge_heads(F.scaled_dot_product_attention(q, k, v, mask))
+
+        queries = attended(slice(num_context, None), stop, mask)
+        if queries_only:
+            return queries
+        # What is known from the start comes with the class token, and is a group after it.
+        starts = [0, 1] if self.length == 0 and num_context > 1 else [0]
+        context = [
+            attended(slice(start, end), self.length + end)
+            for start, end in itertools.pairwise([*starts, num_context])
+        ]
+        return torch.cat([*context, queries], dim=1)
 
     def _blinding(self, known: int, stop: int) -> torch.Tensor:
         """What blind queries see of `known` tokens and of themselves: (queries, stop) bool."""

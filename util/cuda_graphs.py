@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -112,8 +113,11 @@ class GraphCache:
             enabled=torch.is_autocast_enabled(device.type),
             cache_enabled=False,
         )
-        if not self._graphs:  # a pool ends with its last graph
-            self._pool = torch.cuda.graph_pool_handle()
+        # A pool ends with its last graph, and no other capture enters one where a capture failed.
+        pool = self._pool if self._graphs else None
+        self._pool = None
+        if pool is None:
+            pool = torch.cuda.graph_pool_handle()
         if self._side_stream is None or self._side_stream.device != device:
             self._side_stream = torch.cuda.Stream(device)
         with torch.cuda.device(device), autocast:
@@ -123,9 +127,11 @@ class GraphCache:
                 with torch.cuda.stream(self._side_stream):
                     for _ in range(WARM_UP_RUNS):
                         function(*static)
-                    return _record(function, static, self._pool, self._side_stream)
+                    captured = _record(function, static, pool, self._side_stream)
             finally:
                 stream.wait_stream(self._side_stream)
+        self._pool = pool
+        return captured
 
 
 def _settings() -> tuple[Hashable, ...]:
@@ -159,6 +165,7 @@ def _record(
             output = function(*inputs)
     except Exception as error:
         graph.reset()  # a traceback may keep it: give the memory back now
+        _tidy_up(pool, stream)
         # What the function did wrong comes first; the end of the capture then fails as well.
         reasons = [found for found in (error.__context__, error) if isinstance(found, RuntimeError)]
         for reason in reasons:
@@ -169,3 +176,25 @@ def _record(
         line = next(iter(str(reasons[0]).splitlines()), type(reasons[0]).__name__)
         raise CaptureError(f"it cannot be captured: {line}") from error
     return _Captured(graph, inputs, output)
+
+
+def _tidy_up(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    """Undo what a capture that failed leaves behind in older PyTorch (2.11; not in 2.15).
+
+    If CUDA refuses to end it, the allocator goes on recording into the pool, and refuses to record
+    there again; the generator goes on as in a capture, and `torch.rand` raises.
+
+    Args:
+        pool: of the failed capture.
+        stream: where it took place; its device is the current one.
+    """
+    with suppress(RuntimeError, AttributeError):  # "not currently recording": nothing to undo
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        torch._C._cuda_releasePool(stream.device_index, pool)
+    # The end of a capture that succeeds puts the generator right.
+    with suppress(RuntimeError):
+        x = torch.empty(1, device=stream.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            x.zero_()
+        graph.reset()

@@ -45,14 +45,34 @@ def test_what_waits_for_the_gpu_cannot_be_captured(others):
     with pytest.raises(CaptureError, match=r"^it cannot be captured: .+"):
         cache.run("waits", lambda x: x * x.sum().item(), x)
     assert len(cache) == others
-    # Work goes on: on the caller's stream, with new memory, and with other graphs.
+    # PyTorch's own random numbers go on without another capture; their generator took part.
+    assert 0 < torch.rand(1000, device="cuda").mean().item() < 1
+    # So does work: on the caller's stream, with new memory, and with other graphs, old and new.
     assert torch.cuda.current_stream() == stream
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    assert torch.equal(cache.run("negative", torch.neg, x), -x)
+    for name in ("before", "negative", "negative again"):
+        assert torch.equal(cache.run(name, torch.neg, 2 * x), -2 * x)
     assert torch.ones(1000, 1000, device="cuda").sum().item() == 1e6
-    # PyTorch's own random numbers too, whose generator takes part in captures.
     assert 0 < torch.rand(1000, device="cuda").mean().item() < 1
+
+
+def test_failed_captures_keep_no_memory():
+    """Those of a cache with another graph, whose pool they enter."""
+    cache = GraphCache(2)
+    x = torch.ones(2**20, device="cuda")
+    cache.run("before", torch.neg, x)
+
+    def fail():
+        with pytest.raises(CaptureError):
+            cache.run("waits", lambda x: (x + 1).sum().item() * x, x)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    first = fail()
+    assert max(fail() for _ in range(5)) <= first + 2**21
+    assert torch.equal(cache.run("before", torch.neg, x), -x)
 
 
 def test_a_lack_of_memory_passes_unchanged():

@@ -3,8 +3,6 @@
 They are torch-fidelity's, so that every score here is the one its own command would print: its
 Inception (method section 9), and a small classifier of digits that the demo trains and registers
 with it. Only Inception's distance is a FID; the demo's has another name everywhere it appears.
-
-Importing this module imports torch-fidelity (about a second): do so only where scores are wanted.
 """
 
 from __future__ import annotations
@@ -21,19 +19,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.hub
-import torch_fidelity
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-from torch_fidelity.utils import create_feature_extractor
 
 from util.checkpoints.files import read_checkpoint
 from util.distributed import is_main
 from util.errors import UserError
+
+if TYPE_CHECKING:
+    from torch_fidelity import FeatureExtractorBase
 
 logger = logging.getLogger(__name__)
 
@@ -215,45 +212,6 @@ class DigitsClassifier(nn.Module):
         return features, self.head(features)
 
 
-class DigitsFeatureExtractor(FeatureExtractorBase):
-    """`DigitsClassifier` as torch-fidelity wants it, registered as `lpd-digits`."""
-
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: str | BinaryIO | None = None,
-        **_: Any,  # settings of torch-fidelity that do not concern this network
-    ) -> None:
-        super().__init__(name, features_list)
-        if feature_extractor_weights_path is None:
-            raise ValueError("found no weights, expected the file of a trained digits classifier")
-        state = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
-        if "model" not in state:
-            raise ValueError(f"found the entries {sorted(state)[:5]}, expected 'model'")
-        self.classifier = DigitsClassifier()
-        self.classifier.load_state_dict(state["model"])
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return "64", "logits_unbiased"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return {"isc": "logits_unbiased", "fid": "64", "kid": "64", "prc": "64"}[metric]
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        by_name = dict(zip(("64", "logits_unbiased"), self.classifier(images), strict=True))
-        return tuple(by_name[name] for name in self.features_list)
-
-
-torch_fidelity.register_feature_extractor(DIGITS_EXTRACTOR, DigitsFeatureExtractor)
-
-
 def build_extractor(
     name: str, weights: str | None, device: torch.device, spatial: bool = False
 ) -> FeatureExtractor | None:
@@ -270,18 +228,21 @@ def build_extractor(
         The extractor, or None for `none`.
 
     Raises:
-        UserError: unknown name, or weights that are missing, damaged or another network's.
+        UserError: unknown name, no torch-fidelity, or weights that are missing, damaged or another
+            network's.
     """
     if name == "none":
         return None
     if name not in KINDS:
         expected = ", ".join(EXTRACTOR_NAMES[:-1]) + f" or {EXTRACTOR_NAMES[-1]}"
         raise UserError(f"--feature_extractor: found {name!r}, expected {expected}")
+    from util.scores.fidelity import URL_INCEPTION_V3, create_feature_extractor
+
     kind = KINDS[name]
     if weights is not None:
         path = Path(weights)
     elif name == "inception":
-        path = _cached_inception_weights()
+        path = _cached_inception_weights(URL_INCEPTION_V3)
     else:
         raise UserError(
             f"{WEIGHTS_FLAG}: not given, expected the file of the trained digits classifier "
@@ -366,18 +327,18 @@ def _spatial_features(extractor: FeatureExtractor) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _cached_inception_weights() -> Path:
+def _cached_inception_weights(url: str) -> Path:
     """torch-fidelity's own copy of the Inception weights, downloaded if it is not there yet."""
-    file_name = URL_INCEPTION_V3.rsplit("/", maxsplit=1)[-1]
+    file_name = url.rsplit("/", maxsplit=1)[-1]
     path = Path(torch.hub.get_dir(), "checkpoints", file_name)
     if path.exists():
         return path
-    logger.info("downloading %s to %s", URL_INCEPTION_V3, path)
+    logger.info("downloading %s to %s", url, path)
     arriving = path.with_name(f"{file_name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _socket_timeout(NETWORK_TIMEOUT):
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(arriving), progress=is_main())
+            torch.hub.download_url_to_file(url, str(arriving), progress=is_main())
         read_checkpoint(arriving, WEIGHTS_FLAG)  # a cut-off download must not stay in the cache
         arriving.replace(path)
     except (OSError, http.client.HTTPException, UserError) as error:

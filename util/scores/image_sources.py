@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch_fidelity.utils import DEFAULTS, glob_samples_paths
 
 from util import distributed
 from util.arrays import stream_npz
@@ -26,7 +25,6 @@ from util.logs import progress
 
 # The array of a sample archive.
 SAMPLES = "arr_0"
-_EXTENSIONS = DEFAULTS["samples_find_ext"]
 _CHUNK = 2**22
 
 
@@ -108,10 +106,13 @@ class FolderImages:
     @classmethod
     def open(cls, path: Path, flag: str, image_size: int | None) -> FolderImages:
         """As for `open_images`."""
-        found = glob_samples_paths(str(path), True, _EXTENSIONS, verbose=False)
+        from util.scores.fidelity import DEFAULTS, glob_samples_paths
+
+        extensions = DEFAULTS["samples_find_ext"]
+        found = glob_samples_paths(str(path), True, extensions, verbose=False)
         if len(found) < 2:
             raise UserError(
-                f"{flag}: {path} holds {len(found)} images ({_EXTENSIONS}), expected at least 2"
+                f"{flag}: {path} holds {len(found)} images ({extensions}), expected at least 2"
             )
         files = tuple(map(Path, found))
         with blame(flag):

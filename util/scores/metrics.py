@@ -11,27 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_features_to_statistics,
-    fid_statistics_to_metric,
-)
-from torch_fidelity.metric_isc import (
-    KEY_METRIC_ISC_MEAN,
-    KEY_METRIC_ISC_STD,
-    isc_features_to_metric,
-)
-from torch_fidelity.metric_kid import (
-    KEY_METRIC_KID_MEAN,
-    KEY_METRIC_KID_STD,
-    kid_features_to_metric,
-)
-from torch_fidelity.metric_prc import (
-    KEY_METRIC_PRECISION,
-    KEY_METRIC_RECALL,
-    prc_features_to_metric,
-)
-from torch_fidelity.utils import DEFAULTS
 
 from util.files import replacing
 from util.scores.features import ExtractorKind, Features
@@ -49,8 +28,9 @@ RESULTS = {
     "prc": ("precision", "recall"),
 }
 NEEDS = {"fid": "pool", "sfid": "spatial", "kid": "features", "prc": "features"}
-# Fewer images, on either side, leave these undefined.
-FEWEST_IMAGES = {"kid": DEFAULTS["kid_subset_size"], "prc": DEFAULTS["prc_neighborhood"] + 1}
+# Fewer images, on either side, leave these undefined: torch-fidelity's size of a subset, and one
+# more than the neighbours that it looks at.
+FEWEST_IMAGES = {"kid": 1000, "prc": 3 + 1}
 PUBLISHED_METRICS = ("fid", "is")
 
 
@@ -250,6 +230,8 @@ def feature_statistics(features: Tensor) -> Statistics:
     Raises:
         ValueError: fewer than two images, or features that are not finite.
     """
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
     _require_enough(*features.shape)
     require_finite(features)
     found = fid_features_to_statistics(features)
@@ -259,6 +241,8 @@ def feature_statistics(features: Tensor) -> Statistics:
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
     """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two sets of statistics of one D."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
     return fid_statistics_to_metric(vars(first), vars(second), verbose=False)[KEY_METRIC_FID]
 
 
@@ -338,6 +322,13 @@ def _distance(features: Tensor | None, other: Statistics, title: str) -> Score:
 
 
 def _score_over_classes(logits: Tensor, kind: ExtractorKind) -> Score:
+    from torch_fidelity.metric_isc import (
+        KEY_METRIC_ISC_MEAN,
+        KEY_METRIC_ISC_STD,
+        isc_features_to_metric,
+    )
+    from torch_fidelity.utils import DEFAULTS
+
     require_finite(logits)
     title, splits = kind.names["is"].title, min(DEFAULTS["isc_splits"], len(logits))
     if len(logits) == splits:
@@ -354,11 +345,23 @@ def _score_over_classes(logits: Tensor, kind: ExtractorKind) -> Score:
 
 
 def _kernel_distance(features: Tensor, other: Tensor) -> dict[str, Score]:
+    from torch_fidelity.metric_kid import (
+        KEY_METRIC_KID_MEAN,
+        KEY_METRIC_KID_STD,
+        kid_features_to_metric,
+    )
+
     found = kid_features_to_metric(features, other, verbose=False)
     return {"kid": Score(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD])}
 
 
 def _precision_and_recall(features: Tensor, other: Tensor) -> dict[str, Score]:
+    from torch_fidelity.metric_prc import (
+        KEY_METRIC_PRECISION,
+        KEY_METRIC_RECALL,
+        prc_features_to_metric,
+    )
+
     # By blocks: 12,000 images against 12,000 took 0.6 GB, by torch-fidelity's own blocks 2 GB.
     logger.info("comparing %d samples with %d images, each with each", len(features), len(other))
     found = prc_features_to_metric(

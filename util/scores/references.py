@@ -13,7 +13,6 @@ import numpy as np
 import PIL
 import torch
 import torch.hub
-import torch_fidelity
 from torch import Tensor
 
 from util import distributed
@@ -187,6 +186,8 @@ def _make(
 
 def _cache_key(source: ImageSource, extractor: FeatureExtractor) -> str:
     """sha256 (hex) over all that decides the numbers: the images' bytes, network and libraries."""
+    import torch_fidelity
+
     content = {
         "format": CACHE_FORMAT,
         "images": source.digest(),

@@ -1,6 +1,8 @@
 """Which graphs are kept and what goes in and out; the capture itself is tested on a GPU."""
 
-from contextlib import contextmanager
+import itertools
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,6 +137,7 @@ def recorder(monkeypatch):
             raise
 
     monkeypatch.setattr(cuda_graphs.torch.cuda, "graph", recording)
+    monkeypatch.setattr(cuda_graphs, "_tidy_up", lambda pool, stream: None)
     return made
 
 
@@ -168,3 +171,99 @@ def test_other_errors_pass_unchanged(recorder, error):
         _record(function, (), (0, 1), None)
     assert caught.value is error
     assert recorder.was_reset
+
+
+class Captures211:
+    """Stands for what PyTorch 2.11 does around captures, as far as its library shows without a GPU.
+
+    A capture that waits for the GPU cannot be ended: the allocator then goes on recording, and the
+    generator capturing. Functions run at their capture, replays do nothing.
+    """
+
+    def __init__(self, monkeypatch):
+        self.handles = itertools.count(1)
+        self.recording, self.released, self.entered = [], [], []
+        self.generator_captures = False
+        stream = SimpleNamespace(
+            device=torch.device("cpu"), device_index=0, wait_stream=lambda other: None
+        )
+        for name, fake in {
+            "CUDAGraph": lambda: SimpleNamespace(reset=lambda: None, replay=lambda: None),
+            "Stream": lambda device: stream,
+            "current_stream": lambda: stream,
+            "device": nullcontext,
+            "graph": self.graph,
+            "graph_pool_handle": lambda: (0, next(self.handles)),
+            "stream": nullcontext,
+        }.items():
+            monkeypatch.setattr(cuda_graphs.torch.cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
+
+    def end(self, device, pool):
+        if pool not in self.recording:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.recording.remove(pool)
+
+    def release(self, device, pool):
+        self.released.append(pool)
+
+    @contextmanager
+    def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
+        pool = pool or (next(self.handles), 0)
+        if pool in self.recording:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        self.recording.append(pool)
+        self.entered.append(pool)
+        self.generator_captures = True
+        try:
+            yield
+        except RuntimeError as error:
+            if "waits" in str(error):  # raised while the first is handled, as `__exit__` does
+                raise RuntimeError("capture was invalidated")  # noqa: B904
+            self.end_capture(pool)
+            raise
+        self.end_capture(pool)
+
+    def end_capture(self, pool):
+        self.end(0, pool)
+        self.generator_captures = False
+
+
+def failing_when_captured(message):
+    """A function that can be run, but not captured."""
+    calls = itertools.count()
+
+    def function(x):
+        if next(calls) >= cuda_graphs.WARM_UP_RUNS:
+            raise RuntimeError(message)
+        return x
+
+    return function
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_failed_capture_does_not_stand_in_the_way_of_later_ones(monkeypatch, others):
+    cuda = Captures211(monkeypatch)
+    cache, x = GraphCache(4), torch.ones(2)
+    for _ in range(others):
+        cache.run("before", torch.neg, x)
+    with pytest.raises(CaptureError, match="^it cannot be captured: it waits$"):
+        cache.run("waits", failing_when_captured("it waits"), x)
+    failed, trivial = cuda.entered[others:]
+    assert cuda.entered[:others] == [failed] * others  # graphs share their pool
+    assert (cuda.released, cuda.recording, cuda.generator_captures) == ([failed], [], False)
+    for name in ("after", "after that"):
+        assert torch.equal(cache.run(name, torch.neg, x), -x)
+    after, another = cuda.entered[others + 2 :]
+    assert after == another
+    assert after not in (failed, trivial)
+    assert len(cache) == others + 2
+
+
+def test_a_capture_that_could_be_ended_releases_its_pool_once(monkeypatch):
+    """By its graph's `reset`: another release would take the pool from the other graphs."""
+    cuda = Captures211(monkeypatch)
+    with pytest.raises(CaptureError, match="not permitted"):
+        GraphCache(1).run("fails", failing_when_captured("not permitted"), torch.ones(2))
+    assert (cuda.released, cuda.recording, cuda.generator_captures) == ([], [], False)

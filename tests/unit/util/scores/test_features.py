@@ -17,7 +17,7 @@ from torch import nn
 from torch_fidelity.utils import create_feature_extractor
 
 from util.errors import UserError
-from util.scores import features
+from util.scores import features, fidelity
 from util.scores.features import DigitsClassifier, Features, build_extractor, extract
 
 CPU = torch.device("cpu")
@@ -227,7 +227,7 @@ def test_inception_without_network_is_one_line(
     with socket.socket() as closed:  # a port that nobody listens on
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    monkeypatch.setattr(features, "URL_INCEPTION_V3", f"http://127.0.0.1:{port}/{FILE_NAME}")
+    monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", f"http://127.0.0.1:{port}/{FILE_NAME}")
     message = message_of("inception", None)
     assert message.startswith(
         f"--feature_extractor_weights: the Inception weights are not at {empty_hub / FILE_NAME} "
@@ -243,7 +243,7 @@ def test_silent_server_is_given_up(empty_hub: Path, monkeypatch: pytest.MonkeyPa
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port = silent.getsockname()[1]
-        monkeypatch.setattr(features, "URL_INCEPTION_V3", f"http://127.0.0.1:{port}/{FILE_NAME}")
+        monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", f"http://127.0.0.1:{port}/{FILE_NAME}")
         monkeypatch.setattr(features, "NETWORK_TIMEOUT", 0.2)
         start = time.monotonic()
         assert "timed out" in message_of("inception", None)
@@ -272,7 +272,7 @@ def test_useless_download_is_not_kept(
         thread = threading.Thread(target=server.handle_request, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/{folder}/{FILE_NAME}"
-        monkeypatch.setattr(features, "URL_INCEPTION_V3", url)
+        monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", url)
         assert f"could not be downloaded ({reason})" in message_of("inception", None)
         thread.join()
     assert list(empty_hub.iterdir()) == []

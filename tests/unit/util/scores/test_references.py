@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torch_fidelity
@@ -212,15 +214,15 @@ def test_the_image_size_is_part_of_the_key(tmp_path: Path) -> None:
     assert len(keys) == 3
 
 
-@pytest.mark.parametrize("library", ["torch_fidelity", "PIL"])
+@pytest.mark.parametrize("library", [torch_fidelity, PIL])
 def test_the_libraries_are_part_of_the_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: ModuleType
 ) -> None:
     images = open_images(write_folder(tmp_path / "real", random_images(4)), "--fid_stats", 32)
     extractor = digits_extractor(tmp_path / "digits.pt")
     before = references._cache_key(images, extractor)
     assert references._cache_key(images, extractor) == before
-    monkeypatch.setattr(getattr(references, library), "__version__", "another")
+    monkeypatch.setattr(library, "__version__", "another")
     assert references._cache_key(images, extractor) != before
 
 

@@ -1,0 +1,165 @@
+"""What a GPU does with this code, in one call of under nine minutes: see scripts/gpu_check.sh.
+
+Each part runs in a process of its own, with a time limit of its own: one that fails or hangs costs
+its own figures only. They are written after every part; a short table comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util import logs
+from util.cli import Parser, number
+from util.errors import require_writable_folder, run
+from util.files import write_json
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Seconds that each part may take of 540; the tests, which disturb timings, come last.
+LIMITS = {
+    "device": 30,
+    "latency": 105,
+    "tokens": 60,
+    "throughput": 75,
+    "training": 145,
+    "variants": 80,
+    "tests": 220,
+}
+# Lines of a part in the table, which has 60 at most, and letters of a line.
+LINES, WIDTH = {"device": 5, "latency": 15, "tokens": 3, "tests": 3}, 118
+OTHER_LINES = 11
+TESTS = ("test_cuda_graphs", "test_fast_decoder", "test_fast_path", "test_compiled_training")
+# `...::test PASSED`, or of several processes `[gw0] [ 1%] PASSED ...::test`; not the summary's.
+TEST_END = re.compile(
+    r"^(?:tests/.*::.* |\[gw.*\] )(PASSED|FAILED|ERROR|SKIPPED)\b.*", re.MULTILINE
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description="What a GPU does with this code.")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
+    parser.add_argument("--quick", action="store_true", help="a tiny network, few calls")
+    parser.add_argument("--seconds", type=number(), default=540.0, help="for all parts together")
+    parser.add_argument("--parts", nargs="+", choices=LIMITS, default=[*LIMITS], help="which ones")
+    folder = Path(os.environ.get("OUT", "output"))
+    parser.add_argument(
+        "--output", type=Path, default=folder / "gpu_check.json", help="JSON file for all figures"
+    )
+    parser.add_argument("--measure", choices=[*LIMITS][:-1], help="one part, in this process")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the parts one after another, keep what they find, and show it."""
+    if args.measure:
+        from scripts import gpu_parts  # needs seconds to import
+
+        raise SystemExit(gpu_parts.measure(args.measure, args.device, args.quick, args.output))
+    require_writable_folder(args.output.parent, "--output")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no part is left behind
+    ends = time.monotonic() + args.seconds
+    parts: dict[str, dict[str, Any]] = {}
+    for name in [name for name in LIMITS if name in args.parts]:
+        limit = min(LIMITS[name] * args.seconds / 540, ends - time.monotonic())
+        parts[name] = run_part(name, limit, args)
+        failed = parts[name]["failed"]
+        logger.info("%s: %s, %.0f s", name, failed or "done", parts[name]["seconds"])
+        write_json({"command": sys.argv, "parts": parts}, args.output)
+    sys.stdout.write("\n".join(table(parts)) + "\n")
+    if any(part["failed"] for part in parts.values()):
+        raise SystemExit(1)
+
+
+def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a part so far as it came, why it failed (None if it did not), its seconds."""
+    result, log = (args.output.resolve().with_suffix(suffix) for suffix in (".part", ".log"))
+    result.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--measure", name, "--device", args.device]
+    command += ["--output", str(result), *(["--quick"] if args.quick else [])]
+    if name == "tests":
+        command = tests(args.quick)
+    failed, started = None, time.monotonic()
+    with log.open("a") as file:
+        file.write(f"\n== {name}\n")
+        file.flush()
+        begin = file.tell()
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(timeout=max(limit, 0))
+            failed = f"exit code {code}" if code else None
+        except subprocess.TimeoutExpired:
+            failed = f"not done after {max(limit, 0):.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+                process.wait()
+    said = log.read_bytes()[begin:].decode(errors="replace")
+    found = {"figures": {}, "errors": []}
+    if result.exists():
+        found = json.loads(result.read_text())
+        result.unlink()
+    for end in TEST_END.finditer(said) if name == "tests" else ():
+        word = end[1].lower()
+        found["figures"][word] = found["figures"].get(word, 0) + 1
+        found["errors"] += [" ".join(end[0].split())] * (word in ("failed", "error"))
+    if failed:
+        failed = "; ".join([failed, *(found["errors"] or said.strip().splitlines()[-1:])])
+    return {"failed": failed, "seconds": round(time.monotonic() - started, 1), **found}
+
+
+def tests(quick: bool) -> list[str]:
+    """The command that runs the tests under tests/gpu, those of graphs and VQ decoder first."""
+    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "--maxfail", "20"]
+    command += [f"tests/gpu/{name}.py" for name in (TESTS[:1] if quick else TESTS)]
+    if importlib.util.find_spec("xdist") and not quick:
+        command += ["-n", "4", "--dist", "loadscope"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout", "120"]
+    return command
+
+
+def table(parts: dict[str, dict[str, Any]]) -> list[str]:
+    """What the parts found in short."""
+    lines = []
+    for name, part in parts.items():
+        end = f"FAILED: {part['failed']}" if part["failed"] else "ok"
+        found = [textwrap.shorten(f"{name} ({part['seconds']:.0f} s): {end}", WIDTH)]
+        tables = {key: value for key, value in part["figures"].items() if isinstance(value, list)}
+        single = {key: x for key, x in part["figures"].items() if key not in tables}
+        text = ", ".join(f"{key} {shown(value)}" for key, value in single.items())
+        found += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+        for record in itertools.chain(*tables.values()):
+            row = "  ".join(f"{column} {shown(value)}" for column, value in record.items())
+            found.append(f"  - {row}"[:WIDTH])
+        lines += found[: LINES.get(name, OTHER_LINES)]
+    return lines
+
+
+def shown(value: Any) -> str:
+    """A figure as the table has it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    logs.setup()
+    run(lambda: main(parse_args()))

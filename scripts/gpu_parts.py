@@ -1,0 +1,348 @@
+"""What each part of scripts/gpu_check.py measures, in seconds and bytes unless a name says else."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models import fast_path
+from models.transformer import KVCache, merge_heads, split_heads
+from scripts import benchmark_sampling, benchmark_training, training_case
+from scripts.sampling_case import Case, Row, random_model
+from tokenizers.fast_decoder import DecodingHalf, FastDecoder
+from tokenizers.vq_model import VQModel
+from util.cuda_graphs import GraphCache
+from util.data.token_cache import open_cache
+from util.data.training_data import CachedTokens
+from util.files import write_json
+from util.performance import benchmark
+
+logger = logging.getLogger(__name__)
+
+BF16 = torch.bfloat16
+# Replays that are timed as one: what a launch takes is small beside them.
+REPLAYS = 10
+
+
+@dataclass
+class Check:
+    """What is measured, and what was found so far.
+
+    Attributes:
+        device: where.
+        quick: a tiny network, few calls.
+        output: JSON file of the figures and errors, written whenever there are more.
+    """
+
+    device: torch.device
+    quick: bool
+    output: Path
+    figures: dict[str, Any] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def keep(self, **figures: Any) -> None:
+        """Numbers and texts, or tables: lists of records."""
+        self.figures |= figures
+        write_json({"figures": self.figures, "errors": self.errors}, self.output)
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """What fails in the block is one error of the part, which goes on behind it."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("%s", name)
+            text = next(iter(str(error).splitlines()), "")
+            self.errors.append(f"{name}: {type(error).__name__}: {text}")
+            self.keep()
+
+    def case(self, dtype: torch.dtype, batch_size: int) -> Case:
+        """LPD-L at 256 px in 20 steps, or a tiny network, and its tokenizer; random weights."""
+        sizes = {"codebook_size": 64, "ch": 32, "num_res_blocks": 1} if self.quick else {}
+        row = Row("lpd_tiny", 64, 4, 3.0) if self.quick else benchmark_sampling.ROWS[0]
+        torch.manual_seed(0)
+        tokenizer = benchmark.random_weights(lambda: VQModel(**sizes), self.device)
+        model = random_model(row, tokenizer, self.device)
+        if dtype == BF16:
+            model.round_products(BF16)  # as an evaluation does
+        return Case(row, model, tokenizer, dtype, batch_size)
+
+    def medians(self, **calls: Callable[[], object]) -> dict[str, float]:
+        """Of warm calls, until the device is done with them; in turn."""
+        rounds, seconds = ((2, 2), 0.0) if self.quick else ((3, 30), 15.0)
+        times = benchmark.time_in_turn(calls, self.device, rounds=rounds, seconds=seconds)
+        return {name: statistics.median(found) for name, found in times.items()}
+
+    def graph_median(self, function: Callable[[], torch.Tensor]) -> float:
+        """Of a function; on a GPU of its replays as a graph."""
+        call: Callable[[], object] = function
+        if self.on_gpu:
+            graphs = GraphCache(1)
+            graphs.run("variant", lambda _: function(), torch.zeros(1, device=self.device))
+            (captured,) = graphs._graphs.values()
+            call = captured.graph.replay
+        call()
+        times = 1 if self.quick else REPLAYS
+        return self.medians(call=lambda: [call() for _ in range(times)])["call"] / times
+
+    def profile(self, call: Callable[[], object]) -> None:
+        """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
+        kind, took = DeviceType.CPU, "self_cpu_time_total"
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if self.on_gpu:
+            kind, took = DeviceType.CUDA, "self_device_time_total"
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=kinds) as profiler:
+            call()
+            benchmark.wait_for(self.device)
+        found = [
+            {"sum_us": getattr(x, took), "count": x.count, "kernel": x.key[:80]}
+            for x in profiler.key_averages()
+            if x.device_type == kind and not getattr(x, "is_user_annotation", False)
+        ]
+        found.sort(key=lambda record: -record["sum_us"])
+        count, total = (sum(record[name] for record in found) for name in ("count", "sum_us"))
+        self.keep(num_kernels=count, kernels_s=total / 1e6, kernels=found[:25])
+
+
+def device(check: Check) -> None:
+    """Which machine this is, what it does at best, and which attention it prefers."""
+    check.keep(**benchmark.describe_machine(check.device))
+    _, keys, values = split_heads(torch.zeros(2, 257, 3072, dtype=BF16, device=check.device), 16)
+    chosen = torch._fused_sdp_choice(keys[:, :, :20], keys[:, :, :200], values[:, :, :200])
+    check.keep(attention=SDPBackend(chosen).name)
+    if check.on_gpu:
+        free, total = torch.cuda.mem_get_info(check.device)
+        check.keep(cudnn=torch.backends.cudnn.version(), free_bytes=free, total_bytes=total)
+        rates = benchmark.measure_rates(check.device, {BF16, torch.float16, torch.float32})
+        check.keep(bytes_per_s=rates[BF16].bandwidth)
+        check.keep(**{f"{str(dtype)[6:]}_flop_per_s": x.rate for dtype, x in rates.items()})
+
+
+def sampling(check: Check, batch_size: int) -> None:
+    """From labels to images: the first call taken apart, medians, the kernels of a replay."""
+    case = check.case(BF16, min(batch_size, 2) if check.quick else batch_size)
+    with timed_captures(check):
+        first = benchmark_sampling.warm_up(case)
+    check.keep(cold_start_s=first["cold_start_s"], peak_bytes=first["peak_bytes"])
+    generation = partial(case.generate, "fast")
+    few = case.tokens[:16]
+    case.decoder(few)
+    found = check.medians(
+        call=case.fast,
+        generation=generation,
+        vq=lambda: case.decoder(case.tokens),
+        vq_16=lambda: case.decoder(few),
+    )
+    check.keep(**{f"{name}_s": seconds for name, seconds in found.items()})
+    check.keep(images_per_s=case.batch_size / found["call"], vq_dtype=str(case.decoder.dtype))
+    replay = generation
+    if check.on_gpu:
+        with check.attempt("replay"):
+            (captured,) = case.model.fast_path.graphs._graphs.values()
+            replay = captured.graph.replay
+            check.keep(replay_s=check.medians(replay=replay)["replay"])
+        host = []
+        for _ in range(30):
+            benchmark.wait_for(check.device)
+            started = time.perf_counter()
+            generation()  # returns when the GPU has its work
+            host.append(time.perf_counter() - started)
+        check.keep(host_s=statistics.median(host))
+    check.profile(replay)
+
+
+@contextmanager
+def timed_captures(check: Check) -> Iterator[None]:
+    """Keep what compiling, and the parts of every capture in the block, took."""
+    capture, compile_ = GraphCache._capture, fast_path._compile
+    captures: list[dict[str, Any]] = []
+
+    def timed_compile(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        compiled = compile_(*arguments)
+        check.keep(compile_s=time.perf_counter() - started)
+        return compiled
+
+    def timed_capture(cache: GraphCache, function: Callable[..., Any], inputs: Any) -> Any:
+        seconds = []
+
+        def timed(*x: torch.Tensor) -> torch.Tensor:
+            started = time.perf_counter()
+            output = function(*x)
+            if not torch.cuda.is_current_stream_capturing():
+                benchmark.wait_for(check.device)
+            seconds.append(time.perf_counter() - started)
+            return output
+
+        graph = capture(cache, timed, inputs)
+        started = time.perf_counter()
+        graph.graph.instantiate()
+        seconds.append(time.perf_counter() - started)
+        names = ("first_run_s", "second_run_s", "capture_s", "instantiate_s")
+        captures.append(dict(zip(names, seconds, strict=True)))
+        with check.attempt("number of nodes"):
+            from cuda.bindings import runtime
+
+            kept = runtime.cudaGraph_t(graph.graph.raw_cuda_graph())
+            captures[-1]["nodes"] = int(runtime.cudaGraphGetNodes(kept)[-1])
+        check.keep(captures=captures)  # of the generation, then of the VQ decoder
+        return graph
+
+    kept_graph = partial(torch.cuda.CUDAGraph, keep_graph=True)
+    with (
+        patch.object(GraphCache, "_capture", timed_capture),
+        patch.object(fast_path, "_compile", timed_compile),
+        patch.object(torch.cuda, "CUDAGraph", kept_graph),
+    ):
+        yield
+
+
+def tokens(check: Check) -> None:
+    """Whether the fast path's tokens are the plain one's, and how well the VQ decoder agrees."""
+    for dtype in (torch.float32, BF16):
+        case = check.case(dtype, 2)
+        equal = (case.generate("fast") == case.generate("plain")).float().mean().item()
+        check.keep(**{f"{str(dtype)[6:]}_equal_share": equal})
+        if dtype == torch.float32 and equal < 1:
+            check.errors.append(f"float32: {equal:.4%} of tokens are the plain sampler's, not all")
+    decoder = FastDecoder(case.tokenizer, case.model.grid.num_tokens)
+    check.keep(vq_agreement=decoder.agreement, vq_dtype=str(decoder.dtype))
+
+
+def training(check: Check) -> None:
+    """A training step as `main_lpd.py --bf16` runs it, its programs and its kernels."""
+    from torch._dynamo.utils import counters, get_compilation_metrics
+
+    row, batch_size = benchmark_training.PUBLISHED_ROWS[0], 64
+    effort = training_case.Effort(check.device, plain=False)
+    if check.quick:
+        row, batch_size = benchmark_training.SMALL_ROWS[0], 2
+        effort = training_case.Effort(check.device, plain=False, rounds=1, seconds=0)
+    with tempfile.TemporaryDirectory() as folder:
+        most = (training_case.MOST_ROUNDS + 1) * batch_size
+        training_case.write_tokens(Path(folder), row, most)
+        source = CachedTokens(open_cache(Path(folder)), check.device)
+        case = training_case.Case(row, source, batch_size, effort)
+        found = benchmark_training.measure(case, effort)
+    names = ("fast_s", "images_per_s", "flop_per_s", "rate_share", "products_share")
+    check.keep(**{name: found[name] for name in (*names, *case.record)})
+    again = sum(bool(metrics.recompile_reason) for metrics in get_compilation_metrics())
+    check.keep(graphs=counters["stats"]["unique_graphs"], recompiles=again)
+    check.profile(case.in_turn("fast"))
+
+
+def variants(check: Check) -> None:
+    """Ways to do the same, one against the other: attention, merging, products, VQ decoder."""
+    case = check.case(BF16, 1)
+    size, steps, device = case.generation, case.generation.step_rows(), check.device
+    heads = case.model.blocks[0].attn.num_heads
+    head_size = size.width // heads
+    random = partial(torch.randn, device=device, dtype=BF16)
+    qkv = [split_heads(random(2, sum(rows), 3 * size.width), heads) for rows in steps]
+    cache = KVCache(1, 2, heads, 1 + sum(case.sizes), head_size, BF16, device)
+    left, right = (random(2, 40, heads, head_size).transpose(1, 2) for _ in range(2))
+
+    def attention() -> torch.Tensor:
+        """Of a layer, in all steps."""
+        cache.length = 0
+        for (context, _), x in zip(steps, qkv, strict=True):
+            seen = cache.attend(0, x, context)
+            cache.advance(context)
+        return seen
+
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "attention_default": attention,
+        "merge_after_cat": lambda: merge_heads(torch.cat([left, right], dim=2)),
+        "merge_before_cat": lambda: torch.cat([merge_heads(left), merge_heads(right)], dim=1),
+    }
+    others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)  # cuDNN's knows no single key
+    for name in ("CUDNN", "FLASH", "EFFICIENT") if check.on_gpu else ("FLASH",):
+        order = list(dict.fromkeys((SDPBackend.__members__[f"{name}_ATTENTION"], *others)))
+        first = partial(sdpa_kernel, order, set_priority=True)
+        ways[f"attention_{name.lower()}"] = partial(under, first, attention)
+    ways |= decoders(check, case)
+    for name, function in ways.items():
+        with check.attempt(name), torch.no_grad():
+            check.keep(**{f"{name}_s": check.graph_median(function)})
+
+    bandwidth = benchmark.measure_rates(device, {BF16})[BF16].bandwidth
+    products = [{"product": name} for name in ("qkv", "proj", "fc1", "fc2")]
+    for record, (out, width) in zip(products, ((3, 1), (1, 1), (4, 1), (1, 4)), strict=True):
+        weights = [random(out * size.width, width * size.width) for _ in range(size.depth)]
+        record["floor_us"] = 1e6 * weights[0].nbytes / bandwidth
+        for rows in (4, 80) if check.quick else (4, 12, 24, 48, 80, 256, 1024, 5120):
+            x = random(rows, width * size.width)
+            with check.attempt(f"{record['product']} of {rows} rows"):
+                seconds = check.graph_median(partial(multiply, x, weights)) / len(weights)
+                record[str(rows)] = round(1e6 * seconds, 2)
+        check.keep(products=products)
+
+
+def multiply(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    """With each of the weights, which are read from memory for it."""
+    return [F.linear(x, weight) for weight in weights][-1]
+
+
+def under(
+    surroundings: Callable[[], AbstractContextManager], function: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """What a function returns in a context."""
+    with surroundings():
+        return function()
+
+
+def decoders(check: Check, case: Case) -> dict[str, Callable[[], torch.Tensor]]:
+    """The VQ decoder of one image and of several, as it is and otherwise."""
+    dtype = torch.float16 if check.on_gpu else torch.float32
+    as_is, nchw = (DecodingHalf(case.tokenizer, dtype) for _ in range(2))
+    nchw.decoder.to(memory_format=torch.contiguous_format)
+    ways = {"as_is": as_is, "cudnn_benchmark": as_is, "nchw": nchw}
+    if check.on_gpu:
+        ways["compiled"] = torch.compile(as_is)
+    found = {}
+    for name, half in ways.items():
+        tuned = name == "cudnn_benchmark"
+        flags = partial(torch.backends.cudnn.flags, enabled=True, benchmark=tuned, allow_tf32=False)
+        for batch_size in (1, 2 if check.quick else 16):
+            codes = torch.zeros(batch_size, sum(case.sizes), dtype=torch.int64, device=check.device)
+            found[f"vq_{name}_{batch_size}"] = partial(under, flags, partial(half, codes))
+    return found
+
+
+PARTS: dict[str, Callable[[Check], None]] = {
+    "device": device,
+    "latency": partial(sampling, batch_size=1),
+    "tokens": tokens,
+    "throughput": partial(sampling, batch_size=64),
+    "training": training,
+    "variants": variants,
+}
+
+
+def measure(name: str, device_name: str, quick: bool, output: Path) -> int:
+    """Run one part and write what it finds; 1 if anything in it failed."""
+    check = Check(benchmark.choose_device(device_name), quick, output)
+    check.keep()
+    with check.attempt(name):
+        PARTS[name](check)
+    check.keep()
+    return 1 if check.errors else 0

@@ -1,0 +1,96 @@
+"""The check of a GPU, on a CPU: all parts, with a tiny network and without graphs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import gpu_check, gpu_parts
+from tests.commands import run_program
+
+# What each part is worth nothing without, on any device.
+FIGURES = {
+    "device": {"device", "torch", "attention"},
+    "latency": {"call_s", "generation_s", "vq_s", "images_per_s", "peak_bytes", "kernels_s"},
+    "tokens": {"float32_equal_share", "bfloat16_equal_share", "vq_agreement"},
+    "throughput": {"call_s", "vq_16_s", "images_per_s", "kernels"},
+    "training": {"fast_s", "rate_share", "graphs", "recompiles", "kernels"},
+    "variants": {"attention_default_s", "merge_before_cat_s", "vq_nchw_1_s", "products"},
+    "tests": {"skipped"},
+}
+
+
+def check(output: Path, *flags: object) -> tuple[int, dict[str, Any], list[str]]:
+    """Exit code, what each part left, and the table."""
+    command = ["bash", "scripts/gpu_check.sh", "--quick", "--device", "cpu", "--output", output]
+    result = run_program(*command, *flags, timeout=900)
+    parts = json.loads(output.read_text())["parts"] if output.exists() else {}
+    return result.returncode, parts, result.stdout.splitlines()
+
+
+def test_every_part_runs(tmp_path: Path) -> None:
+    # More time than the GPU's, for a busy machine.
+    code, parts, lines = check(tmp_path / "gpu.json", "--seconds", 1500)
+    assert {name: part["failed"] for name, part in parts.items()} == dict.fromkeys(FIGURES)
+    assert code == 0
+    for name, part in parts.items():
+        assert FIGURES[name] <= part["figures"].keys(), name
+        numbers = [x for x in part["figures"].values() if isinstance(x, float)]
+        assert all(x >= 0 for x in numbers)
+    assert parts["tokens"]["figures"]["float32_equal_share"] == 1
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(FIGURES)
+    assert len(lines) <= 60
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.log"}
+
+
+def test_a_part_that_takes_too_long_is_one_line_and_the_next_goes_on(tmp_path: Path) -> None:
+    code, parts, lines = check(tmp_path / "gpu.json", "--seconds", 1, "--parts", "tests", "device")
+    assert code == 1
+    assert list(parts) == ["device", "tests"]
+    for part in parts.values():
+        assert part["failed"].startswith("not done after ")
+    assert [line.split(" (")[0] for line in lines] == ["device", "tests"]
+
+
+def test_what_fails_in_a_part_leaves_its_other_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def part(check: gpu_parts.Check) -> None:
+        with check.attempt("first"):
+            raise RuntimeError("no kernel\nof this kind")
+        check.keep(second=2)
+        raise ValueError("third")
+
+    monkeypatch.setitem(gpu_parts.PARTS, "device", part)
+    assert gpu_parts.measure("device", "cpu", True, tmp_path / "part.json") == 1
+    assert json.loads((tmp_path / "part.json").read_text()) == {
+        "figures": {"second": 2},
+        "errors": ["first: RuntimeError: no kernel", "device: ValueError: third"],
+    }
+
+
+def test_the_table_names_every_part_however_much_there_is_to_say() -> None:
+    figures = {f"figure_{number}": 1 / 3 for number in range(200)}
+    full = {"failed": "word " * 100, "seconds": 1.0, "figures": {**figures, "rows": [figures] * 99}}
+    lines = gpu_check.table(dict.fromkeys(gpu_check.LIMITS, full))
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= gpu_check.WIDTH
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(gpu_check.LIMITS)
+
+
+@pytest.mark.parametrize(
+    "line, end",
+    [
+        ("tests/gpu/test_a.py::test_b[1-2] PASSED          [ 11%]", "PASSED"),
+        ("tests/gpu/test_a.py::test_b SKIPPED (needs a GPU) [ 11%]", "SKIPPED"),
+        ("[gw1] [  3%] FAILED tests/gpu/test_a.py::test_b[1-2] ", "FAILED"),
+        ("FAILED tests/gpu/test_a.py::test_b - AssertionError", None),
+        ("tests/gpu/test_a.py::test_b ", None),
+    ],
+)
+def test_ends_of_tests_are_counted_once(line: str, end: str | None) -> None:
+    found = gpu_check.TEST_END.search(f"before\n{line}\nafter")
+    assert (found and found[1]) == end
