@@ -133,7 +133,7 @@ def test_workers_that_outlive_their_launcher_keep_others_out(
     wait_for(lambda: (tmp_path / LAST).exists(), run)
     workers = workers_of(run)
     run.kill()
-    run.communicate()
+    run.wait()  # not for its output, which the workers hold open
     refused = run_command("main_lpd.py", *line, processes=2)
     assert refused.stderr.count("is in use by another run (process ") == 1, refused.stderr
     assert refused.returncode == 1 and 'main_lpd.py", line' not in refused.stderr
