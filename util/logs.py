@@ -10,17 +10,16 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm.contrib import logging as tqdm_logging
 
 from util.errors import endings
 
 T = TypeVar("T")
-
-__all__ = ["is_main_process", "keep", "logging_redirect_tqdm", "progress", "setup"]
 
 LOG_FILE = "log.txt"
 FORMAT = "%(asctime)s %(levelname).1s %(message)s"
@@ -65,6 +64,15 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     options.setdefault("bar_format", layout)
     seconds = PROGRESS_SECONDS
     return tqdm(items, file=_LogLines(), mininterval=seconds, maxinterval=seconds, **options)
+
+
+def logging_redirect_tqdm() -> AbstractContextManager[None]:
+    """While entered, what is logged goes above the bar that is on the terminal, if it is one.
+
+    Elsewhere progress is logged under tqdm's lock: a thread that had the log's and waited for
+    tqdm's to write above a bar would wait forever.
+    """
+    return tqdm_logging.logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()
 
 
 class _LogFile(logging.FileHandler):

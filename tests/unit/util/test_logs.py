@@ -103,3 +103,50 @@ def test_a_full_disk_ends_the_file_but_not_the_run(tmp_path: Path) -> None:
     assert sum("log.txt: cannot be written" in line for line in lines) == 1
     assert not [line for line in lines if "Traceback" in line]
     assert lines[-1].endswith("W said")
+
+
+THREADS = """
+import logging, sys, threading, time
+from util import logs
+
+logs.setup()
+logs.PROGRESS_SECONDS = 0.0
+ended = threading.Event()
+
+def speak():  # as the thread that writes checkpoints does
+    while not ended.is_set():
+        logging.info("saved")
+
+speaker = threading.Thread(target=speak)
+with logs.progress(desc="epoch") as bar, logs.logging_redirect_tqdm():
+    speaker.start()
+    ends = time.monotonic() + 3
+    while time.monotonic() < ends:
+        bar.set_postfix(loss=time.monotonic())
+        bar.update()
+ended.set()
+speaker.join()
+"""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_threads_may_log_beside_progress(terminal: bool) -> None:
+    """Each of two locks, the log's and tqdm's, was waited for by who had the other."""
+    command = [sys.executable, "-c", THREADS]
+    if not terminal:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "epoch: " in done.stderr
+        return
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(command, cwd=ROOT, stderr=theirs)
+    os.close(theirs)
+    while read(ours):
+        pass
+    assert child.wait(timeout=60) == 0
+
+
+def read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 2**16)
+    except OSError:  # nobody writes to it any more
+        return b""
