@@ -350,7 +350,7 @@ write, batches = png_writers.PngWriters.write, []
 def write_and_ask(self, *arguments):
     batches.append(write(self, *arguments))
     if len(batches) == 2:
-        while len(list(self._folder.glob("[0-9]*.png"))) < 8:
+        while len(list(self._folder.path.glob("[0-9]*.png"))) < 8:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(60)

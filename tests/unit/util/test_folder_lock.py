@@ -110,6 +110,7 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_counts(
         ended.set()
         owner.join()
     assert path.exists()
+    caplog.clear()
     with caplog.at_level("INFO"), folder_lock(tmp_path, "training"):
         assert "node9" not in path.read_text()
     assert caplog.text.count("watching for 1 s whether it lives") == 1
