@@ -28,6 +28,7 @@ from models.editing import edit
 from models.sampling import SamplingSettings
 from orders.locality import random_orders
 from tests.integration.tiny_world import GRID
+from tests.unit.models.small import ProductDtypes
 from util.data.images import center_crop, to_float
 from visualization.generation import GREY, images_so_far
 
@@ -170,28 +171,23 @@ def test_pictures_come_from_finished_frames_only(studio: Studio) -> None:
     np.testing.assert_array_equal(taken.pixels, last.images[2])
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_multiplies_is_bf16_if_asked(studio: Studio, picture: Picture, bf16: bool) -> None:
+    asked = replace(studio, bf16=bf16)
+    for frames in (asked.generate(SETTINGS), asked.edit(picture, left_half(), SETTINGS)):
+        with ProductDtypes() as products:
+            for frame in frames:
+                # Between frames all is as it was: another thread may go on from here.
+                assert not torch.is_autocast_enabled("cpu")
+        assert products.found == [torch.bfloat16 if bf16 else torch.float32]
+        assert frame.done
+
+
 def test_bf16_is_the_library_under_autocast(studio: Studio) -> None:
     frames = list(replace(studio, bf16=True).generate(SETTINGS))
     with torch.autocast("cpu", torch.bfloat16):
         expected = generate(studio.model, [1, 1, 1], None, 5, **LIBRARY)
     assert torch.equal(frames[-1].tokens, expected)
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_every_step_runs_under_autocast_if_asked(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch, bf16: bool
-) -> None:
-    found = []
-
-    def steps(*_: object, **__: object) -> Iterator[torch.Tensor]:
-        for _step in range(SETTINGS.steps):
-            found.append(torch.is_autocast_enabled("cpu"))
-            yield torch.zeros(SETTINGS.count, GRID.num_tokens, dtype=torch.int64)
-
-    monkeypatch.setattr("app.studio.generate_steps", steps)
-    for _ in replace(studio, bf16=bf16).generate(SETTINGS):
-        assert not torch.is_autocast_enabled("cpu")  # which another thread may go on from
-    assert found == [bf16] * SETTINGS.steps
 
 
 def test_the_time_is_that_of_all_steps(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
