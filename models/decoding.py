@@ -290,15 +290,15 @@ def _in_steps(model: LPD, job: _Job, sampler: str) -> Iterator[torch.Tensor]:
     """Copies of what each step leaves; what surrounds one holds while it is computed only."""
     device = model.pos_embed.device.type
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    mode, autocast = partial(eval_mode, model), partial(torch.autocast, device, dtype, enabled)
     network = _fast_network(model) if sampler == "fast" else None
-    enabled = enabled and network is None  # the fast network casts what it wants cast
-    mode = partial(eval_mode, model) if network is None else nullcontext
+    if network is not None:
+        mode, autocast = nullcontext, partial(_no_autocast, model)
     steps = _decode(network or model, job.plan, job.settings, *job.inputs)
     while True:
         # A tensor of a caller's inference mode could not be written to by a step outside it.
-        with torch.inference_mode(False), torch.no_grad(), mode():
-            with torch.autocast(device, dtype, enabled):
-                tokens = next(steps, None)
+        with torch.inference_mode(False), torch.no_grad(), mode(), autocast():
+            tokens = next(steps, None)
         if tokens is None:
             return
         yield tokens.clone()

@@ -34,6 +34,7 @@ from torch_fidelity.utils import create_feature_extractor
 from util.checkpoints.files import read_checkpoint
 from util.distributed import is_main
 from util.errors import UserError
+from util.precision import plain_float32
 
 logger = logging.getLogger(__name__)
 
@@ -336,7 +337,7 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
     # The scores are defined by the float32 network, also inside a bfloat16 evaluation.
     with (
         torch.no_grad(),
-        torch.autocast(extractor.device.type, enabled=False),
+        plain_float32(extractor.device),
         _spatial_features(extractor) as spatial,
     ):
         found = extractor.network(images.to(extractor.device))
