@@ -23,7 +23,7 @@ from models.sampling import SamplingSettings
 from orders.group_sizes import group_sizes, remaining_group_sizes
 from tokenizers.vq_model import VQModel
 from util.data.canvas import Canvas, fit
-from util.data.images import to_float
+from util.data.encoding import encode
 from util.order_study.kinds import parse_order_kind
 from visualization.generation import images_so_far
 
@@ -143,14 +143,13 @@ class Studio:
         for _ in self.compare(Settings(0, 1, 0, steps, SamplingSettings(cfg=2.0))):
             pass
 
-    @torch.no_grad()
     def read_picture(self, image: Image.Image) -> Picture:
         """The middle square of any RGB image, in the model's size, and its tokens."""
         nothing = np.zeros((image.height, image.width), dtype=bool)
         pixels = fit(image, nothing, self.model.grid.image_size).pixels
-        batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self._device)
+        batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
         with self.turn:
-            return Picture(pixels, self.tokenizer.encode_indices(to_float(batch))[0].cpu())
+            return Picture(pixels, encode(self.tokenizer, batch)[0].cpu())
 
     def edit(
         self, picture: Picture, painted: np.ndarray, settings: Settings, keep_pixels: bool = False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -117,10 +117,10 @@ def generate_steps(
     image_ids: Sequence[int] | np.ndarray | None = None,
     sampler: str = "fast",
 ) -> Iterator[torch.Tensor]:
-    """As `generate`, one step at a time; arguments and errors are the same.
+    """As `generate`, one step at a time; arguments and errors are the same, and come at the call.
 
-    Each step is computed when it is asked for, under the `torch.autocast` that holds at that time;
-    in between the model must not change.
+    Each step is computed when it is asked for. The `torch.autocast` that holds when the first one
+    is asked for decides for all of them; from then on the model must not change.
 
     Returns:
         An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
@@ -128,11 +128,7 @@ def generate_steps(
     """
     settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
     job = _prepare(model, labels, orders, group_sizes, known, settings, seed, image_ids, sampler)
-    network = _fast_network(model) if sampler == "fast" else None
-    if network is None:
-        return _in_steps(_decode(model, job.plan, settings, *job.inputs), partial(eval_mode, model))
-    steps = _decode(network, job.plan, settings, *job.inputs)
-    return _in_steps(steps, partial(_no_autocast, model))
+    return _in_steps(model, job, sampler)
 
 
 def _prepare(
@@ -290,12 +286,18 @@ def _last(steps: Iterator[torch.Tensor]) -> torch.Tensor:
     return deque(steps, maxlen=1).pop()
 
 
-def _in_steps(
-    steps: Iterator[torch.Tensor], surroundings: Callable[[], AbstractContextManager]
-) -> Iterator[torch.Tensor]:
-    """Copies of what each step leaves; the surroundings hold while one is computed only."""
+def _in_steps(model: LPD, job: _Job, sampler: str) -> Iterator[torch.Tensor]:
+    """Copies of what each step leaves; what surrounds one holds while it is computed only."""
+    device = model.pos_embed.device.type
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    mode, autocast = partial(eval_mode, model), partial(torch.autocast, device, dtype, enabled)
+    network = _fast_network(model) if sampler == "fast" else None
+    if network is not None:
+        mode, autocast = nullcontext, partial(_no_autocast, model)
+    steps = _decode(network or model, job.plan, job.settings, *job.inputs)
     while True:
-        with surroundings(), torch.no_grad():
+        # A tensor of a caller's inference mode could not be written to by a step outside it.
+        with torch.inference_mode(False), torch.no_grad(), mode(), autocast():
             tokens = next(steps, None)
         if tokens is None:
             return

@@ -80,7 +80,7 @@ def edit_steps(
     image_ids: Sequence[int] | np.ndarray | None = None,
     **sampling: Any,
 ) -> Iterator[torch.Tensor]:
-    """As `edit`, one step at a time; arguments and errors are the same.
+    """As `edit`, one step at a time; arguments and errors are the same, see `generate_steps`.
 
     Returns:
         An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
@@ -183,8 +183,9 @@ def _side_by_side(
         for rows, steps in running:
             stage = next(steps, None)
             if stage is not None:
-                so_far[rows] = stage
+                # Not in place: a tensor of a caller's inference mode could not be written to.
+                so_far = so_far.index_put((rows,), stage)
                 unfinished.append((rows, steps))
         running = unfinished
         if running:
-            yield so_far.clone()
+            yield so_far

@@ -35,7 +35,8 @@ from util.checkpoints.networks import load_networks
 from util.cli import Parser, number, random_seed, share, whole
 from util.data import canvas
 from util.data.canvas import Canvas
-from util.data.images import image_file, save_grid, save_png, to_float
+from util.data.encoding import encode
+from util.data.images import image_file, save_grid, save_png
 from util.errors import UserError, blame, require_file, require_writable_folder, run
 from util.hub.published import pinned_flags, resolve_flags
 from util.runs.evaluation import build_decoder, read_sampling
@@ -290,8 +291,8 @@ def read_label(args: argparse.Namespace, model: LPD, guided: bool) -> int | None
 def make(args: argparse.Namespace, job: Job) -> np.ndarray:
     """The variants (V, S, S, 3) uint8; number i draws by (seed, i)."""
     grid, device = job.model.grid, job.model.pos_embed.device
-    pixels = torch.from_numpy(job.canvas.pixels).permute(2, 0, 1)[None].to(device)
-    tokens = job.tokenizer.encode_indices(to_float(pixels))
+    pixels = torch.from_numpy(job.canvas.pixels).permute(2, 0, 1)[None]
+    tokens = encode(job.tokenizer, pixels)
     logger.info("%d of %d tokens in %d steps", job.mask.sum(), grid.num_tokens, job.steps)
     decode = build_decoder(job.tokenizer, grid, args.sampler)
     made = []

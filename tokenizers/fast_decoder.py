@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from util import streams
 from util.cuda_graphs import CaptureError, GraphCache
 from util.data.images import to_uint8
 from util.geometry import grid_side
+from util.precision import plain_float32
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +27,6 @@ PROBE_IMAGES = 2
 MAX_PIXELS = 16 * 256**2
 # Numbers of images at a time with a graph of their own.
 MAX_GRAPHS = 4
-
-
-@contextmanager
-def _plain_float32(device: torch.device) -> Iterator[None]:
-    """No autocast and no TF32 inside the block."""
-    cudnn = torch.backends.cudnn
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    with torch.autocast(device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
-        yield
 
 
 class DecodingHalf(nn.Module):
@@ -71,7 +61,7 @@ class DecodingHalf(nn.Module):
 @torch.no_grad()
 def _code_features(tokenizer: VQModel) -> Tensor:
     """Every code as the decoder sees it, (codebook_size, z_channels)."""
-    with _plain_float32(tokenizer.quantize.embedding.weight.device):
+    with plain_float32(tokenizer.quantize.embedding.weight.device):
         codes = tokenizer.quantize.codes().mT[None, :, :, None]
         return tokenizer.post_quant_conv(codes)[0, :, :, 0].mT.contiguous()
 
@@ -136,7 +126,7 @@ class FastDecoder:
             found = tuple(indices.shape)
             raise ValueError(f"indices: found shape {found}, expected (B, {self._num_tokens})")
         self._follow_weights()
-        with _plain_float32(self._device):
+        with plain_float32(self._device):
             parts = [self._decode(part) for part in indices.split(self._images_at_a_time)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -207,7 +197,7 @@ class FastDecoder:
         words = streams.words("VQ decoder probe", np.arange(PROBE_IMAGES), count=self._num_tokens)
         codes = (words % np.uint64(self._tokenizer.codebook_size)).astype(np.int64)
         indices = torch.from_numpy(codes).to(self._device)
-        with _plain_float32(self._device):
+        with plain_float32(self._device):
             expected = to_uint8(self._tokenizer.decode_code(indices))
             found = half(indices)
         return ((found.int() - expected.int()).abs() <= 1).float().mean().item()

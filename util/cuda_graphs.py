@@ -139,8 +139,9 @@ def _settings() -> tuple[Hashable, ...]:
     backends = torch.backends
     return (
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
-        torch.get_float32_matmul_precision(),
-        backends.cudnn.allow_tf32,
+        # By these names: once a user has set one, PyTorch refuses to read the older ones.
+        backends.cuda.matmul.fp32_precision == "tf32",
+        backends.cudnn.conv.fp32_precision == "tf32",
         backends.cudnn.deterministic,
         backends.cudnn.benchmark,
         torch.are_deterministic_algorithms_enabled(),

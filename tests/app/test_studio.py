@@ -28,7 +28,9 @@ from models.editing import edit
 from models.sampling import SamplingSettings
 from orders.locality import random_orders
 from tests.integration.tiny_world import GRID
-from util.data.images import center_crop, to_float
+from tests.unit.models.small import ProductDtypes
+from util.data.encoding import encode
+from util.data.images import center_crop
 from visualization.generation import GREY, images_so_far
 
 SETTINGS = Settings(
@@ -156,7 +158,7 @@ def test_a_photograph_becomes_its_middle_square(studio: Studio) -> None:
     middle = np.asarray(center_crop(Image.fromarray(photograph), 16))
     np.testing.assert_array_equal(found.pixels, middle)
     batch = torch.from_numpy(middle.copy()).permute(2, 0, 1)[None]
-    assert torch.equal(found.tokens, studio.tokenizer.encode_indices(to_float(batch))[0])
+    assert torch.equal(found.tokens, encode(studio.tokenizer, batch)[0])
 
 
 def test_pictures_come_from_finished_frames_only(studio: Studio) -> None:
@@ -170,28 +172,22 @@ def test_pictures_come_from_finished_frames_only(studio: Studio) -> None:
     np.testing.assert_array_equal(taken.pixels, last.images[2])
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_multiplies_is_bf16_if_asked(studio: Studio, picture: Picture, bf16: bool) -> None:
+    asked = replace(studio, bf16=bf16)
+    for frames in (asked.generate(SETTINGS), asked.edit(picture, left_half(), SETTINGS)):
+        with ProductDtypes() as products:
+            for _ in frames:
+                # Between frames all is as it was: another thread may go on from here.
+                assert not torch.is_autocast_enabled("cpu")
+        assert products.found == [torch.bfloat16 if bf16 else torch.float32]
+
+
 def test_bf16_is_the_library_under_autocast(studio: Studio) -> None:
     frames = list(replace(studio, bf16=True).generate(SETTINGS))
     with torch.autocast("cpu", torch.bfloat16):
         expected = generate(studio.model, [1, 1, 1], None, 5, **LIBRARY)
     assert torch.equal(frames[-1].tokens, expected)
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_every_step_runs_under_autocast_if_asked(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch, bf16: bool
-) -> None:
-    found = []
-
-    def steps(*_: object, **__: object) -> Iterator[torch.Tensor]:
-        for _step in range(SETTINGS.steps):
-            found.append(torch.is_autocast_enabled("cpu"))
-            yield torch.zeros(SETTINGS.count, GRID.num_tokens, dtype=torch.int64)
-
-    monkeypatch.setattr("app.studio.generate_steps", steps)
-    for _ in replace(studio, bf16=bf16).generate(SETTINGS):
-        assert not torch.is_autocast_enabled("cpu")  # which another thread may go on from
-    assert found == [bf16] * SETTINGS.steps
 
 
 def test_the_time_is_that_of_all_steps(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenizers.vq_model import VQModel
 from util.data.images import to_float
+from util.precision import plain_float32
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,9 @@ def encode(tokenizer: VQModel, images: Tensor, precision: str = "float32") -> Te
     Args:
         tokenizer: in eval mode.
         images: (B, 3, S, S) uint8, on any device.
-        precision: one of `PRECISIONS`. PyTorch by itself would let convolutions use TF32 on a GPU;
-            `float32` does not. The nearest code is looked up in float64 either way.
+        precision: one of `PRECISIONS`, whatever autocast and `torch.backends` say: PyTorch by
+            itself would let convolutions use TF32 on a GPU, `float32` does not. The nearest code is
+            looked up in float64 either way.
 
     Returns:
         (B, N) int64, raster order, on the tokenizer's device.
@@ -31,8 +33,8 @@ def encode(tokenizer: VQModel, images: Tensor, precision: str = "float32") -> Te
     device = next(tokenizer.parameters()).device
     pixels = to_float(images.to(device, non_blocking=True))
     with (
+        plain_float32(device, tf32=precision == "tf32"),
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=precision == "tf32"),
     ):
         return tokenizer.encode_indices(pixels.contiguous(memory_format=torch.channels_last))
 

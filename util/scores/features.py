@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from util.checkpoints.files import read_checkpoint
 from util.distributed import is_main
 from util.errors import UserError
+from util.precision import plain_float32
 
 if TYPE_CHECKING:
     from torch_fidelity import FeatureExtractorBase
@@ -297,7 +298,7 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
     # The scores are defined by the float32 network, also inside a bfloat16 evaluation.
     with (
         torch.no_grad(),
-        torch.autocast(extractor.device.type, enabled=False),
+        plain_float32(extractor.device),
         _spatial_features(extractor) as spatial,
     ):
         found = extractor.network(images.to(extractor.device))

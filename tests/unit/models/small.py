@@ -1,8 +1,10 @@
 """A network small enough for many forward passes in a test."""
 
 import itertools
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.lpd import LPD
 
@@ -46,3 +48,25 @@ def random_batch(
     labels = torch.randint(5, (batch_size,), generator=generator)
     orders = torch.rand(batch_size, NUM_TOKENS, generator=generator).argsort(dim=1)
     return tokens, labels, orders
+
+
+class ProductDtypes(TorchDispatchMode):
+    """Records, in order and without repetitions, in which dtypes linear layers multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[torch.dtype] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function in (
+            torch.ops.aten.addmm.default,
+            torch.ops.aten.mm.default,
+            torch.ops.mkldnn._linear_pointwise.default,
+        ):
+            # Its second argument is a matrix in all three.
+            dtype = args[1].dtype
+            if self.found[-1:] != [dtype]:
+                self.found.append(dtype)
+        return function(*args, **kwargs or {})

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 
-from models.decoding import SAMPLERS, UNDECIDED, generate
+from models.decoding import SAMPLERS, UNDECIDED, generate, generate_steps
 from models.editing import edit, edit_steps
 from models.lpd import LPD
 from orders.group_sizes import default_steps, group_sizes, remaining_group_sizes
 from orders.locality import locality_aware_orders, published_repulsion
-from tests.unit.models.small import NUM_TOKENS, SIDE, VOCAB, random_batch, small_lpd
+from tests.unit.models.small import (
+    NUM_TOKENS,
+    SIDE,
+    VOCAB,
+    ProductDtypes,
+    random_batch,
+    small_lpd,
+)
 
 OPTIONS = {"cfg": 3.0, "seed": 7}
 
@@ -106,6 +116,55 @@ def test_steps_fill_in_the_result(sampler: str) -> None:
     assert left == [[rest, [1, 0, 0, 0][step], 0, rest] for step, rest in enumerate(todo)]
     for stage in stages:
         assert torch.equal(stage[stage != UNDECIDED], result[stage != UNDECIDED])
+
+
+def stepwise(kind: str, sampler: str) -> Iterator[torch.Tensor]:
+    """A few steps of a small model."""
+    tokens, mask, labels = masked_batch([12, 2, 0, 12])
+    options = {**OPTIONS, "sampler": sampler}
+    if kind == "edit":
+        return edit_steps(small_lpd(), tokens, mask, labels, num_steps=4, **options)
+    return generate_steps(small_lpd(), labels, None, 4, **options)
+
+
+# Whether a mode holds at the call, while the first step is computed, and while the others are.
+WHEN = list(itertools.product([False, True], repeat=3))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", ["edit", "generate"])
+@pytest.mark.parametrize("when", WHEN)
+def test_the_first_step_chooses_the_dtype_of_all(
+    when: tuple[bool, bool, bool], kind: str, sampler: str
+) -> None:
+    call, first, later = (torch.autocast("cpu", torch.bfloat16, enabled) for enabled in when)
+    with ProductDtypes() as products:
+        with call:
+            steps = stepwise(kind, sampler)
+        assert products.found == []
+        with first:
+            next(steps)
+            assert torch.is_autocast_enabled("cpu") == when[1]
+        with later:
+            assert len(list(steps)) == 3
+    assert products.found == [torch.bfloat16 if when[1] else torch.float32]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", ["edit", "generate"])
+@pytest.mark.parametrize("when", WHEN)
+def test_steps_may_leave_and_enter_inference_mode(
+    when: tuple[bool, bool, bool], kind: str, sampler: str
+) -> None:
+    call, first, later = map(torch.inference_mode, when)
+    with call:
+        steps = stepwise(kind, sampler)
+    with first:
+        next(steps)
+    with later:
+        *_, last = steps
+    *_, expected = stepwise(kind, sampler)
+    assert torch.equal(last, expected)
 
 
 def test_bad_arguments_are_refused() -> None:

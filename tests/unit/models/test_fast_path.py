@@ -79,6 +79,8 @@ def test_bfloat16_logits_are_within_its_rounding() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         network = model.fast_path.network(model)
         plain = model.forward_logits(tokens, labels, SIZES, orders)
+    if network is None:
+        pytest.skip("this processor has no bfloat16 products: the plain sampler stands in")
     fast = forced_logits(network, tokens, labels, SIZES, orders)
     assert fast.dtype == torch.bfloat16
 
@@ -91,7 +93,7 @@ def test_bfloat16_logits_are_within_its_rounding() -> None:
 
 def test_a_bfloat16_model_stays_in_bfloat16() -> None:
     model = small_lpd().bfloat16()
-    network = model.fast_path.network(model)
+    network = model.fast_path.network(model) or model  # where the processor has no such products
     assert network.new_cache(1).entries.dtype == torch.bfloat16
     assert tokens_of(model).shape == (2, NUM_TOKENS)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from util.scores.features import DigitsClassifier, FeatureExtractor, build_extractor
+from util.scores.metrics import feature_statistics
 
 CPU = torch.device("cpu")
 
@@ -45,3 +47,18 @@ def digits_extractor(path: Path, seed: int = 0) -> FeatureExtractor:
     extractor = build_extractor("digits", str(write_digits(path, seed)), CPU)
     assert extractor is not None
     return extractor
+
+
+def assert_made_of(mu: np.ndarray, sigma: np.ndarray, features: object, expected: Tensor) -> None:
+    """Statistics and features are those of `expected` (n, D), extracted in batches of any size.
+
+    Then other kernels sum a layer's thousand products in another order, and round by about
+    sqrt(1000) half units in the last place of the largest. A mean moves by no more than what it is
+    the mean of; a covariance by twice that times a standard deviation.
+    """
+    statistics = feature_statistics(expected)
+    rounding = 32 * 2**-24 * expected.abs().max().item()
+    spread = statistics.sigma.diagonal().max() ** 0.5
+    np.testing.assert_allclose(features, expected, rtol=0, atol=rounding)
+    np.testing.assert_allclose(mu, statistics.mu, rtol=0, atol=rounding)
+    np.testing.assert_allclose(sigma, statistics.sigma, rtol=0, atol=2 * rounding * spread)

@@ -1,0 +1,38 @@
+"""The numbers hold on other processors too, as far as this one has their instructions."""
+
+import pytest
+
+from tests.commands import succeed
+
+# Golden numbers, sampling, likelihoods, scores.
+TESTS = (
+    "tests/golden",
+    "tests/unit/models",
+    "tests/unit/tokenizers/test_fast_decoder.py",
+    "tests/unit/tokenizers/test_vq_model.py",
+    "tests/unit/util/order_study/test_study.py",
+    "tests/unit/util/scores",
+    "tests/unit/util/test_precision.py",
+    "tests/app/test_studio.py",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        pytest.param({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, id="AMX"),
+        pytest.param(
+            {
+                "ONEDNN_MAX_CPU_ISA": "AVX2",
+                "ATEN_CPU_CAPABILITY": "avx2",
+                "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+            },
+            id="AVX-512",
+        ),
+    ],
+)
+def test_numbers_hold_without(lacking: dict[str, str]) -> None:
+    options = ("-m", "not slow", "-n", "2", "--dist", "loadscope", "-p", "no:cacheprovider")
+    said = succeed("-m", "pytest", *options, *TESTS, timeout=1200, **lacking).stdout
+    assert " passed" in said or "[100%]" in said
