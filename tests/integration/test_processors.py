@@ -2,12 +2,13 @@
 
 import pytest
 
-from tests.commands import succeed
+from tests.commands import run_command
 
-# Golden numbers, sampling, likelihoods, scores.
+# Golden numbers, sampling, likelihoods, scores; what torch.compile makes takes long and is none.
 TESTS = (
     "tests/golden",
     "tests/unit/models",
+    "--ignore=tests/unit/models/test_compiled_training.py",
     "tests/unit/tokenizers/test_fast_decoder.py",
     "tests/unit/tokenizers/test_vq_model.py",
     "tests/unit/util/order_study/test_study.py",
@@ -34,5 +35,5 @@ TESTS = (
 )
 def test_numbers_hold_without(lacking: dict[str, str]) -> None:
     options = ("-m", "not slow", "-n", "2", "--dist", "loadscope", "-p", "no:cacheprovider")
-    said = succeed("-m", "pytest", *options, *TESTS, timeout=1200, **lacking).stdout
-    assert " passed" in said or "[100%]" in said
+    result = run_command("-m", "pytest", *options, *TESTS, timeout=1200, **lacking)
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-3000:]

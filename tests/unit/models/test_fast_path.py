@@ -14,7 +14,7 @@ from models.fast_network import FastNetwork, NetworkWeights, Rows
 from models.lpd import LPD
 from orders.group_sizes import _TABLE_KEYS, _published, group_sizes
 from orders.locality import random_orders
-from tests.forced import forced_logits
+from tests.forced import assert_same_but_for_ties, forced_logits
 from tests.unit.models.small import NUM_TOKENS, random_batch, small_lpd
 
 LABELS = torch.tensor([0, 3, 1, 4, 2, 2, 0, 1])
@@ -26,11 +26,16 @@ def tokens_of(model: LPD, sizes: list[int] = SIZES, batch_size: int = 2, **optio
     return generate(model, LABELS[:batch_size], orders, sizes, **options)
 
 
-def both(model: LPD, sizes: list[int], batch_size: int, **options: object) -> list[torch.Tensor]:
-    return [
+def assert_equals_plain(
+    model: LPD, sizes: list[int], batch_size: int, **options: object
+) -> torch.Tensor:
+    fast, plain = (
         tokens_of(model, sizes, batch_size, sampler=sampler, **options)
         for sampler in ("fast", "plain")
-    ]
+    )
+    orders = random_orders(batch_size, sum(sizes), seed=1)
+    assert_same_but_for_ties(fast, plain, model, LABELS[:batch_size], orders, sizes, **options)
+    return plain
 
 
 TABLES = [(n, steps) for n in _TABLE_KEYS for steps in _published(n)]
@@ -39,8 +44,7 @@ TABLES = [(n, steps) for n in _TABLE_KEYS for steps in _published(n)]
 @pytest.mark.parametrize(("num_tokens", "steps"), TABLES)
 def test_equals_plain_for_every_published_table(num_tokens: int, steps: int) -> None:
     model = small_lpd(img_size=int(num_tokens**0.5) * 4)
-    fast, plain = both(model, group_sizes(num_tokens, steps), 3, cfg=3.0)
-    assert torch.equal(fast, plain)
+    plain = assert_equals_plain(model, group_sizes(num_tokens, steps), 3, cfg=3.0)
     assert len(plain.unique()) > 10
 
 
@@ -52,20 +56,30 @@ GUIDANCE = [{}, {"cfg": 3.0}, {"cfg": 3.0, "cfg_schedule": "constant"}]
 @pytest.mark.parametrize(("guidance", "filters"), list(itertools.product(GUIDANCE, FILTERS)))
 def test_equals_plain_for_every_setting(guidance: dict, filters: dict, batch_size: int) -> None:
     model = small_lpd(img_size=64)
-    fast, plain = both(model, group_sizes(256, 20), batch_size, **guidance, **filters)
-    assert torch.equal(fast, plain)
+    assert_equals_plain(model, group_sizes(256, 20), batch_size, **guidance, **filters)
 
 
 def test_equals_plain_without_labels() -> None:
     model, orders = small_lpd(), random_orders(2, NUM_TOKENS)
-    fast = generate(model, None, orders, SIZES)
-    assert torch.equal(fast, generate(model, None, orders, SIZES, sampler="plain"))
+    fast, plain = (generate(model, None, orders, SIZES, sampler=sampler) for sampler in SAMPLERS)
+    assert_same_but_for_ties(fast, plain, model, None, orders, SIZES)
 
 
 def test_equals_plain_in_one_step_and_one_by_one() -> None:
     for sizes in ([NUM_TOKENS], [1] * NUM_TOKENS):
-        fast, plain = both(small_lpd(), sizes, 2, cfg=2.0)
-        assert torch.equal(fast, plain)
+        assert_equals_plain(small_lpd(), sizes, 2, cfg=2.0)
+
+
+@pytest.mark.parametrize("options", [*GUIDANCE, {"top_k": 5}])
+def test_no_other_token_counts_as_a_tie(options: dict) -> None:
+    model = small_lpd(img_size=64)
+    sizes, orders = group_sizes(256, 20), random_orders(2, 256, seed=1)
+    plain = tokens_of(model, sizes, **options)
+    for position in (0, 100, 255):
+        other = plain.clone()
+        other[1, position] = (other[1, position] + 1) % 23
+        with pytest.raises(AssertionError, match="image 1"):
+            assert_same_but_for_ties(other, plain, model, LABELS[:2], orders, sizes, **options)
 
 
 @torch.no_grad()
@@ -321,8 +335,8 @@ def test_what_it_does_not_serve_is_sampled_plainly(
     model = small_lpd()
     change(model)
     with caplog.at_level(logging.WARNING):
-        fast, plain = both(model, SIZES, 2, cfg=2.0)
-        both(model, SIZES, 2)
+        fast, plain = (tokens_of(model, cfg=2.0, sampler=sampler) for sampler in SAMPLERS)
+        tokens_of(model)
     assert torch.equal(fast, plain)
     assert caplog.messages == [f"the plain sampler stands in for the fast one: {reason}"]
 
