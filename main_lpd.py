@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,7 +33,7 @@ from util.checkpoints.training_state import (
 from util.data.token_cache import TokenCache, check_cache, open_cache
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
-from util.folder_lock import folder_lock
+from util.folder_lock import folder_lock, require_free
 from util.geometry import TokenGrid
 from util.hub.published import pinned, pinned_flags, resolve_flags
 from util.runs.evaluation import Evaluation, build_evaluation
@@ -81,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     logs.setup()
-    if args.overwrite and args.resume:
-        raise UserError(f"--overwrite: found with --resume {args.resume}, expected one of the two")
+    for flag in ("resume", "evaluate", "images"):
+        if args.overwrite and getattr(args, flag):
+            raise UserError(f"--overwrite: found with --{flag}, expected training from the start")
     if args.images is not None:
         score_samples(parser, args)
         return
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = distributed.resolve_device(args.device, launch)
         resolve_flags(args)
         with blame("--output_dir"):
-            refuse_to_overwrite(args)
+            require_free(Path(args.output_dir), kind_of_run(args))
+            before = checkpoints_before(args)
         # Everything is checked and loaded before the processes meet: bad input ends here.
         wandb = import_wandb() if args.use_wandb else None
         tokens = load_tokens(args)
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_writable_folder(args.log_dir, "--log_dir")
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
-        on_main(lambda: begin(args, signals))
+        on_main(lambda: begin(args, signals, before))
         on_main(lambda: record_run(parser, pinned_flags(args), args.output_dir))
         if evaluation is not None:
             evaluation = evaluation.with_reference()
@@ -123,37 +125,65 @@ def main(argv: Sequence[str] | None = None) -> None:
         if training is None:
             evaluate_checkpoint(args, model, weights, evaluation, tokens, scalars)
         else:
+            if args.overwrite:  # nothing can be bad input any more
+                on_main(lambda: delete_results(Path(args.output_dir)))
             stopped_by = train(args, training, evaluation, device, scalars, signals)
     if stopped_by:
         raise SystemExit(exit_code(stopped_by))
 
 
-def refuse_to_overwrite(args: argparse.Namespace) -> None:
-    """Refuse to train from the start where a run's checkpoints are.
+def kind_of_run(args: argparse.Namespace) -> str:
+    """One run of each kind may work in a folder."""
+    return "evaluation" if args.evaluate else "training"
+
+
+def checkpoints_before(args: argparse.Namespace) -> dict[str, int]:
+    """The checkpoints in the output folder of a training run, and when each was written, ns.
 
     Raises:
-        UserError: begins with the folder, and leaves the flag to the caller.
+        UserError: the run would begin anew over them; begins with the folder, and leaves the flag
+            to the caller.
     """
     folder = Path(args.output_dir)
-    goes_on = bool(args.resume) and Path(args.resume).resolve() == folder.resolve()
-    found = sorted(folder.glob(CHECKPOINTS))
-    if found and not (args.evaluate or goes_on or args.overwrite):
-        raise UserError(
-            f"{folder} holds {found[0].name}, expected --resume {folder} to go on from it, another "
-            "folder, or --overwrite"
-        )
+    if args.evaluate:
+        return {}
+    found = {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob(CHECKPOINTS))}
+    if found and not args.overwrite:
+        if not (args.resume and Path(args.resume).resolve() == folder.resolve()):
+            raise UserError(
+                f"{folder} holds {next(iter(found))}, expected --resume {folder} to go on from it, "
+                "another folder, or --overwrite"
+            )
+        # A run that was killed in its first save may have left the first of its two files.
+        if not checkpoints_in(folder) and found.keys() != {"checkpoint-0.pth"}:
+            raise UserError(
+                f"{folder} holds {next(reversed(found))} and no {LAST}, expected a copy of one "
+                f"under that name to go on from, or another folder"
+            )
+    return found
 
 
-def begin(args: argparse.Namespace, signals: StopSignals) -> None:
-    """Take the output folder, and clear it of what an earlier run must not leave to this one."""
+def begin(args: argparse.Namespace, signals: StopSignals, before: Mapping[str, int]) -> None:
+    """Take the output folder.
+
+    Args:
+        args: the run's flags.
+        signals: let go of the folder before one ends the process.
+        before: the `checkpoints_before` anything was loaded.
+    """
     folder = Path(args.output_dir)
-    kind = "evaluation" if args.evaluate else "training"
-    signals.locks.enter_context(folder_lock(folder, kind))
-    refuse_to_overwrite(args)  # another run may have ended meanwhile
+    signals.locks.enter_context(folder_lock(folder, kind_of_run(args)))
+    if checkpoints_before(args) != before:
+        raise UserError(
+            f"{folder}: another run saved there while this one was loading, expected a new start"
+        )
     remove_marker(folder)
-    if args.overwrite and not args.evaluate:
-        for path in [*folder.glob(CHECKPOINTS), *folder.glob("metrics-*.json")]:
-            path.unlink()
+
+
+def delete_results(folder: Path) -> None:
+    """Delete what training has left in a folder: checkpoints, and scores that belong to them."""
+    for path in [*folder.glob(CHECKPOINTS), *folder.glob("metrics-*.json")]:
+        path.unlink()
 
 
 def load_tokens(args: argparse.Namespace) -> Tokens:

@@ -206,7 +206,8 @@ def _fast_network(model: LPD) -> FastNetwork | None:
 
 def _no_autocast(model: LPD) -> torch.autocast:
     """The fast network casts what it wants cast."""
-    return torch.autocast(model.pos_embed.device.type, enabled=False)
+    # Without its cache, as where its rows were compiled: other states would compile them again.
+    return torch.autocast(model.pos_embed.device.type, enabled=False, cache_enabled=False)
 
 
 def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:

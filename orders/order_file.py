@@ -98,7 +98,7 @@ def require_suffix(path: str | Path) -> str:
 
 def steps_in_name(path: str | Path) -> int | None:
     """The decoding steps that an order file's name states, as published ones do, if it does."""
-    found = re.search(r"steps(\d{1,9})", Path(path).stem)
+    found = re.search(r"(?:^|_)steps(\d{1,4})(?:_|$)", Path(path).stem)
     return int(found[1]) if found else None
 
 

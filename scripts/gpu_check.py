@@ -18,14 +18,17 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util import logs
 from util.cli import Parser, number
-from util.errors import require_writable_folder, run
+from util.errors import UserError, require_writable_folder, run
 from util.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,9 @@ LIMITS = {
     "variants": 80,
     "tests": 220,
 }
+# Of them, seconds to end in when asked to.
+GRACE = 10.0
+STOPPED = "stopped by a signal"
 # Lines of a part in the table, which has 60 at most, and letters of a line.
 LINES, WIDTH = {"device": 5, "latency": 15, "tokens": 3, "tests": 3}, 118
 OTHER_LINES = 11
@@ -73,8 +79,15 @@ def main(args: argparse.Namespace) -> None:
         from scripts import gpu_parts  # needs seconds to import
 
         raise SystemExit(gpu_parts.measure(args.measure, args.device, args.quick, args.output))
+    # Beside it each part's log and figures go, under other endings.
+    if args.output.suffix != ".json" or args.output.is_dir():
+        raise UserError(f"--output: found {str(args.output)!r}, expected a file NAME.json")
     require_writable_folder(args.output.parent, "--output")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no part is left behind
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"--device: found {args.device!r} but no usable GPU, expected --device cpu here"
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no part is left behind
     ends = time.monotonic() + args.seconds
     parts: dict[str, dict[str, Any]] = {}
     for name in [name for name in LIMITS if name in args.parts]:
@@ -83,6 +96,8 @@ def main(args: argparse.Namespace) -> None:
         failed = parts[name]["failed"]
         logger.info("%s: %s, %.0f s", name, failed or "done", parts[name]["seconds"])
         write_json({"command": sys.argv, "parts": parts}, args.output)
+        if failed and failed.startswith(STOPPED):
+            break
     sys.stdout.write("\n".join(table(parts)) + "\n")
     if any(part["failed"] for part in parts.values()):
         raise SystemExit(1)
@@ -105,14 +120,19 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = process.wait(timeout=max(limit, 0))
+            code = process.wait(timeout=max(limit - GRACE, 0))
             failed = f"exit code {code}" if code else None
         except subprocess.TimeoutExpired:
-            failed = f"not done after {max(limit, 0):.0f} s"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
-                process.wait()
+            failed = f"not done after {max(limit - GRACE, 0):.0f} s"
+        except KeyboardInterrupt:
+            failed = STOPPED
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)  # pytest says then what has failed so far
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=GRACE)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # all that it started
+        process.wait()
     said = log.read_bytes()[begin:].decode(errors="replace")
     found = {"figures": {}, "errors": []}
     if result.exists():
@@ -132,7 +152,7 @@ def tests(quick: bool) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "--maxfail", "20"]
     command += [f"tests/gpu/{name}.py" for name in (TESTS[:1] if quick else TESTS)]
     if importlib.util.find_spec("xdist") and not quick:
-        command += ["-n", "4", "--dist", "loadscope"]
+        command += ["-n", "4", "--dist", "worksteal"]
     if importlib.util.find_spec("pytest_timeout"):
         command += ["--timeout", "120"]
     return command

@@ -85,9 +85,9 @@ class Check:
             model.round_products(BF16)  # as an evaluation does
         return Case(row, model, tokenizer, dtype, batch_size)
 
-    def medians(self, **calls: Callable[[], object]) -> dict[str, float]:
-        """Of warm calls, until the device is done with them; in turn."""
-        rounds, seconds = ((2, 2), 0.0) if self.quick else ((3, 30), 15.0)
+    def medians(self, seconds: float = 15.0, **calls: Callable[[], object]) -> dict[str, float]:
+        """Of warm calls, until the device is done with them; in turn, for so many seconds."""
+        rounds = (2, 2) if self.quick else (3, 30)
         times = benchmark.time_in_turn(calls, self.device, rounds=rounds, seconds=seconds)
         return {name: statistics.median(found) for name, found in times.items()}
 
@@ -101,7 +101,8 @@ class Check:
             call = captured.graph.replay
         call()
         times = 1 if self.quick else REPLAYS
-        return self.medians(call=lambda: [call() for _ in range(times)])["call"] / times
+        found = self.medians(seconds=2.0, call=lambda: [call() for _ in range(times)])
+        return found["call"] / times
 
     def profile(self, call: Callable[[], object]) -> None:
         """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
@@ -242,6 +243,7 @@ def training(check: Check) -> None:
         training_case.write_tokens(Path(folder), row, most)
         source = CachedTokens(open_cache(Path(folder)), check.device)
         case = training_case.Case(row, source, batch_size, effort)
+        check.keep(**case.record)
         found = benchmark_training.measure(case, effort)
     names = ("fast_s", "images_per_s", "flop_per_s", "rate_share", "products_share")
     check.keep(**{name: found[name] for name in (*names, *case.record)})
@@ -279,11 +281,13 @@ def variants(check: Check) -> None:
         order = list(dict.fromkeys((SDPBackend.__members__[f"{name}_ATTENTION"], *others)))
         first = partial(sdpa_kernel, order, set_priority=True)
         ways[f"attention_{name.lower()}"] = partial(under, first, attention)
-    ways |= decoders(check, case)
-    for name, function in ways.items():
-        with check.attempt(name), torch.no_grad():
-            check.keep(**{f"{name}_s": check.graph_median(function)})
 
+    def compare(ways: dict[str, Callable[[], torch.Tensor]]) -> None:
+        for name, function in ways.items():
+            with check.attempt(name), torch.no_grad():
+                check.keep(**{f"{name}_s": check.graph_median(function)})
+
+    compare(ways)
     bandwidth = benchmark.measure_rates(device, {BF16})[BF16].bandwidth
     products = [{"product": name} for name in ("qkv", "proj", "fc1", "fc2")]
     for record, (out, width) in zip(products, ((3, 1), (1, 1), (4, 1), (1, 4)), strict=True):
@@ -295,6 +299,7 @@ def variants(check: Check) -> None:
                 seconds = check.graph_median(partial(multiply, x, weights)) / len(weights)
                 record[str(rows)] = round(1e6 * seconds, 2)
         check.keep(products=products)
+    compare(decoders(check, case))  # last, as it compiles
 
 
 def multiply(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:

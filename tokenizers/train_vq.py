@@ -290,17 +290,25 @@ def main() -> None:
     model = build_model(args).to(device)
     images = list_images(args.data_path)
     folder = errors.require_writable_folder(args.output_dir, "--output_dir")
-    file = folder / "vq.pt"
-    if file.exists() and not args.overwrite:
-        raise UserError(
-            f"--output_dir: {folder} holds vq.pt, expected another folder, or --overwrite (caches "
-            "made with it will be refused)"
-        )
+    refuse_to_overwrite(args)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
         distributed.fail_together(lambda: begin(parser, args, folder, at_exit))
-        train(args, model, images, device, file)
+        train(args, model, images, device, folder / "vq.pt")
+
+
+def refuse_to_overwrite(args: argparse.Namespace) -> None:
+    """Refuse to replace a tokenizer.
+
+    Raises:
+        UserError: there is one, and --overwrite was not given.
+    """
+    if Path(args.output_dir, "vq.pt").exists() and not args.overwrite:
+        raise UserError(
+            f"--output_dir: {args.output_dir} holds vq.pt, expected another folder, or --overwrite "
+            "(caches made with it will be refused)"
+        )
 
 
 def begin(parser: Parser, args: argparse.Namespace, folder: Path, at_exit: ExitStack) -> None:
@@ -308,6 +316,8 @@ def begin(parser: Parser, args: argparse.Namespace, folder: Path, at_exit: ExitS
     if distributed.is_main():
         with blame("--output_dir"):
             at_exit.enter_context(folder_lock(folder, "tokenizer"))
+        refuse_to_overwrite(args)  # another run may have ended meanwhile
+        with blame("--output_dir"):
             record_run(parser, args, folder)
 
 

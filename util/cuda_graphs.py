@@ -28,11 +28,16 @@ class CaptureError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph with the tensors that it reads and writes, which live as long as it does."""
+    """A graph with the tensors that it reads and writes, which live as long as it does.
+
+    Attributes:
+        pool: of its intermediates.
+    """
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor
+    pool: tuple[int, int] | None = None
 
     def replay(self, *inputs: Tensor) -> Tensor:
         for static, new in zip(self.inputs, inputs, strict=True):
@@ -114,9 +119,8 @@ class GraphCache:
             cache_enabled=False,
         )
         # A pool ends with its last graph, and no other capture enters one where a capture failed.
-        pool = self._pool if self._graphs else None
-        self._pool = None
-        if pool is None:
+        pool, self._pool = self._pool, None
+        if pool not in {captured.pool for captured in self._graphs.values()}:
             pool = torch.cuda.graph_pool_handle()
         if self._side_stream is None or self._side_stream.device != device:
             self._side_stream = torch.cuda.Stream(device)
@@ -168,15 +172,20 @@ def _record(
         graph.reset()  # a traceback may keep it: give the memory back now
         _tidy_up(pool, stream)
         # What the function did wrong comes first; the end of the capture then fails as well.
-        reasons = [found for found in (error.__context__, error) if isinstance(found, RuntimeError)]
-        for reason in reasons:
-            if is_out_of_memory(reason):
-                raise reason from None
-        if not isinstance(error, RuntimeError):
-            raise
-        line = next(iter(str(reasons[0]).splitlines()), type(reasons[0]).__name__)
-        raise CaptureError(f"it cannot be captured: {line}") from error
-    return _Captured(graph, inputs, output)
+        reason, reasons = None, [error.__context__, error]
+        try:
+            reasons = [found for found in reasons if isinstance(found, RuntimeError)]
+            for reason in reasons:
+                if is_out_of_memory(reason):
+                    raise reason from None
+            if not isinstance(error, RuntimeError):
+                raise
+            line = next(iter(str(reasons[0]).splitlines()), type(reasons[0]).__name__)
+            raise CaptureError(f"it cannot be captured: {line}") from error
+        finally:
+            # An error that its own traceback leads to keeps the inputs until garbage is collected.
+            del reason, reasons
+    return _Captured(graph, inputs, output, pool)
 
 
 def _tidy_up(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:

@@ -119,25 +119,48 @@ def _take(path: Path, owner: dict[str, object]) -> None:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
+            if path.is_symlink():  # it may lead nowhere, and is not ours
+                path.unlink(missing_ok=True)
             with suppress(FileNotFoundError):  # let go of meanwhile
                 found = _read(path)
                 if _lives(path, *found):
-                    raise UserError(
-                        f"{path.parent} is in use by another run ({_name(found[0])}), expected a "
-                        "folder for each"
-                    ) from None
+                    raise _in_use(path) from None
                 if _read(path)[0] == found[0]:
                     path.unlink()
             continue
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_encode(owner, 0))
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_encode(owner, 0))
+        except OSError:  # a full disk: an empty file would name nobody
+            path.unlink(missing_ok=True)
+            raise
         return
+
+
+def require_free(folder: Path, kind: str) -> None:
+    """See ahead of `folder_lock` whether a process of this machine has the folder.
+
+    Raises:
+        UserError: it has; begins with the folder, and leaves the flag to the caller.
+    """
+    path = lock_file(folder, kind)
+    with suppress(OSError):  # there is none, or `folder_lock` will say more
+        owner, count = _read(path)
+        if owner.get("machine") == _machine() and _lives(path, owner, count):
+            raise _in_use(path)
+
+
+def _in_use(path: Path) -> UserError:
+    return UserError(
+        f"{path.parent} is in use by another run ({_name(_read(path)[0])}), expected a folder for "
+        "each"
+    )
 
 
 def _lives(path: Path, owner: dict[str, object], count: int) -> bool:
     """Whether the owner of a lock still runs; of another machine it takes a while to see."""
     if owner.get("machine") == _machine():
-        found = _start_time(int(str(owner["process"])))
+        found = _start_time(owner["process"])
         return found is not None and (found == owner["began"] or not found)
     logger.info(
         "%s was left by another run (%s): watching for %.0f s whether it lives",
@@ -181,9 +204,12 @@ def _read(path: Path) -> tuple[dict[str, object], int]:
     """Owner and counter; no owner where the file is not whole."""
     count, _, owner = path.read_text(errors="replace").partition(" ")
     try:
-        return dict(json.loads(owner)), int(count)
-    except (ValueError, TypeError):
-        return {}, 0
+        found = dict(json.loads(owner))
+        if 0 < int(found["process"]) < 2**31 and "began" in found:
+            return {**found, "process": int(found["process"])}, int(count)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        pass
+    return {}, 0
 
 
 def _name(owner: dict[str, object]) -> str:

@@ -14,7 +14,8 @@ def plain_float32(device: torch.device, *, tf32: bool = False) -> Iterator[None]
     """No autocast inside the block, and products of float32 numbers as exact as sums of them.
 
     Only settings by the name of `fp32_precision` are read: once a user has set one, PyTorch refuses
-    to read the older ones of the same meaning, and with them `cudnn.flags`.
+    to read the older ones of the same meaning, and with them `cudnn.flags`. The settings are those
+    of the whole process: one thread at a time may enter.
 
     Args:
         device: where the block computes.

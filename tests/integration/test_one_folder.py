@@ -97,12 +97,12 @@ def test_no_archive_is_made_of_images_that_another_run_wrote_meanwhile(
 
 
 def test_training_writes_over_no_checkpoints_unless_told_to(
-    world: TinyWorld, tmp_path: Path
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     main_lpd.main(training(world, output))
     (output / "metrics-0.json").write_text("{}")
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in output.glob("*-*") if path.is_file()}
     message = (
         rf"^--output_dir: {output} holds checkpoint-0.pth, expected --resume {output} to go on "
         "from it, another folder, or --overwrite"
@@ -111,9 +111,14 @@ def test_training_writes_over_no_checkpoints_unless_told_to(
     for more in ([], ["--resume", str(elsewhere)], ["--pretrained_ckpt", str(output / LAST)]):
         with pytest.raises(UserError, match=message):
             main_lpd.main([*training(world, output), *more])
-    with pytest.raises(UserError, match="^--overwrite: found with --resume .*, expected one of"):
-        main_lpd.main([*training(world, output), "--overwrite", "--resume", str(output)])
-    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+    def fail(*arguments: object) -> None:
+        raise UserError("--log_dir: full")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="^--log_dir: full"):
+        patch.setattr(main_lpd, "open_scalars", fail)  # the last that may be bad input
+        main_lpd.main([*training(world, output), "--overwrite"])
+    assert before == {path: path.read_bytes() for path in before}
     main_lpd.main([*training(world, output), "--epochs", "3", "--resume", str(output)])
     assert (output / "checkpoint-2.pth").exists()
 
@@ -122,6 +127,22 @@ def test_training_writes_over_no_checkpoints_unless_told_to(
     assert found == ["checkpoint-0.pth", LAST]
     assert read_checkpoint(output / LAST, "test")["epoch"] == 0
     assert [step for step, _ in logged(output)["train/loss"]] == [0, 1, 2]  # the new run alone
+
+
+def test_what_another_run_saves_meanwhile_is_not_written_over(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading a checkpoint and taking the folder another run may save, and end."""
+    line, start_together = resuming(world, tmp_path, "--epochs", 1), main_lpd.distributed.start
+
+    def save_and_start(*arguments: object) -> None:
+        (tmp_path / LAST).write_bytes(b"of another run")
+        start_together(*arguments)
+
+    monkeypatch.setattr(main_lpd.distributed, "start", save_and_start)
+    with pytest.raises(UserError, match=r"^--output_dir: .*: another run saved there while this"):
+        main_lpd.main(line)
+    assert (tmp_path / LAST).read_bytes() == b"of another run"
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from orders.json_file import read_json
 from util.arrays import read_npz
 from util.errors import UserError
 from util.files import replacing, write_json
+from util.folder_lock import lock_file
 from util.geometry import TokenGrid
 from util.logs import LOG_FILE
 from util.runs.preemption import MARKER
@@ -43,7 +44,7 @@ RECORD_FILE = "unfinished.json"
 # What a killed run has to do again, at most, for each process.
 MAX_SHARD_IMAGES = 1024
 # What a run leaves whether or not it finishes.
-_RECORDS = (LOG_FILE, RECORD_OF_RUNS, MARKER, ".cache.lock")
+_RECORDS = (LOG_FILE, RECORD_OF_RUNS, MARKER, lock_file(Path(), "cache").name)
 # What a run writes before its index, temporary names included.
 _UNFINISHED = re.compile(
     r"\.?(shard-\d{5,}\.np[yz]|cache-(tokens|labels)\.npy|unfinished\.json)(\.part)?"

@@ -128,7 +128,19 @@ TRAINING = Group(
         Case(
             "--overwrite --resume out",
             "to go on and to begin anew",
-            "--overwrite: found with --resume out, expected one of the two",
+            "--overwrite: found with --resume, expected training from the start",
+        ),
+        Case(
+            "--overwrite --evaluate",
+            "nothing is written over",
+            "--overwrite: found with --evaluate, expected training from the start",
+        ),
+        Case(
+            "--resume out",
+            "a folder that has lost what a run goes on from",
+            "--output_dir: out holds checkpoint-25.pth and no checkpoint-last.pth, expected a copy "
+            "of one under that name to go on from, or another folder",
+            files.writing("out/checkpoint-25.pth", ""),
         ),
         Case(
             "",

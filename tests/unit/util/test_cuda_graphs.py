@@ -1,7 +1,9 @@
 """Which graphs are kept and what goes in and out; the capture itself is tested on a GPU."""
 
+import gc
 import itertools
-from contextlib import contextmanager, nullcontext
+import weakref
+from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -173,6 +175,24 @@ def test_other_errors_pass_unchanged(recorder, error):
     assert recorder.was_reset
 
 
+def test_a_failed_capture_keeps_no_input_alive(recorder):
+    """An error that its traceback leads back to would, until garbage is collected."""
+
+    def function(x):
+        raise RuntimeError("not permitted")
+
+    x = torch.zeros(1)
+    kept = weakref.ref(x)
+    gc.disable()
+    try:
+        with suppress(CaptureError):
+            _record(function, (x,), (0, 1), None)
+        del x
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
 class Captures211:
     """Stands for what PyTorch 2.11 does around captures, as far as its library shows without a GPU.
 
@@ -259,6 +279,19 @@ def test_a_failed_capture_does_not_stand_in_the_way_of_later_ones(monkeypatch, o
     assert after == another
     assert after not in (failed, trivial)
     assert len(cache) == others + 2
+
+
+def test_no_capture_enters_the_pool_of_graphs_that_are_gone(monkeypatch):
+    """After a failure the graphs of a cache lie in two pools, and one may lose its last."""
+    cuda = Captures211(monkeypatch)
+    cache, x = GraphCache(2), torch.ones(2)
+    cache.run("first", torch.neg, x)
+    with pytest.raises(CaptureError):
+        cache.run("waits", failing_when_captured("it waits"), x)
+    cache.run("second", torch.neg, x)
+    cache.run("first", torch.neg, x)
+    cache.run("third", torch.neg, x)  # in the place of the second
+    assert len(set(cuda.entered)) == len(cuda.entered) - 1  # all but the one that failed
 
 
 def test_a_capture_that_could_be_ended_releases_its_pool_once(monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from tests.commands import ROOT
 from util import folder_lock as module
 from util.errors import UserError
-from util.folder_lock import folder_lock, lock_file
+from util.folder_lock import folder_lock, lock_file, require_free
 
 REFUSED = rf"is in use by another run \(process {os.getpid()} on .+, since .+\), expected a folder"
 
@@ -116,11 +116,42 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_counts(
     assert caplog.text.count("watching for 1 s whether it lives") == 1
 
 
-def test_a_lock_cut_short_keeps_nobody_out(tmp_path: Path, quick: None) -> None:
-    for content in (b"", b"000000000000 {", b"\xff\0", b"[]", b'000000000000 {"machine": 3}'):
-        lock_file(tmp_path, "training").write_bytes(content)
+def test_a_lock_that_is_cut_short_or_strange_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    path, ours = lock_file(tmp_path, "training"), module._describe_self()
+    contents = [b"", b"000000000000 {", b"\xff\0", b"[]", b"0 " + b"[" * 100_000]
+    for process in (None, "x", 0, -1, 10**30, 1.5e300):
+        contents.append(module._encode({**ours, "process": process}, 0))
+    contents.append(module._encode({name: ours[name] for name in ours if name != "began"}, 0))
+    for content in contents:
+        path.write_bytes(content)
         with folder_lock(tmp_path, "training"):
             pass
+    path.symlink_to(tmp_path / "nowhere")
+    with folder_lock(tmp_path, "training"):
+        assert path.is_file() and not path.is_symlink()
+
+
+def test_a_lock_is_seen_ahead_of_taking_it(tmp_path: Path, other: subprocess.Popen) -> None:
+    require_free(tmp_path, "evaluation")
+    with pytest.raises(UserError, match=f"in use by another run .process {other.pid} on "):
+        require_free(tmp_path, "training")
+    change(lock_file(tmp_path, "training"), machine="elsewhere")
+    require_free(tmp_path, "training")  # which would take a minute to see
+
+
+def test_no_empty_lock_is_left_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_encode", fill)
+    with pytest.raises(OSError, match="No space"), folder_lock(tmp_path, "training"):
+        pytest.fail("it was let in")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_lost_its_folder_ends_in_one_line(

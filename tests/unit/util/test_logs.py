@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,9 +141,12 @@ def test_threads_may_log_beside_progress(terminal: bool) -> None:
     ours, theirs = pty.openpty()
     child = subprocess.Popen(command, cwd=ROOT, stderr=theirs)
     os.close(theirs)
+    watch = threading.Timer(60, child.kill)
+    watch.start()
     while read(ours):
         pass
-    assert child.wait(timeout=60) == 0
+    watch.cancel()
+    assert child.wait() == 0
 
 
 def read(terminal: int) -> bytes:
