@@ -131,9 +131,9 @@ def _take(path: Path, owner: dict[str, object]) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(_encode(owner, 0))
-        except OSError:  # a full disk: an empty file would name nobody
+        except OSError as error:  # a full disk: an empty file would name nobody
             path.unlink(missing_ok=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return
 
 

@@ -70,7 +70,7 @@ def test_two_jobs_in_one_folder(cached: Whole, tmp_path: Path, start: Start, fau
     line = start("main_cache", cached.flags(output), shard_images=SHARD).is_refused()
     first.signal(signal.SIGCONT)
     first.succeeds()
-    assert "is being written to by another process" in line
+    assert "is in use by another run (process " in line
     assert same_cache(output, cached.folder)
     fault.tries = 1
     fault.ended = "the second refused in one line, the first one's cache right"
