@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from engine_lpd import cache_latents
 from tokenizers.vq_model import VQModel, load_tokenizer
@@ -94,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         require_new_cache(path)
+        warn_of_rounding(device)
         resolve_flags(args)
         tokenizer = load_checked_tokenizer(args)
         images = list_images(args.data_path)
@@ -117,6 +121,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if count < len(images) and distributed.is_main():
             logger.warning("left out %d of %d images", len(images) - count, len(images))
         logger.info("%s is complete", path)
+
+
+def warn_of_rounding(device: torch.device) -> None:
+    """Say that a variable makes a CPU's convolutions less exact, which nothing here can prevent."""
+    mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
+    if device.type == "cpu" and mode != "STRICT":
+        logger.warning(
+            "ONEDNN_DEFAULT_FPMATH_MODE=%s: convolutions may be rounded to it whatever the flags "
+            "say, so some tokens may be others than in float32; expected it not to be set",
+            mode,
+        )
 
 
 def begin(path: Path, signals: StopSignals) -> None:

@@ -379,6 +379,15 @@ def test_a_moved_data_set_is_the_same(
     assert encoded == [2]
 
 
+def test_a_variable_that_rounds_convolutions_is_warned_of(
+    workspace: Path, main: Main, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, (mode, warnings) in enumerate({"STRICT": 0, "BF16": 1}.items()):
+        monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", mode)
+        main(_flags(workspace, "--cached_path", workspace / f"cache{number}"))
+        assert caplog.text.count(f"ONEDNN_DEFAULT_FPMATH_MODE={mode}: ") == warnings
+
+
 def test_a_second_job_in_the_same_folder_is_refused(workspace: Path, main: Main) -> None:
     path = workspace / "cache"
     path.mkdir()
