@@ -102,10 +102,13 @@ class SignalReceiver:
 
 
 class StopSignals(SignalReceiver):
-    """While entered, notes the first of `SIGNALS` instead of ending the process.
+    """While entered, notes the first of `SIGNALS` instead of ending the process; a second ends it.
+
+    A thread is told of them, too: Python calls no handler while the main thread is inside a library
+    (a long step, a wait for other processes), and counts two signals in that time as one.
 
     Attributes:
-        received: its number; 0 while there is none.
+        received: the first one's number; 0 while there is none.
         locks: closed at the end of the block, and before the first signal ends the process.
     """
 
@@ -113,9 +116,17 @@ class StopSignals(SignalReceiver):
         super().__init__(SIGNALS)
         self.received = 0
         self.locks = ExitStack()
-        self._received_at = 0.0
         self._last_words: Callable[[int], None] | None = None
         self._leaving = threading.RLock()
+
+    def __enter__(self) -> StopSignals:
+        super().__enter__()
+        self._told, self._tell = os.pipe()
+        os.set_blocking(self._tell, False)
+        self._told_before = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        return self
 
     def __exit__(
         self,
@@ -123,6 +134,11 @@ class StopSignals(SignalReceiver):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        signal.set_wakeup_fd(self._told_before)
+        os.write(self._tell, b"\0")
+        self._listener.join()
+        os.close(self._tell)
+        os.close(self._told)
         self.locks.close()
         super().__exit__(kind, error, traceback)
 
@@ -130,18 +146,10 @@ class StopSignals(SignalReceiver):
     def leaving_at_once(self, last_words: Callable[[int], None]) -> Iterator[None]:
         """Let the first signal end the process inside the block: all it has done is saved.
 
-        So it does while the process waits for others inside a library, too, where Python cannot
-        call the handler of a signal.
-
         Args:
             last_words: called with the signal's number before the process ends, by any thread.
         """
-        told, tell = os.pipe()
-        os.set_blocking(tell, False)
-        before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-        listener = threading.Thread(target=self._listen, args=(told,), daemon=True)
         self._last_words = last_words
-        listener.start()
         try:
             if self.received:
                 self._leave(self.received)
@@ -149,32 +157,30 @@ class StopSignals(SignalReceiver):
         finally:
             with self._leaving:
                 self._last_words = None
-            signal.set_wakeup_fd(before)
-            os.write(tell, b"\0")
-            listener.join()
-            os.close(tell)
-            os.close(told)
 
-    def _listen(self, told: int) -> None:
-        """Leave as soon as one of the signals arrives; 0 ends this."""
-        while number := os.read(told, 1)[0]:
-            if number in self._numbers:
+    def _listen(self) -> None:
+        """Act on every signal as soon as it arrives; 0 ends this."""
+        first, since = 0, 0.0
+        while number := os.read(self._told, 1)[0]:
+            if number not in self._numbers:
+                continue
+            if not first:
+                first, since = number, time.monotonic()
                 self._leave(number)
+            elif time.monotonic() - since > ECHO_SECONDS or _typed_twice(first, number):
+                os._exit(exit_code(number))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self.received:
-            self.received, self._received_at = number, now
+        if self.received:
+            return
+        self.received = number
+        # Not waited for: the thread that has it may wait for what this one holds, such as the log.
+        if self._leaving.acquire(blocking=False):
             self._leave(number)
-            if number == signal.SIGINT and is_main_process():
-                # Not through the log: the signal may have come in the middle of a line of it.
-                os.write(2, b"saving and ending; Ctrl-C again ends at once\n")
-        elif now - self._received_at > ECHO_SECONDS or self._typed_again(number):
-            os._exit(exit_code(number))
-
-    def _typed_again(self, number: int) -> bool:
-        """Whether this is a second Ctrl-C, however soon; only torchrun would pass the first on."""
-        return number == signal.SIGINT == self.received and "TORCHELASTIC_RUN_ID" not in os.environ
+            self._leaving.release()
+        if number == signal.SIGINT and self._last_words is None and is_main_process():
+            # Not through the log: the signal may have come in the middle of a line of it.
+            os.write(2, b"saving and ending; Ctrl-C again ends at once\n")
 
     def _leave(self, number: int) -> None:
         """Say the last words and end the process, where nothing is left to be finished."""
@@ -190,3 +196,8 @@ class StopSignals(SignalReceiver):
                     self.locks.close()
                 finally:
                     os._exit(exit_code(number))
+
+
+def _typed_twice(first: int, second: int) -> bool:
+    """Whether both are Ctrl-C, however soon; only torchrun would pass the first on."""
+    return first == second == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ

@@ -61,6 +61,24 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
+def test_a_second_ctrl_c_ends_a_process_that_is_inside_a_library(tmp_path: Path) -> None:
+    """Python calls no handler before the library returns, and then one for both."""
+    body = """
+        import threading
+        from datetime import timedelta
+        from torch.distributed import TCPStore
+        store = TCPStore("127.0.0.1", 0, is_master=True)
+        with preemption.StopSignals():
+            for seconds in (0.2, 0.4):
+                threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+            store.wait(["never"], timedelta(seconds=40))
+    """
+    started = time.monotonic()
+    result = run_command(program(tmp_path, body))
+    assert result.returncode == 130, result.stderr
+    assert time.monotonic() - started < 40
+
+
 @pytest.mark.parametrize("run_id", [None, "of torchrun"])
 def test_a_second_ctrl_c_ends_the_process_however_soon(tmp_path: Path, run_id: str | None) -> None:
     """Torchrun passes the first one on: there a second of within two seconds is the same one."""
