@@ -158,7 +158,7 @@ def checkpoints_before(args: argparse.Namespace) -> dict[str, int]:
         if not checkpoints_in(folder) and found.keys() != {"checkpoint-0.pth"}:
             raise UserError(
                 f"{folder} holds {next(reversed(found))} and no {LAST}, expected a copy of one "
-                f"under that name to go on from, or another folder"
+                "under that name to go on from, or another folder"
             )
     return found
 

@@ -95,9 +95,8 @@ def _start_time(process: int) -> str | None:
     try:
         # Behind the name, which may hold anything: the state, ..., and 19 places on the start.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return (
-            None if fields[0] in "ZX" else fields[19]
-        )  # not what has ended, but was not waited for
+        # Z and X have ended, and nobody has waited for them yet.
+        return None if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         pass
     try:

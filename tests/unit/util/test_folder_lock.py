@@ -77,9 +77,10 @@ def test_a_living_process_keeps_others_out_and_a_killed_one_does_not(
 
 def test_a_number_that_a_later_process_has_is_no_owner(tmp_path: Path) -> None:
     with folder_lock(tmp_path, "training"):
-        change(lock_file(tmp_path, "training"), began="1")
+        path = lock_file(tmp_path, "training")
+        change(path, began="1")
         with folder_lock(tmp_path, "training"):
-            pass
+            assert module._read(path)[0]["began"] != "1"
 
 
 def test_an_owner_on_another_machine_lives_as_long_as_it_counts(
