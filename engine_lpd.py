@@ -17,32 +17,30 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from dataset.batches import Batch, TokenSource, epoch_batches, steps_per_epoch
+from dataset.image_folder import ImageList, image_batches
+from dataset.write_cache import CacheInProgress
+from evaluation.evaluation import Evaluation
+from evaluation.features import Features, FeatureShare, extract, extract_share, gather_features
+from evaluation.image_sources import ImageSource
+from evaluation.metrics import Scores
+from evaluation.samples import PngWriters, SampleFolder, image_ids_in, read_images
+from evaluation.scoring import Scoring
 from models.decoding import eval_mode, generate
 from models.lpd import LPD
+from tokenizers.encoding import encode_both_ways, log_share_changed
 from tokenizers.vq_model import VQModel, fingerprint
+from training.checkpoint import LAST, TrainingState
+from training.recipe import TrainingRecipe
+from training.scalars import ScalarLog
+from training.watch import RunWatch
 from util import distributed, streams
-from util.checkpoints.training_state import LAST, TrainingState
-from util.data.cache_in_progress import CacheInProgress
-from util.data.encoding import encode_both_ways, log_share_changed
-from util.data.image_folder import ImageList, image_batches
-from util.data.images import image_grid
-from util.data.training_data import Batch, TokenSource, epoch_batches, steps_per_epoch
+from util.cuda_graphs import largest_that_fits
+from util.device import HostCopy
 from util.errors import UserError, is_out_of_memory
 from util.geometry import TokenGrid
-from util.host_copy import HostCopy
+from util.images import image_grid
 from util.logs import logging_redirect_tqdm, progress
-from util.performance.memory import largest_that_fits
-from util.runs.evaluation import Evaluation
-from util.runs.scalars import ScalarLog
-from util.runs.training import TrainingRecipe
-from util.runs.watch import RunWatch
-from util.scores.feature_share import FeatureShare, extract_share, gather_features
-from util.scores.features import Features, extract
-from util.scores.image_sources import ImageSource
-from util.scores.metrics import Scores
-from util.scores.png_writers import PngWriters
-from util.scores.samples import SampleFolder, image_ids_in, read_images
-from util.scores.scoring import Scoring
 
 logger = logging.getLogger(__name__)
 

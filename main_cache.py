@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
+from dataset.image_folder import list_images
+from dataset.write_cache import count_shards, require_new_cache
 from engine_lpd import cache_latents
+from hub.published import pinned_flags, resolve_flags
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util import distributed, logs
 from util.cli import Parser, pixels, random_seed, whole
-from util.data.cache_writer import count_shards, require_new_cache
-from util.data.image_folder import list_images
 from util.errors import UserError, blame, require_writable_folder, run
 from util.folder_lock import folder_lock
 from util.geometry import TokenGrid
-from util.hub.published import pinned_flags, resolve_flags
-from util.runs.preemption import StopSignals, leave_marker, remove_marker
-from util.runs.record import record_run
+from util.run_record import record_run
+from util.signals import StopSignals, leave_marker, remove_marker
 
 logger = logging.getLogger("lpd")
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logs.setup()
     # An image left out is reported by the process that met it, not only by rank 0.
-    logging.getLogger("util.data.image_folder").setLevel(logging.WARNING)
+    logging.getLogger("dataset.image_folder").setLevel(logging.WARNING)
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)

@@ -16,36 +16,12 @@ from types import ModuleType
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from dataset.token_cache import TokenCache, check_cache, open_cache
 from engine_lpd import evaluate, score_images, settle_buckets, show_samples, train_one_epoch
-from models.lpd import LPD, MODELS
-from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
-from util import distributed, logs
-from util.checkpoints.saving import CheckpointSaver
-from util.checkpoints.sharding import shard
-from util.checkpoints.training_state import (
-    LAST,
-    PREVIOUS,
-    TrainingState,
-    checkpoints_in,
-    load_newest,
-    load_pretrained,
-)
-from util.data.token_cache import TokenCache, check_cache, open_cache
-from util.errors import UserError, blame, require_writable_folder, run
-from util.files import write_json
-from util.folder_lock import folder_lock, require_free
-from util.geometry import TokenGrid
-from util.hub.published import pinned, pinned_flags, resolve_flags
-from util.runs.evaluation import Evaluation, build_evaluation
-from util.runs.flags import build_parser
-from util.runs.preemption import StopSignals, exit_code, leave_marker, remove_marker
-from util.runs.record import record_run
-from util.runs.scalars import ScalarLog, import_wandb
-from util.runs.training import Training, build_source, build_training
-from util.runs.watch import RunWatch
-from util.scores.image_sources import open_images
-from util.scores.metrics import Scores
-from util.scores.samples import (
+from evaluation.evaluation import Evaluation, build_evaluation
+from evaluation.image_sources import open_images
+from evaluation.metrics import Scores
+from evaluation.samples import (
     RECORD_FILE,
     SampleFolder,
     image_ids_in,
@@ -53,7 +29,31 @@ from util.scores.samples import (
     sample_settings,
     write_archive,
 )
-from util.scores.scoring import build_scoring
+from evaluation.scoring import build_scoring
+from hub.published import pinned, pinned_flags, resolve_flags
+from models.lpd import LPD, MODELS
+from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
+from training.checkpoint import (
+    LAST,
+    PREVIOUS,
+    CheckpointSaver,
+    TrainingState,
+    checkpoints_in,
+    load_newest,
+    load_pretrained,
+)
+from training.flags import build_parser
+from training.recipe import Training, build_source, build_training
+from training.scalars import ScalarLog, import_wandb
+from training.sharding import shard
+from training.watch import RunWatch
+from util import distributed, logs
+from util.errors import UserError, blame, require_writable_folder, run
+from util.files import write_json
+from util.folder_lock import folder_lock, require_free
+from util.geometry import TokenGrid
+from util.run_record import record_run
+from util.signals import StopSignals, exit_code, leave_marker, remove_marker
 
 logger = logging.getLogger("lpd")
 

@@ -17,7 +17,7 @@ from PIL import Image
 from app.display import as_image, canvas_of, paced, painted, status
 from app.settings import MAX_PAUSE, ORDERS, Settings, number, read_settings
 from app.studio import Frame, Picture, Studio
-from util.data.canvas import open_picture
+from dataset.edit_canvas import open_picture
 from util.errors import is_out_of_memory
 
 logger = logging.getLogger("lpd")

@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 
 from app.settings import ORDERS, Settings
+from dataset.edit_canvas import Canvas, fit
 from models.decoding import UNDECIDED, generate_steps
 from models.editing import edit_steps
 from models.lpd import LPD
 from models.sampling import SamplingSettings
 from orders.group_sizes import group_sizes, remaining_group_sizes
+from orders.sources import parse_order_kind
+from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel
-from util.data.canvas import Canvas, fit
-from util.data.encoding import encode
-from util.order_study.kinds import parse_order_kind
 from visualization.generation import images_so_far
 
 # Pixels outside a mask over which a variant fades into the original, where that is kept: at most,

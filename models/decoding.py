@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from models.fast_network import FastNetwork
+from models.fast import FastNetwork
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
 from orders import group_sizes as sizes_of
@@ -19,8 +19,8 @@ from orders.locality import locality_aware_orders, published_repulsion
 from orders.plan import GenerationPlan
 from util import streams
 from util.cuda_graphs import CaptureError
+from util.device import to_device
 from util.errors import compile_failure
-from util.host_copy import to_device
 
 SAMPLERS = ("fast", "plain")
 # In the place of a code, where a position has not been decoded yet.

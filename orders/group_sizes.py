@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orders.json_file import read_json
+from util.files import read_json
 
 # Image size (at stride 16) under which the published tables file the lists of N tokens.
 _TABLE_KEYS = {256: "256", 1024: "512"}

@@ -24,10 +24,10 @@ from orders.locality import check_grid_size, locality_aware_orders
 from orders.order_file import compact_dtype, require_suffix, write_orders
 from util import logs
 from util.cli import Parser, number, pixels, random_seed, whole
-from util.cores import available_cores
+from util.distributed import available_cores
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
-from util.runs.record import record_run
+from util.run_record import record_run
 
 logger = logging.getLogger(__name__)
 

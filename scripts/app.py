@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.server import listen, require_gradio, serve
 from app.studio import Studio
+from evaluation.networks import load_networks
+from hub.published import resolve_flags
 from models.sampling import warn_of_guidance
 from util import distributed, logs
-from util.checkpoints.networks import load_networks
 from util.cli import Parser, whole
 from util.errors import UserError, blame, run
-from util.hub.published import resolve_flags
 from visualization.class_names import read_class_names
 
 # Where scripts/demo.sh leaves its weights.

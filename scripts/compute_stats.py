@@ -19,13 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evaluation.features import KINDS, FeatureExtractor, build_extractor
+from evaluation.image_sources import ImageSource, open_images
+from evaluation.references import ReferencePlan
 from util import distributed, logs
 from util.cli import Parser, pixels, whole
 from util.errors import UserError, blame, require_writable_folder, run
-from util.runs.record import record_run
-from util.scores.features import KINDS, FeatureExtractor, build_extractor
-from util.scores.image_sources import ImageSource, open_images
-from util.scores.references import ReferencePlan
+from util.run_record import record_run
 
 logger = logging.getLogger("lpd")
 

@@ -18,12 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from tokenizers.vq_model import fingerprint, load_tokenizer
-from util import logs
-from util.cli import Parser, whole
-from util.cores import available_cores
-from util.data.cache_readers import PublishedCache
-from util.data.cache_writer import (
+from dataset.token_cache import PublishedCache, open_cache
+from dataset.write_cache import (
     MAX_SHARD_IMAGES,
     Shard,
     remove_unfinished,
@@ -31,11 +27,14 @@ from util.data.cache_writer import (
     write_index,
     write_shard,
 )
-from util.data.token_cache import open_cache
+from hub.published import pinned_flags, resolve_flags
+from tokenizers.vq_model import fingerprint, load_tokenizer
+from util import logs
+from util.cli import Parser, whole
+from util.distributed import available_cores
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
-from util.hub.published import pinned_flags, resolve_flags
-from util.runs.record import record_run
+from util.run_record import record_run
 
 logger = logging.getLogger("lpd")
 

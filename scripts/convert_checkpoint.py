@@ -14,25 +14,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.lpd import LPD
-from tokenizers.vq_model import VQModel
-from util import logs
-from util.checkpoints.files import atomic_save
-from util.checkpoints.weights import (
+from hub.pretrained import Pretrained
+from hub.published import PUBLISHED, resolve
+from hub.weights import (
     CONFIG,
     FINGERPRINT,
     SAFETENSORS,
     Weights,
+    atomic_save,
     read_values,
     read_weights,
     weights_in_folder,
     write_safetensors,
 )
+from models.lpd import LPD
+from tokenizers.vq_model import VQModel
+from util import logs
 from util.cli import Parser
 from util.errors import UserError, blame, run
 from util.files import write_json
-from util.hub.pretrained import Pretrained
-from util.hub.published import PUBLISHED, resolve
 
 logger = logging.getLogger("lpd")
 

@@ -22,13 +22,13 @@ from models.decoding import generate
 from models.lpd import LPD, MODELS
 from orders.group_sizes import group_sizes, training_group_sizes
 from orders.locality import random_orders
+from performance import timing as benchmark
+from performance.cost import sampling_cost, tokenizer_cost, training_cost
 from tokenizers.vq_model import VQModel
 from util import logs
 from util.cli import Parser, number, pixels, whole
 from util.errors import blame, run
 from util.geometry import TokenGrid
-from util.performance import benchmark
-from util.performance.model_cost import sampling_cost, tokenizer_cost, training_cost
 
 logger = logging.getLogger(__name__)
 

@@ -28,15 +28,15 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.image_folder import ImageList, image_batches, list_images
+from evaluation.features import DigitsClassifier
+from evaluation.metrics import feature_statistics
+from hub.weights import atomic_save
 from util import logs
-from util.checkpoints.files import atomic_save
 from util.cli import Parser, random_seed
-from util.data.image_folder import ImageList, image_batches, list_images
-from util.data.images import save_grid, save_png
 from util.errors import UserError, blame, require_file, require_writable_folder, run
 from util.files import write_json
-from util.scores.features import DigitsClassifier
-from util.scores.metrics import feature_statistics
+from util.images import save_grid, save_png
 from util.streams import torch_seed
 
 logger = logging.getLogger(__name__)

@@ -24,23 +24,23 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset import edit_canvas as canvas
+from dataset.edit_canvas import Canvas
+from evaluation.evaluation import build_decoder, read_sampling
+from evaluation.networks import load_networks
+from hub.published import pinned_flags, resolve_flags
 from models.decoding import SAMPLERS
 from models.editing import edit
 from models.lpd import LPD
 from models.sampling import CFG_SCHEDULES, SamplingSettings
 from orders.group_sizes import remaining_group_sizes
+from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel
 from util import distributed, logs
-from util.checkpoints.networks import load_networks
 from util.cli import Parser, number, random_seed, share, whole
-from util.data import canvas
-from util.data.canvas import Canvas
-from util.data.encoding import encode
-from util.data.images import image_file, save_grid, save_png
 from util.errors import UserError, blame, require_file, require_writable_folder, run
-from util.hub.published import pinned_flags, resolve_flags
-from util.runs.evaluation import build_decoder, read_sampling
-from util.runs.record import record_run
+from util.images import image_file, save_grid, save_png
+from util.run_record import record_run
 from visualization.class_names import parse_classes, read_class_names
 
 logger = logging.getLogger("lpd")

@@ -27,24 +27,24 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.token_cache import TokenCache, check_cache, open_cache
+from hub.download import sha256_of
+from hub.published import pinned, pinned_flags, resolve_flags
+from hub.weights import read_weights
 from models.lpd import LPD
 from orders.group_sizes import group_sizes, parse_group_sizes, training_group_sizes
 from orders.order_file import warn_of_steps
+from orders.sources import RULE, Setting, parse_order_kind, shaped_group_sizes
+from studies import report as order_report
+from studies import search as order_search
+from studies.likelihood import images_digest, measure
+from studies.plot import plot
 from util import distributed, logs
-from util.checkpoints.weights import read_weights
 from util.cli import Parser, number, random_seed, whole
-from util.data.token_cache import TokenCache, check_cache, open_cache
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
 from util.geometry import TokenGrid
-from util.hub.content import sha256_of
-from util.hub.published import pinned, pinned_flags, resolve_flags
-from util.order_study import report as order_report
-from util.order_study import search as order_search
-from util.order_study.kinds import RULE, Setting, parse_order_kind, shaped_group_sizes
-from util.order_study.plot import plot
-from util.order_study.study import images_digest, measure
-from util.runs.record import record_run, revision, versions
+from util.run_record import record_run, revision, versions
 
 logger = logging.getLogger(__name__)
 

@@ -19,17 +19,18 @@ import torch.nn.functional as F
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models import fast_path
+from dataset.batches import CachedTokens
+from dataset.token_cache import open_cache
+from models import fast as fast_path
 from models.transformer import KVCache, merge_heads, split_heads
-from scripts import benchmark_sampling, benchmark_training, training_case
-from scripts.sampling_case import Case, Row, random_model
+from performance import timing as benchmark
+from scripts import benchmark_sampling, benchmark_training
+from scripts import benchmark_training as training_case
+from scripts.benchmark_sampling import Case, Row, random_model
 from tokenizers.fast_decoder import DecodingHalf, FastDecoder
 from tokenizers.vq_model import VQModel
 from util.cuda_graphs import GraphCache
-from util.data.token_cache import open_cache
-from util.data.training_data import CachedTokens
 from util.files import write_json
-from util.performance import benchmark
 
 logger = logging.getLogger(__name__)
 

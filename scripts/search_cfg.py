@@ -26,21 +26,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main_lpd
+from evaluation.evaluation import Evaluation, build_evaluation
+from evaluation.metrics import PUBLISHED_SAMPLES, Scores
+from evaluation.samples import sample_settings
+from hub.published import pinned_flags, resolve_flags
 from models.sampling import warn_of_guidance
 from orders.order_file import read_orders
+from performance import timing as benchmark
+from training.flags import build_parser as build_main_parser
+from training.scalars import ScalarLog
 from util import distributed, logs
 from util.cli import Parser, number
 from util.errors import UserError, require_writable_folder, run
 from util.files import replacing, write_json
 from util.folder_lock import folder_lock
-from util.hub.published import pinned_flags, resolve_flags
-from util.performance import benchmark
-from util.runs.evaluation import Evaluation, build_evaluation
-from util.runs.flags import build_parser as build_main_parser
-from util.runs.record import flags_of, launcher, record_run
-from util.runs.scalars import ScalarLog
-from util.scores.metrics import PUBLISHED_SAMPLES, Scores
-from util.scores.samples import sample_settings
+from util.run_record import flags_of, launcher, record_run
 
 logger = logging.getLogger("lpd")
 

@@ -25,26 +25,26 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.decoding import generate, generate_steps
-from models.lpd import LPD
-from orders.group_sizes import group_sizes, parse_group_sizes
-from orders.order_file import read_orders, steps_in_name, warn_of_steps
-from tokenizers.vq_model import VQModel
-from util import distributed, logs
-from util.checkpoints.networks import load_networks
-from util.cli import Parser, number, pixels, random_seed, whole
-from util.errors import UserError, blame, require_writable_folder, run
-from util.geometry import TokenGrid, grid_side
-from util.hub.published import resolve_flags
-from util.order_study.kinds import OrderKind, parse_order_kind
-from util.runs.evaluation import (
+from evaluation.evaluation import (
     OrderSource,
     build_decoder,
     build_orders,
     read_group_sizes,
     read_sampling,
 )
-from util.runs.flags import add_sampling_flags
+from evaluation.networks import load_networks
+from hub.published import resolve_flags
+from models.decoding import generate, generate_steps
+from models.lpd import LPD
+from orders.group_sizes import group_sizes, parse_group_sizes
+from orders.order_file import read_orders, steps_in_name, warn_of_steps
+from orders.sources import OrderKind, parse_order_kind
+from tokenizers.vq_model import VQModel
+from training.flags import add_sampling_flags
+from util import distributed, logs
+from util.cli import Parser, number, pixels, random_seed, whole
+from util.errors import UserError, blame, require_writable_folder, run
+from util.geometry import TokenGrid, grid_side
 from visualization.class_names import parse_classes, read_class_names
 from visualization.drawing import Sheet, resized, write_gif, write_png
 from visualization.generation import images_so_far, step_titles, strip_steps

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from util.logs import LOG_FILE
-from util.runs.record import RECORD_FILE
+from util.run_record import RECORD_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 

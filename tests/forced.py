@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from models.decoding import position_uniforms
-from models.fast_network import FastNetwork
+from models.fast import FastNetwork
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
 from orders.plan import GenerationPlan

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.weight_state import WeightState
 from tokenizers.vq_model import VQModel
 from util import streams
-from util.cuda_graphs import CaptureError, GraphCache
-from util.data.images import to_uint8
+from util.cuda_graphs import CaptureError, GraphCache, WeightState
+from util.device import plain_float32
 from util.geometry import grid_side
-from util.precision import plain_float32
+from util.images import to_uint8
 
 logger = logging.getLogger(__name__)
 

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.image_folder import ImageList, image_batches, list_images
+from hub.weights import plain_flags
 from tokenizers.vq_loss import VQLosses, vq_losses
 from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tokenizer
+from training.lr_schedule import LRSchedule
+from training.scalars import ScalarLog
 from util import distributed, errors, logs, streams
-from util.checkpoints.weights import plain_flags
 from util.cli import Parser, number, pixels, random_seed, share, whole
-from util.data.image_folder import ImageList, image_batches, list_images
-from util.data.images import save_grid, to_float, to_uint8
 from util.errors import UserError, blame
 from util.folder_lock import folder_lock
-from util.runs.lr_schedule import LRSchedule
-from util.runs.record import record_run
-from util.runs.scalars import ScalarLog
+from util.images import save_grid, to_float, to_uint8
+from util.run_record import record_run
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from util.checkpoints.files import atomic_save
-from util.checkpoints.weights import Weights, read_weights
-from util.data.images import to_uint8
+from hub.pretrained import Pretrained
+from hub.published import TOKENIZER
+from hub.weights import Weights, atomic_save, read_weights
 from util.errors import UserError
 from util.geometry import grid_side
-from util.hub.pretrained import Pretrained
-from util.hub.published import TOKENIZER
+from util.images import to_uint8
 
 # Length of the rolling record of used codes; fixed by the published state dict.
 USAGE_RECORD = 65_536

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +17,67 @@ from torch import Tensor
 from util.errors import is_out_of_memory
 
 logger = logging.getLogger(__name__)
+
+
+class WeightState:
+    """Weights as they were when copied.
+
+    Changes are seen by the tensors' version counters; writes through `.data` do not count there.
+
+    Args:
+        weights: parameters or buffers of one model, in a fixed order.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        # Aliases, so that no other tensor can get the same address.
+        self._aliases = [weight.detach() for weight in weights]
+        self._versions = _versions(weights)
+
+    @property
+    def versioned(self) -> bool:
+        """Whether changes can be told at all."""
+        return None not in self._versions
+
+    def same_tensors(self, weights: Sequence[Tensor]) -> bool:
+        """Whether `weights` lie where they lay, whatever they hold."""
+        return len(weights) == len(self._aliases) and all(
+            weight.data_ptr() == alias.data_ptr() and weight.dtype == alias.dtype
+            for weight, alias in zip(weights, self._aliases, strict=True)
+        )
+
+    def is_current(self, weights: Sequence[Tensor]) -> bool:
+        """Whether `weights` are the same tensors, and unchanged as far as can be told."""
+        return (
+            self.versioned and self._versions == _versions(weights) and self.same_tensors(weights)
+        )
+
+
+def _versions(weights: Sequence[Tensor]) -> list[int | None]:
+    """How often each was written to; tensors of inference mode do not count."""
+    return [None if weight.is_inference() else weight._version for weight in weights]
+
+
+def largest_that_fits(attempt: Callable[[int], object], too_large: int) -> int:
+    """The largest size whose attempt does not run out of memory; 0 if none fits.
+
+    Args:
+        attempt: does the work at a size; its result is dropped.
+        too_large: a size known not to fit; smaller ones are tried by bisection.
+    """
+    fits = 0
+    while too_large - fits > 1:
+        size = (fits + too_large) // 2
+        try:
+            attempt(size)
+            fits = size
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            too_large = size
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return fits
+
 
 # Runs before a capture: libraries load their kernels, make their handles and choose algorithms.
 WARM_UP_RUNS = 2

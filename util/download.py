@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hub.download import DEFAULT_ACCESS, commit_of, find_cached
+from hub.published import PUBLISHED, download, parse, published_names
 from util import logs
 from util.cli import Parser
 from util.errors import UserError, blame, run
-from util.hub.files import DEFAULT_ACCESS, commit_of, find_cached
-from util.hub.published import PUBLISHED, download, parse, published_names
 
 
 def build_parser() -> Parser:

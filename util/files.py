@@ -11,6 +11,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+def read_json(path: str | Path) -> Any:
+    """The value a JSON file holds.
+
+    Raises:
+        ValueError: the file is not JSON; says where it stops being so.
+        OSError: the file cannot be read.
+    """
+    try:
+        with open_file(path) as stream:
+            content = stream.read()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged JSON at character {error.pos}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, too deep or absurdly long numbers
+        raise ValueError(f"{path}: {error}, expected JSON text") from error
+
+
 def open_file(path: str | Path) -> BinaryIO:
     """Open a file to read its bytes; unlike `open`, do not wait for what is none (a pipe).
 

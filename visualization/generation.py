@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from tokenizers.vq_model import VQModel
-from util.data.images import to_uint8
 from util.geometry import grid_side
+from util.images import to_uint8
 
 # Undecided cells: bluish, so that they are told from the greys of an image.
 GREY = (172, 180, 194)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from orders.distances import group_distances
+from orders.statistics import group_distances
 from util.geometry import grid_side
 from util.logs import progress
 from visualization.drawing import COLORS, INK, Sheet, get_font

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from util.scores.features import KINDS
+from evaluation.features import KINDS
 from visualization.drawing import COLORS
 from visualization.scalar_history import EPOCH_LOSS, History
 

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from util.errors import UserError, describe_os_error
-from util.runs.preemption import ECHO_SECONDS, MARKER, SignalReceiver, describe_place
+from util.signals import ECHO_SECONDS, MARKER, SignalReceiver, describe_place
 
 logger = logging.getLogger("lpd")
 

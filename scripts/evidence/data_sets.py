@@ -15,13 +15,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor
 
+from dataset.image_folder import image_batches, list_images
+from evaluation.features import build_extractor, extract
+from evaluation.metrics import Statistics, feature_statistics, frechet_distance
 from scripts import demo_digits
 from scripts.evidence.crop_features import judge_features, texture_features
 from scripts.evidence.photographs import PHOTOGRAPHS, SIDE
-from util.data.image_folder import image_batches, list_images
 from util.errors import UserError, blame
-from util.scores.features import build_extractor, extract
-from util.scores.metrics import Statistics, feature_statistics, frechet_distance
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from evaluation.evaluation import build_decoder
+from evaluation.networks import load_networks
 from models.editing import edit
 from scripts.demo_digits import IMAGE_SIZE, accuracy, read_part, train_judge
 from util import logs
-from util.checkpoints.networks import load_networks
 from util.cli import Parser, number, random_seed, whole
-from util.data.images import save_grid, to_float
 from util.errors import blame, require_writable_folder, run
 from util.files import write_json
-from util.runs.evaluation import build_decoder
+from util.images import save_grid, to_float
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from util import logs
 from util.cli import Parser, whole
-from util.data.images import save_png
 from util.errors import UserError, require_writable_folder, run
+from util.images import save_png
 
 logger = logging.getLogger(__name__)
 

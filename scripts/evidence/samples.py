@@ -28,22 +28,22 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from evaluation.evaluation import build_decoder
+from evaluation.networks import load_networks
+from hub.download import sha256_of
 from models.decoding import generate
 from models.lpd import LPD
 from orders.group_sizes import group_sizes
+from orders.sources import OrderKind, parse_order_kind
 from scripts.evidence.data_sets import DATA_SETS, DataSet, Labelled
 from tokenizers.vq_model import VQModel
 from util import logs
-from util.checkpoints.networks import load_networks
 from util.cli import Parser, number, random_seed, whole
-from util.data.images import save_grid, to_float
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
 from util.geometry import TokenGrid
-from util.hub.content import sha256_of
-from util.order_study.kinds import OrderKind, parse_order_kind
-from util.runs.evaluation import build_decoder
-from util.runs.record import revision, versions
+from util.images import save_grid, to_float
+from util.run_record import revision, versions
 
 BATCH_SIZE = 100
 # Images of a class in a row of the picture.

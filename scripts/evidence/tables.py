@@ -42,10 +42,10 @@ from scripts.evidence.studies import (
     read_json,
     read_study,
 )
+from studies.likelihood import Estimate
+from studies.search import REPULSION_ALONE
 from util.cli import Parser
 from util.errors import UserError, run
-from util.order_study.search import REPULSION_ALONE
-from util.order_study.study import Estimate
 
 Cell = Callable[[Key], str]
 # Title, order, and what a cell holds.

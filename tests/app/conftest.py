@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from app.studio import Studio
+from evaluation.networks import load_networks
 from tests.app.server import RunningApp, running_app
 from tests.apt import MissingProgramsError, require_programs
 from tests.integration.tiny_world import CLASSES, TinyWorld, build_world
-from util.checkpoints.networks import load_networks
 
 if TYPE_CHECKING:
     from tests.app.browser import Visitor

@@ -29,8 +29,8 @@ from models.sampling import SamplingSettings
 from orders.locality import random_orders
 from tests.integration.tiny_world import GRID
 from tests.unit.models.small import ProductDtypes
-from util.data.encoding import encode
-from util.data.images import center_crop
+from tokenizers.encoding import encode
+from util.images import center_crop
 from visualization.generation import GREY, images_so_far
 
 SETTINGS = Settings(

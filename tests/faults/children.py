@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
+from dataset import write_cache as cache_writer
 from util import errors
-from util.data import cache_writer
 
 COMMANDS = ("main_lpd", "main_cache")
 DEADLINE = 120.0

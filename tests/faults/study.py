@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation.features import DigitsClassifier
+from evaluation.metrics import Statistics
+from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.order_file import write_orders
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
-from util.checkpoints.files import atomic_save
-from util.scores.features import DigitsClassifier
-from util.scores.metrics import Statistics
 
 IMAGES, STEPS = 6, 6
 

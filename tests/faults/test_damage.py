@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hub.weights import read_checkpoint
 from tests.faults.children import Child
 from tests.faults.conftest import Fault, Start, Whole
 from tests.faults.study import Study
 from tests.integration.test_resume import same_training
-from util.checkpoints.files import read_checkpoint
-from util.checkpoints.training_state import LAST, PREVIOUS
+from training.checkpoint import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 

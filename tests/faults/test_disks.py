@@ -11,7 +11,7 @@ from tests.faults.conftest import SHARD, SHARDS, Fault, Start, Whole, same_cache
 from tests.faults.disks import disk, fill, read_only_copy
 from tests.integration.test_resume import same_training
 from tests.integration.tiny_world import TinyWorld
-from util.checkpoints.training_state import LAST, PREVIOUS
+from training.checkpoint import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 

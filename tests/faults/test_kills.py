@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from dataset.write_cache import INDEX_FILE
 from tests.commands import succeed
 from tests.faults.children import Child
 from tests.faults.conftest import SHARD, Fault, Start, Whole, same_cache
 from tests.integration.test_resume import same_training, wait_for, workers_of
 from tests.integration.test_resume import start as launch
-from util.checkpoints.training_state import LAST
-from util.data.cache_writer import INDEX_FILE
-from util.runs.record import RECORD_FILE
+from training.checkpoint import LAST
+from util.run_record import RECORD_FILE
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.write_cache import LABELS_FILE, TOKENS_FILE
 from tests.faults.conftest import SHARD, Fault, Start, Whole, same_cache
 from tests.faults.study import Study
 from tests.integration.tiny_world import GRID, TinyWorld
-from util.checkpoints.training_state import LAST
-from util.data.cache_writer import LABELS_FILE, TOKENS_FILE
+from training.checkpoint import LAST
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset.write_cache import RECORD_FILE
 from orders.order_file import write_orders
 from tests.commands import succeed
 from tests.faults.conftest import SHARD, Fault, Start, Whole, same_cache, write_images
 from tests.integration.test_resume import logged, same_training, wait_for
 from tests.integration.test_resume import start as launch
 from tests.integration.tiny_world import TinyWorld
-from util.checkpoints.training_state import LAST, PREVIOUS
-from util.data.cache_writer import RECORD_FILE
+from training.checkpoint import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from util.runs.lr_schedule import LRSchedule
+from training.lr_schedule import LRSchedule
 
 TABLE = json.loads((Path(__file__).parent / "data" / "lr_schedule.json").read_text())
 

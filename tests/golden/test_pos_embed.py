@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from util.checkpoints.training_state import resize_pos_embed
+from training.checkpoint import resize_pos_embed
 
 
 def test_resize_8x8_to_16x16() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from tokenizers.fast_decoder import MAX_GRAPHS, MIN_AGREEMENT, FastDecoder
 from tokenizers.vq_model import VQModel
-from util.data.images import to_uint8
+from util.images import to_uint8
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

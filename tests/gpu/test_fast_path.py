@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.decoding import generate, generate_steps
-from models.fast_path import MAX_GRAPHS
+from models.fast import MAX_GRAPHS
 from models.lpd import LPD
 from orders.group_sizes import group_sizes
 from orders.locality import random_orders

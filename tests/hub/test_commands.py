@@ -13,6 +13,7 @@ from PIL import Image
 
 import main_cache
 import main_lpd
+from hub.published import download, pinned, resolve
 from models.decoding import generate
 from orders.group_sizes import group_sizes
 from orders.order_file import read_orders
@@ -21,9 +22,8 @@ from tests.commands import run_command
 from tests.hub.client import Client
 from tests.hub.server import Hub
 from tests.hub.worlds import STEPS20, publish, published_lpd, published_tokenizer
-from util.data.images import open_rgb
 from util.errors import UserError
-from util.hub.published import download, pinned, resolve
+from util.images import open_rgb
 
 
 def flags(output: Path) -> list[str]:

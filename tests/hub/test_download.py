@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from huggingface_hub import scan_cache_dir
 
+from hub import download as hub_content
+from hub.download import Access, fetch
+from hub.published import PUBLISHED
 from tests.faults.disks import disk, fill
 from tests.hub.client import Client
 from tests.hub.handlers import etag
 from tests.hub.server import Hub
-from util.hub import content as hub_content
-from util.hub.files import Access, fetch
-from util.hub.published import PUBLISHED
 
 NAME, REPOSITORY = "lpd_l_256", "mit-han-lab/lpd_l_256"
 # More than the ten megabytes at a time in which the library writes.

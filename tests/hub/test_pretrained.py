@@ -16,16 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models.decoding import generate
-from models.lpd import LPD, MODELS, lpd_tiny
-from models.lpd_config import config_from_shapes
+from models.lpd import LPD, MODELS, config_from_shapes, lpd_tiny
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from tests.hub.client import Client
 from tests.hub.server import Hub
 from tests.hub.worlds import publish, published_lpd, published_tokenizer, saved
 from tokenizers.vq_model import VQModel, load_tokenizer
-from util.data.images import to_uint8
 from util.errors import UserError
+from util.images import to_uint8
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 

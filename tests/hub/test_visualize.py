@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hub.published import download, resolve_flags
 from orders.group_sizes import group_sizes
 from orders.order_file import read_orders
 from scripts import visualize
 from tests.hub.client import Client
 from tests.hub.server import Hub
 from tests.hub.worlds import STEPS20, publish
-from util.hub.published import download, resolve_flags
 
 
 def test_a_published_order_file_says_its_grid_and_steps(

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from scripts.demo_digits import prepare
 from scripts.evidence import digit_edits
 from tests.integration.tiny_world import tiny_tokenizer
 from tokenizers.vq_model import save_tokenizer
-from util.checkpoints.files import atomic_save
 
 
 @pytest.mark.slow

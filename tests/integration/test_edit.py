@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.edit_canvas import fit
+from evaluation.networks import load_networks
 from models.editing import edit as library_edit
 from scripts import edit as command
 from tests.commands import results_in, succeed
 from tests.integration.tiny_world import TinyWorld
 from util import logs
-from util.checkpoints.networks import load_networks
-from util.data.canvas import fit
-from util.data.images import to_float, to_uint8
+from util.images import to_float, to_uint8
 
 
 def picture(width: int = 16, height: int = 16) -> Image.Image:

@@ -14,7 +14,7 @@ from PIL import Image
 from scripts import evaluate_orders
 from tests.commands import ROOT, run_program, succeed
 from tests.integration.tiny_world import TinyWorld
-from util.runs.record import revision, versions
+from util.run_record import revision, versions
 
 
 def flags(world: TinyWorld) -> list[str]:

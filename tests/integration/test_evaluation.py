@@ -12,6 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import engine_lpd
 import main_lpd
+from evaluation.features import DigitsClassifier, build_extractor, extract
+from evaluation.metrics import Reference, Statistics, score
+from evaluation.samples import PngWriters
+from hub.weights import atomic_save
 from models.decoding import SAMPLERS, generate
 from models.lpd import LPD, lpd_tiny
 from models.transformer import KVCache
@@ -21,14 +25,10 @@ from orders.order_file import write_orders
 from tests.commands import ROOT, run_command, succeed
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
 from tokenizers.vq_model import VQModel, load_tokenizer
-from util.checkpoints.files import atomic_save
-from util.checkpoints.training_state import LAST, PREVIOUS, load_pretrained
-from util.data.images import to_uint8
+from training.checkpoint import LAST, PREVIOUS, load_pretrained
 from util.errors import UserError
-from util.runs.preemption import MARKER
-from util.scores.features import DigitsClassifier, build_extractor, extract
-from util.scores.metrics import Reference, Statistics, score
-from util.scores.png_writers import PngWriters
+from util.images import to_uint8
+from util.signals import MARKER
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:
@@ -345,7 +345,7 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import main_lpd
 from util import errors
-from util.scores import png_writers
+from evaluation import samples as png_writers
 write, batches = png_writers.PngWriters.write, []
 def write_and_ask(self, *arguments):
     batches.append(write(self, *arguments))

@@ -17,16 +17,16 @@ from PIL import Image
 
 import engine_lpd
 import main_cache
+from dataset import write_cache as cache_in_progress
+from dataset.image_folder import image_batches, list_images
+from dataset.token_cache import open_cache
+from dataset.write_cache import Shard
 from tests.commands import ROOT, results_in, run_command, run_program, succeed
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
-from util.data import cache_in_progress
-from util.data.cache_writer import Shard
-from util.data.image_folder import image_batches, list_images
-from util.data.images import to_float
-from util.data.token_cache import open_cache
 from util.errors import UserError
 from util.folder_lock import folder_lock
-from util.runs.preemption import MARKER, leave_marker
+from util.images import to_float
+from util.signals import MARKER, leave_marker
 
 NUM_IMAGES = 11
 Main = Callable[[list[str]], None]
@@ -211,7 +211,7 @@ class Killed(BaseException):
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that are encoded; and shards small enough to be several."""
-    monkeypatch.setattr("util.data.cache_writer.MAX_SHARD_IMAGES", 3)
+    monkeypatch.setattr("dataset.write_cache.MAX_SHARD_IMAGES", 3)
     sizes: list[int] = []
     encode = engine_lpd.encode_both_ways
 
@@ -283,8 +283,8 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import main_cache
 from util import errors
-from util.data import cache_in_progress
-from util.data import cache_writer
+from dataset import write_cache as cache_in_progress
+from dataset import write_cache as cache_writer
 cache_writer.MAX_SHARD_IMAGES = 3
 write = cache_in_progress.write_shard
 def write_and_ask(*arguments):

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 import main_lpd
+from hub.weights import read_checkpoint
 from tests.commands import run_command
 from tests.integration.test_evaluation import images, same
 from tests.integration.test_resume import flags as resuming
 from tests.integration.test_resume import logged, start, wait_for, workers_of
 from tests.integration.tiny_world import TinyWorld
-from util.checkpoints.files import read_checkpoint
-from util.checkpoints.training_state import LAST
-from util.data.images import MADE_BY
+from training.checkpoint import LAST
 from util.errors import UserError
 from util.folder_lock import folder_lock
+from util.images import MADE_BY
 
 IN_USE = r"^--output_dir: .* is in use by another run \(process \d+ on .+\), expected a folder for"
 

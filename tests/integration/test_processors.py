@@ -11,9 +11,9 @@ TESTS = (
     "--ignore=tests/unit/models/test_compiled_training.py",
     "tests/unit/tokenizers/test_fast_decoder.py",
     "tests/unit/tokenizers/test_vq_model.py",
-    "tests/unit/util/order_study/test_study.py",
-    "tests/unit/util/scores",
-    "tests/unit/util/test_precision.py",
+    "tests/unit/studies/test_likelihood.py",
+    "tests/unit/evaluation",
+    "tests/unit/util/test_device.py",
     "tests/app/test_studio.py",
 )
 

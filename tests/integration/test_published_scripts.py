@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.write_cache import write_index, write_shard
+from hub.weights import atomic_save, read_checkpoint
 from models.lpd import lpd_tiny
 from orders.run_lpd_order import main as make_orders
 from tests.commands import ROOT, run_program
 from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
-from util.checkpoints.files import atomic_save, read_checkpoint
-from util.data.cache_writer import write_index, write_shard
 from util.geometry import TokenGrid
 
 pytestmark = pytest.mark.slow

@@ -19,15 +19,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import engine_lpd
 import main_lpd
+from dataset.batches import epoch_samples
+from hub.weights import atomic_save, read_checkpoint
 from models.lpd import LPD
 from tests.commands import ROOT, succeed
 from tests.integration.tiny_world import TinyWorld
-from util.checkpoints import saving
-from util.checkpoints.files import atomic_save, read_checkpoint
-from util.checkpoints.training_state import LAST, PREVIOUS
-from util.data.training_data import epoch_samples
+from training import checkpoint as saving
+from training.checkpoint import LAST, PREVIOUS
 from util.errors import UserError
-from util.runs.preemption import MARKER
+from util.signals import MARKER
 
 # Six steps an epoch, everything random switched on; few files.
 EPOCHS, STEPS = 4, 6

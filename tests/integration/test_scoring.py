@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import main_lpd
+from evaluation.features import extract
+from evaluation.metrics import Reference, feature_statistics, score
 from scripts import compute_stats
 from tests.commands import results_in, run_command, succeed
-from tests.unit.util.scores.scoring_files import (
+from tests.unit.evaluation.scoring_files import (
     assert_made_of,
     digits_extractor,
     random_images,
@@ -20,8 +22,6 @@ from tests.unit.util.scores.scoring_files import (
     write_folder,
 )
 from util.errors import UserError
-from util.scores.features import extract
-from util.scores.metrics import Reference, feature_statistics, score
 
 SAMPLES, REAL = random_images(1007, seed=1), random_images(1003, seed=2) // 2
 

@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 
 import engine_lpd
+from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from orders.locality import random_orders
 from orders.order_file import write_orders
 from scripts import search_cfg
 from tests.commands import succeed
 from tests.integration.tiny_world import tiny_tokenizer
-from tests.unit.util.scores.scoring_files import random_images, write_digits, write_folder
+from tests.unit.evaluation.scoring_files import random_images, write_digits, write_folder
 from tokenizers.vq_model import save_tokenizer
-from util.checkpoints.files import atomic_save
+from training.flags import build_parser
 from util.errors import UserError
 from util.folder_lock import folder_lock
-from util.runs.flags import build_parser
 
 
 @pytest.fixture(scope="module")

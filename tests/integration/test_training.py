@@ -11,12 +11,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_lpd
+from dataset.batches import epoch_samples
+from dataset.token_cache import open_cache
+from hub.weights import read_checkpoint
 from tests.commands import opens_anywhere, run_command, succeed
 from tests.integration.tiny_world import TinyWorld
-from util.checkpoints.files import read_checkpoint
-from util.checkpoints.training_state import LAST, resize_pos_embed
-from util.data.token_cache import open_cache
-from util.data.training_data import epoch_samples
+from training.checkpoint import LAST, resize_pos_embed
 from util.errors import UserError
 
 

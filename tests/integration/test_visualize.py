@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation.networks import load_networks
 from models.decoding import generate
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
@@ -16,8 +17,7 @@ from orders.order_file import write_orders
 from scripts import visualize
 from tests.commands import succeed
 from tests.integration.tiny_world import GRID, TinyWorld
-from util.checkpoints.networks import load_networks
-from util.data.images import to_uint8
+from util.images import to_uint8
 from visualization.drawing import Sheet
 from visualization.generation import GREY, step_titles
 from visualization.orders import step_map

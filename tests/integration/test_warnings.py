@@ -13,6 +13,7 @@ from PIL import Image
 
 import main_lpd
 import scripts.app
+from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from orders.locality import random_orders
 from orders.order_file import write_orders
@@ -20,7 +21,6 @@ from scripts import edit, evaluate_orders, search_cfg, visualize
 from tests.integration.test_training import write_images
 from tests.integration.tiny_world import GRID, TinyWorld
 from util import logs
-from util.checkpoints.files import atomic_save
 
 
 class Done(BaseException):

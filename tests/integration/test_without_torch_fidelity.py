@@ -37,7 +37,7 @@ def module_names() -> list[str]:
     for package in PACKAGES:
         files += ROOT.glob(f"{package}/**/*.py")
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
-    return sorted(names - {"util.scores.fidelity"})
+    return sorted(names - {"evaluation.fidelity"})
 
 
 def test_every_module_but_one_can_be_imported(without: dict[str, str]) -> None:
@@ -81,5 +81,5 @@ def test_scoring_says_in_one_line_what_is_missing(
 
 def test_constants_are_torch_fidelitys() -> None:
     defaults = importlib.import_module("torch_fidelity.utils").DEFAULTS
-    fewest = importlib.import_module("util.scores.metrics").FEWEST_IMAGES
+    fewest = importlib.import_module("evaluation.metrics").FEWEST_IMAGES
     assert fewest == {"kid": defaults["kid_subset_size"], "prc": defaults["prc_neighborhood"] + 1}

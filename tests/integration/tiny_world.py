@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dataset.write_cache import write_index, write_shard
+from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
-from util.checkpoints.files import atomic_save
-from util.data.cache_writer import write_index, write_shard
 from util.geometry import TokenGrid
 
 CLASSES = 3

@@ -15,12 +15,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hub.weights import read_checkpoint
 from tests.commands import ROOT
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import CORES
-from util.checkpoints.files import read_checkpoint
-from util.checkpoints.training_state import LAST
-from util.cores import available_cores
+from training.checkpoint import LAST
+from util.distributed import available_cores
 
 pytestmark = pytest.mark.slow
 

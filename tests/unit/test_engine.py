@@ -11,17 +11,16 @@ import pytest
 import torch
 from torch import nn
 
+from dataset.batches import BadData
 from engine_lpd import _draw_group_sizes, train_one_epoch
+from training.checkpoint import CheckpointSaver, TrainingState
+from training.lr_schedule import LRSchedule
+from training.recipe import TrainingRecipe
+from training.scalars import ScalarLog
+from training.watch import RunWatch, SavePolicy
 from util import distributed
-from util.checkpoints.saving import CheckpointSaver
-from util.checkpoints.training_state import TrainingState
-from util.data.bad_data import BadData
 from util.errors import UserError
-from util.runs.lr_schedule import LRSchedule
-from util.runs.preemption import StopSignals
-from util.runs.scalars import ScalarLog
-from util.runs.training import TrainingRecipe
-from util.runs.watch import RunWatch, SavePolicy
+from util.signals import StopSignals
 
 CPU = torch.device("cpu")
 SIZES = [[4], [2, 2], [1, 3]]

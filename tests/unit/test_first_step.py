@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from dataset.batches import Batch
 from engine_lpd import _optimize, settle_buckets
 from models.lpd import LPD, lpd_tiny
 from tests.commands import succeed
 from tests.unit.test_engine import CPU, RECIPE
 from util import distributed
-from util.data.training_data import Batch
 
 RECIPE = replace(RECIPE, group_size_lists=[[1, 3, 4, 8], [16]])
 SETTINGS = {

@@ -11,7 +11,7 @@ import main_cache
 from orders import run_lpd_order
 from scripts import app, convert_cache, count_flops, edit, visualize
 from tokenizers import train_vq
-from util.runs import flags
+from training import flags
 
 
 def visualize_command(name: str) -> argparse.ArgumentParser:

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dataset.write_cache import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
+from evaluation.features import DigitsClassifier
+from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from orders.order_file import write_orders
 from tests.fuzzing import claiming
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld, tiny_tokenizer
 from tokenizers.vq_model import VQModel, save_tokenizer
 from util import folder_lock
-from util.checkpoints.files import atomic_save
-from util.data.cache_writer import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
-from util.scores.features import DigitsClassifier
 
 # A folder of its own for each case, which it may spoil.
 Spoil = Callable[[Path], None]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.integration.bad_input import files
 from tests.integration.bad_input.table import Case, Group
-from util.runs.scalars import ScalarLog
+from training.scalars import ScalarLog
 
 SCRIPT = "scripts/visualize.py"
 SAMPLING = (

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from hub.weights import atomic_save
 from models.decoding import generate
 from models.lpd import LPD
 from models.masks import group_causal_block_mask, group_causal_mask
 from tests.forced import forced_logits
 from tests.unit.models.small import NUM_TOKENS, random_batch, random_split, small_lpd
-from util.checkpoints.files import atomic_save
-from util.checkpoints.training_state import TrainingState, load_pretrained
+from training.checkpoint import TrainingState, load_pretrained
 from util.errors import UserError
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.decoding import SAMPLERS, generate
-from models.fast_network import FastNetwork, NetworkWeights, Rows
+from models.fast import FastNetwork, NetworkWeights, Rows
 from models.lpd import LPD
 from orders.group_sizes import _TABLE_KEYS, _published, group_sizes
 from orders.locality import random_orders

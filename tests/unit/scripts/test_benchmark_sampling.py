@@ -11,14 +11,23 @@ import pytest
 import torch
 
 from models.lpd import LPD
-from scripts import benchmark_sampling, sampling_case
-from scripts.benchmark_sampling import Effort, measure_rows, report
-from scripts.sampling_case import Case, Row, bare_products, decoder_work, random_model
+from performance import timing as benchmark
+from performance.cost import Rates
+from scripts import benchmark_sampling
+from scripts import benchmark_sampling as sampling_case
+from scripts.benchmark_sampling import (
+    Case,
+    Effort,
+    Row,
+    bare_products,
+    decoder_work,
+    measure_rows,
+    random_model,
+    report,
+)
 from tests.commands import run_command
 from tokenizers.vq_model import VQModel
 from util.errors import UserError
-from util.performance import benchmark
-from util.performance.roofline import Rates
 
 CPU = torch.device("cpu")
 ROW = Row("lpd_tiny", 64, 4, 3.0)

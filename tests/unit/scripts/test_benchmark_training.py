@@ -15,16 +15,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dataset.batches import Batch
 from models import masks
 from models.lpd import LPD, lpd_l
 from models.transformer import Dropout
-from scripts import benchmark_training, training_case
-from scripts.training_case import Effort, Products, Row, Step
+from performance import timing as benchmark
+from scripts import benchmark_training
+from scripts import benchmark_training as training_case
+from scripts.benchmark_training import Effort, Products, Row, Step
 from tests.commands import run_command
 from tests.unit.models.small import VOCAB, small_lpd
-from util.data.training_data import Batch
 from util.errors import UserError
-from util.performance import benchmark
 
 CPU = torch.device("cpu")
 TINY = partial(small_lpd, proj_dropout=0.1)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset.token_cache import check_cache, open_cache
 from scripts import convert_cache
 from tests.commands import results_in, run_command
 from tests.integration.tiny_world import GRID, tiny_tokenizer
 from tokenizers.vq_model import fingerprint, save_tokenizer
-from util.data.token_cache import check_cache, open_cache
 from util.errors import UserError
 
 

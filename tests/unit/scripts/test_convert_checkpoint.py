@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation.features import KINDS
+from evaluation.metrics import Score, Scores
+from hub.published import resolve_flags
+from hub.weights import atomic_save, read_checkpoint
 from models.lpd import LPD, lpd_tiny
 from scripts.convert_checkpoint import main
 from tests.commands import opens_anywhere
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
-from util.checkpoints.files import atomic_save, read_checkpoint
-from util.checkpoints.training_state import load_pretrained
+from training.checkpoint import load_pretrained
 from util.errors import UserError
-from util.hub.published import resolve_flags
-from util.scores.features import KINDS
-from util.scores.metrics import Score, Scores
 
 SIZES = {"img_size": 16, "vqgan_stride": 4, "vqgan_vocab_size": 32, "class_num": 3}
 
@@ -143,7 +143,7 @@ def test_nothing_is_left_where_the_disk_refuses(
     def refuse(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("util.checkpoints.weights.save_file", refuse)
+    monkeypatch.setattr("hub.weights.save_file", refuse)
     with pytest.raises(UserError, match="^OUT: .*No space left on device"):
         main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
     assert not list((tmp_path / "folder").iterdir())

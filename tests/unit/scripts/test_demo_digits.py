@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from evaluation.features import build_extractor
+from evaluation.references import open_reference
 from scripts import demo_digits
 from tests.commands import opens_anywhere
 from util.errors import UserError
-from util.scores.features import build_extractor
-from util.scores.references import open_reference
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hub.weights import atomic_save
 from models.decoding import generate
 from models.lpd import LPD, lpd_tiny
 from orders.group_sizes import group_sizes
+from orders.sources import OrderKind, parse_order_kind
 from scripts.evidence import data_sets, photographs, samples
 from scripts.evidence.crop_features import judge_features, texture_features
 from scripts.evidence.data_sets import DataSet, Labelled
 from tests.integration.tiny_world import CLASSES, GRID, tiny_tokenizer
 from tokenizers.vq_model import save_tokenizer
-from util.checkpoints.files import atomic_save
 from util.errors import UserError
-from util.order_study.kinds import OrderKind, parse_order_kind
 
 SIZES = [1, 3, 5, 7]
 

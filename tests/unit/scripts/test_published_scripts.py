@@ -7,8 +7,8 @@ import pytest
 
 from orders.order_file import warn_of_steps
 from tests.commands import ROOT, run_program
-from util.runs.flags import build_parser
-from util.runs.training import warn_of_schedule
+from training.flags import build_parser
+from training.recipe import warn_of_schedule
 
 EVALUATIONS = {
     "lpd_l_res256_steps20": ("lpd_l", 256, 20, 4.8, 2),

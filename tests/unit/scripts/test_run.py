@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cli.slurm_lines import time_limit_seconds
+from scripts.cli.run import time_limit_seconds
 from tests.commands import ROOT
 from tests.unit.scripts.slurm_stand_in import calls, environment
 

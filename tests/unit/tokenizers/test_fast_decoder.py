@@ -10,7 +10,7 @@ from tokenizers import fast_decoder
 from tokenizers.fast_decoder import MIN_AGREEMENT, FastDecoder
 from tokenizers.vq_model import VQModel
 from util.cuda_graphs import CaptureError
-from util.data.images import to_uint8
+from util.images import to_uint8
 
 TOKENS = 16
 SMALL = {

@@ -4,7 +4,7 @@ import torch
 from orders.group_sizes import group_sizes
 from orders.locality import random_orders
 from tests.integration.tiny_world import tiny_tokenizer
-from util.data.images import to_uint8
+from util.images import to_uint8
 from visualization.generation import GREY, images_so_far, step_titles, strip_steps
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from util.runs.scalars import ScalarLog
+from training.scalars import ScalarLog
 from visualization.scalar_history import read_history
 
 EPOCH = 10  # steps

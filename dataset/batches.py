@@ -1,0 +1,331 @@
+"""What one epoch sees: which samples in which order, and their tokens (method sections 3 and 8).
+
+Everything random here is a function of (seed, epoch, sample index), so a batch is the same whatever
+the number of processes and wherever a run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from dataset.image_folder import ImageBatch, ImageList, image_batches
+from dataset.token_cache import TokenCache
+from tokenizers.encoding import encode
+from tokenizers.vq_model import VQModel
+from util import distributed, streams
+from util.errors import UserError, describe_os_error
+
+T = TypeVar("T")
+
+_END = object()
+
+
+def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
+    """The same items, made by a background thread while the caller is busy.
+
+    An error of `items` is raised where its item would have come. The thread ends with the items, or
+    when this generator is closed.
+
+    Args:
+        items: what to go through; from the first item on only the thread touches it.
+        depth: items made ahead, at least 1.
+    """
+    source = iter(items)
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    try:
+        ahead = deque(worker.submit(next, source, _END) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not _END:
+            ahead.append(worker.submit(next, source, _END))
+            yield item
+    finally:
+        worker.shutdown(cancel_futures=True)
+
+
+T = TypeVar("T")
+
+
+class BadData:
+    """What the data of this process met, until all processes know and stop together.
+
+    A process that stopped by itself would leave the others waiting for its gradients. So it takes
+    part in the step with a substitute; the processes tell one another after the step
+    (`training.watch`), and nothing is saved of it.
+    """
+
+    def __init__(self) -> None:
+        self._error: UserError | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether this process has met some."""
+        return self._error is not None
+
+    def read(self, work: Callable[[], T], substitute: Callable[[], T]) -> T:
+        """The result of `work`; of `substitute` from the first bad input on.
+
+        Raises:
+            UserError: bad input, where this process is the only one.
+        """
+        if distributed.world_size() == 1:
+            return work()
+        if self._error is None:
+            try:
+                return work()
+            except UserError as error:
+                self._error = error
+            except OSError as error:
+                self._error = UserError(describe_os_error(error))
+        return substitute()
+
+    def check(self) -> None:
+        """See whether any process has met some; all processes call it.
+
+        Raises:
+            UserError: on all processes, if so.
+        """
+
+        def tell() -> None:
+            if self._error is not None:
+                raise self._error
+
+        distributed.fail_together(tell)
+
+
+class Batch(NamedTuple):
+    """This process's share of one optimiser step, on the training device.
+
+    Attributes:
+        tokens: (B, N) int64, raster order.
+        labels: (B,) int64.
+        orders: (B, N) int64, a permutation of the positions per image.
+        label_drop: (B,) bool, True where the class is dropped.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    orders: torch.Tensor
+    label_drop: torch.Tensor
+
+
+class TokenSource(Protocol):
+    """Where tokens come from: a cache, or images encoded on the fly.
+
+    Attributes:
+        num_samples: images in the data.
+        num_tokens: N, tokens per image.
+        bad_data: what could not be read, where other processes have to know of it.
+    """
+
+    num_samples: int
+    num_tokens: int
+    bad_data: BadData
+
+    def read(
+        self, batches: np.ndarray, flipped: np.ndarray
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """Tokens (B, N) int64 and labels (B,) int64 of every row of sample indices.
+
+        Args:
+            batches: (steps, B) sample indices.
+            flipped: (steps, B) bool, whether the image is mirrored.
+        """
+
+
+@dataclass(frozen=True)
+class CachedTokens:
+    """Tokens of a token cache."""
+
+    cache: TokenCache
+    device: torch.device
+    bad_data: BadData = field(default_factory=BadData)
+
+    @property
+    def num_samples(self) -> int:
+        return self.cache.num_images
+
+    @property
+    def num_tokens(self) -> int:
+        return self.cache.num_tokens
+
+    def read(
+        self, batches: np.ndarray, flipped: np.ndarray
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        gathered = (
+            stage(self.device, self._tokens(indices, flips), self.cache.labels[indices])
+            for indices, flips in zip(batches, flipped, strict=True)
+        )
+        with closing(prefetch(gathered)) as ready:
+            for tokens, labels in ready:
+                yield send(tokens, self.device), send(labels, self.device)
+
+    def _tokens(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
+        shape = (len(indices), self.num_tokens)
+        return self.bad_data.read(
+            lambda: self.cache.read(indices, flips), lambda: np.zeros(shape, dtype=np.int64)
+        )
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images decoded by worker processes and encoded by the tokenizer on the fly."""
+
+    images: ImageList
+    tokenizer: VQModel
+    image_size: int
+    device: torch.device
+    num_workers: int
+    pin_memory: bool
+    batch_size: int
+    bad_data: BadData = field(default_factory=BadData)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.image_size // self.tokenizer.stride) ** 2
+
+    def read(
+        self, batches: np.ndarray, flipped: np.ndarray
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        loader = image_batches(
+            self.images, self.image_size, list(batches), self.num_workers, self.pin_memory
+        )
+        for indices, flips in zip(batches, flipped, strict=True):
+            blank = partial(self._blank, len(indices))
+            batch = self.bad_data.read(lambda: next(loader), blank)
+            images = batch.images.to(self.device, non_blocking=True)
+            mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
+            # An accumulated batch fits into memory in parts only, here as in the step.
+            parts = torch.where(mirror, images.flip(-1), images).split(self.batch_size)
+            tokens = torch.cat([encode(self.tokenizer, part) for part in parts])
+            yield tokens, batch.labels.to(self.device)
+
+    def _blank(self, count: int) -> ImageBatch:
+        pixels = torch.zeros(count, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        numbers = torch.zeros(count, dtype=torch.int64)
+        return ImageBatch(pixels, numbers, numbers)
+
+
+def steps_per_epoch(num_samples: int, batch_size: int, world_size: int) -> int:
+    """Optimiser steps in an epoch; samples that do not fill a last global batch sit it out.
+
+    Args:
+        num_samples: images in the data.
+        batch_size: images per process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: no images in a batch, or fewer images than one global batch.
+    """
+    if batch_size < 1:
+        raise ValueError(f"found {batch_size}, expected at least 1")
+    if num_samples < batch_size * world_size:
+        raise ValueError(
+            f"found {batch_size} on {world_size} processes, expected at most "
+            f"{num_samples // world_size}: the data holds {num_samples} images"
+        )
+    return num_samples // (batch_size * world_size)
+
+
+def epoch_batches(
+    source: TokenSource,
+    epoch: int,
+    batch_size: int,
+    *,
+    seed: int,
+    flip_prob: float,
+    label_drop_prob: float,
+    device: torch.device,
+    order: str = "random",
+    first_step: int = 0,
+) -> Generator[Batch, None, None]:
+    """This process's batches of one epoch.
+
+    What the host has to do for the next batches is done while a step runs.
+
+    Args:
+        source: where the tokens come from.
+        epoch: whole number from 0.
+        batch_size: images per process and step.
+        seed: names the random streams.
+        flip_prob: share of visits that see the mirrored image.
+        label_drop_prob: share of visits without a class.
+        device: where the batches go.
+        order: `random`, uniformly for every visit of an image, or `raster`.
+        first_step: the step to begin with.
+    """
+    batches = epoch_samples(source.num_samples, epoch, batch_size, seed)
+    batches = batches[first_step:, distributed.rank()]
+    flipped = _coins("flip", seed, epoch, batches, flip_prob)
+    drawn = (
+        stage(
+            device,
+            _orders(order, seed, epoch, indices, source.num_tokens),
+            _coins("label drop", seed, epoch, indices, label_drop_prob),
+        )
+        for indices in batches
+    )
+    with closing(source.read(batches, flipped)) as read, closing(prefetch(drawn)) as ready:
+        for (tokens, labels), (orders, drop) in zip(read, ready, strict=True):
+            yield Batch(tokens, labels, send(orders, device), send(drop, device))
+
+
+def epoch_samples(num_samples: int, epoch: int, batch_size: int, seed: int) -> np.ndarray:
+    """Which samples each step of an epoch sees.
+
+    A global batch is a stretch of the epoch's permutation of all samples; process r takes its
+    r-th part. So another number of processes with the same global batch sees the same.
+
+    Args:
+        num_samples: images in the data.
+        epoch: whole number from 0.
+        batch_size: images per process and step.
+        seed: names the random stream.
+
+    Returns:
+        (steps, processes, batch_size) int64.
+    """
+    processes = distributed.world_size()
+    steps = steps_per_epoch(num_samples, batch_size, processes)
+    shuffled = streams.permutations("data order", seed, epoch, count=num_samples)[0]
+    return shuffled[: steps * batch_size * processes].reshape(steps, processes, batch_size)
+
+
+def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """Host tensors of `arrays`, in page-locked memory if they are to go to a GPU."""
+    tensors = tuple(map(torch.from_numpy, arrays))
+    if device.type != "cuda":
+        return tensors
+    with torch.cuda.device(device):  # a new thread would lock memory on behalf of GPU 0
+        return tuple(tensor.pin_memory() for tensor in tensors)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A staged tensor on the device; the host does not wait for the copy."""
+    return tensor.to(device, non_blocking=True)
+
+
+def _orders(order: str, seed: int, epoch: int, indices: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Generation orders of a batch: (B, N) int64."""
+    if order == "raster":
+        return np.tile(np.arange(num_tokens), (len(indices), 1))
+    return streams.permutations("order", seed, epoch, indices, count=num_tokens)
+
+
+def _coins(
+    purpose: str, seed: int, epoch: int, indices: np.ndarray, probability: float
+) -> np.ndarray:
+    """One biased coin per sample index; bool of the same shape."""
+    draws = streams.uniforms(purpose, seed, epoch, indices.ravel(), count=1)
+    return draws.reshape(indices.shape) < probability

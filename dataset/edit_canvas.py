@@ -1,0 +1,233 @@
+"""From a picture of any size to the square that is edited, and back: fit, masks, seams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from util.images import open_rgb
+
+FITS = ("crop", "pad")
+SIDES = ("left", "right", "top", "bottom")
+# Beyond this many pixels a resized picture is refused: some pixels wide and very long.
+_MAX_PIXELS = 2**26
+_WHITE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """A square picture and what of it is to be made anew.
+
+    Attributes:
+        pixels: (S, S, 3) uint8; beside a padded picture its mirror image.
+        mask: (S, S) bool, True where a pixel is to be made anew; never beside the picture.
+        rows, columns: where the picture lies, all of the square unless it is padded.
+    """
+
+    pixels: np.ndarray
+    mask: np.ndarray
+    rows: slice
+    columns: slice
+
+    def token_mask(self, stride: int) -> np.ndarray:
+        """(N,) bool, raster order: tokens to be made anew, those of cells with a masked pixel.
+
+        If there are any, cells wholly beside the picture are made anew as well: a mirror image is
+        no context. Cells that hold some of the picture are kept.
+        """
+        masked = _cells(self.mask, stride).any(axis=(1, 3))
+        if not masked.any():
+            return masked.ravel()
+        picture = np.zeros_like(self.mask)
+        picture[self.rows, self.columns] = True
+        return (masked | ~_cells(picture, stride).any(axis=(1, 3))).ravel()
+
+    def picture(self, images: np.ndarray) -> np.ndarray:
+        """(..., S, S, C) -> (..., height, width, C): what shows the picture, without padding."""
+        return images[..., self.rows, self.columns, :]
+
+    def composite(self, images: np.ndarray, feather: int) -> np.ndarray:
+        """The original with the masked parts of other images.
+
+        Args:
+            images: (B, S, S, 3) uint8.
+            feather: pixels beside the mask over which the image fades into the original; all
+                that is farther away (`feather` + 1 pixels or more) is the original, bit for bit.
+
+        Returns:
+            (B, S, S, 3) uint8.
+        """
+        if not self.mask.any():  # which has no distance to anything
+            return np.broadcast_to(self.pixels, images.shape).copy()
+        distance = distance_transform_edt(~self.mask)
+        share = np.clip(1 - distance / (feather + 1), 0, 1)[..., None]
+        return np.rint(share * images + (1 - share) * self.pixels).astype(np.uint8)
+
+
+def _cells(pixels: np.ndarray, stride: int) -> np.ndarray:
+    """(S, S) -> (S / stride, stride, S / stride, stride)."""
+    count = len(pixels) // stride
+    return pixels.reshape(count, stride, count, stride)
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """A picture in RGB as viewers show it: turned as its orientation tag says.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    return open_rgb(path, upright=True)
+
+
+def open_mask(path: str | Path) -> np.ndarray:
+    """(H, W) bool, True where a picture is white (at least half); transparent is black.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    picture = open_rgb(path, behind_alpha="black", upright=True)
+    return np.asarray(picture.convert("L")) >= _WHITE
+
+
+def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
+    """(H, W) bool, True in x0 <= x < x1, y0 <= y < y1.
+
+    Raises:
+        ValueError: the box is empty or not inside the image.
+    """
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height):
+        raise ValueError(
+            f"found {x0} {y0} {x1} {y1}, expected x0 < x1 and y0 < y1 inside the image of "
+            f"{image.width} x {image.height} pixels"
+        )
+    mask = np.zeros((image.height, image.width), dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def outpaint(image: Image.Image, side: str, count: int) -> tuple[Image.Image, np.ndarray]:
+    """A larger image and the mask (H, W) of what is new in it.
+
+    Args:
+        image: RGB; its mirror image fills the new part.
+        side: one of `SIDES`.
+        count: pixels to add there.
+
+    Raises:
+        ValueError: more than the image's longer side.
+    """
+    if not 1 <= count <= max(image.size):
+        raise ValueError(
+            f"found {count} pixels, expected 1 to {max(image.size)}, the image's longer side"
+        )
+    before, after = (count, 0) if side in ("left", "top") else (0, count)
+    vertical = side in ("top", "bottom")
+    added = count * (image.width if vertical else image.height)
+    if image.width * image.height + added > _MAX_PIXELS:
+        raise ValueError(f"found {count} pixels, expected fewer: the image becomes too large")
+    width = ((before, after), (0, 0)) if vertical else ((0, 0), (before, after))
+    pixels = np.pad(np.asarray(image), (*width, (0, 0)), mode="symmetric")
+    mask = np.pad(np.zeros((image.height, image.width), dtype=bool), width, constant_values=True)
+    return Image.fromarray(pixels), mask
+
+
+def check_proportions(image: Image.Image, mask: np.ndarray) -> None:
+    """Raise `ValueError` unless a mask (H, W) has an image's size, or its proportions."""
+    height, width = mask.shape
+    # The smaller of the two is the larger one scaled, with sides rounded to whole pixels.
+    across = abs(width * image.height - height * image.width)
+    if across >= max(width, height, *image.size):
+        raise ValueError(
+            f"found a mask of {width} x {height} pixels for an image of {image.width} x "
+            f"{image.height}, expected its size or proportions"
+        )
+
+
+def fit(
+    image: Image.Image,
+    mask: np.ndarray,
+    size: int,
+    how: str = "crop",
+    towards: str | None = None,
+) -> Canvas:
+    """Make a square of an image and its mask.
+
+    Args:
+        image: RGB, of any size.
+        mask: (H, W) bool; of the image's size, or another of the same proportions.
+        size: side of the square, S.
+        how: `crop` cuts the middle out, exactly as for training data (method section 8); `pad`
+            shows all of it, in the middle.
+        towards: the side, one of `SIDES`, at which `crop` cuts instead.
+
+    Raises:
+        ValueError: the mask has other proportions, or the image is far too long.
+    """
+    check_proportions(image, mask)
+    extent = min if how == "crop" else max
+    source = given = image.size
+    # As ADM does: halve while large, then resize.
+    while extent(source) >= 2 * size:
+        source = max(1, source[0] // 2), max(1, source[1] // 2)
+        image = image.resize(source, Image.Resampling.BOX)
+    width, height = (max(1, round(side * size / extent(source))) for side in source)
+    if width * height > _MAX_PIXELS:
+        raise ValueError(
+            f"found an image of {given[0]} x {given[1]} pixels, expected a less elongated one"
+        )
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left = _offset(width - size, {"left": 0.0, "right": 1.0}.get(towards, 0.5))
+    top = _offset(height - size, {"top": 0.0, "bottom": 1.0}.get(towards, 0.5))
+    rows, row_padding = _window(height, top, size)
+    columns, column_padding = _window(width, left, size)
+    pixels = np.asarray(image)[rows, columns]
+    shown = _any_white(mask, (height, width), rows, columns)
+    padding = (row_padding, column_padding)
+    return Canvas(
+        pixels=np.pad(pixels, (*padding, (0, 0)), mode="symmetric"),
+        mask=np.pad(shown, padding),
+        rows=slice(row_padding[0], size - row_padding[1]),
+        columns=slice(column_padding[0], size - column_padding[1]),
+    )
+
+
+def _offset(surplus: int, share: float) -> int:
+    """What is cut off in front; negative for padding, which is always in the middle."""
+    return int(surplus * share) if surplus > 0 else surplus // 2
+
+
+def _window(length: int, offset: int, size: int) -> tuple[slice, tuple[int, int]]:
+    """What is shown of a side `length` in a square, and the padding before and after it."""
+    start, stop = max(offset, 0), min(offset + size, length)
+    return slice(start, stop), (start - offset, offset + size - stop)
+
+
+def _any_white(
+    mask: np.ndarray, resized: tuple[int, int], rows: slice, columns: slice
+) -> np.ndarray:
+    """Part of a mask in another size: True where any pixel that lies there is.
+
+    Args:
+        mask: (H, W) bool.
+        resized: height and width.
+        rows, columns: which part of it, (h, w).
+
+    Returns:
+        (h, w) bool.
+    """
+    counts = np.pad(
+        mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32), ((1, 0), (1, 0))
+    )
+    edges = []
+    for length, new, part in zip(mask.shape, resized, (rows, columns), strict=True):
+        at = np.arange(part.start, part.stop)
+        edges.append((at * length // new, -(-(at + 1) * length // new)))
+    (top, bottom), (left, right) = edges
+    inside = counts[np.ix_(bottom, right)] - counts[np.ix_(top, right)]
+    inside -= counts[np.ix_(bottom, left)] - counts[np.ix_(top, left)]
+    return inside > 0

@@ -1,0 +1,389 @@
+"""Image folders, `<root>/<class>/**/<image>`, or tars of them: listed fast, read in batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tarfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from util.distributed import available_cores
+from util.errors import UserError, blame, describe_os_error
+from util.images import center_crop, open_rgb
+from util.logs import progress
+from util.signals import SIGNALS
+
+logger = logging.getLogger(__name__)
+
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
+
+class TarMembers:
+    """Where members of a tar lie in it.
+
+    Args:
+        path: the tar.
+        offsets: (n,) of the members' contents, bytes.
+        sizes: (n,) of the contents, bytes.
+    """
+
+    def __init__(self, path: Path, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        self.path = path
+        self._offsets = offsets
+        self._sizes = sizes
+        self._file: int | None = None
+
+    def read(self, index: int) -> bytes:
+        """The content of one member.
+
+        Raises:
+            OSError: the tar has gone or cannot be read.
+        """
+        if self._file is None:
+            # The first use opens it: in every worker process, not in the one that starts them.
+            self._file = os.open(self.path, os.O_RDONLY)
+        return os.pread(self._file, int(self._sizes[index]), int(self._offsets[index]))
+
+    def select(self, indices: np.ndarray) -> TarMembers:
+        """Those members, in that order."""
+        return TarMembers(self.path, self._offsets[indices], self._sizes[indices])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+
+def list_tar(path: Path, suffixes: tuple[str, ...]) -> tuple[list[str], set[str], TarMembers]:
+    """List a tar of files in folders; hidden ones are passed over.
+
+    Args:
+        path: the tar.
+        suffixes: file name endings that count, in lower case.
+
+    Returns:
+        The names of its files with one of `suffixes`, without a leading `./`; the names of all
+        folders that it holds or implies; and where the files lie, in the order of the names. Of
+        files with the same name the last one counts, as it does in unpacking.
+
+    Raises:
+        ValueError: compressed or no tar, cut short, or a wanted file is a link or sparse.
+        OSError: it cannot be read.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    folders: set[str] = set()
+    end = path.stat().st_size
+    for member in progress(_members(path), desc=f"list {path.name}", unit="file"):
+        name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        if member.isdir():
+            folders.add(name)
+        elif name.lower().endswith(suffixes):
+            if member.issparse() or not member.isreg():
+                kind = "a sparse file" if member.issparse() else "a link or special file"
+                raise ValueError(f"{name} is {kind}, expected plain files only")
+            if member.offset_data + member.size > end:
+                raise ValueError(f"is cut short inside {name}")
+            places[name] = (member.offset_data, member.size)
+            folders.add(name.rpartition("/")[0])
+    for folder in list(folders):
+        while folder := folder.rpartition("/")[0]:
+            folders.add(folder)
+    table = np.array(list(places.values()), dtype=np.int64).reshape(-1, 2)
+    return list(places), folders - {""}, TarMembers(path, table[:, 0].copy(), table[:, 1].copy())
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Headers of an uncompressed tar, one by one."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"is compressed ({name}), expected an uncompressed tar")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                yield member
+                tar.members = []  # it would keep a kilobyte for each of a million
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ValueError(f"is no readable tar ({error})") from error
+    # tarfile takes whatever is no header for the end of the archive.
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(tarfile.BLOCKSIZE)
+        if len(rest) < tarfile.BLOCKSIZE or any(rest):
+            raise ValueError(f"is cut short or damaged at byte {end}")
+        while rest := file.read(2**20):
+            if any(rest):
+                raise ValueError("goes on after its end, expected one tar, not several in a row")
+
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The files of an image folder, on their own or inside a tar.
+
+    Attributes:
+        paths: (n) files, class by class, sorted by path inside a class; in a tar, names of members.
+        labels: (n,) int64 class index of each file.
+        classes: class names, sorted; a label is an index into them.
+        tar: where the files lie in a tar; None if they lie in folders.
+    """
+
+    paths: tuple[Path, ...] | tuple[str, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    tar: TarMembers | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        """Decode an image to RGB.
+
+        Raises:
+            UserError: it cannot be read; the message names it.
+        """
+        path = self.paths[index]
+        if self.tar is None:
+            return open_rgb(path)
+        name = f"{self.tar.path}: {path}"
+        with blame(name):
+            content = self.tar.read(index)
+        return open_rgb(BytesIO(content), name)
+
+
+class ImageBatch(NamedTuple):
+    """Decoded and cropped images.
+
+    Attributes:
+        images: (B, 3, S, S) uint8, channels last in memory, as they were decoded.
+        labels: (B,) int64.
+        indices: (B,) int64, the samples' places in the `ImageList`.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+def list_images(root: str | Path, flag: str = "--data_path") -> ImageList:
+    """List an image folder or an uncompressed tar of one; its `train` is taken where it exists.
+
+    Raises:
+        UserError: `root` is missing or neither of them, holds no class folders, or one of them is
+            empty.
+    """
+    if not str(root):
+        raise UserError(f"{flag}: not given, expected a folder of class folders")
+    root = Path(root)
+    if root.is_file():
+        return _list_tar(root, flag)
+    if (root / "train").is_dir():
+        root = root / "train"
+    return list_classes(root, IMAGE_SUFFIXES, flag, "images")
+
+
+def _list_tar(path: Path, flag: str) -> ImageList:
+    """As `list_classes` would list the folder that was packed."""
+    with blame(f"{flag}: {path} is not a folder, so expected a tar of one: it"):
+        names, folders, members = list_tar(path, tuple(IMAGE_SUFFIXES))
+    root = _packed_root(names, folders)
+    below_root = {name[len(root) :] for name in folders if name.startswith(root)}
+    classes = sorted(name for name in below_root if name and "/" not in name)
+    label_of = {name: label for label, name in enumerate(classes)}
+    # (label, name, place among the members): sorted as the folders would be, class by class.
+    rows = []
+    for place, name in enumerate(names):
+        class_name, slash, _ = name[len(root) :].partition("/")
+        if name.startswith(root) and slash:
+            rows.append((label_of[class_name], name, place))
+    rows.sort()
+    labels = np.array([label for label, _, _ in rows], dtype=np.int64)
+    counts = np.bincount(labels, minlength=len(classes))
+    if not classes:
+        raise UserError(f"{flag}: {path} holds no class folders, expected <class>/<images>")
+    if not counts.all():
+        empty = f"{path}: {root}{classes[int(counts.argmin())]}"
+        raise _no_files(empty, IMAGE_SUFFIXES, flag, "images")
+    return ImageList(
+        paths=tuple(name for _, name, _ in rows),
+        labels=labels,
+        classes=tuple(classes),
+        tar=members.select(np.array([place for _, _, place in rows])),
+    )
+
+
+def _packed_root(names: Sequence[str], folders: Collection[str]) -> str:
+    """What stands before the class folders in the names of a tar's members: "", or ends with /.
+
+    A single folder on top is the one that was packed, if it holds `train` or no images of its own.
+    """
+    root = ""
+    top = [name for name in folders if "/" not in name]
+    if len(top) == 1 and top != ["train"]:
+        holds_train = f"{top[0]}/train" in folders
+        holds_images = any(name.count("/") == 1 for name in names)
+        root = f"{top[0]}/" if holds_train or not holds_images else ""
+    return f"{root}train/" if f"{root}train" in folders else root
+
+
+def list_classes(root: Path, suffixes: Collection[str], flag: str, kind: str) -> ImageList:
+    """List the files with one of `suffixes` (lower case) below every sub-folder of `root`.
+
+    Hidden files and folders are passed over.
+
+    Args:
+        root: the folder whose sub-folders are the classes.
+        suffixes: file name endings that count, with the dot; letter case does not matter.
+        flag: the flag that named `root`, for messages.
+        kind: what the files are, for messages.
+
+    Raises:
+        UserError: as for `list_images`.
+    """
+    if not root.is_dir():
+        found = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"{flag}: {root} {found}, expected a folder of class folders")
+    names: list[str] = []
+    counts: list[int] = []
+    classes: list[str] = []
+    try:
+        with os.scandir(root) as entries:
+            classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        for name in classes:
+            found_files = sorted(_files_below(os.path.join(root, name), tuple(suffixes)))  # noqa: PTH118
+            if not found_files:
+                raise _no_files(str(root / name), suffixes, flag, kind)
+            names += found_files
+            counts.append(len(found_files))
+    except OSError as error:
+        raise UserError(f"{flag}: {describe_os_error(error)}") from error
+    if not classes:
+        raise UserError(f"{flag}: {root} holds no class folders, expected <class>/<{kind}>")
+    return ImageList(
+        paths=tuple(map(Path, names)),
+        labels=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
+        classes=tuple(classes),
+    )
+
+
+def _no_files(folder: str, suffixes: Collection[str], flag: str, kind: str) -> UserError:
+    return UserError(
+        f"{flag}: class folder {folder} holds no {kind}, expected at least one "
+        f"({', '.join(sorted(suffixes))})"
+    )
+
+
+def _files_below(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Paths below `folder`, as strings: at 1.28 M files pathlib's walk is several times slower."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(suffixes):
+                yield entry.path
+            elif entry.is_dir():
+                yield from _files_below(entry.path, suffixes)
+
+
+def image_batches(
+    images: ImageList,
+    image_size: int,
+    batches: Sequence[np.ndarray],
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    skip_bad: bool = False,
+) -> Iterator[ImageBatch]:
+    """Decode and centre-crop the samples of every batch, in order.
+
+    Args:
+        images: where the samples are.
+        image_size: side of the crop, pixels.
+        batches: integer sample indices of each batch.
+        num_workers: processes that decode, at most one per core; 0 decodes in this one.
+        pin_memory: return page-locked memory (ignored without a GPU).
+        skip_bad: leave files that cannot be decoded out, with a warning each. A batch is then
+            smaller, possibly empty.
+
+    Yields:
+        one `ImageBatch` for each of `batches`.
+
+    Raises:
+        UserError: a file cannot be decoded (without `skip_bad`); the message names it.
+    """
+    samples = _Samples(images, image_size)
+    loader = DataLoader(
+        samples,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=min(num_workers, available_cores()),
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        collate_fn=samples.collate,
+        worker_init_fn=_ignore_stop_signals,
+        # Its own generator: starting workers must not advance the global random stream.
+        generator=torch.Generator(),
+    )
+    for batch, problems in loader:
+        for problem in problems:
+            if not skip_bad:
+                raise UserError(problem)
+            logger.warning("left out: %s", problem)
+        yield batch
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A signal to a whole job is for the process that trains: it needs its workers to finish."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Samples(Dataset):
+    """Sample index -> (crop (S, S, 3) uint8, label, index), or a message if it is unreadable."""
+
+    def __init__(self, images: ImageList, image_size: int) -> None:
+        self.images = images
+        self.image_size = image_size
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int] | str:
+        try:
+            crop = center_crop(self.images.open(index), self.image_size)
+        except UserError as error:
+            # Raised in a worker it would come out wrapped in a traceback: see image_batches.
+            return str(error)
+        return np.asarray(crop), int(self.images.labels[index]), int(index)
+
+    def collate(
+        self, samples: list[tuple[np.ndarray, int, int] | str]
+    ) -> tuple[ImageBatch, list[str]]:
+        """Stack what could be read; the messages of the rest travel beside it."""
+        problems = [sample for sample in samples if isinstance(sample, str)]
+        good = [sample for sample in samples if not isinstance(sample, str)]
+        pixels = torch.empty((len(good), self.image_size, self.image_size, 3), dtype=torch.uint8)
+        for row, (image, _, _) in zip(pixels.numpy(), good, strict=True):
+            row[:] = image
+        labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
+        indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
+        return ImageBatch(pixels.permute(0, 3, 1, 2), labels, indices), problems

@@ -1,0 +1,165 @@
+"""All that one evaluation needs, checked before it starts (method section 9)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from evaluation.scoring import Scoring, build_scoring
+from models.lpd import LPD
+from models.sampling import SamplingSettings, warn_of_guidance
+from orders.group_sizes import group_sizes, parse_group_sizes
+from orders.locality import locality_aware_orders, published_repulsion, random_orders
+from orders.order_file import read_orders, warn_of_steps
+from tokenizers.fast_decoder import FastDecoder
+from tokenizers.vq_model import VQModel
+from util.errors import UserError, blame
+from util.geometry import TokenGrid
+from util.images import to_uint8
+
+OrderSource = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How samples are made and scored.
+
+    Attributes:
+        num_images: samples over all processes, a multiple of `class_num`.
+        class_num: number of classes; samples are class-sorted.
+        batch_size: samples per process and batch.
+        group_sizes: K sizes that sum to N.
+        orders: image ids (B,) -> orders (B, N).
+        sampling: how codes are drawn.
+        sampler: `fast` or `plain`.
+        seed: names the random streams.
+        bf16: run the network under bfloat16 autocast.
+        decode: codes (B, N) int64 -> images (B, S, S, 3) uint8, on the evaluation's device.
+        scoring: what scores the samples; None for nothing.
+    """
+
+    num_images: int
+    class_num: int
+    batch_size: int
+    group_sizes: list[int]
+    orders: OrderSource
+    sampling: SamplingSettings
+    sampler: str
+    seed: int
+    bf16: bool
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    scoring: Scoring | None
+
+    def with_reference(self) -> Evaluation:
+        """The same with what its samples are compared with; see `Scoring.with_reference`."""
+        scoring = self.scoring and self.scoring.with_reference()
+        return replace(self, scoring=scoring)
+
+    def labels(self, image_ids: np.ndarray) -> torch.Tensor:
+        """Class of each image, (B,) int64: image i has label i // (images per class)."""
+        return torch.from_numpy(image_ids // (self.num_images // self.class_num))
+
+
+def build_evaluation(
+    args: argparse.Namespace, model: LPD, tokenizer: VQModel, device: torch.device
+) -> Evaluation:
+    """Check the evaluation and sampling flags and load what they name.
+
+    Raises:
+        UserError: a flag or file cannot work; the message names it.
+    """
+    if args.num_images % args.class_num:
+        raise UserError(
+            f"--num_images: found {args.num_images}, expected a multiple of the "
+            f"{args.class_num} classes (--class_num)"
+        )
+    sizes = read_group_sizes(args, model.grid)
+    return Evaluation(
+        num_images=args.num_images,
+        class_num=args.class_num,
+        batch_size=args.eval_bsz,
+        group_sizes=sizes,
+        orders=build_orders(args, model.grid, sizes),
+        sampling=read_sampling(args, model),
+        sampler=args.sampler,
+        seed=args.seed,
+        bf16=args.bf16,
+        decode=build_decoder(tokenizer.to(device), model.grid, args.sampler),
+        scoring=build_scoring(args, args.img_size, args.num_images, device),
+    )
+
+
+def build_decoder(
+    tokenizer: VQModel, grid: TokenGrid, sampler: str
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What turns codes (B, N) int64 into images (B, S, S, 3) uint8, fast or plainly."""
+    if sampler == "fast":
+        return FastDecoder(tokenizer, grid.num_tokens)
+    return lambda codes: to_uint8(tokenizer.decode_code(codes))
+
+
+def read_sampling(args: argparse.Namespace, model: LPD) -> SamplingSettings:
+    """How codes are drawn, by the flags; warns of guidance that the model has not learned."""
+    sampling = SamplingSettings(
+        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
+    )
+    if sampling.guided:
+        warn_of_guidance(model.label_drop_prob, f"--cfg: found {args.cfg:g}")
+    return sampling
+
+
+def read_group_sizes(args: argparse.Namespace, grid: TokenGrid) -> list[int]:
+    """Sizes by `--generation_steps`, else from `--group_sizes`.
+
+    Raises:
+        UserError: no valid split.
+    """
+    if args.generation_steps is not None:
+        with blame("--generation_steps"):
+            return group_sizes(grid.num_tokens, args.generation_steps)
+    with blame("--group_sizes"):
+        return parse_group_sizes(args.group_sizes, grid.num_tokens)
+
+
+def build_orders(args: argparse.Namespace, grid: TokenGrid, sizes: list[int]) -> OrderSource:
+    """Orders by `--order`: from a file, or made on the spot from (seed, image id).
+
+    Warns of a file that is named for another number of steps.
+
+    Raises:
+        UserError: the order file cannot serve this grid and number of images.
+    """
+    if args.order == "random":
+        if args.lpd_order_file:
+            raise UserError(
+                f"--lpd_order_file: found {args.lpd_order_file} with --order random, "
+                "expected --order lpd"
+            )
+        return lambda ids: random_orders(len(ids), grid.num_tokens, args.seed, image_ids=ids)
+    if args.lpd_order_file:
+        with blame("--lpd_order_file"):
+            orders = read_orders(args.lpd_order_file, grid.num_tokens)
+        if len(orders) < args.num_images:
+            raise UserError(
+                f"--lpd_order_file: {args.lpd_order_file} holds {len(orders)} orders, expected "
+                f"at least {args.num_images} (--num_images)"
+            )
+        warn_of_steps(args.lpd_order_file, [len(sizes)])
+        return lambda ids: orders[ids].astype(np.int64)
+    repulsion = args.repulsion_threshold
+    if repulsion is None:
+        repulsion = published_repulsion(grid.num_tokens, len(sizes))
+    make = partial(
+        locality_aware_orders,
+        group_sizes=sizes,
+        grid_size=grid.side,
+        proximity_threshold=args.proximity_threshold,
+        repulsion_threshold=repulsion,
+        seed=args.seed,
+    )
+    return lambda ids: make(len(ids), image_ids=ids)

@@ -1,0 +1,231 @@
+"""The images of an evaluation on disk, and what of an earlier one can be kept."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import re
+import zlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataset.write_cache import checksum
+from evaluation.evaluation import Evaluation
+from util.distributed import available_cores
+from util.errors import UserError
+from util.files import open_file, read_json, write_json
+from util.images import (
+    MADE_BY,
+    image_file,
+    is_whole_png,
+    open_rgb,
+    save_png,
+    write_npz_archive,
+)
+
+logger = logging.getLogger(__name__)
+
+# Images that may wait for a thread; beyond that the maker of the images waits.
+MAX_WAITING = 1024
+
+
+class PngWriters:
+    """Threads that write `{image id:05d}.png`; leaving the block waits for all files.
+
+    Args:
+        folder: where to; None writes nothing.
+
+    Raises:
+        OSError: a file cannot be written; raised by a later `write` or at the end of the block.
+    """
+
+    def __init__(self, folder: SampleFolder | None) -> None:
+        self._folder = folder
+        self._threads = ThreadPoolExecutor(available_cores())
+        self._waiting: deque[Future[None]] = deque()
+
+    def write(self, images: np.ndarray, image_ids: Sequence[int] | np.ndarray) -> None:
+        """Hand over images (B, S, S, 3) uint8 with their ids (B,)."""
+        if self._folder is None:
+            return
+        folder, made_by = self._folder.path, self._folder.made_by
+        for image, image_id in zip(images, image_ids, strict=True):
+            path = image_file(folder, image_id)
+            self._waiting.append(self._threads.submit(save_png, image, path, made_by))
+        while len(self._waiting) > MAX_WAITING:
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> PngWriters:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=error is not None)
+        if error is None:
+            for write in self._waiting:
+                write.result()
+
+
+# Beside the images: what they show.
+RECORD_FILE = "images.json"
+_IMAGE = re.compile(r"(\d{5,})\.png")
+_OURS = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.part")
+
+
+def sample_settings(
+    args: argparse.Namespace, evaluation: Evaluation, model: nn.Module, fingerprint: str | None
+) -> dict[str, Any]:
+    """All that decides what the images of an evaluation show, for a JSON file.
+
+    Args:
+        args: the run's flags.
+        evaluation: made from them.
+        model: the network; its weights are read once.
+        fingerprint: of the tokenizer.
+    """
+    orders = {"order": args.order}
+    if args.lpd_order_file:
+        orders["order_file"] = checksum(Path(args.lpd_order_file))
+    elif args.order == "lpd":
+        orders["thresholds"] = [args.proximity_threshold, args.repulsion_threshold]
+    return {
+        "weights": _weights_checksum(model),
+        "tokenizer": fingerprint,
+        "num_images": evaluation.num_images,
+        "classes": evaluation.class_num,
+        "group_sizes": evaluation.group_sizes,
+        **orders,
+        **vars(evaluation.sampling),
+        "sampler": evaluation.sampler,
+        "seed": evaluation.seed,
+        "bf16": evaluation.bf16,
+        "device": args.device.partition(":")[0],
+        "torch": torch.__version__,
+    }
+
+
+def _weights_checksum(model: nn.Module) -> int:
+    found = 0
+    for value in model.state_dict().values():
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        found = zlib.crc32(data.numpy(), found)
+    return found
+
+
+@dataclass(frozen=True)
+class SampleFolder:
+    """A folder of images of one evaluation.
+
+    Attributes:
+        path: where `{image id:05d}.png` are.
+        made_by: stands in each of them; tells the settings that made them from all others.
+    """
+
+    path: Path
+    made_by: str
+
+    @classmethod
+    def of(cls, path: Path, settings: Mapping[str, Any]) -> SampleFolder:
+        """The folder of an evaluation with these `sample_settings`."""
+        text = json.dumps(settings, sort_keys=True)
+        return cls(path, hashlib.sha256(text.encode()).hexdigest()[:32])
+
+    def open(self, image_id: int) -> np.ndarray:
+        """An image (S, S, 3) uint8, if it is whole and these settings made it.
+
+        Raises:
+            UserError: it is not.
+            OSError: it cannot be read.
+        """
+        file = image_file(self.path, image_id)
+        with open_file(file) as stream:
+            content = stream.read()
+        image = open_rgb(BytesIO(content), str(file))
+        if not is_whole_png(content) or image.info.get(MADE_BY) != self.made_by:
+            raise UserError(f"{file} is damaged or of other settings, expected one of this run")
+        return np.asarray(image)
+
+
+def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder; keep its images if `record` says that an evaluation like this made them.
+
+    Else the images of earlier evaluations go, and `record` says what those to come will show.
+
+    Args:
+        folder: of the images.
+        record: a JSON file.
+        settings: of `sample_settings`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        known = read_json(record)
+    except (OSError, ValueError):
+        known = None
+    if known == json.loads(json.dumps(settings)):
+        return
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+    write_json(settings, record)
+
+
+def image_ids_in(folder: Path, num_images: int) -> np.ndarray:
+    """Ids (n,) int64 below `num_images` of the images in a folder, sorted; none without it."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    matches = filter(None, map(_IMAGE.fullmatch, names))
+    ids = sorted(int(match[1]) for match in matches)
+    return np.array([image_id for image_id in ids if image_id < num_images], dtype=np.int64)
+
+
+def read_images(
+    folder: SampleFolder, image_ids: Sequence[int] | np.ndarray, image_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the images that are whole, and made by the settings of the folder.
+
+    Args:
+        folder: of the images.
+        image_ids: (B,) ids.
+        image_size: side S that they must have, pixels.
+
+    Returns:
+        Ids (n,) int64 and images (n, S, S, 3) uint8, n <= B.
+    """
+
+    def read(image_id: int) -> np.ndarray | None:
+        try:
+            image = folder.open(image_id)
+        except (UserError, OSError, ValueError):
+            return None
+        return image if image.shape == (image_size, image_size, 3) else None
+
+    with ThreadPoolExecutor(available_cores()) as threads:
+        images = list(threads.map(read, image_ids))
+    whole = [place for place, image in enumerate(images) if image is not None]
+    shape = (len(whole), image_size, image_size, 3)
+    pixels = np.array([images[place] for place in whole], dtype=np.uint8).reshape(shape)
+    return np.asarray(image_ids, dtype=np.int64)[whole], pixels
+
+
+def write_archive(folder: SampleFolder, path: Path, count: int) -> None:
+    """All images in one ADM-style archive, by id.
+
+    Raises:
+        UserError: an image is missing, damaged or of other settings.
+    """
+    write_npz_archive(path, map(folder.open, range(count)), count)

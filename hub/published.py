@@ -1,0 +1,157 @@
+"""The published weights, tokenizer and orders, by name."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hub.download import DEFAULT_ACCESS, Access, commit_of, fetch
+from util.errors import blame
+
+logger = logging.getLogger("lpd")
+
+WEIGHTS, TOKENIZER, ORDERS = "weights", "tokenizer", "orders"
+# What may be given a published name in the place of a file.
+FLAGS = {"pretrained_ckpt": WEIGHTS, "vqgan_path": TOKENIZER, "lpd_order_file": ORDERS}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Something that the authors of LPD, or of its tokenizer, have published.
+
+    Attributes:
+        kind: WEIGHTS, TOKENIZER or ORDERS.
+        repository: on the Hub.
+        file: what it is called there, as far as is known.
+    """
+
+    kind: str
+    repository: str
+    file: str
+
+    def choose(self, names: Sequence[str]) -> list[str]:
+        """The file among those of the repository.
+
+        Weights have a repository of their own: the only checkpoint there will do.
+
+        Raises:
+            ValueError: it is not there, or not clear which it is.
+        """
+        found = [name for name in names if PurePosixPath(name).name == self.file]
+        if not found and self.kind == WEIGHTS:
+            found = [name for name in names if name.endswith((".pth", ".pt"))]
+        if len(found) != 1:
+            listed = ", ".join(names) or "no files"
+            raise ValueError(f"{self.repository} holds {listed}, expected one {self.file}")
+        return found
+
+
+_WEIGHTS = ("lpd_l_256", "lpd_xl_256", "lpd_xxl_256", "lpd_l_512", "lpd_xl_512")
+_ORDERS = (
+    "res256_steps20_repulsion2",
+    "res256_steps20_repulsion3",
+    "res256_steps32_repulsion2",
+    "res512_steps48_repulsion4",
+)
+PUBLISHED = {
+    **{name: Published(WEIGHTS, f"mit-han-lab/{name}", f"{name}.pth") for name in _WEIGHTS},
+    "llamagen": Published(TOKENIZER, "FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
+    **{name: Published(ORDERS, "mit-han-lab/lpd_orders", f"{name}.json") for name in _ORDERS},
+}
+
+
+def published_names(kind: str | None = None) -> list[str]:
+    """All names, or those of one kind."""
+    return [name for name, entry in PUBLISHED.items() if kind in (None, entry.kind)]
+
+
+def download(spec: str, access: Access = DEFAULT_ACCESS) -> Path:
+    """The file of a published name: from the cache, else from the Hub.
+
+    Args:
+        spec: `NAME` or `NAME@REVISION`: a branch, a tag or a commit.
+        access: how to reach it.
+
+    Raises:
+        ValueError: no such name, or see `hub.download.fetch`.
+    """
+    entry, revision = parse(spec)
+    with blame(spec):
+        (path,) = fetch(entry.repository, entry.choose, revision, access)
+    logger.info("%s: %s of %s, commit %s", spec, path.name, entry.repository, commit_of(path))
+    return path
+
+
+def resolve(value: str, kind: str) -> str:
+    """The path that a flag means: its value, or the file of a published name.
+
+    Args:
+        value: a path, `NAME` or `NAME@REVISION`. A file of that name comes first, a folder that
+            holds weights last; what is none is returned too, for whoever opens it to complain.
+        kind: of what the flag takes.
+
+    Raises:
+        ValueError: a name of another kind, a folder of none or of several networks, or see
+            `hub.download.fetch`.
+    """
+    path, entry = Path(value), PUBLISHED.get(value.partition("@")[0])
+    if entry is None and kind != ORDERS and path.is_dir():
+        from hub.weights import weights_in_folder  # slow to import
+
+        return str(weights_in_folder(path))
+    if entry is None or path.is_file():
+        return value
+    if entry.kind != kind:
+        names = ", ".join(published_names(kind))
+        raise ValueError(f"found {value}, published {entry.kind}, expected a file or {names}")
+    return str(download(value))
+
+
+def resolve_flags(args: argparse.Namespace) -> None:
+    """Replace published names among a command's flags by the paths of their files.
+
+    Raises:
+        UserError: see `resolve`; names the flag.
+    """
+    for name, kind in FLAGS.items():
+        value = getattr(args, name, None)
+        if value:
+            with blame(f"--{name}"):
+                setattr(args, name, resolve(value, kind))
+
+
+def pinned(path: str | Path) -> str:
+    """`NAME@COMMIT`, which means the same on another machine, for a path made by `resolve`.
+
+    Any other path is returned as it is.
+    """
+    path, commit = Path(path), commit_of(path)
+    for name, entry in PUBLISHED.items():
+        ours = path.is_relative_to(DEFAULT_ACCESS.repository_folder(entry.repository))
+        if commit and ours and (entry.kind == WEIGHTS or path.name == entry.file):
+            return f"{name}@{commit}"
+    return str(path)
+
+
+def pinned_flags(args: argparse.Namespace) -> argparse.Namespace:
+    """A copy of flags that `resolve_flags` has changed, with `pinned` names instead of paths."""
+    paths = {name: getattr(args, name, None) for name in FLAGS}
+    names = {name: pinned(path) for name, path in paths.items() if path}
+    return argparse.Namespace(**{**vars(args), **names})
+
+
+def parse(spec: str) -> tuple[Published, str]:
+    """What `NAME` or `NAME@REVISION` means, and the revision.
+
+    Raises:
+        ValueError: no such name.
+    """
+    name, at, revision = spec.partition("@")
+    if name not in PUBLISHED:
+        raise ValueError(f"found {name!r}, expected one of {', '.join(PUBLISHED)}")
+    if at and not revision:
+        raise ValueError(f"found {spec!r}, expected {name}@REVISION or {name}")
+    return PUBLISHED[name], revision or "main"

@@ -1,0 +1,338 @@
+"""Weights in a file: a training checkpoint, a published `.pth`, or safetensors with a config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from util.errors import UserError, require_file
+from util.files import replacing
+
+# What torch.load is seen to raise on damaged files; OSError also covers a file that vanished.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    OSError,
+)
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be read, or holds other bytes than were written."""
+
+
+def read_checkpoint(path: str | Path, flag: str, mmap: bool = True) -> dict[str, Any]:
+    """Read a `torch.save` dictionary without letting it run code.
+
+    Only tensors, plain Python values and `argparse.Namespace` are accepted. Tensors arrive on the
+    CPU. The checksums in the file are compared: `torch.load` by itself takes what it finds.
+
+    Args:
+        path: the file.
+        flag: the flag that named it, for the message.
+        mmap: map tensors instead of reading them; for those that are copied right away.
+
+    Raises:
+        DamagedCheckpoint: damaged or refused.
+        UserError: missing or not a dictionary.
+    """
+    path = require_file(path, flag, "a checkpoint written by torch.save")
+    try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _compare_checksums(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
+    except _DAMAGED as error:
+        raise DamagedCheckpoint(
+            f"{flag}: {path} is not a readable checkpoint (damaged, or holding more than tensors "
+            "and plain values), expected a dictionary written by torch.save"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{flag}: {path} holds a {type(content).__name__}, expected a dictionary")
+    return content
+
+
+def _compare_checksums(path: Path) -> None:
+    """Raise `BadZipFile` unless every part of the file is what was written; 3 GB/s.
+
+    Parts that are packed or overlap, which could unpack to anything, are nothing that `torch.save`
+    writes.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+        if packed or sum(part.file_size for part in parts) > path.stat().st_size:
+            raise zipfile.BadZipFile("packed")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+
+
+def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> None:
+    """`torch.save` to `path` such that a reader sees the old file or the whole new one.
+
+    Args:
+        obj: what to save.
+        path: the file.
+        previous: where the old file goes, if there is one; None drops it.
+
+    Raises:
+        OSError: the file cannot be written; nothing of it is left behind.
+    """
+    try:
+        with replacing(path, previous=previous) as temporary, temporary.open("wb") as file:
+            torch.save(obj, file)
+    except RuntimeError as error:
+        # torch.save hides a full disk behind a complaint about file positions.
+        cause = error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
+
+
+def load_weights(model: nn.Module, state: Any, what: str) -> None:
+    """Copy `state` into `model`, whose names and shapes it must match exactly.
+
+    A model on the meta device gets memory on the CPU first, so that no weight is initialised in
+    vain. (Buffers outside the state dict would stay undefined then.)
+
+    Args:
+        model: any module.
+        state: names to tensors of any floating type.
+        what: flag and file, the beginning of the message.
+
+    Raises:
+        UserError: the first entry that is missing, unexpected, of another shape or not finite.
+    """
+    if not isinstance(state, Mapping):
+        raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
+    expected = model.state_dict()
+    faults = []
+    for name, tensor in expected.items():
+        shape = tuple(tensor.shape)
+        found = state.get(name)
+        if found is None:
+            faults.append(f"weight {name} is missing, expected shape {shape}")
+        elif not isinstance(found, torch.Tensor):
+            faults.append(f"weight {name} is a {type(found).__name__}, expected shape {shape}")
+        elif tuple(found.shape) != shape:
+            faults.append(f"weight {name} has shape {tuple(found.shape)}, expected {shape}")
+        elif found.is_meta or found.layout != torch.strided or not found.is_floating_point():
+            faults.append(f"weight {name} is {found.type()}, expected plain floating point")
+        elif not found.isfinite().all():
+            faults.append(f"weight {name} holds NaN or infinity, expected finite numbers")
+    for name, found in state.items():
+        if name not in expected:
+            shape = tuple(getattr(found, "shape", ()))
+            faults.append(f"weight {name} of shape {shape} is unexpected, expected no such name")
+    if faults:
+        others = f" (and {len(faults) - 1} more differences)" if len(faults) > 1 else ""
+        raise UserError(f"{what}: {faults[0]}{others}")
+    if any(tensor.is_meta for tensor in expected.values()):
+        model.to_empty(device="cpu")
+    model.load_state_dict(dict(state))
+
+
+SAFETENSORS, CONFIG = "model.safetensors", "config.json"
+FINGERPRINT = "tokenizer_fingerprint"
+# What `Weights` takes from a checkpoint; the rest is of use to the run that wrote it only.
+_CARRIED = {"model", "config", FINGERPRINT}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file says of a network.
+
+    Attributes:
+        state: names to tensors, on the CPU.
+        config: its constructor's arguments; None if the file does not say.
+        flags: of the run that trained it, as far as the file says.
+        fingerprint: of the tokenizer whose tokens it was trained on, if the file says.
+        others: further entries of the file, not read.
+    """
+
+    state: dict[str, torch.Tensor]
+    config: dict[str, Any] | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def blind_queries(self) -> bool:
+        """Whether queries learned not to see one another; where nothing is said, they see."""
+        return bool(self._said.get("blind_queries", False))
+
+    @property
+    def label_drop_prob(self) -> float | None:
+        """With which it was trained, if the file says so."""
+        found = self._said.get("label_drop_prob")
+        return float(found) if isinstance(found, int | float) else None
+
+    @property
+    def _said(self) -> Mapping[str, Any]:
+        return self.flags if self.config is None else self.config
+
+
+def weights_in_folder(folder: Path) -> Path:
+    """The file of weights in a folder that holds one network's.
+
+    Raises:
+        ValueError: there is none, or several.
+        OSError: the folder cannot be read.
+    """
+    names = sorted(file.name for file in folder.iterdir())
+    try:
+        return folder / choose_weights(names)[-1]
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def choose_weights(names: Sequence[str]) -> list[str]:
+    """The files of a folder or repository that hold one network's weights.
+
+    Raises:
+        ValueError: there are none, or several.
+    """
+    if SAFETENSORS in names and CONFIG in names:
+        return [CONFIG, SAFETENSORS]
+    found = [name for name in names if name.endswith((".pth", ".pt"))]
+    if len(found) != 1:
+        listed = ", ".join([*names[:5], "..."][: len(names)]) or "no files"
+        raise ValueError(f"found {listed}, expected {CONFIG} and {SAFETENSORS}, or one .pth")
+    return found
+
+
+def read_weights(path: str | Path, flag: str) -> Weights:
+    """Read a `torch.save` dictionary, or safetensors with `config.json` beside them.
+
+    Args:
+        path: the file.
+        flag: what named it, for the message.
+
+    Raises:
+        UserError: missing, damaged or something else.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, flag)
+    return weights_in(read_checkpoint(path, flag), f"{flag}: {path}")
+
+
+def weights_in(content: Mapping[str, Any], what: str) -> Weights:
+    """The weights in what `torch.save` wrote.
+
+    Args:
+        content: the dictionary.
+        what: the file, for the message.
+
+    Raises:
+        UserError: there are none.
+    """
+    if "model" not in content:
+        raise UserError(f"{what}: holds no 'model' entry, expected the weights there")
+    state, config = content["model"], content.get("config")
+    if not isinstance(state, dict):
+        raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
+    if not isinstance(config, dict | None):
+        raise UserError(f"{what}: config is {config!r}, expected names and values")
+    flags, fingerprint = content.get("args"), content.get(FINGERPRINT)
+    if isinstance(flags, argparse.Namespace):  # as published, and ours of earlier days
+        flags = vars(flags)
+    return Weights(
+        state,
+        config,
+        flags if isinstance(flags, dict) else {},
+        fingerprint if isinstance(fingerprint, str) else None,
+        tuple(str(name) for name in content if name not in _CARRIED),
+    )
+
+
+def plain_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """A run's flags as `torch.load` opens them with its defaults: paths become strings."""
+    flags = vars(args).items()
+    return {name: str(value) if isinstance(value, PurePath) else value for name, value in flags}
+
+
+def _read_safetensors(path: Path, flag: str) -> Weights:
+    path = require_file(path, flag, "safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DamagedCheckpoint(
+            f"{flag}: {path} cannot be read ({error}), expected safetensors"
+        ) from error
+    config = read_values(path.with_name(CONFIG), flag)
+    fingerprint = config.pop(FINGERPRINT, None)
+    return Weights(state, config, {}, fingerprint if isinstance(fingerprint, str) else None)
+
+
+def read_values(path: Path, flag: str) -> dict[str, Any]:
+    """The names and values in a JSON file, such as `config.json`.
+
+    Args:
+        path: the file.
+        flag: what named it, for the message.
+
+    Raises:
+        UserError: missing or something else.
+    """
+    path = require_file(path, flag, "a JSON of names and values")
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{flag}: {path} is no readable JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{flag}: {path} holds {type(values).__name__}, expected names and values")
+    return values
+
+
+def write_safetensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors bit by bit, each with memory of its own, as safetensors; atomically.
+
+    Args:
+        state: names to tensors, on any device.
+        path: the file.
+
+    Raises:
+        OSError: the file cannot be written; nothing of it is left behind.
+    """
+    tensors, memory = {}, set()
+    for name, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in memory or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        memory.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as other files here: the library's own is for nobody else
+        try:
+            save_file(tensors, temporary, {"format": "pt"})
+            temporary.chmod(mode)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error

@@ -1,0 +1,149 @@
+"""What an epoch sees depends on the seed, the epoch and the sample alone."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.batches import Batch, CachedTokens, TokenSource, epoch_batches, steps_per_epoch
+from dataset.token_cache import open_cache
+from dataset.write_cache import write_index, write_shard
+from util import distributed
+from util.errors import UserError
+from util.geometry import TokenGrid
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A source whose first token tells the sample and whose second tells the flip."""
+
+    num_samples: int = 50
+    num_tokens: int = 9
+
+    def read(
+        self, batches: np.ndarray, flipped: np.ndarray
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for indices, flips in zip(batches, flipped, strict=True):
+            tokens = torch.zeros(len(indices), self.num_tokens, dtype=torch.int64)
+            tokens[:, 0] = torch.from_numpy(indices)
+            tokens[:, 1] = torch.from_numpy(flips).long()
+            yield tokens, torch.from_numpy(indices % 5)
+
+
+def epoch(
+    number: int = 0, batch_size: int = 8, source: TokenSource | None = None, **changes: object
+) -> list[Batch]:
+    options = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
+    return list(epoch_batches(source or Numbered(), number, batch_size, **{**options, **changes}))
+
+
+def by_sample(batches: list[Batch]) -> dict[int, tuple]:
+    """Sample -> (flip, order, drop)."""
+    return {
+        int(tokens[0]): (int(tokens[1]), tuple(order.tolist()), bool(drop))
+        for batch in batches
+        for tokens, order, drop in zip(batch.tokens, batch.orders, batch.label_drop, strict=True)
+    }
+
+
+def test_an_epoch_visits_samples_once_and_in_another_order_than_the_next() -> None:
+    first, second = epoch(0), epoch(1)
+    assert len(first) == 6
+    seen = [int(sample) for batch in first for sample in batch.tokens[:, 0]]
+    assert len(set(seen)) == 48 and set(seen) <= set(range(50))
+    assert seen != [int(sample) for batch in second for sample in batch.tokens[:, 0]]
+    for batch in first:
+        assert torch.equal(batch.labels, batch.tokens[:, 0] % 5)
+        assert torch.equal(batch.orders.sort(dim=1).values, torch.arange(9).expand(8, 9))
+
+
+def test_draws_of_a_sample_do_not_depend_on_the_batch() -> None:
+    small, large = by_sample(epoch(batch_size=8)), by_sample(epoch(batch_size=24))
+    common = small.keys() & large.keys()
+    assert len(common) >= 46
+    assert all(small[sample] == large[sample] for sample in common)
+    later = by_sample(epoch(1))
+    assert any(small[sample] != later[sample] for sample in small.keys() & later.keys())
+
+
+def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = epoch(batch_size=8)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(epoch(batch_size=4))
+    for one, first, second in zip(whole, *shares, strict=True):
+        for name in Batch._fields:
+            assert torch.equal(
+                getattr(one, name), torch.cat([getattr(first, name), getattr(second, name)])
+            )
+
+
+def test_probabilities_hold() -> None:
+    draws = [draw for number in range(40) for draw in by_sample(epoch(number)).values()]
+    flips = np.mean([flip for flip, _, _ in draws])
+    drops = np.mean([drop for _, _, drop in draws])
+    assert flips == pytest.approx(0.5, abs=4.5 * (0.25 / len(draws)) ** 0.5)
+    assert drops == pytest.approx(0.2, abs=4.5 * (0.16 / len(draws)) ** 0.5)
+    assert not any(flip for flip, _, _ in by_sample(epoch(flip_prob=0.0)).values())
+    assert all(flip for flip, _, _ in by_sample(epoch(flip_prob=1.0)).values())
+
+
+def test_steps_per_epoch() -> None:
+    assert steps_per_epoch(50, 8, 2) == 3
+    assert steps_per_epoch(16, 8, 2) == 1
+    with pytest.raises(ValueError, match="found 8 on 2 processes, expected at most 7"):
+        steps_per_epoch(15, 8, 2)
+
+
+def test_batches_of_a_cache_are_these(tmp_path: Path) -> None:
+    """The same seed gives the same batches in every version: interrupted runs depend on it."""
+    grid = TokenGrid(image_size=16, stride=4, vocab_size=1000)
+    tokens = np.arange(50 * 2 * 16).reshape(50, 2, 16) % 1000
+    shards = []
+    for images in np.split(np.arange(50), [20, 33]):
+        shards.append(write_shard(tmp_path, len(shards), tokens[images], images % 2, 1000))
+    write_index(tmp_path, grid, "f", ("a", "b"), shards)
+    source = CachedTokens(open_cache(tmp_path), torch.device("cpu"))
+    digest = hashlib.sha256()
+    for number in (0, 7):
+        for batch in epoch(number, source=source):
+            for tensor in batch:
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.numpy().tobytes())
+    expected = "8e0ecf88a690dcbb6c3feb13020d1aa48388817527f7cc44d7e46c8392b6d250"
+    assert digest.hexdigest() == expected
+
+
+def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:
+    @dataclass(frozen=True)
+    class Failing(Numbered):
+        def read(self, batches: np.ndarray, flipped: np.ndarray) -> Iterator[tuple]:
+            yield from list(super().read(batches[:2], flipped[:2]))
+            raise UserError("the cache has gone")
+
+    before = threading.active_count()
+    options = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
+    batches = epoch_batches(Numbered(), 0, 8, **options)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+    with pytest.raises(UserError, match="has gone"):
+        epoch(source=Failing())
+    assert threading.active_count() == before
+
+
+def test_raster_orders_replace_the_random_ones_and_nothing_else() -> None:
+    random, raster = by_sample(epoch()), by_sample(epoch(order="raster"))
+    assert random.keys() == raster.keys()
+    for sample, (flip, order, drop) in raster.items():
+        assert order == tuple(range(9))
+        assert (flip, drop) == (random[sample][0], random[sample][2])
+    assert all(order != tuple(range(9)) for _, order, _ in random.values())

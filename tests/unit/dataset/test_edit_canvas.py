@@ -1,0 +1,272 @@
+"""From pictures of any size to squares and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.edit_canvas import (
+    SIDES,
+    box_mask,
+    check_proportions,
+    fit,
+    open_mask,
+    open_picture,
+    outpaint,
+)
+from util.errors import UserError
+from util.images import center_crop
+
+SIZES = [(32, 32), (33, 50), (100, 40), (64, 129), (7, 5), (1, 1), (1, 90), (400, 300)]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    draws = np.random.default_rng(width * height)
+    return Image.fromarray(draws.integers(256, size=(height, width, 3), dtype=np.uint8))
+
+
+def none(image: Image.Image) -> np.ndarray:
+    return np.zeros((image.height, image.width), dtype=bool)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_crop_is_that_of_the_training_data(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    canvas = fit(image, none(image), 32)
+    np.testing.assert_array_equal(canvas.pixels, np.asarray(center_crop(image, 32)))
+    np.testing.assert_array_equal(canvas.picture(canvas.pixels), canvas.pixels)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pad_shows_all_of_the_image(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    canvas = fit(image, ~none(image), 32, "pad")
+    height, width = canvas.picture(canvas.pixels).shape[:2]
+    assert max(height, width) == 32 and canvas.pixels.shape == (32, 32, 3)
+    assert (width >= height) == (size[0] >= size[1]) or min(size) == 1
+    assert canvas.mask.sum() == height * width  # beside the picture nothing is masked
+    assert canvas.mask[canvas.rows, canvas.columns].all()
+
+
+def test_pad_keeps_proportions_and_mirrors_beside_the_picture() -> None:
+    image = noise(32, 20)
+    canvas = fit(image, none(image), 32, "pad")
+    assert (canvas.rows, canvas.columns) == (slice(6, 26), slice(0, 32))
+    np.testing.assert_array_equal(canvas.picture(canvas.pixels), np.asarray(image))
+    np.testing.assert_array_equal(canvas.pixels[:6], canvas.pixels[6:12][::-1])
+    np.testing.assert_array_equal(canvas.pixels[26:], canvas.pixels[20:26][::-1])
+    batch = np.stack([canvas.pixels] * 3)
+    assert canvas.picture(batch).shape == (3, 20, 32, 3)
+
+
+@pytest.mark.parametrize("how", ["crop", "pad"])
+@pytest.mark.parametrize("size", [(32, 32), (90, 70), (50, 81), (8, 12), (400, 300)])
+def test_the_mask_goes_where_the_image_goes(size: tuple[int, int], how: str) -> None:
+    """A bright block, masked: all that is bright is, and what is far away from it is not."""
+    width, height = size
+    box = (width // 3, height // 2, width // 3 + max(width // 5, 1), height // 2 + height // 4)
+    image = Image.new("RGB", size)
+    image.paste((255, 255, 255), box)
+    canvas = fit(image, box_mask(image, box), 32, how)
+    shown = np.zeros((32, 32), dtype=bool)
+    shown[canvas.rows, canvas.columns] = True
+    bright = (canvas.pixels[..., 0] > 128) & shown
+    assert bright.any() and canvas.mask[bright].all()
+    assert not canvas.mask[canvas.pixels[..., 0] < 2].sum() > canvas.mask.sum() / 4
+
+
+@pytest.mark.parametrize("size", [(32, 32), (90, 70), (4000, 3000), (5, 9)])
+def test_one_white_pixel_is_enough(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size)
+    mask = none(image)
+    mask[size[1] // 2, size[0] // 2] = True
+    canvas = fit(image, mask, 32)
+    assert canvas.mask.any()
+    assert 1 <= canvas.token_mask(4).sum() <= 9
+    assert canvas.token_mask(4).reshape(8, 8)[4, 4]
+
+
+def test_cells_with_a_masked_pixel_are_made_anew() -> None:
+    image = noise(32, 32)
+    tokens = fit(image, box_mask(image, (8, 8, 13, 12)), 32).token_mask(4).reshape(8, 8)
+    assert np.argwhere(tokens).tolist() == [[2, 2], [2, 3]]
+
+
+def test_cells_beside_a_padded_picture_are_made_anew_with_others() -> None:
+    image = noise(32, 18)  # rows 7 to 24: the cells of rows 1 and 6 hold some of it
+    tokens = fit(image, box_mask(image, (0, 8, 1, 9)), 32, "pad").token_mask(4).reshape(8, 8)
+    expected = np.zeros((8, 8), dtype=bool)
+    expected[[0, 7]] = True
+    expected[3, 0] = True  # row 8 of the image is row 15 of the square
+    np.testing.assert_array_equal(tokens, expected)
+    assert not fit(image, none(image), 32, "pad").token_mask(4).any()
+
+
+@pytest.mark.parametrize("scale", [0.5, 2, 3])
+def test_a_mask_of_other_size_but_same_proportions_will_do(scale: float) -> None:
+    image = noise(60, 48)
+    mask = np.zeros((int(48 * scale), int(60 * scale)), dtype=bool)
+    mask[: int(24 * scale), int(30 * scale) :] = True
+    canvas = fit(image, mask, 32)
+    np.testing.assert_array_equal(
+        canvas.mask, fit(image, box_mask(image, (30, 0, 60, 24)), 32).mask
+    )
+
+
+def test_composite_keeps_all_outside_the_feather() -> None:
+    image = noise(32, 32)
+    canvas = fit(image, box_mask(image, (10, 10, 20, 20)), 32)
+    made = np.full((2, 32, 32, 3), 255, dtype=np.uint8)
+    for feather in (0, 1, 5):
+        result = canvas.composite(made, feather)
+        assert (result[:, 10:20, 10:20] == 255).all()
+        outside = np.ones((32, 32), dtype=bool)
+        outside[10 - feather : 20 + feather, 10 - feather : 20 + feather] = False
+        assert outside.any()
+        for one in result:
+            np.testing.assert_array_equal(one[outside], canvas.pixels[outside])
+    ramp = canvas.composite(np.zeros_like(made), 3)[0, 15, 20:24] / np.maximum(
+        canvas.pixels[15, 20:24], 1
+    )
+    np.testing.assert_allclose(ramp, np.repeat([[0.25], [0.5], [0.75], [1]], 3, axis=1), atol=0.05)
+
+
+def test_composite_without_a_mask_is_the_original() -> None:
+    image = noise(32, 32)
+    canvas = fit(image, none(image), 32)
+    made = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(canvas.composite(made, 4), np.stack([canvas.pixels] * 2))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_outpainting_crops_at_the_new_side(side: str) -> None:
+    image = noise(32, 32)
+    larger, mask = outpaint(image, side, 12)
+    assert mask.sum() == 12 * 32
+    assert sorted(larger.size) == [32, 44]
+    canvas = fit(larger, mask, 32, towards=side)
+    new = np.zeros((32, 32), dtype=bool)
+    where = {"left": np.s_[:, :12], "right": np.s_[:, 20:], "top": np.s_[:12], "bottom": np.s_[20:]}
+    new[where[side]] = True
+    np.testing.assert_array_equal(canvas.mask, new)
+    turns = {"left": 0, "top": 1, "right": 2, "bottom": 3}[side]
+    kept = np.rot90(canvas.pixels, turns)[:, 12:]
+    np.testing.assert_array_equal(kept, np.rot90(np.asarray(image), turns)[:, :20])
+
+
+def test_outpainting_with_padding_shows_all() -> None:
+    larger, mask = outpaint(noise(32, 32), "bottom", 32)
+    canvas = fit(larger, mask, 32, "pad")
+    assert (canvas.rows, canvas.columns) == (slice(0, 32), slice(8, 24))
+    assert canvas.mask[16:, 8:24].all() and canvas.mask.sum() == 16 * 16
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 5), (5, 5, 4, 9), (-1, 0, 4, 4), (0, 0, 33, 4)])
+def test_boxes_outside_or_empty_are_refused(box: tuple) -> None:
+    with pytest.raises(ValueError, match="inside the image of 32 x 20 pixels"):
+        box_mask(noise(32, 20), box)
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    image = noise(60, 48)
+    with pytest.raises(ValueError, match="a mask of 48 x 60 pixels for an image of 60 x 48"):
+        fit(image, np.zeros((60, 48), dtype=bool), 32)
+    with pytest.raises(ValueError, match="image of 1 x 100000 pixels, expected a less elongated"):
+        fit(Image.new("RGB", (1, 100_000)), np.zeros((100_000, 1), dtype=bool), 32)
+    with pytest.raises(ValueError, match="found 61 pixels, expected 1 to 60"):
+        outpaint(image, "left", 61)
+
+
+def test_masks_may_be_the_picture_scaled_and_rounded() -> None:
+    for size, mask in (((3000, 2000), (256, 171)), ((257, 171), (3000, 2000)), ((5, 9), (50, 90))):
+        check_proportions(Image.new("RGB", size), np.zeros(mask[::-1], dtype=bool))
+    for size, mask in (((16, 16), (3, 2)), ((2, 3), (16, 16)), ((300, 200), (300, 203))):
+        with pytest.raises(ValueError, match="expected its size or proportions"):
+            check_proportions(Image.new("RGB", size), np.zeros(mask[::-1], dtype=bool))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16", "F"])
+def test_masks_of_any_mode(tmp_path: Path, mode: str) -> None:
+    white = np.zeros((8, 8), dtype=bool)
+    white[2:5, 3:] = True
+    grey = Image.fromarray((white * 255).astype(np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray((white * 65535).astype(np.uint16))
+    elif mode in ("RGBA", "LA"):  # white all over, but transparent: as some programs save it
+        image = Image.new(mode, (8, 8), "white")
+        image.putalpha(grey)
+    else:
+        image = grey.convert(mode)
+    path = tmp_path / ("mask.tif" if mode == "F" else "mask.png")
+    image.save(path)
+    np.testing.assert_array_equal(open_mask(path), white)
+
+
+def test_pictures_are_turned_as_they_are_shown(tmp_path: Path) -> None:
+    upright = noise(20, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    for name, mode in (("a.png", "RGB"), ("b.png", "L")):
+        stored = upright.convert(mode).transpose(Image.Transpose.ROTATE_90)
+        stored.save(tmp_path / name, exif=exif)
+        opened = open_picture(tmp_path / name)
+        np.testing.assert_array_equal(opened, upright.convert(mode).convert("RGB"))
+    deep = Image.fromarray(np.asarray(stored).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png", exif=exif)
+    np.testing.assert_array_equal(open_picture(tmp_path / "deep.png"), opened)
+    exif[0x0112] = 6
+    see_through = Image.new("RGBA", stored.size)
+    see_through.save(tmp_path / "empty.png", exif=exif)
+    assert open_mask(tmp_path / "empty.png").shape == (30, 20)
+    stored.point(lambda value: 255 * (value > 99)).save(tmp_path / "mask.png", exif=exif)
+    assert open_mask(tmp_path / "mask.png").shape == (30, 20)
+
+
+# What the values of an orientation tag ask viewers to do.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp"])
+def test_every_orientation_is_obeyed_once(tmp_path: Path, kind: str, mode: str) -> None:
+    if (kind, mode) == ("webp", "I;16"):
+        pytest.skip("there are no such files")
+    shown = noise(20, 30).convert("RGB" if mode == "RGB" else "L")
+    stored = shown
+    if mode == "I;16":
+        stored = Image.fromarray(np.asarray(shown).astype(np.uint16) * 257)
+    path, exif = tmp_path / f"a.{kind}", Image.Exif()
+    for orientation, turn in TURNS.items():
+        exif[0x0112] = orientation
+        stored.save(path, exif=exif, lossless=True)
+        np.testing.assert_array_equal(open_picture(path), shown.transpose(turn).convert("RGB"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
+def test_a_damaged_orientation_says_nothing(tmp_path: Path, name: str) -> None:
+    picture = noise(8, 8)
+    picture.save(tmp_path / name, exif=b"Exif\0\0no header", lossless=True)
+    assert open_picture(tmp_path / name).size == (8, 8)
+
+
+def test_outpainting_may_not_grow_without_bounds() -> None:
+    with pytest.raises(ValueError, match="found 30000 pixels, expected fewer"):
+        outpaint(Image.new("RGB", (1, 30_000)), "left", 30_000)
+
+
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no")
+    for function in (open_picture, open_mask):
+        with pytest.raises(UserError, match="cannot be decoded"):
+            function(tmp_path / "text.png")

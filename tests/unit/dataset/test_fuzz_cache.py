@@ -1,0 +1,147 @@
+"""Whatever lies in a cache folder, only tokens of its vocabulary come out, or one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dataset.token_cache import check_cache, open_cache
+from dataset.write_cache import (
+    INDEX_FILE,
+    LABELS_FILE,
+    TOKENS_FILE,
+    checksum,
+    write_index,
+    write_shard,
+)
+from tests.fuzzing import HEADERS, JSON, claiming, damaged, npy, one_line, read_confined
+from util.errors import UserError
+from util.geometry import TokenGrid
+
+GRID = TokenGrid(image_size=8, stride=4, vocab_size=50)
+COUNT = 6
+
+
+def write_cache(folder: Path) -> None:
+    tokens = np.random.default_rng(0).integers(50, size=(COUNT, 2, GRID.num_tokens))
+    shard = write_shard(folder, 0, tokens, np.arange(COUNT) % 2, GRID.vocab_size)
+    write_index(folder, GRID, "f" * 64, ("ant", "bee"), [shard])
+
+
+def write_published(folder: Path) -> None:
+    for name in ("ant/1.npz", "bee/1.npz"):
+        file = folder / name
+        file.parent.mkdir()
+        np.savez(file, indices=np.arange(4), indices_flip=np.arange(4))
+
+
+def contents(write: object) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+CACHE = contents(write_cache)
+INDEX = json.loads(CACHE[INDEX_FILE])
+PUBLISHED = contents(write_published)
+
+
+def check(files: dict[str, bytes]) -> None:
+    """Open and read a cache of these files."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+        cache = open_cache(folder)
+        check_cache(cache, cache.grid or GRID, None, 1000)
+        assert (cache.labels >= 0).all() and (cache.labels < len(cache.classes)).all()
+        both = np.arange(cache.num_images).repeat(2)
+        tokens = cache.read(both, np.arange(len(both)) % 2 == 1)
+        assert tokens.shape == (len(both), cache.num_tokens)
+        assert (tokens >= 0).all() and (tokens < cache.vocab_size).all()
+    except UserError as error:
+        assert one_line(error)
+        assert str(error).startswith(f"--cached_path: {folder}")
+    finally:
+        shutil.rmtree(folder)
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from(sorted(CACHE)))
+def test_damaged_files(data: st.DataObject, name: str) -> None:
+    check({**CACHE, name: data.draw(damaged(CACHE[name]))})
+
+
+@settings(deadline=None)
+@given(st.one_of(HEADERS, st.binary()), st.sampled_from([TOKENS_FILE, LABELS_FILE]))
+def test_any_array_file(content: bytes, name: str) -> None:
+    check({**CACHE, name: content})
+
+
+INTEGERS = st.one_of(st.integers(-2, 60), st.sampled_from([2**31, 2**63, 10**4000]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.one_of(
+        st.dictionaries(st.sampled_from(sorted(INDEX)), st.one_of(JSON, INTEGERS), min_size=1),
+        JSON,
+    )
+)
+@example({"image_size": 10**4000, "stride": 1})
+@example({"version": "1" * 10**6})
+@example({"crc32": {"a" * 10**6: 1}})
+def test_any_index(entries: object) -> None:
+    index = {**INDEX, **entries} if isinstance(entries, dict) else entries
+    check({**CACHE, INDEX_FILE: json.dumps(index).encode()})
+
+
+def test_tokens_beyond_the_vocabulary_with_the_right_checksum_are_refused(tmp_path: Path) -> None:
+    write_cache(tmp_path)
+    tokens = np.load(tmp_path / TOKENS_FILE)
+    tokens[3, 1, 2] = 50
+    np.save(tmp_path / TOKENS_FILE, tokens)
+    index = {**INDEX, "crc32": {**INDEX["crc32"], TOKENS_FILE: checksum(tmp_path / TOKENS_FILE)}}
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index))
+    cache = open_cache(tmp_path)
+    cache.verify()
+    assert cache.read(np.array([3]), np.array([False])).max() < 50
+    with pytest.raises(UserError, match=r"cache-tokens\.npy holds index 50, expected \[0, 50\)$"):
+        cache.read(np.array([3]), np.array([True]))
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from(sorted(PUBLISHED)))
+def test_damaged_published_files(data: st.DataObject, name: str) -> None:
+    check({**PUBLISHED, name: data.draw(damaged(PUBLISHED[name]))})
+
+
+def test_small_files_take_little_memory_and_time(tmp_path: Path) -> None:
+    hostile = {
+        "brackets": (INDEX_FILE, b"[" * 10**6),
+        "number": (INDEX_FILE, b'{"format": ' + b"9" * 10**6 + b"}"),
+        "huge": (INDEX_FILE, json.dumps({**INDEX, "num_images": 10**12}).encode()),
+        "trillion": (TOKENS_FILE, claiming("<u2", "(1000000000000, 2, 4)")),
+        "labels": (LABELS_FILE, claiming("<i4", "(1000000000000,)")),
+        "header": (TOKENS_FILE, npy("(" * 9000)),
+    }
+    for case, (name, content) in hostile.items():
+        (tmp_path / case).mkdir()
+        for file, good in {**CACHE, name: content}.items():
+            (tmp_path / case / file).write_bytes(good)
+    result = read_confined(
+        "from dataset.token_cache import open_cache",
+        "open_cache(path)",
+        *sorted(tmp_path.iterdir()),
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == len(hostile)

@@ -1,0 +1,285 @@
+"""Feature extractors: safe loading of weights, plain errors, torch-fidelity's features."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import threading
+import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+import torch_fidelity.feature_extractor_inceptionv3 as fidelity_inception
+from torch import nn
+from torch_fidelity.utils import create_feature_extractor
+
+from evaluation import features, fidelity
+from evaluation.features import DigitsClassifier, Features, build_extractor, extract
+from util.errors import UserError
+
+CPU = torch.device("cpu")
+FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
+
+
+@pytest.fixture
+def digits_weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "digits.pt"
+    torch.save({"model": DigitsClassifier().state_dict()}, path)
+    return path
+
+
+def save_random_inception(path: Path) -> None:
+    """Random weights in the published layout, scaled so that activations do not vanish."""
+    network_class = fidelity_inception.FeatureExtractorInceptionV3
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fidelity_inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(network_class, "load_state_dict", lambda *_: None)
+        network = network_class("inception-v3-compat", ["2048"])
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    torch.save(network.state_dict(), path)
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty torch hub; requests go straight to 127.0.0.1 whatever proxy the machine uses."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "home" / "hub" / "checkpoints"
+
+
+def message_of(name: str, weights: Path | str | None) -> str:
+    with pytest.raises(UserError) as caught:
+        build_extractor(name, None if weights is None else str(weights), CPU)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_none_is_no_extractor() -> None:
+    assert build_extractor("none", None, CPU) is None
+
+
+def test_unknown_name_lists_the_names() -> None:
+    assert message_of("vgg", None) == (
+        "--feature_extractor: found 'vgg', expected inception, digits or none"
+    )
+
+
+def test_digits_features_and_both_layouts(digits_weights: Path) -> None:
+    extractor = build_extractor("digits", str(digits_weights), CPU)
+    assert extractor is not None
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    found = extract(extractor, images)
+    classifier = DigitsClassifier()
+    classifier.load_state_dict(torch.load(digits_weights, weights_only=True)["model"])
+    pool, logits = classifier(images)
+    assert torch.equal(found.pool, pool) and torch.equal(found.logits, logits)
+    assert not found.pool.requires_grad
+    channels_last = extract(extractor, images.permute(0, 2, 3, 1))
+    assert torch.equal(channels_last.pool, found.pool)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = extract(extractor, images)
+    assert under_autocast.pool.dtype == torch.float32
+    assert torch.equal(under_autocast.pool, found.pool)
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+def test_join_keeps_the_order(spatial: bool) -> None:
+    widths = (3, 4, 5)[: 2 + spatial]
+    parts = [Features(*(torch.full((2, width), i) for width in widths)) for i in (0.0, 1.0)]
+    joined = Features.join(parts)
+    for part in joined.tensors():
+        assert part[:, 0].tolist() == [0, 0, 1, 1]
+    assert (joined.spatial is not None) == spatial and len(joined) == 4
+
+
+def test_the_digest_tells_networks_apart(digits_weights: Path, tmp_path: Path) -> None:
+    def digest(path: Path) -> str:
+        extractor = build_extractor("digits", str(path), CPU, spatial=True)
+        assert extractor is not None and not extractor.spatial
+        return extractor.digest()
+
+    state = torch.load(digits_weights, weights_only=True)
+    state["model"]["head.weight"][0, 0] += 1e-6
+    torch.save(state, tmp_path / "other.pt")
+    assert digest(digits_weights) == digest(digits_weights) != digest(tmp_path / "other.pt")
+
+
+def test_features_of_sfid_are_adms(tmp_path: Path) -> None:
+    """The first 7 channels of mixed_6/conv after ReLU, (17, 17, 7) flattened; see its module."""
+    save_random_inception(tmp_path / "inception.pth")
+    extractor = build_extractor("inception", str(tmp_path / "inception.pth"), CPU, spatial=True)
+    assert extractor is not None
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    inputs = []
+    convolution = extractor.network.Mixed_6d.branch1x1
+    hook = convolution.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    found = extract(extractor, images)
+    hook.remove()
+    normed = convolution.bn(convolution.conv(inputs[0]))
+    assert normed.shape == (3, 192, 17, 17) and (normed < 0).any()
+    # Row, column, channel: the way TensorFlow lays an activation out and ADM flattens it.
+    for image, row, column, channel in ((0, 0, 0, 0), (1, 0, 0, 6), (2, 3, 16, 2), (2, 16, 16, 6)):
+        place = (row * 17 + column) * 7 + channel
+        expected = normed[image, channel, row, column].clamp(min=0)
+        assert found.spatial[image, place] == pytest.approx(expected.item(), abs=1e-6)
+    assert found.spatial.shape == (3, 2023) and found.spatial.dtype == torch.float32
+    assert found.pool.shape == (3, 2048) and found.logits.shape == (3, 1008)
+    without = extract(replace(extractor, spatial=False), images)
+    assert without.spatial is None and torch.equal(without.pool, found.pool)
+    assert not convolution._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 3, 32, 32),
+        torch.zeros(3, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 1, 32, 32, dtype=torch.uint8),
+    ],
+)
+def test_extract_refuses_other_images(digits_weights: Path, images: torch.Tensor) -> None:
+    extractor = build_extractor("digits", str(digits_weights), CPU)
+    assert extractor is not None
+    with pytest.raises(ValueError, match=r"expected uint8 \(B, S, S, 3\)"):
+        extract(extractor, images)
+
+
+def test_digits_refuses_another_image_size(digits_weights: Path) -> None:
+    extractor = build_extractor("digits", str(digits_weights), CPU)
+    assert extractor is not None
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 32, 32\)"):
+        extract(extractor, torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_digits_weights_missing_damaged_or_foreign(tmp_path: Path, digits_weights: Path) -> None:
+    assert message_of("digits", None).startswith("--feature_extractor_weights: not given")
+    absent = tmp_path / "absent.pt"
+    assert str(absent) in message_of("digits", absent)
+
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(digits_weights.read_bytes()[:1000])
+    assert message_of("digits", damaged).startswith(f"--feature_extractor_weights: {damaged}")
+
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"model": nn.Linear(2, 2).state_dict()}, foreign)
+    assert f"{foreign} does not hold the weights of lpd-digits" in message_of("digits", foreign)
+    torch.save({"epoch": 3}, foreign)
+    assert "found the entries ['epoch'], expected 'model'" in message_of("digits", foreign)
+
+
+class _Malice:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("name", ["inception", "digits"])
+def test_weights_cannot_run_code(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "ran"
+    for file_name, save in (("zip.pt", torch.save), ("pickle.pt", _dump)):
+        save({"model": _Malice(target)}, tmp_path / file_name)
+        assert "not a readable checkpoint" in message_of(name, tmp_path / file_name)
+    assert not target.exists()
+
+
+def _dump(obj: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(obj, protocol=2))
+
+
+def test_inception_loads_and_equals_torch_fidelity(tmp_path: Path) -> None:
+    weights = tmp_path / FILE_NAME
+    save_random_inception(weights)
+    extractor = build_extractor("inception", str(weights), CPU)
+    assert extractor is not None
+    images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    found = extract(extractor, images)
+    assert found.pool.shape == (2, 2048) and found.logits.shape == (2, 1008)
+    theirs = create_feature_extractor(
+        "inception-v3-compat",
+        ["2048", "logits_unbiased"],
+        cuda=False,
+        feature_extractor_weights_path=str(weights),
+        verbose=False,
+    )
+    pool, logits = theirs(images)
+    assert torch.equal(found.pool, pool) and torch.equal(found.logits, logits)
+    assert found.pool.std() > 1e-3
+
+
+def test_inception_refuses_other_weights(tmp_path: Path, digits_weights: Path) -> None:
+    message = message_of("inception", digits_weights)
+    assert f"{digits_weights} does not hold the weights of inception-v3-compat" in message
+    assert len(message) < 500
+
+
+def test_inception_without_network_is_one_line(
+    empty_hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:  # a port that nobody listens on
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", f"http://127.0.0.1:{port}/{FILE_NAME}")
+    message = message_of("inception", None)
+    assert message.startswith(
+        f"--feature_extractor_weights: the Inception weights are not at {empty_hub / FILE_NAME} "
+        "and could not be downloaded ("
+    )
+    assert message.endswith(f"expected the file {FILE_NAME}, or --feature_extractor none")
+    assert "refused" in message
+    assert list(empty_hub.iterdir()) == []
+
+
+def test_silent_server_is_given_up(empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", f"http://127.0.0.1:{port}/{FILE_NAME}")
+        monkeypatch.setattr(features, "NETWORK_TIMEOUT", 0.2)
+        start = time.monotonic()
+        assert "timed out" in message_of("inception", None)
+        assert time.monotonic() - start < 30
+    assert socket.getdefaulttimeout() is None
+    assert list(empty_hub.iterdir()) == []
+
+
+class _Garbage(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(404 if "missing" in self.path else 200)
+        self.end_headers()
+        self.wfile.write(b"<html>log in first</html>")
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"), [("there", "what arrived is damaged"), ("missing", "Not Found")]
+)
+def test_useless_download_is_not_kept(
+    empty_hub: Path, monkeypatch: pytest.MonkeyPatch, folder: str, reason: str
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Garbage) as server:
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/{folder}/{FILE_NAME}"
+        monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", url)
+        assert f"could not be downloaded ({reason})" in message_of("inception", None)
+        thread.join()
+    assert list(empty_hub.iterdir()) == []
+
+
+def test_damaged_cached_weights_are_named(empty_hub: Path) -> None:
+    empty_hub.mkdir(parents=True)
+    (empty_hub / FILE_NAME).write_bytes(b"PK\x03\x04 not a checkpoint")
+    message = message_of("inception", None)
+    assert message.startswith(f"--feature_extractor_weights: {empty_hub / FILE_NAME} is not")

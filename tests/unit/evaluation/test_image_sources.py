@@ -1,0 +1,197 @@
+"""Folders and sample archives: the same images, shared without loss, refused in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from evaluation.image_sources import ArchiveImages, FolderImages, ImageSource, open_images
+from tests.fuzzing import damaged, one_line
+from tests.unit.evaluation.scoring_files import random_images, write_folder
+from util import distributed
+from util.errors import UserError
+
+IMAGES = random_images(11)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "images", IMAGES)
+
+
+def archive(path: Path, packed: bool = False, **arrays: np.ndarray) -> Path:
+    (np.savez_compressed if packed else np.savez)(path, **(arrays or {"arr_0": IMAGES}))
+    return path
+
+
+def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, processes: int) -> None:
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+
+
+def pixels_of(source: ImageSource, batch_size: int = 4) -> dict[int, np.ndarray]:
+    found = {}
+    for ids, images in source.share(batch_size, num_workers=0):
+        assert images.dtype == torch.uint8 and len(ids) == len(images) <= batch_size
+        last = images if images.shape[3] == 3 else images.permute(0, 2, 3, 1)
+        found |= dict(zip(ids.tolist(), last.numpy(), strict=True))
+    return found
+
+
+def all_images(found: dict[int, np.ndarray]) -> np.ndarray:
+    return np.stack([found[place] for place in range(len(found))])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_folder_and_archives_hold_the_same(folder: Path, tmp_path: Path, packed: bool) -> None:
+    from_folder = open_images(folder, "--images")
+    from_archive = open_images(archive(tmp_path / "x.npz", packed), "--images")
+    assert isinstance(from_folder, FolderImages) and isinstance(from_archive, ArchiveImages)
+    for source in (from_folder, from_archive):
+        assert len(source) == 11 and source.image_size == 32
+        assert np.array_equal(all_images(pixels_of(source)), IMAGES)
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_processes_share_all_images(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, processes: int
+) -> None:
+    source = open_images(folder if kind == "folder" else archive(tmp_path / "x.npz"), "--images")
+    found: dict[int, np.ndarray] = {}
+    for rank in range(processes):
+        as_process(monkeypatch, rank, processes)
+        share = pixels_of(source, batch_size=3)
+        assert not share.keys() & found.keys()
+        found |= share
+    assert np.array_equal(all_images(found), IMAGES)
+
+
+def test_a_reference_folder_is_cropped_but_samples_never_are(folder: Path) -> None:
+    assert all_images(pixels_of(open_images(folder, "--fid_stats", 16))).shape[1:] == (16, 16, 3)
+    Image.fromarray(IMAGES[0][:, :28]).save(folder / "00007.png")
+    with pytest.raises(UserError, match=r"^--images: .*00007.png has 28 x 32 pixels, expected 32"):
+        pixels_of(open_images(folder, "--images"))
+
+
+def message_of(path: Path, size: int | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        pixels_of(open_images(path, "--images", size))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (IMAGES[..., 0], "uint8 of shape (11, 32, 32)"),
+        (IMAGES[:, :8], "uint8 of shape (11, 8, 32, 3)"),
+        (IMAGES[:1], "uint8 of shape (1, 32, 32, 3)"),
+        (IMAGES.astype("f4"), "float32 of shape (11, 32, 32, 3)"),
+        (IMAGES[:, :0, :0], "uint8 of shape (11, 0, 0, 3)"),
+        (np.array([{}, {}]), "cannot be read (Object arrays are not read"),
+        (np.asfortranarray(IMAGES), "cannot be read (arr_0.npy is in Fortran's order"),
+    ],
+)
+def test_unusable_archives(tmp_path: Path, array: np.ndarray, found: str) -> None:
+    message = message_of(archive(tmp_path / "x.npz", arr_0=array))
+    assert message.startswith(f"--images: {tmp_path / 'x.npz'}") and found in message
+    assert "expected an .npz with arr_0, uint8 of shape (n, S, S, 3)" in message
+
+
+def test_an_archive_of_another_size_is_refused_as_a_reference(tmp_path: Path) -> None:
+    message = message_of(archive(tmp_path / "x.npz"), size=64)
+    assert "arr_0 is uint8 of shape (11, 32, 32, 3), expected" in message
+    assert "(n, 64, 64, 3)" in message
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_flipped_bit_in_an_archive_is_seen_by_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool, processes: int
+) -> None:
+    path = archive(tmp_path / "x.npz", packed)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for rank in range(processes):
+        as_process(monkeypatch, rank, processes)
+        assert "damaged" in message_of(path)
+
+
+def test_an_archive_that_claims_more_than_it_holds(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.npz")
+    whole = path.read_bytes()
+    assert whole.count(b"(11, 32, 32, 3)") == 1
+    path.write_bytes(whole.replace(b"(11, 32, 32, 3)", b"(99, 32, 32, 3)"))
+    assert "damaged" in message_of(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read (damaged, or no .npz archive)" in message_of(path)
+
+
+def test_unusable_folders(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds 0 images (png,jpg,jpeg), expected at least 2" in message_of(tmp_path / "empty")
+    assert "does not exist" in message_of(tmp_path / "absent")
+    assert "holds no arr_0" in message_of(archive(tmp_path / "x.npz", mu=np.zeros(3)))
+    (folder / "00001.png").write_bytes(b"damaged")
+    message = message_of(folder)
+    assert message.startswith("--images: ") and str(folder / "00001.png") in message
+
+
+def test_the_digest_is_of_the_content(folder: Path, tmp_path: Path) -> None:
+    def digest(path: Path) -> str:
+        return open_images(path, "--images").digest()
+
+    before = digest(folder)
+    moved = folder.rename(tmp_path / "moved")
+    assert digest(moved) == before
+    file = moved / "00004.png"
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1  # the same size and, below, the same time
+    file.write_bytes(content)
+    os.utime(file, ns=times)
+    changed = digest(moved)
+    assert changed != before
+    (moved / "00004.png").rename(moved / "00099.png")  # another order
+    assert digest(moved) not in (before, changed)
+    path = archive(tmp_path / "x.npz")
+    first = digest(path)
+    archive(path, arr_0=random_images(11, seed=1))
+    assert digest(path) != first
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data(), st.booleans())
+def test_damaged_archives_are_refused_or_whole(
+    tmp_path: Path, data: st.DataObject, packed: bool
+) -> None:
+    path = archive(tmp_path / "good.npz", packed)
+    bad = tmp_path / "bad.npz"
+    bad.write_bytes(data.draw(damaged(path.read_bytes())))
+    try:
+        source = open_images(bad, "--images", 32)
+        found = pixels_of(source)
+    except UserError as error:
+        assert one_line(error)
+        return
+    assert np.array_equal(all_images(found), IMAGES)
+
+
+def test_a_pipe_among_the_images_is_refused_not_waited_for(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", random_images(3))
+    os.mkfifo(folder / "00003.png")
+    source = open_images(folder, "--images")
+    for read in (source.digest, lambda: list(source.share(4, 0))):
+        with pytest.raises(UserError, match=r"--images: .*00003\.png.*is a pipe"):
+            read()

@@ -1,0 +1,307 @@
+"""Scores: torch-fidelity's numbers, SciPy's distance, honest names, no silently wrong number."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from evaluation.features import KINDS, ExtractorKind, Features
+from evaluation.metrics import (
+    Moments,
+    Reference,
+    Score,
+    Scores,
+    Statistics,
+    check_metrics,
+    feature_statistics,
+    frechet_distance,
+    score,
+)
+
+DIGITS, INCEPTION = KINDS["digits"], KINDS["inception"]
+ALL = ("fid", "sfid", "is", "kid", "prc")
+
+
+def random_features(count: int, seed: int, dim: int = 16, shift: float = 0.0) -> Features:
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((dim, dim)) / dim**0.5
+    pool = rng.standard_normal((count, dim)) @ mixing + shift
+    spatial = rng.standard_normal((count, dim)) @ mixing + 2 * shift
+    logits = 3 * rng.standard_normal((count, 10))
+    return Features(*(torch.from_numpy(part).float() for part in (pool, logits, spatial)))
+
+
+def reference_of(features: Features) -> Reference:
+    spatial = feature_statistics(features.spatial)
+    return Reference(feature_statistics(features.pool), spatial, features.pool)
+
+
+def scipy_distance(x: Tensor, y: Tensor) -> float:
+    """From the features alone, in float64, with nothing of torch-fidelity's."""
+    x, y = x.double().numpy(), y.double().numpy()
+    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(s @ t)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * root.real)
+
+
+def test_equal_to_torch_fidelity_on_the_same_features() -> None:
+    samples, real = random_features(1203, 1, shift=0.3), random_features(1050, 2)
+    found = score(samples, INCEPTION, reference_of(real), ALL)
+    assert found.num_images == 1203 and list(found.values) == [*ALL[:4], "precision", "recall"]
+    fid, sfid = (
+        fid_statistics_to_metric(
+            fid_features_to_statistics(getattr(samples, part)),
+            fid_features_to_statistics(getattr(real, part)),
+            False,
+        )["frechet_inception_distance"]
+        for part in ("pool", "spatial")
+    )
+    isc = isc_features_to_metric(samples.logits)
+    kid = kid_features_to_metric(samples.pool, real.pool, verbose=False)
+    prc = prc_features_to_metric(samples.pool, real.pool, verbose=False)
+    expected = {
+        "fid": (fid, None),
+        "sfid": (sfid, None),
+        "is": (isc["inception_score_mean"], isc["inception_score_std"]),
+        "kid": (kid["kernel_inception_distance_mean"], kid["kernel_inception_distance_std"]),
+        "precision": (prc["precision"], None),
+        "recall": (prc["recall"], None),
+    }
+    assert 0 < prc["precision"] < 1 and 0 < prc["recall"] < 1
+    for name, (value, spread) in expected.items():
+        assert found.values[name].value == pytest.approx(value, rel=1e-6), name
+        assert found.values[name].spread == (spread and pytest.approx(spread, rel=1e-6)), name
+
+
+def test_distances_equal_an_independent_matrix_square_root() -> None:
+    samples, real = (random_features(300, seed, dim=24, shift=seed) for seed in (3, 4))
+    found = score(samples, INCEPTION, reference_of(real), ("fid", "sfid"))
+    for name, part in (("fid", "pool"), ("sfid", "spatial")):
+        expected = scipy_distance(getattr(samples, part), getattr(real, part))
+        assert found.values[name].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_distance_of_diagonal_gaussians() -> None:
+    first = Statistics(np.array([0.0, 1.0]), np.diag([1.0, 4.0]))
+    second = Statistics(np.array([3.0, 1.0]), np.diag([4.0, 9.0]))
+    assert frechet_distance(first, second) == pytest.approx(9 + (1 - 2) ** 2 + (2 - 3) ** 2)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("samples", "real"), [(30, 500), (500, 30), (30, 40)])
+def test_singular_covariances_give_the_exact_distance_and_a_warning(
+    caplog: pytest.LogCaptureFixture, samples: int, real: int
+) -> None:
+    """The exact one by singular values: tr (S T)^(1/2) is the nuclear norm of X^T Y."""
+    x, y = (random_features(count, count, dim=64, shift=count / 900) for count in (samples, real))
+    found = score(x, INCEPTION, reference_of(y), ("fid",)).values["fid"].value
+    a, b = (part.pool.double() for part in (x, y))
+    p, q = ((part - part.mean(0)) / (len(part) - 1) ** 0.5 for part in (a, b))
+    squares = (a.mean(0) - b.mean(0)).square().sum() + p.square().sum() + q.square().sum()
+    expected = squares - 2 * torch.linalg.svdvals(p @ q.T).sum()
+    assert found == pytest.approx(float(expected), rel=1e-6)
+    said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("30 images for 64-dimensional features" in line for line in said)
+    assert any("reference's covariance is singular" in line for line in said) == (real < 64)
+
+
+def test_a_reference_file_of_too_few_images_gives_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(10, 16))
+    singular = Statistics(rows.mean(axis=0), np.cov(rows, rowvar=False))
+    score(random_features(50, 0), DIGITS, Reference(pool=singular), ("fid",))
+    assert "the reference's covariance is singular (rank 9 of 16)" in caplog.text
+
+
+def test_a_reference_that_is_no_covariance_raises() -> None:
+    sigma = np.eye(16)
+    sigma[0, 1] = sigma[1, 0] = 2
+    with pytest.raises(ValueError, match="found a negative variance in Frechet distance's ref"):
+        score(random_features(50, 0), DIGITS, Reference(pool=Statistics(np.zeros(16), sigma)))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_statistics_too_large_to_compare_raise() -> None:
+    huge = Statistics(np.full(16, 1e200), np.eye(16))
+    with pytest.raises(ValueError, match="found Frechet distance (nan|inf), expected"):
+        score(random_features(50, 0), DIGITS, Reference(pool=huge), ("fid",))
+
+
+def test_score_of_certain_and_of_clueless_classifiers() -> None:
+    pool = random_features(1000, 0).pool
+    certain = torch.nn.functional.one_hot(torch.arange(1000) % 10, 10) * 200.0
+    clueless = torch.zeros(1000, 10)
+    for logits, expected in ((certain, 10), (clueless, 1)):
+        found = score(Features(pool, logits), DIGITS, metrics=("is",))
+        assert found.values["is"].value == pytest.approx(
+            expected, rel=0.1 if expected > 1 else 1e-6
+        )
+        assert list(found.values) == ["is"]
+
+
+def test_fewer_images_than_splits(caplog: pytest.LogCaptureFixture) -> None:
+    found = score(random_features(4, 0), DIGITS, metrics=("is",))
+    assert np.isfinite(found.values["is"].value)
+    assert "Inception-style score of 4 images: a split each, which counts 1" in caplog.text
+    caplog.clear()
+    assert score(random_features(10, 0), DIGITS, metrics=("is",)).values["is"].value == 1
+    assert "score of 10 images: a split each" in caplog.text
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    logits = torch.nn.functional.one_hot(torch.arange(20) % 10, 10) * 1e4
+    with pytest.raises(ValueError, match="found Inception-style score nan, expected features"):
+        score(Features(random_features(20, 0).pool, logits), DIGITS, metrics=("is",))
+
+
+@pytest.mark.slow
+def test_a_kernel_distance_that_is_no_number_is_refused() -> None:
+    found = random_features(1100, 0)
+    huge = Features(found.pool * 1e19, found.logits)
+    with pytest.raises(ValueError, match="found Kernel distance (nan|inf)"):
+        score(huge, DIGITS, Reference(features=huge.pool), metrics=("kid",))
+
+
+def test_enough_images_give_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    reference = reference_of(random_features(17, 1))
+    score(random_features(17, 0), DIGITS, reference)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("part", "metric"),
+    [("pool", "fid"), ("spatial", "sfid"), ("logits", "is"), ("pool", "kid"), ("pool", "prc")],
+)
+def test_features_that_are_not_finite_raise(part: str, metric: str, value: float) -> None:
+    features, reference = random_features(1000, 0), reference_of(random_features(1000, 1))
+    getattr(features, part)[7, 2] = value
+    with pytest.raises(ValueError, match="in 1 of 1000 images, the first is image 7"):
+        score(features, INCEPTION, reference, (metric,))
+
+
+def test_reference_features_that_are_not_finite_raise() -> None:
+    bad = random_features(1000, 1).pool
+    bad[3, 0] = torch.nan
+    for metric in ("kid", "prc"):
+        with pytest.raises(ValueError, match="the first is image 3"):
+            score(random_features(1000, 0), DIGITS, Reference(features=bad), (metric,))
+
+
+def test_too_few_images_raise() -> None:
+    reference = reference_of(random_features(1000, 1))
+    with pytest.raises(ValueError, match="found 1 images to score, expected at least 2"):
+        score(random_features(1, 0), DIGITS, reference)
+    with pytest.raises(ValueError, match="kid of 999 images is not defined, expected at least 100"):
+        score(random_features(999, 0), DIGITS, reference, ("kid",))
+    with pytest.raises(ValueError, match="prc of 3 images is not defined, expected at least 4"):
+        score(random_features(3, 0), DIGITS, reference, ("prc",))
+    score(random_features(4, 0), DIGITS, reference, ("prc",))
+    for metric, count in (("kid", 999), ("prc", 3)):
+        few = Reference(features=random_features(count, 1).pool)
+        with pytest.raises(ValueError, match=f"{metric} with a reference of {count} images"):
+            score(random_features(1000, 0), DIGITS, few, (metric,))
+
+
+def test_scores_that_there_are_not_raise() -> None:
+    check_metrics(ALL, INCEPTION, 1000)
+    with pytest.raises(
+        ValueError, match=r"found 'sfid', expected .* fid, is, kid, prc for lpd-dig"
+    ):
+        check_metrics(ALL, DIGITS, 1000)
+    with pytest.raises(ValueError, match=r"found 'fvd', expected .* fid, sfid, is, kid, prc for"):
+        check_metrics(("fid", "fvd"), INCEPTION, 1000)
+    with pytest.raises(ValueError, match="found no spatial in the reference, expected it for sfid"):
+        score(random_features(20, 0), INCEPTION, Reference(), ("sfid",))
+    features = replace(random_features(20, 0), spatial=None)
+    with pytest.raises(ValueError, match="found no features for sFID"):
+        score(features, INCEPTION, reference_of(random_features(20, 1)), ("sfid",))
+
+
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [(50_000, "FID"), (5000, "FID-5K"), (1234, "FID-1234"), (100, "FID-100"), (60_000, "FID-60K")],
+)
+def test_results_are_named_with_their_count(count: int, name: str) -> None:
+    """Everywhere: lines, JSON (in words, and as a number beside), TensorBoard tags."""
+    scores = Scores(INCEPTION, count, score_values(INCEPTION))
+    suffix = name.removeprefix("FID")
+    titles = [f"{title}{suffix}" for title in ("FID", "sFID", "IS", "KID", "Precision", "Recall")]
+    assert [line.split(":")[0] for line in scores.lines()] == titles
+    assert scores.lines()[0] == f"{name}: 1.5" and scores.lines()[2] == f"IS{suffix}: 1.5 ± 0.25"
+    assert scores.json() == {
+        "num_images": count,
+        "fid": 1.5,
+        "sfid": 1.5,
+        "inception_score_mean": 1.5,
+        "inception_score_std": 0.25,
+        "kid_mean": 1.5,
+        "kid_std": 0.25,
+        "precision": 1.5,
+        "recall": 1.5,
+        "scores": scores.lines(),
+    }
+    keys = [key for key in scores.json() if key not in ("num_images", "scores")]
+    assert list(scores.tags()) == [f"{key}{suffix}" for key in keys]
+
+
+def score_values(kind: ExtractorKind) -> dict[str, Score]:
+    return {name: Score(1.5, 0.25 if name in ("is", "kid") else None) for name in kind.names}
+
+
+def test_the_digits_have_names_of_their_own() -> None:
+    scores = Scores(DIGITS, 1000, score_values(DIGITS))
+    assert scores.lines()[:2] == [
+        "Frechet distance-1K (digit features): 1.5",
+        "Inception-style score-1K (digit classifier): 1.5 ± 0.25",
+    ]
+    assert list(scores.json()) == [
+        "num_images",
+        "frechet_distance_digits",
+        "classifier_score_digits_mean",
+        "classifier_score_digits_std",
+        "kernel_distance_digits_mean",
+        "kernel_distance_digits_std",
+        "precision_digits",
+        "recall_digits",
+        "scores",
+    ]
+    words = " ".join([*scores.lines(), *scores.json(), *scores.tags()]).lower()
+    assert "fid" not in words and "kid" not in words.replace("kernel", "")
+
+
+@pytest.mark.parametrize("sizes", [(200,), (1, 64, 35, 100), (100, 0, 100)])
+def test_moments_are_the_statistics_of_the_whole(sizes: tuple[int, ...]) -> None:
+    features = random_features(200, 5, dim=24, shift=50).pool
+    moments = [Moments(24, torch.device("cpu")) for _ in range(2)]
+    for number, part in enumerate(features.split(sizes)):
+        if len(part):
+            moments[number % 2].add(part)
+    moments[0].merge(moments[1].cpu())
+    found = moments[0].statistics()
+    whole = features.double().numpy()
+    np.testing.assert_allclose(found.mu, whole.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.sigma, np.cov(whole, rowvar=False), rtol=1e-9, atol=1e-12)
+
+
+def test_moments_refuse_what_statistics_refuse(caplog: pytest.LogCaptureFixture) -> None:
+    moments = Moments(4, torch.device("cpu"))
+    moments.add(torch.ones(1, 4))
+    with pytest.raises(ValueError, match="found 1 images, expected at least 2"):
+        moments.statistics()
+    with pytest.raises(ValueError, match="in 1 of 2 images, the first is image 1"):
+        moments.add(torch.tensor([[0.0] * 4, [torch.nan] * 4]))
+    moments.add(torch.zeros(2, 4))
+    assert np.isfinite(moments.statistics().sigma).all()
+    assert "3 images for 4-dimensional features" in caplog.text

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation.networks import load_networks
+from hub.weights import atomic_save
+from tests.integration.tiny_world import GRID, TinyWorld, build_world, tiny_tokenizer
+from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
+from util.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    return build_world(tmp_path_factory.mktemp("world"))
+
+
+def test_sizes_follow_from_the_files(world: TinyWorld) -> None:
+    model, tokenizer = load_networks(world.checkpoint, world.tokenizer)
+    assert model.grid == GRID and tokenizer.stride == GRID.stride
+    assert not model.training and not tokenizer.training
+    assert not any(weight.requires_grad for weight in [*model.parameters()])
+    expected = torch.load(world.checkpoint, weights_only=True)["model"]
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_networks_that_do_not_fit_are_refused(world: TinyWorld, tmp_path: Path) -> None:
+    other = VQModel(**{**tiny_tokenizer().config, "codebook_size": 16})
+    save_tokenizer(tmp_path / "other.pt", other)
+    with pytest.raises(UserError, match=r"--vqgan_path: .* has 16 codes, expected the 32 of"):
+        load_networks(world.checkpoint, tmp_path / "other.pt")
+
+    content = torch.load(world.checkpoint, weights_only=True)
+    save_tokenizer(tmp_path / "newer.pt", tiny_tokenizer(seed=3))
+    own = fingerprint(tiny_tokenizer())
+    atomic_save({**content, "tokenizer_fingerprint": own}, tmp_path / "lpd.pth")
+    load_networks(tmp_path / "lpd.pth", world.tokenizer)
+    with pytest.raises(UserError, match=rf"was trained on tokens of tokenizer {own[:12]}"):
+        load_networks(tmp_path / "lpd.pth", tmp_path / "newer.pt")
+
+    atomic_save({"model": {}}, tmp_path / "empty.pth")
+    with pytest.raises(UserError, match="--pretrained_ckpt: .*empty.pth: found no weight pos_emb"):
+        load_networks(tmp_path / "empty.pth", world.tokenizer)
+    cut = {**content["model"], "pos_embed": content["model"]["pos_embed"][:, 2:]}
+    atomic_save({"model": cut}, tmp_path / "cut.pth")
+    with pytest.raises(UserError, match="--pretrained_ckpt: .*found 14 positions, expected"):
+        load_networks(tmp_path / "cut.pth", world.tokenizer)
+
+
+def test_images_of_another_size_are_refused(world: TinyWorld) -> None:
+    load_networks(world.checkpoint, world.tokenizer, GRID.image_size)
+    with pytest.raises(UserError, match="found images of 16 pixels, expected 32"):
+        load_networks(world.checkpoint, world.tokenizer, 32)

@@ -1,0 +1,358 @@
+"""References: read from ADM's files or made of images, the same either way, kept by content."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import PIL
+import pytest
+import torch
+import torch_fidelity
+
+from evaluation import references
+from evaluation.features import (
+    KINDS,
+    FeatureExtractor,
+    Features,
+    build_extractor,
+    extract,
+    extract_share,
+)
+from evaluation.image_sources import open_images
+from evaluation.metrics import Reference, Statistics, feature_statistics, score
+from evaluation.references import cache_folder, open_reference
+from tests.unit.evaluation.scoring_files import (
+    CPU,
+    assert_made_of,
+    digits_extractor,
+    random_images,
+    write_digits,
+    write_folder,
+)
+from tests.unit.evaluation.test_features import save_random_inception
+from util.errors import UserError
+
+DIGITS = KINDS["digits"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> FeatureExtractor:
+    return digits_extractor(tmp_path_factory.mktemp("weights") / "digits.pt")
+
+
+def load(path: Path, extractor: FeatureExtractor, *needs: str) -> Reference:
+    found = open_reference(path, extractor.kind, 32, needs or ("pool",)).load(extractor, 7)
+    assert found is not None
+    return found
+
+
+def features_of(path: Path, extractor: FeatureExtractor) -> Features:
+    found = extract_share(open_images(path, "--images"), extractor, 16, 0).features
+    assert found is not None
+    return found
+
+
+def test_end_to_end_equals_torch_fidelity(tmp_path: Path) -> None:
+    """All its scores from two folders, one of them deep, by its own command's function."""
+    weights = write_digits(tmp_path / "digits.pt")
+    samples = write_folder(tmp_path / "samples", random_images(1010, seed=1))
+    real = write_folder(tmp_path / "real", random_images(1005, seed=2) // 2, deep=True)
+    theirs = calculate_metrics(samples, real, "lpd-digits", weights, kid=True, prc=True)
+    extractor = build_extractor("digits", str(weights), CPU)
+    reference = load(real, extractor, "pool", "features")
+    ours = score(features_of(samples, extractor), DIGITS, reference, ("fid", "is", "kid", "prc"))
+    for name, value, spread in (
+        ("fid", "frechet_inception_distance", None),
+        ("is", "inception_score_mean", "inception_score_std"),
+        ("kid", "kernel_inception_distance_mean", "kernel_inception_distance_std"),
+        ("precision", "precision", None),
+        ("recall", "recall", None),
+    ):
+        assert ours.values[name].value == pytest.approx(theirs[value], rel=1e-4), name
+        if spread is not None:
+            assert ours.values[name].spread == pytest.approx(theirs[spread], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_end_to_end_with_inception(tmp_path: Path) -> None:
+    weights = tmp_path / "inception.pth"
+    save_random_inception(weights)
+    samples = write_folder(tmp_path / "samples", random_images(16, seed=1))
+    real = write_folder(tmp_path / "real", random_images(12, seed=2))
+    theirs = calculate_metrics(samples, real, "inception-v3-compat", weights, prc=True)
+    extractor = build_extractor("inception", str(weights), CPU, spatial=True)
+    reference = load(real, extractor, "pool", "spatial", "features")
+    found = features_of(samples, extractor)
+    ours = score(found, extractor.kind, reference, ("fid", "sfid", "is", "prc"))
+    assert ours.values["fid"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert ours.values["is"].value == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
+    assert ours.values["precision"].value == theirs["precision"]
+    expected = score(
+        found,
+        extractor.kind,
+        Reference(spatial=feature_statistics(features_of(real, extractor).spatial)),
+        ("sfid",),
+    )
+    assert ours.values["sfid"].value == pytest.approx(expected.values["sfid"].value, rel=1e-4)
+
+
+def calculate_metrics(
+    samples: Path, real: Path, extractor: str, weights: Path, **metrics: bool
+) -> dict[str, float]:
+    return torch_fidelity.calculate_metrics(
+        input1=str(samples),
+        input2=str(real),
+        isc=True,
+        fid=True,
+        **metrics,
+        feature_extractor=extractor,
+        feature_extractor_weights_path=str(weights),
+        samples_find_deep=True,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+
+
+def test_folder_archive_and_saved_file_are_the_same_reference(
+    digits: FeatureExtractor, tmp_path: Path
+) -> None:
+    images = random_images(70)
+    expected = extract(digits, torch.from_numpy(images))
+    folder = write_folder(tmp_path / "real", images)
+    np.savez(tmp_path / "archive.npz", arr_0=images)
+    load(folder, digits, "pool", "features").save(tmp_path / "saved.npz")
+    for path in (folder, tmp_path / "archive.npz", tmp_path / "saved.npz"):
+        found = load(path, digits, "pool", "features")
+        assert_made_of(found.pool.mu, found.pool.sigma, found.features, expected.pool)
+
+
+def test_adms_file_of_images_and_statistics(digits: FeatureExtractor, tmp_path: Path) -> None:
+    """Its statistics are of more images than it holds: they are not made of these."""
+    images, mu = random_images(12), np.arange(64.0)
+    path = tmp_path / "VIRTUAL_imagenet.npz"
+    np.savez(path, arr_0=images, mu=mu, sigma=np.eye(64))
+    found = load(path, digits, "pool", "features")
+    assert np.array_equal(found.pool.mu, mu)
+    assert len(found.features) == 12
+    message = refusal(path, "pool", "spatial", kind=KINDS["inception"])
+    assert "mu is float64 of shape (64,)" in message or "holds no mu_s" in message
+
+
+def test_adms_statistics_of_sfid(tmp_path: Path) -> None:
+    spatial = Statistics(np.arange(2023.0), np.eye(2023))
+    pool = Statistics(np.arange(2048.0), np.eye(2048))
+    path = tmp_path / "adm.npz"
+    Reference(pool, spatial).save(path)
+    with np.load(path) as saved:
+        assert sorted(saved) == ["mu", "mu_s", "sigma", "sigma_s"]
+    plan = open_reference(path, KINDS["inception"], 256, ("pool", "spatial"))
+    assert plan.source is None
+    assert np.array_equal(plan.known.spatial.mu, spatial.mu)
+    pool.save(path)
+    message = refusal(path, "spatial", kind=KINDS["inception"])
+    assert "holds no mu_s, expected an .npz with mu_s (2023,) and sigma_s (2023, 2023)" in message
+
+
+def test_statistics_alone_do_not_serve_kid(tmp_path: Path) -> None:
+    path = tmp_path / "stats.npz"
+    Statistics(np.zeros(64), np.eye(64)).save(path)
+    message = refusal(path, "pool", "features")
+    assert "holds statistics only, but KID, precision and recall compare single images" in message
+    assert "scripts/compute_stats.py wrote with --features" in message
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each time images are read."""
+    reads: list[str] = []
+    make = references._make
+
+    def count(source: object, extractor: object, parts: set[str], *rest: object) -> object:
+        reads.append(",".join(sorted(parts)))
+        return make(source, extractor, parts, *rest)
+
+    monkeypatch.setattr(references, "_make", count)
+    return reads
+
+
+def test_a_reference_is_kept_by_content(
+    digits: FeatureExtractor, tmp_path: Path, counted: list[str]
+) -> None:
+    folder = write_folder(tmp_path / "real", random_images(70))
+    first = load(folder, digits)
+    again = load(folder.rename(tmp_path / "moved"), digits)
+    assert counted == ["pool"]
+    assert np.array_equal(first.pool.sigma, again.pool.sigma)
+    folder = tmp_path / "moved"
+    assert load(folder, digits, "pool", "features").features.shape == (70, 64)
+    load(folder, digits, "features")
+    assert counted == ["pool", "features"]
+    load(folder, digits_extractor(tmp_path / "other.pt", seed=1))
+    assert counted[2:] == ["pool"]  # another network's weights
+    open_reference(folder, DIGITS, 32, ("pool",)).load(digits)
+    assert len(counted) == 3
+    write_folder(folder, random_images(1, seed=9))  # one image is another
+    changed = load(folder, digits)
+    assert len(counted) == 4 and not np.array_equal(changed.pool.mu, first.pool.mu)
+
+
+def test_the_image_size_is_part_of_the_key(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "real", random_images(4))
+    extractor = digits_extractor(tmp_path / "digits.pt")
+    keys = {
+        references._cache_key(open_images(folder, "--fid_stats", size), extractor)
+        for size in (16, 32, 64)
+    }
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("library", [torch_fidelity, PIL])
+def test_the_libraries_are_part_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: ModuleType
+) -> None:
+    images = open_images(write_folder(tmp_path / "real", random_images(4)), "--fid_stats", 32)
+    extractor = digits_extractor(tmp_path / "digits.pt")
+    before = references._cache_key(images, extractor)
+    assert references._cache_key(images, extractor) == before
+    monkeypatch.setattr(library, "__version__", "another")
+    assert references._cache_key(images, extractor) != before
+
+
+def test_a_damaged_cache_is_made_anew(
+    digits: FeatureExtractor,
+    tmp_path: Path,
+    counted: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = write_folder(tmp_path / "real", random_images(70))
+    first = load(folder, digits)
+    (file,) = cache_folder().iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    again = load(folder, digits)
+    assert "it is made anew" in caplog.text
+    assert counted == ["pool", "pool"] and np.array_equal(first.pool.mu, again.pool.mu)
+    load(folder, digits)
+    assert len(counted) == 2
+
+
+def test_without_room_for_the_cache_the_run_goes_on(
+    digits: FeatureExtractor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "home").write_text("a file where the folder should be")
+    found = load(write_folder(tmp_path / "real", random_images(70)), digits)
+    assert np.isfinite(found.pool.sigma).all()
+    assert "the reference is not kept" in caplog.text
+
+
+def test_few_images_give_a_warning(
+    digits: FeatureExtractor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load(write_folder(tmp_path / "real", random_images(5)), digits)
+    assert "5 images for 64-dimensional features" in caplog.text
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    extractor = digits_extractor(tmp_path / "digits.pt")
+    with torch.no_grad():
+        extractor.network.classifier.body[-2].bias[0] = torch.nan
+    folder = write_folder(tmp_path / "real", random_images(5))
+    with pytest.raises(UserError, match=r"^--fid_stats: images 0 to 4 of .*real: found NaN"):
+        load(folder, extractor)
+    assert not cache_folder().exists()
+
+
+def test_saved_statistics_are_a_reference(digits: FeatureExtractor, tmp_path: Path) -> None:
+    statistics = feature_statistics(torch.randn(100, 64))
+    statistics.save(tmp_path / "stats.npz")
+    found = load(tmp_path / "stats.npz", digits)
+    assert np.array_equal(found.pool.mu, statistics.mu)
+    assert np.array_equal(found.pool.sigma, statistics.sigma)
+    assert [path.name for path in tmp_path.iterdir()] == ["stats.npz"]
+
+
+def test_single_precision_reference_is_taken(digits: FeatureExtractor, tmp_path: Path) -> None:
+    samples = Features(torch.randn(100, 64), torch.randn(100, 10))
+    statistics = feature_statistics(torch.randn(100, 64) + 1)
+    path = tmp_path / "stats.npz"
+    np.savez(path, mu=statistics.mu.astype("f4"), sigma=statistics.sigma.astype("f4"))
+    found = score(samples, DIGITS, load(path, digits)).values["fid"].value
+    expected = score(samples, DIGITS, Reference(statistics)).values["fid"].value
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+MU, SIGMA = np.zeros(64), np.eye(64)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "found"),
+    [
+        ({"mu": MU}, "holds no sigma"),
+        ({"other": MU}, "holds no mu"),
+        ({"mu": np.zeros(2048), "sigma": SIGMA}, r"mu is float64 of shape (2048,)"),
+        ({"mu": MU, "sigma": MU}, r"sigma is float64 of shape (64,)"),
+        ({"mu": MU.astype(int), "sigma": SIGMA}, "mu is int64"),
+        ({"mu": MU.astype(object), "sigma": SIGMA}, "cannot be read (Object arrays"),
+        ({"mu": MU + np.nan, "sigma": SIGMA}, "mu holds NaN or infinity"),
+        ({"mu": MU, "sigma": SIGMA + np.inf}, "sigma holds NaN or infinity"),
+        ({"mu": MU, "sigma": np.tri(64)}, "sigma is no covariance"),
+        ({"mu": MU, "sigma": -SIGMA}, "sigma is no covariance"),
+    ],
+)
+def test_unusable_statistics(tmp_path: Path, arrays: dict[str, np.ndarray], found: str) -> None:
+    path = tmp_path / "stats.npz"
+    np.savez(path, **arrays)
+    message = refusal(path, "pool")
+    assert message.startswith(f"--fid_stats: {path}")
+    assert found in message
+    assert "expected an .npz with mu (64,) and sigma (64, 64)" in message
+
+
+@pytest.mark.parametrize(
+    ("features", "found"),
+    [
+        (np.zeros((9, 64)), "features are float64 of shape (9, 64)"),
+        (np.zeros((9, 65), "f4"), "features are float32 of shape (9, 65)"),
+        (np.full((9, 64), np.nan, "f4"), "features hold NaN or infinity"),
+    ],
+)
+def test_unusable_features(tmp_path: Path, features: np.ndarray, found: str) -> None:
+    path = tmp_path / "stats.npz"
+    np.savez(path, features=features)
+    assert found in refusal(path, "features")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    path = tmp_path / "stats.npz"
+    np.savez(path, mu=MU, sigma=SIGMA)
+    whole = path.read_bytes()
+    for content in (b"", b"not an archive", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        assert f"--fid_stats: {path} cannot be read" in refusal(path, "pool")
+    np.save(tmp_path / "mu.npy", MU)
+    assert "cannot be read" in refusal(tmp_path / "mu.npy", "pool")
+    assert "does not exist" in refusal(tmp_path / "absent.npz", "pool")
+
+
+def refusal(path: Path, *needs: str, kind: object = DIGITS) -> str:
+    with pytest.raises(UserError) as caught:
+        open_reference(path, kind, 32, needs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_of_larger_images_is_cropped(digits: FeatureExtractor, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "large", random_images(4, size=64))
+    assert load(folder, digits).pool.sigma.shape == (64, 64)

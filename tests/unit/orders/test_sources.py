@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from orders.group_sizes import group_sizes
+from orders.locality import locality_aware_orders, random_orders
+from orders.order_file import write_orders
+from orders.sources import parse_order_kind, shaped_group_sizes
+from util.geometry import TokenGrid
+
+GRID = TokenGrid(64, 4, 32)  # 16 x 16
+IDS = np.array([3, 0, 41])
+
+
+def orders(text: str, ids: np.ndarray = IDS, steps: int = 20, seed: int = 5) -> np.ndarray:
+    return parse_order_kind(text, GRID, seed, 50).make(ids, group_sizes(256, steps))
+
+
+def test_kinds_are_what_evaluation_uses() -> None:
+    sizes = group_sizes(256, 20)
+    lpd = [locality_aware_orders(3, sizes, 16, p, r, 5, IDS) for p, r in [(1, 2), (1, 3), (0, 3)]]
+    assert np.array_equal(orders("lpd"), lpd[0])  # published: repulsion 2 in 20 steps
+    assert np.array_equal(orders("lpd:2"), lpd[0])
+    assert np.array_equal(orders("lpd", steps=12), orders("lpd:1", steps=12))  # none published
+    assert not np.array_equal(orders("lpd", steps=12), orders("lpd:2", steps=12))
+    assert np.array_equal(orders("lpd:3"), lpd[1])
+    assert np.array_equal(orders("lpd:3:0"), lpd[2])
+    assert np.array_equal(orders("random"), random_orders(3, 256, 5, IDS))
+    assert (orders("raster") == np.arange(256)).all()
+
+
+@pytest.mark.parametrize("text", ["lpd", "random", "raster"])
+def test_an_order_depends_on_seed_and_image_only(text: str) -> None:
+    alone = np.concatenate([orders(text, IDS[row : row + 1]) for row in range(3)])
+    assert np.array_equal(orders(text), alone)
+    assert np.array_equal(orders(text), orders(text, seed=6)) == (text == "raster")
+
+
+def test_order_files_give_the_row_of_the_image(tmp_path) -> None:
+    rows = random_orders(50, 256, seed=9)
+    for name in ("orders.npy", "orders.json"):
+        write_orders(tmp_path / name, rows)
+        found = orders(str(tmp_path / name))
+        assert found.dtype == np.int64 and np.array_equal(found, rows[IDS])
+    with pytest.raises(ValueError, match="holds 50 orders, expected one for each of 51 images"):
+        parse_order_kind(str(tmp_path / "orders.npy"), GRID, 0, 51)
+
+
+@pytest.mark.parametrize("text", ["lpd:", "lpd:x", "lpd:1:2:3", "lpd:-1", "lpd:nan", "lpd:inf"])
+def test_thresholds_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected lpd:R or lpd:R:P with finite numbers"):
+        parse_order_kind(text, GRID, 0, 50)
+
+
+def test_anything_else_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"found 'spiral', expected random, raster, lpd"):
+        parse_order_kind("spiral", GRID, 0, 50)
+
+
+def test_shapes() -> None:
+    assert shaped_group_sizes(256, 20, "rule") == group_sizes(256, 20)
+    assert shaped_group_sizes(13, 5, "1") == [1, 3, 3, 3, 3]
+    assert shaped_group_sizes(17, 5, "2") == [1, 1, 3, 5, 7]
+    assert shaped_group_sizes(9, 9, "3") == [1] * 9
+
+
+@pytest.mark.parametrize("shape", ["0.2", "1", "1.5", "2", "3", "40"])
+def test_every_shape_fits_every_number_of_steps(shape: str) -> None:
+    for num_tokens in (4, 16, 64, 256):
+        for steps in {2, 3, num_tokens // 2, num_tokens - 1, num_tokens}:
+            if steps > num_tokens:
+                continue
+            sizes = shaped_group_sizes(num_tokens, steps, shape)
+            assert len(sizes) == steps and sum(sizes) == num_tokens
+            assert min(sizes) >= 1 and sizes[0] == 1
+
+
+@pytest.mark.parametrize("shape", ["cosine", "0", "-1", "nan", "inf"])
+def test_shapes_that_are_none_are_refused(shape: str) -> None:
+    with pytest.raises(ValueError, match=f"found shape '{shape}', expected rule or a positive"):
+        shaped_group_sizes(256, 20, shape)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 257])
+def test_steps_that_cannot_be_are_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"found {steps} steps, expected 2 to 256"):
+        shaped_group_sizes(256, steps, "2")

@@ -1,0 +1,278 @@
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hub.weights import atomic_save
+from models.lpd import lpd_tiny
+from training.checkpoint import (
+    LAST,
+    PREVIOUS,
+    TrainingState,
+    load_pretrained,
+    resize_pos_embed,
+)
+from util import distributed
+from util.errors import UserError
+
+
+def tiny(**options: int):
+    defaults = dict(img_size=16, vqgan_stride=4, vqgan_vocab_size=32, class_num=3)
+    return lpd_tiny(**{**defaults, **options})
+
+
+def test_training_state_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-last.pth"
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), [16]).backward()
+    optimizer.step()
+    flags = argparse.Namespace(lr=1e-3, sizes=[1, 2], resume="", output_dir=tmp_path)
+    atomic_save(TrainingState(model, optimizer, flags, epoch=7).content(), path)
+    read = torch.load(path)["args"]
+    assert read == {"lr": 1e-3, "sizes": [1, 2], "resume": "", "output_dir": str(tmp_path)}
+    other = tiny()
+    state = TrainingState(other, torch.optim.AdamW(other.parameters()), argparse.Namespace())
+    state.restore(path)
+    assert state.epoch == 7
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    moments = [s["exp_avg"] for s in optimizer.state_dict()["state"].values()]
+    restored = [s["exp_avg"] for s in state.optimizer.state_dict()["state"].values()]
+    assert all(torch.equal(*pair) for pair in zip(moments, restored, strict=True))
+
+
+def fresh(global_batch: int = 8, **more: object) -> TrainingState:
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    return TrainingState(model, optimizer, argparse.Namespace(), global_batch=global_batch, **more)
+
+
+def stepped(state: TrainingState) -> TrainingState:
+    """With moments of every parameter."""
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    return state
+
+
+def saved(path: Path, **entries: object) -> Path:
+    """A checkpoint of 8 images a step, 6 steps into epoch 3."""
+    place = {"epoch": 2, "step_in_epoch": 6, "epoch_loss": [1.5, 2.5]}
+    atomic_save({**stepped(fresh()).content(), **place, **entries}, path)
+    return path
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_place_in_an_epoch_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / LAST)
+    for processes, rank, expected in ((2, 0, 1.5), (2, 1, 2.5), (1, 0, 2.0), (4, 3, 2.0)):
+        monkeypatch.setattr(distributed, "world_size", lambda processes=processes: processes)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        state = fresh()
+        state.restore(path)
+        state.join(torch.device("cpu"))
+        assert (state.epoch, state.step, state.loss_sum.item()) == (2, 6, expected)
+
+
+def test_another_global_batch_goes_on_after_as_many_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path / LAST)
+    for batch, step in ((4, 12), (16, 3), (10, 4), (100, 0)):
+        state = fresh(global_batch=batch)
+        state.restore(path)
+        assert state.step == step
+        assert state.loss_sums == [1.5 * step / 6, 2.5 * step / 6]
+    assert "saved with 8 images a step, this run has 10: its epoch goes on after 40" in caplog.text
+
+
+def test_a_checkpoint_without_a_place_was_saved_between_epochs(tmp_path: Path) -> None:
+    content = stepped(fresh()).content()
+    for name in ("step_in_epoch", "epoch_loss", "global_batch"):
+        del content[name]
+    atomic_save({**content, "epoch": 4, "scaler": {"scale": 65536.0}}, tmp_path / LAST)
+    state = fresh()
+    state.restore(tmp_path / LAST)
+    assert (state.epoch, state.step) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"step_in_epoch": -1}, "found step -1 with 8 images"),
+        ({"step_in_epoch": "6"}, "found step '6'"),
+        ({"global_batch": 0}, "found step 6 with 0 images a step, expected whole numbers"),
+        ({"epoch_loss": []}, "epoch_loss is"),
+        ({"epoch_loss": [float("nan")]}, "epoch_loss is .*nan.*, expected finite numbers"),
+        ({"epoch": "2"}, "epoch is '2'"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_refused(
+    tmp_path: Path, entries: dict, message: str
+) -> None:
+    path = saved(tmp_path / LAST, **entries)
+    with pytest.raises(UserError, match=f"^--resume: .*{message}"):
+        fresh().restore(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found.update(state={}), "optimizer state lacks step, expected it for all"),
+        (lambda found: found["state"].pop(5), "optimizer state lacks step"),
+        (lambda found: found["state"][5].pop("exp_avg"), "optimizer state lacks exp_avg,"),
+        (lambda found: found["state"][5].update(exp_avg_sq="ab"), "lacks exp_avg_sq"),
+        (
+            lambda found: found["state"][5].update(exp_avg=torch.zeros(7)),
+            r"optimizer state exp_avg has shape \(7,\), expected",
+        ),
+        (
+            lambda found: found["state"][5]["exp_avg_sq"].mul_(torch.nan),
+            "optimizer state exp_avg_sq is not finite",
+        ),
+        (lambda found: found.update(param_groups=[]), "optimizer state does not fit this model"),
+        (lambda found: found.pop("state"), "optimizer state does not fit this model"),
+        (lambda found: found["param_groups"][0]["params"].pop(), "does not fit this model"),
+    ],
+)
+def test_an_incomplete_optimizer_is_refused(
+    tmp_path: Path, change: Callable[[dict], object], message: str
+) -> None:
+    optimizer = stepped(fresh()).optimizer.state_dict()
+    change(optimizer)
+    path = saved(tmp_path / LAST, optimizer=optimizer)
+    with pytest.raises(UserError, match=f"^--resume: .*{message}"):
+        fresh().restore(path)
+
+
+def test_how_the_optimizer_computes_is_for_the_flags_to_say(tmp_path: Path) -> None:
+    optimizer = stepped(fresh()).optimizer.state_dict()
+    optimizer["param_groups"][0].update(weight_decay=7.0, betas="ab")
+    del optimizer["param_groups"][0]["eps"]
+    state = fresh()
+    state.restore(saved(tmp_path / LAST, optimizer=optimizer))
+    (group,) = state.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.01, (0.9, 0.999), 1e-8)
+    stepped(state)
+
+
+@pytest.mark.parametrize("form", [dict, argparse.Namespace])
+def test_other_data_or_another_seed_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, form: type
+) -> None:
+    path = saved(tmp_path / LAST, num_images=48, args=form(seed=1))
+    for num_images, seed, warned in (
+        *((48, 1, []), (None, None, []), (40, 1, ["images in the data 48, this run has 40"])),
+        (48, 2, ["--seed 1, this run has 2"]),
+    ):
+        caplog.clear()
+        state = fresh(num_images=num_images)
+        state.args = argparse.Namespace(**({"seed": seed} if seed else {}))
+        state.restore(path)
+        assert len(caplog.messages) == len(warned)
+        assert all(words in caplog.text for words in warned)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_the_one_before_stands_in_for_a_damaged_checkpoint(
+    tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path / PREVIOUS)
+    saved(tmp_path / LAST, step_in_epoch=7)
+    assert fresh().resume(tmp_path) == tmp_path / LAST
+    damage(tmp_path / LAST)
+    state = fresh()
+    with caplog.at_level(logging.WARNING):
+        assert state.resume(tmp_path) == tmp_path / PREVIOUS
+    assert state.step == 6
+    assert len(caplog.records) == (LAST in {path.name for path in tmp_path.iterdir()})
+    flip_a_bit(tmp_path / PREVIOUS)
+    with pytest.raises(UserError, match=f"^--resume: .*{PREVIOUS} is not a readable") as caught:
+        fresh().resume(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sound_checkpoint_of_another_run_is_not_passed_over(tmp_path: Path) -> None:
+    saved(tmp_path / PREVIOUS)
+    saved(tmp_path / LAST, model={})
+    with pytest.raises(UserError, match=f"{LAST}: weight fake_latent is missing"):
+        fresh().resume(tmp_path)
+    assert fresh().resume(tmp_path / "missing") is None
+
+
+def test_processes_that_read_different_files_do_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = fresh()
+    state.restore(saved(tmp_path / LAST))
+    monkeypatch.setattr(distributed, "gather", lambda place: [place, (2, 0)])
+    with pytest.raises(UserError, match=r"--resume: .*\[\(2, 0\), \(2, 6\)\] on different"):
+        state.join(torch.device("cpu"))
+
+
+def test_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-last.pth"
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = TrainingState(model, optimizer, argparse.Namespace(), 0, "a" * 64)
+    atomic_save(stepped(state).content(), path)
+    with pytest.raises(UserError, match="tokenizer aaaaaaaaaaaa, expected this run's bbbbbbbbbbbb"):
+        TrainingState(model, optimizer, argparse.Namespace(), 0, "b" * 64).restore(path)
+    TrainingState(model, optimizer, argparse.Namespace(), 0, None).restore(path)
+
+
+def test_weights_alone_cannot_be_resumed(tmp_path: Path) -> None:
+    model = tiny()
+    atomic_save({"model": model.state_dict()}, tmp_path / "x.pth")
+    state = TrainingState(model, torch.optim.AdamW(model.parameters()), argparse.Namespace())
+    with pytest.raises(UserError, match="holds no 'optimizer' entry"):
+        state.restore(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weights": {}}, "holds no 'model' entry"),
+        ({"model": [1, 2]}, "weights are a list, expected a dictionary"),
+        ({"model": {}}, "weight fake_latent is missing"),
+    ],
+)
+def test_wrong_content_is_named(tmp_path: Path, content: dict, message: str) -> None:
+    atomic_save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=f"^--pretrained_ckpt: .*x.pth: {message}"):
+        load_pretrained(tiny(), tmp_path / "x.pth")
+
+
+def test_another_model_size_is_refused_with_and_without_resize(tmp_path: Path) -> None:
+    atomic_save({"model": tiny(class_num=4).state_dict()}, tmp_path / "x.pth")
+    for resize in (False, True):
+        with pytest.raises(UserError, match=r"class_emb.weight has shape \(4, 192\)"):
+            load_pretrained(tiny(), tmp_path / "x.pth", resize=resize)
+
+
+def test_another_grid_needs_resize(tmp_path: Path) -> None:
+    small, large = tiny(), tiny(img_size=32)
+    atomic_save({"model": small.state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"pos_embed has shape \(1, 17, 192\), expected \(1, 65"):
+        load_pretrained(large, tmp_path / "x.pth")
+    load_pretrained(large, tmp_path / "x.pth", resize=True)
+    assert torch.equal(large.pos_embed, resize_pos_embed(small.pos_embed, 64))
+    assert torch.equal(large.head.weight, small.head.weight)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-last.pth"
+    atomic_save({"epoch": 1}, path)
+    with pytest.raises(AttributeError):
+        atomic_save({"epoch": lambda: None}, path)  # cannot be pickled
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-last.pth"]

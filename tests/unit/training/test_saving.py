@@ -1,0 +1,141 @@
+"""Checkpoints written beside training: what is saved is the moment of the call, whole or not."""
+
+import logging
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hub.weights import atomic_save, read_checkpoint
+from training import checkpoint as saving
+from training.checkpoint import LAST, PREVIOUS, CheckpointSaver
+from util.errors import UserError
+
+
+def content(value: float = 0.0) -> dict:
+    return {
+        "model": {"w": torch.full((50, 10), float(value))},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(float(value))}},
+            "groups": [{"betas": (0, 1)}],
+        },
+        "epoch": int(value),
+    }
+
+
+def value_of(path: Path) -> float:
+    found = read_checkpoint(path, "test")
+    assert found["model"]["w"].unique().numel() == 1
+    assert found["optimizer"]["state"][0]["step"] == found["model"]["w"][0, 0] == found["epoch"]
+    assert found["optimizer"]["groups"] == [{"betas": (0, 1)}]
+    return float(found["epoch"])
+
+
+def test_the_moment_of_the_call_is_saved_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def wait_and_save(*arguments: object) -> None:
+        assert go.wait(30)
+        atomic_save(*arguments)
+
+    monkeypatch.setattr(saving, "atomic_save", wait_and_save)
+    state = content(1)
+    with CheckpointSaver(tmp_path) as saver:
+        saver.save(state, [LAST, "checkpoint-7.pth"])
+        state["model"]["w"] += 1  # the next step, while nothing is written yet
+        assert not list(tmp_path.iterdir())
+        go.set()
+        saver.wait()
+        assert value_of(tmp_path / LAST) == value_of(tmp_path / "checkpoint-7.pth") == 1
+
+
+def test_the_last_two_are_kept_in_the_memory_of_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), CheckpointSaver(tmp_path) as saver:
+        saver.reserve(content())
+        memory = {key: buffer.data_ptr() for key, buffer in saver._buffers.items()}
+        for value in (1, 2, 3):
+            saver.save(content(value), [LAST])  # waits for the one before
+        saver.wait()
+        assert memory == {key: buffer.data_ptr() for key, buffer in saver._buffers.items()}
+    assert value_of(tmp_path / LAST) == 3
+    assert value_of(tmp_path / PREVIOUS) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+    line = r"saved checkpoint-last.pth in \d+\.\d s beside training; the step waited \d+\.\d\d s"
+    assert len(re.findall(line, caplog.text)) == 3
+
+
+def test_a_damaged_last_one_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / LAST).write_bytes(b"damaged")
+    atomic_save(content(1), tmp_path / PREVIOUS)
+    with CheckpointSaver(tmp_path, last_is_good=False) as saver:
+        saver.save(content(2), [LAST])
+        saver.wait()
+        assert (value_of(tmp_path / PREVIOUS), value_of(tmp_path / LAST)) == (1, 2)
+        saver.save(content(3), [LAST])
+        saver.wait()
+    assert (value_of(tmp_path / PREVIOUS), value_of(tmp_path / LAST)) == (2, 3)
+
+
+def test_without_hard_links_the_same_files_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with CheckpointSaver(tmp_path) as saver:
+        for value in (1, 2, 3):
+            saver.save(content(value), [LAST])
+    assert (value_of(tmp_path / PREVIOUS), value_of(tmp_path / LAST)) == (2, 3)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small tmpfs takes root's rights")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_files_as_they_were(small_disk: Path) -> None:
+    with CheckpointSaver(small_disk) as saver:
+        for value in (1, 2):
+            saver.save(content(value), [LAST])
+        saver.wait()
+        large = {"model": {"w": torch.zeros(100_000)}}
+        saver.save(large, [LAST])
+        with pytest.raises(UserError, match=f"^--output_dir: .*{LAST}: No space left on device$"):
+            saver.save(content(3), [LAST])
+        assert (value_of(small_disk / PREVIOUS), value_of(small_disk / LAST)) == (1, 2)
+        assert sorted(path.name for path in small_disk.iterdir()) == [LAST, PREVIOUS]
+        saver.save(content(4), [LAST])  # there is room again
+    assert value_of(small_disk / LAST) == 4
+
+
+def test_a_failed_write_is_known_before_the_next(tmp_path: Path) -> None:
+    with CheckpointSaver(tmp_path / "missing") as saver:
+        assert not saver.failed
+        saver.save(content(), [LAST])
+        with pytest.raises(OSError):
+            saver._writing.result(30)
+        assert saver.failed
+        with pytest.raises(UserError, match="^--output_dir: .*No such file or directory"):
+            saver.wait()
+        assert not saver.failed

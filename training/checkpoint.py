@@ -1,0 +1,481 @@
+"""LPD checkpoints: starting from published weights, saving and resuming a training run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from hub.weights import (
+    DamagedCheckpoint,
+    Weights,
+    atomic_save,
+    load_weights,
+    plain_flags,
+    read_checkpoint,
+    read_weights,
+    weights_in,
+)
+from models.lpd import LPD
+from training.sharding import gathered
+from util import distributed
+from util.errors import UserError, blame
+from util.geometry import grid_side
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointSaver:
+    """Copies a training state to the host and writes it while training goes on, one at a time.
+
+    `LAST` becomes `PREVIOUS` when its successor is complete. Leaving the block waits for the file
+    that is being written.
+
+    Args:
+        folder: an existing folder.
+        last_is_good: whether the `LAST` that it holds may become `PREVIOUS`.
+    """
+
+    def __init__(self, folder: Path, last_is_good: bool = True) -> None:
+        self._folder = folder
+        self._last_is_good = last_is_good
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        # Page-locked on a GPU machine, where getting it takes longer than the copy: kept.
+        self._buffers: dict[tuple, torch.Tensor] = {}
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last file could not be written, as far as is known."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def reserve(self, content: dict[str, Any]) -> None:
+        """Get the memory that saving `content` takes, so that the first save need not."""
+        if distributed.is_main():
+            self._map(content, self._buffer)
+
+    def save(self, content: dict[str, Any], names: Sequence[str]) -> None:
+        """Copy `content` and have it written; all processes call it, rank 0 writes.
+
+        Args:
+            content: what to save; its tensors may change as soon as this returns.
+            names: of the files.
+
+        Raises:
+            UserError: on all processes, if the file before could not be written.
+        """
+        started = time.perf_counter()
+        self.wait()
+        if distributed.is_main():
+            copying = _DeviceTime()
+            copy = self._map(content, self._copy)
+            copying.stop()
+            waited = time.perf_counter() - started
+            self._writing = self._thread.submit(self._write, copy, names, copying, waited)
+
+    def wait(self) -> None:
+        """Wait for the file that is being written; all processes call it.
+
+        Raises:
+            UserError: on all processes, if it could not be written.
+        """
+
+        def settle() -> None:
+            if self._writing is not None:
+                writing, self._writing = self._writing, None
+                with blame("--output_dir"):
+                    writing.result()
+
+        distributed.fail_together(settle)
+
+    def __enter__(self) -> CheckpointSaver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+
+    def _write(
+        self, content: dict[str, Any], names: Sequence[str], copying: _DeviceTime, waited: float
+    ) -> None:
+        waited += copying.wait()
+        started = time.perf_counter()
+        for name in names:
+            rotates = name == LAST and self._last_is_good
+            previous = self._folder / PREVIOUS if rotates else None
+            atomic_save(content, self._folder / name, previous)
+            self._last_is_good |= name == LAST
+        logger.info(
+            "saved %s in %.1f s beside training; the step waited %.2f s",
+            " and ".join(names),
+            time.perf_counter() - started,
+            waited,
+        )
+
+    def _map(self, content: Any, function: Any, key: tuple = ()) -> Any:
+        """`content` with `function(key, tensor)` in the place of every tensor."""
+        if isinstance(content, dict):
+            return {
+                name: self._map(value, function, (*key, name)) for name, value in content.items()
+            }
+        if isinstance(content, list | tuple):
+            return type(content)(
+                self._map(value, function, (*key, place)) for place, value in enumerate(content)
+            )
+        return function(key, content) if isinstance(content, torch.Tensor) else content
+
+    def _buffer(self, key: tuple, tensor: torch.Tensor) -> torch.Tensor:
+        """Host memory for a tensor, the same at every save."""
+        buffer = self._buffers.get(key)
+        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._buffers[key] = buffer
+        return buffer
+
+    def _copy(self, key: tuple, tensor: torch.Tensor) -> torch.Tensor:
+        return self._buffer(key, tensor).copy_(tensor, non_blocking=True)
+
+
+class _DeviceTime:
+    """How long a GPU is busy with what is queued between making this and `stop`; 0 without one."""
+
+    def __init__(self) -> None:
+        on_gpu = torch.cuda.is_initialized()
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * on_gpu)]
+        self._record(0)
+
+    def stop(self) -> None:
+        self._record(1)
+
+    def wait(self) -> float:
+        """Wait until all of it is done; seconds it took."""
+        if not self._events:
+            return 0.0
+        start, end = self._events
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    def _record(self, number: int) -> None:
+        if self._events:
+            self._events[number].record()
+
+
+LAST = "checkpoint-last.pth"
+# The one before, for the day the last one is damaged.
+PREVIOUS = "checkpoint-previous.pth"
+
+
+@dataclass
+class TrainingState:
+    """All that an interrupted run needs to go on after its last step.
+
+    No random state is among it: every draw follows from the seed and the step (`util.streams`).
+
+    Attributes:
+        model: the bare network (not its DDP wrapper).
+        optimizer: its optimiser.
+        args: the run's flags.
+        epoch: last finished epoch; -1 before the first.
+        tokenizer_fingerprint: which tokenizer the tokens came from, if known.
+        global_batch: images per step, over all processes.
+        step: steps done of epoch `epoch + 1`.
+        loss_sum: float32 scalar on the training device, the sum of this process's losses in them.
+        loss_sums: the same of all processes of the run that was restored, by rank.
+        num_images: images in the data, if known.
+    """
+
+    model: LPD
+    optimizer: torch.optim.Optimizer
+    args: argparse.Namespace
+    epoch: int = -1
+    tokenizer_fingerprint: str | None = None
+    global_batch: int = 1
+    step: int = 0
+    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    loss_sums: list[float] = field(default_factory=lambda: [0.0])
+    num_images: int | None = None
+
+    def add_step(self, loss: torch.Tensor) -> None:
+        """Count a step, of which this process's loss is `loss`."""
+        self.step += 1
+        self.loss_sum += loss
+
+    def finish_epoch(self) -> None:
+        """Go on to the first step of the next epoch."""
+        self.epoch += 1
+        self.step = 0
+        self.loss_sum.zero_()
+
+    def content(self) -> dict[str, Any]:
+        """The published checkpoint form and the place in the epoch; all processes take part.
+
+        Flags are a dictionary, where the published form has a class that `torch.load` refuses.
+        """
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step_in_epoch": self.step,
+            "epoch_loss": distributed.gather(self.loss_sum.item()),
+            "global_batch": self.global_batch,
+            "num_images": self.num_images,
+            "args": plain_flags(self.args),
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+        }
+        return gathered(content)
+
+    def resume(self, folder: Path) -> Path | None:
+        """Continue from the newest checkpoint of a run that is not damaged.
+
+        Returns:
+            The file; None if the folder holds none.
+
+        Raises:
+            UserError: all are damaged, or the newest that is not is of another model.
+        """
+        paths = checkpoints_in(folder)
+        return load_newest(paths, self.restore) if paths else None
+
+    def restore(self, path: Path, flag: str = "--resume") -> None:
+        """Continue from a training checkpoint.
+
+        One that does not say where in an epoch it was saved was saved between two.
+
+        Raises:
+            DamagedCheckpoint: unreadable; nothing has been changed.
+            UserError: of another model, or not a training checkpoint.
+        """
+        # The optimiser keeps the tensors it is given: they must not hang on the file.
+        content = read_checkpoint(path, flag, mmap=False)
+        what = f"{flag}: {path}"
+        weights = weights_in(content, what)
+        load_weights(self.model, weights.state, what)
+        _check_tokenizer(weights, self.tokenizer_fingerprint, what)
+        _check_queries(weights, self.model.blind_queries, what)
+        self._restore_optimizer(_entry(content, "optimizer", what), what)
+        epoch = _entry(content, "epoch", what)
+        if not isinstance(epoch, int) or epoch < -1:
+            raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
+        self.epoch = epoch
+        self._restore_place(content, what)
+        self._compare_data(weights.flags.get("seed"), content.get("num_images"), what)
+
+    def _restore_place(self, content: dict[str, Any], what: str) -> None:
+        """Take up an epoch where it was left: after as many images, if the batch has changed."""
+        step = content.get("step_in_epoch", 0)
+        batch = content.get("global_batch", self.global_batch)
+        if not all(isinstance(value, int) for value in (step, batch)) or step < 0 or batch < 1:
+            raise UserError(
+                f"{what}: found step {step!r} with {batch!r} images a step, expected whole numbers"
+            )
+        sums = content.get("epoch_loss", [0.0])
+        if not (isinstance(sums, list) and sums) or not all(
+            isinstance(value, float) and math.isfinite(value) for value in sums
+        ):
+            raise UserError(f"{what}: epoch_loss is {sums!r}, expected finite numbers")
+        self.step, self.loss_sums = step, sums
+        if step and batch != self.global_batch:
+            self.step = step * batch // self.global_batch
+            self.loss_sums = [value * self.step / step for value in sums]
+            logger.warning(
+                "%s: saved with %d images a step, this run has %d: its epoch goes on after %d of "
+                "its images",
+                what,
+                batch,
+                self.global_batch,
+                self.step * self.global_batch,
+            )
+
+    def _compare_data(self, seed: Any, num_images: Any, what: str) -> None:
+        """Warn where the epochs to come do not go on with the order of those that were."""
+        found = {"--seed": seed, "images in the data": num_images}
+        run = {"--seed": getattr(self.args, "seed", None), "images in the data": self.num_images}
+        for name, value in found.items():
+            if None not in (value, run[name]) and value != run[name]:
+                logger.warning(
+                    "%s: saved with %s %s, this run has %s: images come in another order, so an "
+                    "epoch that was begun does not see each of them once",
+                    *(what, name, value, run[name]),
+                )
+
+    def join(self, device: torch.device) -> None:
+        """Take this process's share of the epoch that was restored, once the processes have met.
+
+        Raises:
+            UserError: the processes read checkpoints of different steps.
+        """
+        places = set(distributed.gather((self.epoch, self.step)))
+        if len(places) > 1:
+            raise UserError(
+                f"--resume: found checkpoints after (epoch, step) {sorted(places)} on different "
+                "processes, expected the same files on all machines"
+            )
+        sums = self.loss_sums
+        if len(sums) != distributed.world_size():
+            sums = [math.fsum(sums) / len(sums)] * distributed.world_size()
+        self.loss_sum = torch.tensor(sums[distributed.rank()], device=device)
+
+    def _restore_optimizer(self, found: Any, what: str) -> None:
+        """Take up the moments of every parameter; the settings are those of this run's flags."""
+        own = self.optimizer.state_dict()["param_groups"]
+        try:
+            places = [group["params"] for group in found["param_groups"]]
+            groups = [{**group, "params": place} for group, place in zip(own, places, strict=True)]
+            self.optimizer.load_state_dict({"state": found["state"], "param_groups": groups})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{what}: optimizer state does not fit this model: {error}") from error
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                _check_moments(self.optimizer.state.get(parameter, {}), parameter, what)
+
+
+def _check_moments(found: Any, parameter: torch.Tensor, what: str) -> None:
+    """Refuse AdamW's state of a parameter unless it is complete."""
+    shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    for name, expected in shapes.items():
+        value = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{what}: optimizer state lacks {name}, expected it for all weights")
+        if value.shape != expected:
+            raise UserError(
+                f"{what}: optimizer state {name} has shape {tuple(value.shape)}, "
+                f"expected {tuple(expected)}"
+            )
+        if not value.isfinite().all():
+            raise UserError(f"{what}: optimizer state {name} is not finite, expected numbers")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints that a run goes on from, newest first, as far as they are there."""
+    return [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+
+
+def load_newest(paths: Sequence[Path], load: Callable[[Path], object]) -> Path:
+    """Load the first checkpoint that is not damaged; those before it are passed over, and named.
+
+    Args:
+        paths: newest first, at least one.
+        load: raises `DamagedCheckpoint` where nothing can be read, and has changed nothing then.
+
+    Returns:
+        The one that was loaded.
+
+    Raises:
+        DamagedCheckpoint: all are damaged.
+        UserError: the newest that is not is of another model.
+    """
+    problems: list[str] = []
+    for path in paths:
+        try:
+            load(path)
+        except DamagedCheckpoint as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.warning("%s; the one before it takes its place", problem)
+        return path
+    raise DamagedCheckpoint("; ".join(problems))
+
+
+def load_pretrained(
+    model: LPD,
+    path: str | Path,
+    resize: bool = False,
+    tokenizer_fingerprint: str | None = None,
+    flag: str = "--pretrained_ckpt",
+) -> None:
+    """Load the weights of a published or training checkpoint.
+
+    Args:
+        model: the network to fill.
+        path: what `read_weights` reads.
+        resize: for training: let `pos_embed` of another grid through, resized (256 -> 512 px),
+            and the model learn otherwise than before.
+        tokenizer_fingerprint: of the run's tokenizer; None does not compare it with the one that a
+            training checkpoint records.
+        flag: the flag that named the file.
+
+    Raises:
+        UserError: unreadable, of another model size or of another tokenizer.
+    """
+    weights = read_weights(path, flag)
+    what = f"{flag}: {path}"
+    _check_tokenizer(weights, tokenizer_fingerprint, what)
+    if not resize:
+        _check_queries(weights, model.blind_queries, what)
+        if weights.label_drop_prob is not None:
+            model.label_drop_prob = weights.label_drop_prob
+    state = weights.state
+    found = state.get("pos_embed")
+    num_tokens = model.grid.num_tokens
+    if resize and isinstance(found, torch.Tensor) and _same_width(found, model.pos_embed):
+        with blame(f"{what}: pos_embed"):
+            state = {**state, "pos_embed": resize_pos_embed(found, num_tokens)}
+        if found.shape != model.pos_embed.shape:
+            logger.info("resized pos_embed from %d to %d tokens", found.shape[1] - 1, num_tokens)
+    load_weights(model, state, what)
+
+
+def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Resize position embeddings to another square grid (method section 8).
+
+    Args:
+        pos_embed: (1, 1 + M, C); row 0, the class token's, stays as it is.
+        num_tokens: N.
+
+    Returns:
+        (1, 1 + N, C): the grid resized bicubically.
+
+    Raises:
+        ValueError: M or N is not a square number.
+    """
+    old_side, new_side = grid_side(pos_embed.shape[1] - 1), grid_side(num_tokens)
+    if old_side == new_side:
+        return pos_embed
+    grid = pos_embed[:, 1:].float().unflatten(1, (old_side, old_side)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    grid = grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
+    return torch.cat([pos_embed[:, :1], grid], dim=1)
+
+
+def _check_tokenizer(weights: Weights, expected: str | None, what: str) -> None:
+    """Refuse a checkpoint that records another tokenizer than the run's."""
+    found = weights.fingerprint
+    if found and expected and found != expected:
+        raise UserError(
+            f"{what}: was trained on tokens of tokenizer {found[:12]}, "
+            f"expected this run's {expected[:12]} (--vqgan_path)"
+        )
+
+
+def _check_queries(weights: Weights, blind: bool, what: str) -> None:
+    """Refuse a checkpoint whose queries learned to see one another, or not to, unlike the run's."""
+    if weights.blind_queries != blind:
+        words = {True: "with --blind_queries", False: "without --blind_queries"}
+        found, expected = words[weights.blind_queries], words[blind]
+        raise UserError(f"{what}: was trained {found}, expected one {expected}")
+
+
+def _same_width(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return found.dim() == 3 and found.shape[::2] == expected.shape[::2]
+
+
+def _entry(content: dict[str, Any], key: str, what: str) -> Any:
+    if key not in content:
+        raise UserError(f"{what}: holds no {key!r} entry, expected a checkpoint of this model")
+    return content[key]
