@@ -26,6 +26,7 @@ import torch
 import torch.hub
 from torch import Tensor, nn
 
+from evaluation.digits import DIGITS_EXTRACTOR
 from evaluation.image_sources import ImageSource, share_of_batches
 from hub.weights import read_checkpoint
 from util import distributed
@@ -132,7 +133,6 @@ if TYPE_CHECKING:
     from torch_fidelity import FeatureExtractorBase
 
 WEIGHTS_FLAG = "--feature_extractor_weights"
-DIGITS_EXTRACTOR = "lpd-digits"
 # Longest silence of a server during the download of the weights, seconds.
 NETWORK_TIMEOUT = 10.0
 
@@ -276,37 +276,6 @@ class Features:
     def cpu(self) -> Features:
         """The same on the host."""
         return Features(*(part.cpu() for part in self.tensors()))
-
-
-class DigitsClassifier(nn.Module):
-    """A small CNN that tells the ten digits apart (the demo's; see scripts/demo_digits.py).
-
-    The head has no bias: its logits are what torch-fidelity calls `logits_unbiased`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(64 * 4 * 4, 64),
-            nn.GELU(),
-        )
-        self.head = nn.Linear(64, 10, bias=False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, 64) and logits (B, 10), float32, of images (B, 3, 32, 32) uint8."""
-        if images.shape[1:] != (3, 32, 32):
-            raise ValueError(
-                f"found images of shape {tuple(images.shape)}, expected (B, 3, 32, 32)"
-            )
-        features = self.body(images.float() / 127.5 - 1)
-        return features, self.head(features)
 
 
 def build_extractor(

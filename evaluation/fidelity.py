@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from evaluation.features import DIGITS_EXTRACTOR, DigitsClassifier
+from evaluation.digits import DIGITS_EXTRACTOR, DigitsClassifier
 from util.errors import UserError
 
 try:

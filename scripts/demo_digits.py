@@ -29,7 +29,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.image_folder import ImageList, image_batches, list_images
-from evaluation.features import DigitsClassifier
+from evaluation.digits import DigitsClassifier
 from evaluation.metrics import feature_statistics
 from hub.weights import atomic_save
 from util import logs

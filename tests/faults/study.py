@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.features import DigitsClassifier
+from evaluation.digits import DigitsClassifier
 from evaluation.metrics import Statistics
 from hub.weights import atomic_save
 from models.lpd import lpd_tiny

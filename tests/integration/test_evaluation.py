@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import engine_lpd
 import main_lpd
-from evaluation.features import DigitsClassifier, build_extractor, extract
+from evaluation.digits import DigitsClassifier
+from evaluation.features import build_extractor, extract
 from evaluation.metrics import Reference, Statistics, score
 from evaluation.samples import PngWriters
 from hub.weights import atomic_save

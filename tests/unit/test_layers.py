@@ -63,7 +63,7 @@ def test_layers_import_only_those_before_them():
     assert [line for line in upward if line not in NOT_YET] == []
 
 
-@pytest.mark.xfail(strict=True, reason="evaluation.fidelity, until the move is complete")
+@pytest.mark.xfail(strict=True, reason="models.fast, until the move is complete")
 def test_no_circle():
     TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names it
 

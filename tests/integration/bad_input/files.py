@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dataset.write_cache import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
-from evaluation.features import DigitsClassifier
+from evaluation.digits import DigitsClassifier
 from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from orders.order_file import write_orders

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.features import DigitsClassifier, FeatureExtractor, build_extractor
+from evaluation.digits import DigitsClassifier
+from evaluation.features import FeatureExtractor, build_extractor
 from evaluation.metrics import feature_statistics
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from torch import nn
 from torch_fidelity.utils import create_feature_extractor
 
 from evaluation import features, fidelity
-from evaluation.features import DigitsClassifier, Features, build_extractor, extract
+from evaluation.digits import DigitsClassifier
+from evaluation.features import Features, build_extractor, extract
 from util.errors import UserError
 
 CPU = torch.device("cpu")

@@ -1,0 +1,39 @@
+"""The demo's classifier of digits, which needs no torch-fidelity (see scripts/demo_digits.py)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+# Its name among torch-fidelity's networks.
+DIGITS_EXTRACTOR = "lpd-digits"
+
+
+class DigitsClassifier(nn.Module):
+    """A small CNN that tells the ten digits apart.
+
+    The head has no bias: its logits are what torch-fidelity calls `logits_unbiased`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(64 * 4 * 4, 64),
+            nn.GELU(),
+        )
+        self.head = nn.Linear(64, 10, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 64) and logits (B, 10), float32, of images (B, 3, 32, 32) uint8."""
+        if images.shape[1:] != (3, 32, 32):
+            raise ValueError(
+                f"found images of shape {tuple(images.shape)}, expected (B, 3, 32, 32)"
+            )
+        features = self.body(images.float() / 127.5 - 1)
+        return features, self.head(features)
