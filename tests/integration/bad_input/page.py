@@ -7,6 +7,7 @@ writes it anew.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from tests.commands import ROOT
@@ -74,12 +75,23 @@ def page() -> str:
 def _section(group: Group) -> Iterator[str]:
     yield f"## {group.title}\n"
     working = f"python {group.script} {group.flags} {group.command}".rstrip()
-    yield f"```bash\n{working}\n```\n"
+    yield f"```bash\n{_wrapped(working)}\n```\n"
     yield "| given | what is wrong | what it says |"
     yield "|---|---|---|"
     for case in group.cases:
         yield f"| {case.given} | {case.wrong} | `{case.line}` |"
     yield ""
+
+
+def _wrapped(command: str, width: int = 100) -> str:
+    """A command on lines of at most `width`; what is quoted stays together."""
+    lines = [""]
+    for word in re.findall(r"(?:'[^']*'|[^\s'])+", command):
+        if len(lines[-1]) + len(word) + 3 > width:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
