@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -11,19 +12,16 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
-from hub import model_card
 from hub.download import Access, fetch
-from hub.published import PUBLISHED, download, published_names
-from hub.weights import (
-    FINGERPRINT,
+from hub.published import (
+    PUBLISHED,
     SAFETENSORS,
-    Weights,
     choose_weights,
-    load_weights,
-    read_weights,
+    download,
+    published_names,
     weights_in_folder,
-    write_safetensors,
 )
+from hub.weights import FINGERPRINT, Weights, load_weights, read_weights, write_safetensors
 from util.errors import blame
 
 logger = logging.getLogger(__name__)
@@ -37,8 +35,8 @@ _WHAT = "from_pretrained"
 class Pretrained(
     PyTorchModelHubMixin,
     library_name="lpd",
-    paper_url=model_card.PAPER,
-    model_card_template=model_card.TEMPLATE,
+    paper_url="https://arxiv.org/abs/2507.01957",
+    model_card_template=Path(__file__).with_name("model_card.md").read_text(),
 ):
     """What the Hub's own mixin offers, and reading what was published before it was used.
 
@@ -59,7 +57,7 @@ class Pretrained(
 
     @classmethod
     def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The constructor's arguments for weights whose file does not say them.
+        """Return the constructor's arguments for weights whose file does not say them.
 
         Args:
             weights: of such a file.
@@ -83,7 +81,7 @@ class Pretrained(
         map_location: str | torch.device = "cpu",
         **config: Any,
     ) -> T:
-        """A network with trained weights, in eval mode and float32.
+        """Load a network with trained weights, in eval mode and float32.
 
         Args:
             pretrained_model_name_or_path: a folder made by `save_pretrained`, a checkpoint, a
@@ -110,7 +108,7 @@ class Pretrained(
     def from_weights(
         cls: type[T], weights: Weights, what: str, config: Mapping[str, Any] | None = None
     ) -> T:
-        """A network in eval mode with the weights of a file.
+        """Make a network in eval mode with the weights of a file.
 
         Args:
             weights: what the file holds.
@@ -122,8 +120,8 @@ class Pretrained(
         """
         config = dict(config or {})
         with blame(what):
-            said = cls.config_of(weights, config) if weights.config is None else weights.config
-            config = {**said, **config}
+            stated = cls.config_of(weights, config) if weights.config is None else weights.config
+            config = {**stated, **config}
             try:
                 with torch.device("meta"):
                     model = cls(**config)
@@ -138,7 +136,7 @@ class Pretrained(
 
     @classmethod
     def _find(cls, name: str, revision: str | None, access: Access) -> Path:
-        """The file of weights that a user names."""
+        """Find the file of weights that a user names."""
         path = Path(name)
         if path.is_dir():
             return weights_in_folder(path)
@@ -146,20 +144,16 @@ class Pretrained(
             return path
         name, _, at = name.partition("@")
         revision = revision or at or "main"
-        entry = PUBLISHED.get(name)
-        if entry is not None and entry.kind == cls.kind:
+        names = published_names(cls.kind)
+        if name in names:
             return download(f"{name}@{revision}", access)
         if not _REPOSITORY.fullmatch(name):
-            names = ", ".join(published_names(cls.kind))
             raise ValueError(
                 f"found {name!r}, expected a folder, a checkpoint, a repository user/name, or one "
-                f"of {names}"
+                f"of {', '.join(names)}"
             )
-        choose = choose_weights
-        for entry in PUBLISHED.values():
-            if (entry.repository, entry.kind) == (name, cls.kind):
-                choose = entry.choose
-        return fetch(name, choose, revision, access)[-1]
+        choosers = {PUBLISHED[other].repository: PUBLISHED[other].choose for other in names}
+        return fetch(name, choosers.get(name, choose_weights), revision, access)[-1]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the weights; `save_pretrained` adds configuration and card."""
@@ -171,7 +165,7 @@ class Pretrained(
     def generate_model_card(
         self, *, results: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> ModelCard:
-        """The card that `save_pretrained` and `push_to_hub` write.
+        """Make the card that `save_pretrained` and `push_to_hub` write.
 
         Args:
             results: what was measured with these weights, such as the JSON of an evaluation; give
@@ -182,8 +176,29 @@ class Pretrained(
             "title": type(self).__name__,
             "description": self.description,
             "usage": self.usage,
-            "config": model_card.rows(self._hub_mixin_config),
+            "config": _rows(self._hub_mixin_config),
             "parameters": f"{sum(value.numel() for value in self.parameters()):,}",
-            "results": model_card.result_rows(results),
+            "results": _rows(_scores_in_words(results or {})),
         }
         return super().generate_model_card(**{**values, **kwargs})
+
+
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values for a table; what is no text is written as JSON."""
+    return [(_cell(name), _cell(value)) for name, value in values.items()]
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def _scores_in_words(results: Mapping[str, Any]) -> dict[str, Any]:
+    """A `metrics.json` with its `scores` (`FID-5K: 12.3`) for the numbers behind `num_images`."""
+    results = dict(results)
+    words = results.pop("scores", [])
+    names = list(results)
+    if words and "num_images" in names:
+        names = names[: names.index("num_images") + 1]
+    scores = dict(line.partition(": ")[::2] for line in words)
+    return {**{name: results[name] for name in names}, **scores}

@@ -16,6 +16,9 @@ logger = logging.getLogger("lpd")
 WEIGHTS, TOKENIZER, ORDERS = "weights", "tokenizer", "orders"
 # What may be given a published name in the place of a file.
 FLAGS = {"pretrained_ckpt": WEIGHTS, "vqgan_path": TOKENIZER, "lpd_order_file": ORDERS}
+# The form of the Hub.
+SAFETENSORS, CONFIG = "model.safetensors", "config.json"
+_CHECKPOINTS = (".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,20 @@ class Published:
     file: str
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """The file among those of the repository.
+        """Find the file among those of the repository.
 
         Weights have a repository of their own: the only checkpoint there will do.
 
         Raises:
             ValueError: it is not there, or not clear which it is.
         """
-        found = [name for name in names if PurePosixPath(name).name == self.file]
-        if not found and self.kind == WEIGHTS:
-            found = [name for name in names if name.endswith((".pth", ".pt"))]
-        if len(found) != 1:
+        files = [name for name in names if PurePosixPath(name).name == self.file]
+        if not files and self.kind == WEIGHTS:
+            files = [name for name in names if name.endswith(_CHECKPOINTS)]
+        if len(files) != 1:
             listed = ", ".join(names) or "no files"
             raise ValueError(f"{self.repository} holds {listed}, expected one {self.file}")
-        return found
+        return files
 
 
 _WEIGHTS = ("lpd_l_256", "lpd_xl_256", "lpd_xxl_256", "lpd_l_512", "lpd_xl_512")
@@ -64,16 +67,26 @@ PUBLISHED = {
 
 
 def published_names(kind: str | None = None) -> list[str]:
-    """All names, or those of one kind."""
+    """List all names, or those of one kind."""
     return [name for name, entry in PUBLISHED.items() if kind in (None, entry.kind)]
 
 
-def download(spec: str, access: Access = DEFAULT_ACCESS) -> Path:
-    """The file of a published name: from the cache, else from the Hub.
+def parse(spec: str) -> tuple[Published, str]:
+    """Split `NAME` or `NAME@REVISION` into what it names and the revision.
 
-    Args:
-        spec: `NAME` or `NAME@REVISION`: a branch, a tag or a commit.
-        access: how to reach it.
+    Raises:
+        ValueError: no such name.
+    """
+    name, at, revision = spec.partition("@")
+    if name not in PUBLISHED:
+        raise ValueError(f"found {name!r}, expected one of {', '.join(PUBLISHED)}")
+    if at and not revision:
+        raise ValueError(f"found {spec!r}, expected {name}@REVISION or {name}")
+    return PUBLISHED[name], revision or "main"
+
+
+def download(spec: str, access: Access = DEFAULT_ACCESS) -> Path:
+    """Return the file of `NAME` or `NAME@REVISION`: from the cache, else from the Hub.
 
     Raises:
         ValueError: no such name, or see `hub.download.fetch`.
@@ -85,8 +98,35 @@ def download(spec: str, access: Access = DEFAULT_ACCESS) -> Path:
     return path
 
 
+def choose_weights(names: Sequence[str]) -> list[str]:
+    """Find the files of a folder or repository that hold one network's weights, those last.
+
+    Raises:
+        ValueError: there are none, or several.
+    """
+    if SAFETENSORS in names and CONFIG in names:
+        return [CONFIG, SAFETENSORS]
+    files = [name for name in names if name.endswith(_CHECKPOINTS)]
+    if len(files) != 1:
+        listed = ", ".join([*names[:5], "..."][: len(names)]) or "no files"
+        raise ValueError(f"found {listed}, expected {CONFIG} and {SAFETENSORS}, or one .pth")
+    return files
+
+
+def weights_in_folder(folder: Path) -> Path:
+    """Find the file of weights in a folder that holds one network's.
+
+    Raises:
+        ValueError: there is none, or several.
+        OSError: the folder cannot be read.
+    """
+    names = sorted(file.name for file in folder.iterdir())
+    with blame(str(folder)):
+        return folder / choose_weights(names)[-1]
+
+
 def resolve(value: str, kind: str) -> str:
-    """The path that a flag means: its value, or the file of a published name.
+    """Return the path that a flag means: its value, or the file of a published name.
 
     Args:
         value: a path, `NAME` or `NAME@REVISION`. A file of that name comes first, a folder that
@@ -99,8 +139,6 @@ def resolve(value: str, kind: str) -> str:
     """
     path, entry = Path(value), PUBLISHED.get(value.partition("@")[0])
     if entry is None and kind != ORDERS and path.is_dir():
-        from hub.weights import weights_in_folder  # slow to import
-
         return str(weights_in_folder(path))
     if entry is None or path.is_file():
         return value
@@ -117,17 +155,13 @@ def resolve_flags(args: argparse.Namespace) -> None:
         UserError: see `resolve`; names the flag.
     """
     for name, kind in FLAGS.items():
-        value = getattr(args, name, None)
-        if value:
+        if value := getattr(args, name, None):
             with blame(f"--{name}"):
                 setattr(args, name, resolve(value, kind))
 
 
 def pinned(path: str | Path) -> str:
-    """`NAME@COMMIT`, which means the same on another machine, for a path made by `resolve`.
-
-    Any other path is returned as it is.
-    """
+    """Return `NAME@COMMIT`, the same anywhere, for a path that `resolve` made; else the path."""
     path, commit = Path(path), commit_of(path)
     for name, entry in PUBLISHED.items():
         ours = path.is_relative_to(DEFAULT_ACCESS.repository_folder(entry.repository))
@@ -137,21 +171,7 @@ def pinned(path: str | Path) -> str:
 
 
 def pinned_flags(args: argparse.Namespace) -> argparse.Namespace:
-    """A copy of flags that `resolve_flags` has changed, with `pinned` names instead of paths."""
+    """Copy flags that `resolve_flags` has changed, with `pinned` names instead of paths."""
     paths = {name: getattr(args, name, None) for name in FLAGS}
     names = {name: pinned(path) for name, path in paths.items() if path}
     return argparse.Namespace(**{**vars(args), **names})
-
-
-def parse(spec: str) -> tuple[Published, str]:
-    """What `NAME` or `NAME@REVISION` means, and the revision.
-
-    Raises:
-        ValueError: no such name.
-    """
-    name, at, revision = spec.partition("@")
-    if name not in PUBLISHED:
-        raise ValueError(f"found {name!r}, expected one of {', '.join(PUBLISHED)}")
-    if at and not revision:
-        raise ValueError(f"found {spec!r}, expected {name}@REVISION or {name}")
-    return PUBLISHED[name], revision or "main"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,9 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from hub.published import CONFIG
 from util.errors import UserError, require_file
-from util.files import replacing
+from util.files import read_json, replacing
 
+FINGERPRINT = "tokenizer_fingerprint"
+# What `Weights` takes from a checkpoint; the rest is of use to the run that wrote it only.
+_CARRIED = {"model", "config", FINGERPRINT}
 # What torch.load is seen to raise on damaged files; OSError also covers a file that vanished.
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -76,19 +79,15 @@ def read_checkpoint(path: str | Path, flag: str, mmap: bool = True) -> dict[str,
 
 
 def _compare_checksums(path: Path) -> None:
-    """Raise `BadZipFile` unless every part of the file is what was written; 3 GB/s.
-
-    Parts that are packed or overlap, which could unpack to anything, are nothing that `torch.save`
-    writes.
-    """
+    """Raise `BadZipFile` unless every part of the file is what was written; 3 GB/s."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
+        # Packed or overlapping parts could unpack to anything, and torch.save writes none.
         packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
         if packed or sum(part.file_size for part in parts) > path.stat().st_size:
             raise zipfile.BadZipFile("packed")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
 def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> None:
@@ -130,24 +129,17 @@ def load_weights(model: nn.Module, state: Any, what: str) -> None:
     if not isinstance(state, Mapping):
         raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
     expected = model.state_dict()
-    faults = []
-    for name, tensor in expected.items():
-        shape = tuple(tensor.shape)
-        found = state.get(name)
-        if found is None:
-            faults.append(f"weight {name} is missing, expected shape {shape}")
-        elif not isinstance(found, torch.Tensor):
-            faults.append(f"weight {name} is a {type(found).__name__}, expected shape {shape}")
-        elif tuple(found.shape) != shape:
-            faults.append(f"weight {name} has shape {tuple(found.shape)}, expected {shape}")
-        elif found.is_meta or found.layout != torch.strided or not found.is_floating_point():
-            faults.append(f"weight {name} is {found.type()}, expected plain floating point")
-        elif not found.isfinite().all():
-            faults.append(f"weight {name} holds NaN or infinity, expected finite numbers")
-    for name, found in state.items():
-        if name not in expected:
-            shape = tuple(getattr(found, "shape", ()))
-            faults.append(f"weight {name} of shape {shape} is unexpected, expected no such name")
+    faults = [
+        f"weight {name} {fault}"
+        for name, tensor in expected.items()
+        if (fault := _fault(state.get(name), tuple(tensor.shape)))
+    ]
+    faults += [
+        f"weight {name} of shape {tuple(getattr(tensor, 'shape', ()))} is unexpected, expected no "
+        "such name"
+        for name, tensor in state.items()
+        if name not in expected
+    ]
     if faults:
         others = f" (and {len(faults) - 1} more differences)" if len(faults) > 1 else ""
         raise UserError(f"{what}: {faults[0]}{others}")
@@ -156,10 +148,19 @@ def load_weights(model: nn.Module, state: Any, what: str) -> None:
     model.load_state_dict(dict(state))
 
 
-SAFETENSORS, CONFIG = "model.safetensors", "config.json"
-FINGERPRINT = "tokenizer_fingerprint"
-# What `Weights` takes from a checkpoint; the rest is of use to the run that wrote it only.
-_CARRIED = {"model", "config", FINGERPRINT}
+def _fault(tensor: Any, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with a weight that should have this shape."""
+    if tensor is None:
+        return f"is missing, expected shape {shape}"
+    if not isinstance(tensor, torch.Tensor):
+        return f"is a {type(tensor).__name__}, expected shape {shape}"
+    if tuple(tensor.shape) != shape:
+        return f"has shape {tuple(tensor.shape)}, expected {shape}"
+    if tensor.is_meta or tensor.layout != torch.strided or not tensor.is_floating_point():
+        return f"is {tensor.type()}, expected plain floating point"
+    if not tensor.isfinite().all():
+        return "holds NaN or infinity, expected finite numbers"
+    return None
 
 
 @dataclass(frozen=True)
@@ -183,57 +184,24 @@ class Weights:
     @property
     def blind_queries(self) -> bool:
         """Whether queries learned not to see one another; where nothing is said, they see."""
-        return bool(self._said.get("blind_queries", False))
+        return bool(self._stated.get("blind_queries", False))
 
     @property
     def label_drop_prob(self) -> float | None:
         """With which it was trained, if the file says so."""
-        found = self._said.get("label_drop_prob")
-        return float(found) if isinstance(found, int | float) else None
+        value = self._stated.get("label_drop_prob")
+        return float(value) if isinstance(value, int | float) else None
 
     @property
-    def _said(self) -> Mapping[str, Any]:
+    def _stated(self) -> Mapping[str, Any]:
         return self.flags if self.config is None else self.config
-
-
-def weights_in_folder(folder: Path) -> Path:
-    """The file of weights in a folder that holds one network's.
-
-    Raises:
-        ValueError: there is none, or several.
-        OSError: the folder cannot be read.
-    """
-    names = sorted(file.name for file in folder.iterdir())
-    try:
-        return folder / choose_weights(names)[-1]
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
-
-
-def choose_weights(names: Sequence[str]) -> list[str]:
-    """The files of a folder or repository that hold one network's weights.
-
-    Raises:
-        ValueError: there are none, or several.
-    """
-    if SAFETENSORS in names and CONFIG in names:
-        return [CONFIG, SAFETENSORS]
-    found = [name for name in names if name.endswith((".pth", ".pt"))]
-    if len(found) != 1:
-        listed = ", ".join([*names[:5], "..."][: len(names)]) or "no files"
-        raise ValueError(f"found {listed}, expected {CONFIG} and {SAFETENSORS}, or one .pth")
-    return found
 
 
 def read_weights(path: str | Path, flag: str) -> Weights:
     """Read a `torch.save` dictionary, or safetensors with `config.json` beside them.
 
-    Args:
-        path: the file.
-        flag: what named it, for the message.
-
     Raises:
-        UserError: missing, damaged or something else.
+        UserError: missing, damaged or something else; begins with `flag`, which named the file.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -242,14 +210,10 @@ def read_weights(path: str | Path, flag: str) -> Weights:
 
 
 def weights_in(content: Mapping[str, Any], what: str) -> Weights:
-    """The weights in what `torch.save` wrote.
-
-    Args:
-        content: the dictionary.
-        what: the file, for the message.
+    """Find the weights in what `torch.save` wrote.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none; begins with `what`, the file.
     """
     if "model" not in content:
         raise UserError(f"{what}: holds no 'model' entry, expected the weights there")
@@ -291,19 +255,15 @@ def _read_safetensors(path: Path, flag: str) -> Weights:
 
 
 def read_values(path: Path, flag: str) -> dict[str, Any]:
-    """The names and values in a JSON file, such as `config.json`.
-
-    Args:
-        path: the file.
-        flag: what named it, for the message.
+    """Read the names and values in a JSON file, such as `config.json`.
 
     Raises:
-        UserError: missing or something else.
+        UserError: missing or something else; begins with `flag`, which named the file.
     """
     path = require_file(path, flag, "a JSON of names and values")
     try:
-        values = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        values = read_json(path)
+    except ValueError as error:
         raise UserError(f"{flag}: {path} is no readable JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{flag}: {path} holds {type(values).__name__}, expected names and values")
@@ -312,10 +272,6 @@ def read_values(path: Path, flag: str) -> dict[str, Any]:
 
 def write_safetensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write tensors bit by bit, each with memory of its own, as safetensors; atomically.
-
-    Args:
-        state: names to tensors, on any device.
-        path: the file.
 
     Raises:
         OSError: the file cannot be written; nothing of it is left behind.

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hub.pretrained import Pretrained
-from hub.published import PUBLISHED, resolve
+from hub.published import CONFIG, PUBLISHED, SAFETENSORS, resolve, weights_in_folder
 from hub.weights import (
-    CONFIG,
     FINGERPRINT,
-    SAFETENSORS,
     Weights,
     atomic_save,
     read_values,
     read_weights,
-    weights_in_folder,
     write_safetensors,
 )
 from models.lpd import LPD
@@ -54,8 +50,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     logs.setup()
-    to_folder = not Path(args.input).is_dir()
-    output = Path(args.output)
+    to_folder, output = not Path(args.input).is_dir(), Path(args.output)
     if to_folder == (output.suffix in (".pth", ".pt")):
         expected = "a folder, as IN is a checkpoint" if to_folder else "a .pth, as IN is a folder"
         raise UserError(f"OUT: found {output}, expected {expected}")
@@ -64,33 +59,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = read_values(Path(args.results), "--results") if args.results else None
     if results is not None and not to_folder:
         raise UserError(f"--results: found {args.results}, expected none: a .pth has no card")
-    weights = read_weights(find_input(args.input), "IN")
+    with blame("IN"):
+        if to_folder:
+            entry = PUBLISHED.get(args.input.partition("@")[0])
+            path = resolve(args.input, entry.kind) if entry else args.input
+        else:
+            path = weights_in_folder(Path(args.input))
+    weights = read_weights(path, "IN")
     model = build(weights, f"IN: {args.input}")
     with blame("OUT"):
         if to_folder:
-            write_folder(model, weights, output, results)
+            output.mkdir(parents=True, exist_ok=True)
+            # As in the file; `save_pretrained` would write the model's float32.
+            write_safetensors(weights.state, output / SAFETENSORS)
+            write_json(model._hub_mixin_config, output / CONFIG)
+            model.generate_model_card(results=results).save(output / "README.md")
         else:
             write_checkpoint(model, weights, output)
     left = f"; not carried: {', '.join(weights.others)}" if weights.others else ""
     logger.info("%s: %d tensors of %s%s", output, len(weights.state), type(model).__name__, left)
 
 
-def find_input(name: str) -> Path:
-    """The file of weights that IN means."""
-    path = Path(name)
-    with blame("IN"):
-        if path.is_dir():
-            return weights_in_folder(path)
-        entry = PUBLISHED.get(name.partition("@")[0])
-        return Path(resolve(name, entry.kind) if entry is not None else name)
-
-
 def build(weights: Weights, what: str) -> Pretrained:
-    """The network that the weights are of; checks that they fit it.
-
-    Raises:
-        UserError: they are of no network of this project.
-    """
+    """Make the network that the weights are of; `what` begins the message if they are of none."""
     if "pos_embed" in weights.state:
         return LPD.from_weights(weights, what)
     if "quantize.embedding.weight" in weights.state:
@@ -98,20 +89,9 @@ def build(weights: Weights, what: str) -> Pretrained:
     raise UserError(f"{what} holds other weights, expected those of LPD or of its tokenizer")
 
 
-def write_folder(
-    model: Pretrained, weights: Weights, folder: Path, results: Mapping[str, Any] | None
-) -> None:
-    """What `save_pretrained` writes, but the tensors as they are in the file, not in float32."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(weights.state, folder / SAFETENSORS)
-    write_json(model._hub_mixin_config, folder / CONFIG)
-    model.generate_model_card(results=results).save(folder / "README.md")
-
-
 def write_checkpoint(model: Pretrained, weights: Weights, path: Path) -> None:
-    """The published form, which also says the network's configuration, where each reader looks."""
-    config = dict(model._hub_mixin_config)
-    config.pop(FINGERPRINT, None)
+    """Write the published form, which also says the configuration, where each reader looks."""
+    config = {name: value for name, value in model._hub_mixin_config.items() if name != FINGERPRINT}
     content = {"model": weights.state, "config": config, "args": config}
     if weights.fingerprint:
         content[FINGERPRINT] = weights.fingerprint

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 # more than a busy owner may need for one, and than a network file system may show old content.
 BEAT = 5.0
 SILENCE = 60.0
+POLL = 0.5
 _DIGITS = 12
 
 
@@ -38,7 +39,7 @@ def lock_file(folder: Path, kind: str) -> Path:
 
 
 @contextmanager
-def folder_lock(folder: Path, kind: str) -> Iterator[None]:
+def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
     """Keep other runs of this kind out of a folder.
 
     Should another run take the folder over all the same (this one seemed dead to it for
@@ -47,13 +48,14 @@ def folder_lock(folder: Path, kind: str) -> Iterator[None]:
     Args:
         folder: an existing folder.
         kind: of run, as it is called in the file's name.
+        wait: until the other run lets go, instead of an error.
 
     Raises:
         UserError: another run has it; begins with the folder, and leaves the flag to the caller.
         OSError: the file cannot be written.
     """
     path, owner = lock_file(folder, kind), _describe_self()
-    _take(path, owner)
+    _take(path, owner, wait)
     released = threading.Event()
     beats = threading.Thread(target=_keep, args=(path, owner, released), daemon=True)
     beats.start()
@@ -108,7 +110,7 @@ def _start_time(process: int) -> str | None:
     return ""
 
 
-def _take(path: Path, owner: dict[str, object]) -> None:
+def _take(path: Path, owner: dict[str, object], wait: bool) -> None:
     """Make the file, or take over a dead owner's.
 
     Of two that take it over at once, both may believe they have it, until one reads the other's
@@ -123,8 +125,10 @@ def _take(path: Path, owner: dict[str, object]) -> None:
             with suppress(FileNotFoundError):  # let go of meanwhile
                 found = _read(path)
                 if _lives(path, *found):
-                    raise _in_use(path) from None
-                if _read(path)[0] == found[0]:
+                    if not wait:
+                        raise _in_use(path) from None
+                    time.sleep(POLL)
+                elif _read(path)[0] == found[0]:
                     path.unlink()
             continue
         try:

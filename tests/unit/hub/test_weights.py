@@ -16,7 +16,7 @@ from torch import nn
 from hub.weights import DamagedCheckpoint, atomic_save, load_weights, read_checkpoint
 from util.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[4]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Malicious:
