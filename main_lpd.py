@@ -32,6 +32,7 @@ from evaluation.samples import (
 from evaluation.scoring import build_scoring
 from hub.published import pinned, pinned_flags, resolve_flags
 from models.lpd import LPD, MODELS
+from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from training.checkpoint import (
     LAST,
@@ -107,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.evaluate or args.online_eval:
             evaluation = build_evaluation(args, model, tokens.tokenizer, device)
         if not args.evaluate:
-            source = build_source(args, tokens.tokenizer, tokens.cache, device)
+            encoder = None
+            if tokens.cache is None:
+                encoder = partial(encode, tokens.tokenizer.to(device))
+            source = build_source(args, tokens.grid, encoder, tokens.cache, device)
             training = build_training(args, model, source, tokens.fingerprint, launch.world_size)
         require_writable_folder(args.output_dir, "--output_dir")
         require_writable_folder(args.log_dir, "--log_dir")

@@ -19,10 +19,9 @@ import torch
 
 from dataset.image_folder import ImageBatch, ImageList, image_batches
 from dataset.token_cache import TokenCache
-from tokenizers.encoding import encode
-from tokenizers.vq_model import VQModel
 from util import distributed, streams
 from util.errors import UserError, describe_os_error
+from util.geometry import TokenGrid
 
 T = TypeVar("T")
 
@@ -48,9 +47,6 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
             yield item
     finally:
         worker.shutdown(cancel_futures=True)
-
-
-T = TypeVar("T")
 
 
 class BadData:
@@ -176,11 +172,16 @@ class CachedTokens:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images decoded by worker processes and encoded by the tokenizer on the fly."""
+    """Images decoded by worker processes and encoded on the fly.
+
+    Attributes:
+        encode: (B, 3, S, S) uint8 on `device` -> tokens (B, N) int64.
+        batch_size: images encoded at a time.
+    """
 
     images: ImageList
-    tokenizer: VQModel
-    image_size: int
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    grid: TokenGrid
     device: torch.device
     num_workers: int
     pin_memory: bool
@@ -193,13 +194,13 @@ class EncodedImages:
 
     @property
     def num_tokens(self) -> int:
-        return (self.image_size // self.tokenizer.stride) ** 2
+        return self.grid.num_tokens
 
     def read(
         self, batches: np.ndarray, flipped: np.ndarray
     ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         loader = image_batches(
-            self.images, self.image_size, list(batches), self.num_workers, self.pin_memory
+            self.images, self.grid.image_size, list(batches), self.num_workers, self.pin_memory
         )
         for indices, flips in zip(batches, flipped, strict=True):
             blank = partial(self._blank, len(indices))
@@ -208,11 +209,12 @@ class EncodedImages:
             mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
             # An accumulated batch fits into memory in parts only, here as in the step.
             parts = torch.where(mirror, images.flip(-1), images).split(self.batch_size)
-            tokens = torch.cat([encode(self.tokenizer, part) for part in parts])
+            tokens = torch.cat([self.encode(part) for part in parts])
             yield tokens, batch.labels.to(self.device)
 
     def _blank(self, count: int) -> ImageBatch:
-        pixels = torch.zeros(count, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        side = self.grid.image_size
+        pixels = torch.zeros(count, 3, side, side, dtype=torch.uint8)
         numbers = torch.zeros(count, dtype=torch.int64)
         return ImageBatch(pixels, numbers, numbers)
 

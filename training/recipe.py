@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from dataset.token_cache import TokenCache
 from evaluation.evaluation import read_group_sizes
 from models.lpd import LPD
 from orders.group_sizes import read_group_sizes_list, training_group_sizes
-from tokenizers.vq_model import VQModel
 from training.checkpoint import LAST, TrainingState
 from training.lr_schedule import LRSchedule
 from training.watch import SavePolicy
@@ -210,7 +210,8 @@ def _check_place(state: TrainingState, steps: int, resumed_from: Path | None) ->
 
 def build_source(
     args: argparse.Namespace,
-    tokenizer: VQModel | None,
+    grid: TokenGrid,
+    encoder: Callable[[torch.Tensor], torch.Tensor] | None,
     cache: TokenCache | None,
     device: torch.device,
 ) -> TokenSource:
@@ -227,13 +228,7 @@ def build_source(
     images = list_images(args.data_path)
     _compare_classes(args, len(images.classes), f"--data_path: {args.data_path}")
     return EncodedImages(
-        images,
-        tokenizer.to(device),
-        args.img_size,
-        device,
-        args.num_workers,
-        args.pin_mem,
-        args.batch_size,
+        images, encoder, grid, device, args.num_workers, args.pin_mem, args.batch_size
     )
 
 
