@@ -374,7 +374,7 @@ def _generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) 
         tokens = generate(
             model,
             evaluation.labels(image_ids),
-            evaluation.orders(image_ids),
+            evaluation.orders(image_ids, evaluation.group_sizes),
             evaluation.group_sizes,
             **vars(evaluation.sampling),
             seed=evaluation.seed,

@@ -15,9 +15,10 @@ import gradio as gr
 from PIL import Image
 
 from app.display import as_image, canvas_of, paced, painted, status
-from app.settings import MAX_PAUSE, ORDERS, Settings, number, read_settings
+from app.settings import MAX_PAUSE, Settings, number, read_settings
 from app.studio import Frame, Picture, Studio
 from dataset.edit_canvas import open_picture
+from orders.sources import ORDERS
 from util.errors import is_out_of_memory
 
 logger = logging.getLogger("lpd")

@@ -17,9 +17,10 @@ import gradio as gr
 
 from app import events
 from app.display import canvas_side
-from app.settings import MAX_IMAGES, MAX_PAUSE, ORDERS
+from app.settings import MAX_IMAGES, MAX_PAUSE
 from app.studio import Studio
 from orders.group_sizes import default_steps
+from orders.sources import ORDERS
 
 STYLE = Path(__file__).with_suffix(".css")
 THEME = gr.themes.Default(

@@ -11,8 +11,6 @@ from models.sampling import SamplingSettings
 from util.geometry import TokenGrid
 from visualization.class_names import parse_classes
 
-# Kinds of order, as the command line calls them, and what the page calls them.
-ORDERS = {"lpd": "locality-aware", "random": "random", "raster": "raster"}
 MAX_IMAGES = 16
 # Browsers can hold larger ones, but nobody wants to type them.
 MAX_SEED = 2**31 - 1

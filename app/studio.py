@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app.settings import ORDERS, Settings
+from app.settings import Settings
 from dataset.edit_canvas import Canvas, fit
 from models.decoding import UNDECIDED, generate_steps
 from models.editing import edit_steps
 from models.lpd import LPD
 from models.sampling import SamplingSettings
 from orders.group_sizes import group_sizes, remaining_group_sizes
-from orders.sources import parse_order_kind
+from orders.sources import ORDERS, parse_order
 from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel
 from visualization.generation import images_so_far
@@ -116,7 +116,7 @@ class Studio:
             raise ValueError(f"Order: found {order!r:.40}, expected one of {', '.join(ORDERS)}")
         grid, ids = self.model.grid, np.arange(settings.count)
         sizes = group_sizes(grid.num_tokens, settings.steps)
-        orders = parse_order_kind(order, grid, settings.seed, settings.count).make(ids, sizes)
+        orders = parse_order(order, grid, settings.seed, settings.count)(ids, sizes)
         states = generate_steps(
             self.model,
             self._labels(settings),

@@ -19,6 +19,7 @@ import torch
 
 from dataset.image_folder import ImageBatch, ImageList, image_batches
 from dataset.token_cache import TokenCache
+from orders.sources import training_orders
 from util import distributed, streams
 from util.errors import UserError, describe_os_error
 from util.geometry import TokenGrid
@@ -264,7 +265,7 @@ def epoch_batches(
         flip_prob: share of visits that see the mirrored image.
         label_drop_prob: share of visits without a class.
         device: where the batches go.
-        order: `random`, uniformly for every visit of an image, or `raster`.
+        order: one of `orders.sources.TRAINING_ORDERS`.
         first_step: the step to begin with.
     """
     batches = epoch_samples(source.num_samples, epoch, batch_size, seed)
@@ -273,7 +274,7 @@ def epoch_batches(
     drawn = (
         stage(
             device,
-            _orders(order, seed, epoch, indices, source.num_tokens),
+            training_orders(order, source.num_tokens, seed, epoch, indices),
             _coins("label drop", seed, epoch, indices, label_drop_prob),
         )
         for indices in batches
@@ -316,13 +317,6 @@ def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A staged tensor on the device; the host does not wait for the copy."""
     return tensor.to(device, non_blocking=True)
-
-
-def _orders(order: str, seed: int, epoch: int, indices: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Generation orders of a batch: (B, N) int64."""
-    if order == "raster":
-        return np.tile(np.arange(num_tokens), (len(indices), 1))
-    return streams.permutations("order", seed, epoch, indices, count=num_tokens)
 
 
 def _coins(

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from util.distributed import available_cores
+from util.cli import available_cores
 from util.errors import UserError, blame, describe_os_error
 from util.images import center_crop, open_rgb
 from util.logs import progress

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,16 +12,12 @@ import torch
 from evaluation.scoring import Scoring, build_scoring
 from models.lpd import LPD
 from models.sampling import SamplingSettings, warn_of_guidance
-from orders.group_sizes import group_sizes, parse_group_sizes
-from orders.locality import locality_aware_orders, published_repulsion, random_orders
-from orders.order_file import read_orders, warn_of_steps
+from orders.sources import OrderSource, build_orders, read_group_sizes
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
-from util.errors import UserError, blame
+from util.errors import UserError
 from util.geometry import TokenGrid
 from util.images import to_uint8
-
-OrderSource = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Evaluation:
         class_num: number of classes; samples are class-sorted.
         batch_size: samples per process and batch.
         group_sizes: K sizes that sum to N.
-        orders: image ids (B,) -> orders (B, N).
+        orders: of every image.
         sampling: how codes are drawn.
         sampler: `fast` or `plain`.
         seed: names the random streams.
@@ -78,13 +73,13 @@ def build_evaluation(
             f"--num_images: found {args.num_images}, expected a multiple of the "
             f"{args.class_num} classes (--class_num)"
         )
-    sizes = read_group_sizes(args, model.grid)
+    sizes = read_group_sizes(args, model.grid.num_tokens)
     return Evaluation(
         num_images=args.num_images,
         class_num=args.class_num,
         batch_size=args.eval_bsz,
         group_sizes=sizes,
-        orders=build_orders(args, model.grid, sizes),
+        orders=build_orders(args, model.grid, len(sizes)),
         sampling=read_sampling(args, model),
         sampler=args.sampler,
         seed=args.seed,
@@ -111,55 +106,3 @@ def read_sampling(args: argparse.Namespace, model: LPD) -> SamplingSettings:
     if sampling.guided:
         warn_of_guidance(model.label_drop_prob, f"--cfg: found {args.cfg:g}")
     return sampling
-
-
-def read_group_sizes(args: argparse.Namespace, grid: TokenGrid) -> list[int]:
-    """Sizes by `--generation_steps`, else from `--group_sizes`.
-
-    Raises:
-        UserError: no valid split.
-    """
-    if args.generation_steps is not None:
-        with blame("--generation_steps"):
-            return group_sizes(grid.num_tokens, args.generation_steps)
-    with blame("--group_sizes"):
-        return parse_group_sizes(args.group_sizes, grid.num_tokens)
-
-
-def build_orders(args: argparse.Namespace, grid: TokenGrid, sizes: list[int]) -> OrderSource:
-    """Orders by `--order`: from a file, or made on the spot from (seed, image id).
-
-    Warns of a file that is named for another number of steps.
-
-    Raises:
-        UserError: the order file cannot serve this grid and number of images.
-    """
-    if args.order == "random":
-        if args.lpd_order_file:
-            raise UserError(
-                f"--lpd_order_file: found {args.lpd_order_file} with --order random, "
-                "expected --order lpd"
-            )
-        return lambda ids: random_orders(len(ids), grid.num_tokens, args.seed, image_ids=ids)
-    if args.lpd_order_file:
-        with blame("--lpd_order_file"):
-            orders = read_orders(args.lpd_order_file, grid.num_tokens)
-        if len(orders) < args.num_images:
-            raise UserError(
-                f"--lpd_order_file: {args.lpd_order_file} holds {len(orders)} orders, expected "
-                f"at least {args.num_images} (--num_images)"
-            )
-        warn_of_steps(args.lpd_order_file, [len(sizes)])
-        return lambda ids: orders[ids].astype(np.int64)
-    repulsion = args.repulsion_threshold
-    if repulsion is None:
-        repulsion = published_repulsion(grid.num_tokens, len(sizes))
-    make = partial(
-        locality_aware_orders,
-        group_sizes=sizes,
-        grid_size=grid.side,
-        proximity_threshold=args.proximity_threshold,
-        repulsion_threshold=repulsion,
-        seed=args.seed,
-    )
-    return lambda ids: make(len(ids), image_ids=ids)

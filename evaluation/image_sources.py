@@ -17,7 +17,7 @@ from torch import Tensor
 from dataset.image_folder import ImageList, image_batches
 from util import distributed
 from util.arrays import stream_npz
-from util.distributed import available_cores
+from util.cli import available_cores
 from util.errors import UserError, blame
 from util.files import open_file
 from util.images import open_rgb

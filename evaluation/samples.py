@@ -23,7 +23,7 @@ from torch import nn
 
 from dataset.write_cache import checksum
 from evaluation.evaluation import Evaluation
-from util.distributed import available_cores
+from util.cli import available_cores
 from util.errors import UserError
 from util.files import open_file, read_json, write_json
 from util.images import (

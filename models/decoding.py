@@ -15,8 +15,8 @@ from models.fast import FastNetwork
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
 from orders import group_sizes as sizes_of
-from orders.locality import locality_aware_orders, published_repulsion
 from orders.plan import GenerationPlan
+from orders.sources import locality_aware
 from util import streams
 from util.cuda_graphs import CaptureError
 from util.device import to_device
@@ -181,14 +181,8 @@ def _locality_aware(
     images = labels if image_ids is None else image_ids
     if images is None:
         raise ValueError("orders: found none, and no labels or image_ids, expected one of them")
-    return locality_aware_orders(
-        len(images),
-        group_sizes,
-        grid_size=model.grid.side,
-        repulsion_threshold=published_repulsion(model.grid.num_tokens, len(group_sizes)),
-        seed=seed,
-        image_ids=image_ids,
-    )
+    ids = np.arange(len(images)) if image_ids is None else np.asarray(image_ids)
+    return locality_aware(model.grid, seed)(ids, group_sizes)
 
 
 def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.ndarray:

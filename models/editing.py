@@ -16,7 +16,8 @@ import torch
 from models.decoding import UNDECIDED, generate, generate_steps
 from models.lpd import LPD
 from orders.group_sizes import default_steps, remaining_group_sizes
-from orders.locality import locality_aware_orders, published_repulsion
+from orders.locality import locality_aware_orders
+from orders.sources import published_repulsion
 
 
 def edit(

@@ -20,6 +20,9 @@ _TABLE_KEYS = {256: "256", 1024: "512"}
 # Of the published evaluations (section 9).
 _DEFAULT_STEPS = {256: 20, 1024: 48}
 
+# The shape of the published tables and the cosine rule; others are powers.
+RULE = "rule"
+
 # What text of group sizes may hold; real lists stay far below these limits.
 _TEXT = re.compile(r"(?!.*[0-9]{10})[0-9\s\[\](),*+-]*", re.ASCII | re.DOTALL)
 _MAX_CHARACTERS = 20_000
@@ -126,6 +129,37 @@ def remaining_group_sizes(num_tokens: int, num_known: int, steps: int | None = N
     made = np.maximum.accumulate(made - step) + step
     made = np.minimum(made, left - step[::-1])
     return sorted(np.diff(made).tolist())
+
+
+def shaped_group_sizes(num_tokens: int, steps: int, shape: str) -> list[int]:
+    """Group sizes of a shape: 1 first, then growing as the shape says.
+
+    Args:
+        num_tokens: N.
+        steps: K.
+        shape: `rule` for the published table or cosine rule, or a positive number a, for which
+            about 1 + (N - 1) * (k / (K - 1)) ** a tokens are known after step k + 1: 1 for equal
+            groups, 2 for groups that grow in proportion to their number.
+
+    Raises:
+        ValueError: no such shape, or no split into so many steps.
+    """
+    if shape == RULE:
+        return group_sizes(num_tokens, steps)
+    try:
+        power = float(shape)
+    except ValueError:
+        power = 0.0
+    if not 0 < power < np.inf:
+        raise ValueError(f"found shape {shape!r}, expected {RULE} or a positive number")
+    if not 2 <= steps <= num_tokens:
+        raise ValueError(f"found {steps} steps, expected 2 to {num_tokens} for {num_tokens} tokens")
+    step = np.arange(steps)
+    known = np.rint(1 + (num_tokens - 1) * (step / (steps - 1)) ** power).astype(np.int64)
+    # At least one token a step, now and in all steps to come.
+    known = np.maximum.accumulate(known - step) + step
+    known = np.minimum(known, num_tokens - step[::-1])
+    return np.diff(known, prepend=0).tolist()
 
 
 def training_group_sizes(num_tokens: int) -> list[list[int]]:

@@ -9,7 +9,6 @@ read 10 times faster. The same flags give the same file, whatever the number of 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +18,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from orders.group_sizes import group_sizes, parse_group_sizes
 from orders.locality import check_grid_size, locality_aware_orders
 from orders.order_file import compact_dtype, require_suffix, write_orders
+from orders.sources import read_group_sizes
 from util import logs
-from util.cli import Parser, number, pixels, random_seed, whole
-from util.distributed import available_cores
+from util.cli import Parser, available_cores, number, pixels, random_seed, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
 from util.run_record import record_run
@@ -70,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     with blame("--img_size, --vqgan_stride"):
         grid = TokenGrid(args.img_size, args.vqgan_stride, vocab_size=1)
         check_grid_size(grid.side)
-    sizes = _read_sizes(args, grid.num_tokens)
+    sizes = read_group_sizes(args, grid.num_tokens)
     _check_output(args.output_file)
     with blame("--output_file"):
         record_run(parser, args, args.output_file.parent)
@@ -101,17 +99,6 @@ def main(argv: list[str] | None = None) -> None:
     with blame("--output_file"):
         write_orders(args.output_file, orders)
     logger.info("wrote %d orders of %d steps to %s", len(orders), len(sizes), args.output_file)
-
-
-def _read_sizes(args: argparse.Namespace, num_tokens: int) -> list[int]:
-    """Group sizes from `--generation_steps`, else from `--group_sizes`."""
-    if args.generation_steps is not None:
-        with blame("--generation_steps"):
-            return group_sizes(num_tokens, args.generation_steps)
-    if args.group_sizes is None:
-        raise UserError("--generation_steps, --group_sizes: found neither, expected one of them")
-    with blame("--group_sizes"):
-        return parse_group_sizes(args.group_sizes, num_tokens)
 
 
 def _check_output(path: Path | None) -> None:

@@ -1,65 +1,48 @@
-"""The kinds of generation order that a study of orders compares, and the shapes of group sizes."""
+"""Which generation orders exist and how one is made for an image: the one place that knows.
+
+An order source makes orders of image ids and group sizes. A row depends on its own id, the sizes
+and the source's seed alone, so the same image has the same order in every batch and process.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from hub.published import ORDERS, resolve
-from orders.group_sizes import group_sizes
-from orders.locality import locality_aware_orders, published_repulsion, random_orders
-from orders.order_file import read_orders
+from orders.group_sizes import group_sizes, parse_group_sizes
+from orders.locality import locality_aware_orders, random_orders
+from orders.order_file import read_orders, warn_of_steps
+from util import streams
+from util.errors import UserError, blame
 from util.geometry import TokenGrid
 
-# The group sizes of the published table or cosine rule; other shapes are powers.
-RULE = "rule"
+# Image ids (B,), K group sizes -> orders (B, N) int64.
+OrderSource = Callable[[np.ndarray, Sequence[int]], np.ndarray]
+
+# Kinds without a file, as the command line calls them, and what people call them.
+ORDERS = {"lpd": "locality-aware", "random": "random", "raster": "raster"}
+SAMPLING_ORDERS = ("random", "lpd")  # --order
+TRAINING_ORDERS = ("random", "raster")  # --train_order
+
+# The published evaluations, by tokens and steps (method section 6).
+_PUBLISHED_REPULSION = {(256, 20): 2.0, (256, 32): 2.0, (1024, 48): 4.0}
 
 
-@dataclass(frozen=True)
-class OrderKind:
-    """One way to order the positions of any image.
-
-    Attributes:
-        name: as on the command line.
-        make: image ids (B,) and group sizes -> orders (B, N) int64. A row depends on its own id,
-            the seed and the sizes only.
-    """
-
-    name: str
-    make: Callable[[np.ndarray, Sequence[int]], np.ndarray]
+def published_repulsion(num_tokens: int, steps: int) -> float:
+    """The repulsion threshold published for a grid and number of steps, else 1."""
+    return _PUBLISHED_REPULSION.get((num_tokens, steps), 1.0)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """An order kind with group sizes.
-
-    Attributes:
-        kind: of order.
-        group_sizes: K sizes that sum to N.
-        sizes_name: what the sizes are, in a word: the table or rule has none.
-    """
-
-    kind: OrderKind
-    group_sizes: tuple[int, ...]
-    sizes_name: str = ""
-
-    @property
-    def steps(self) -> int:
-        """Decoding steps, K."""
-        return len(self.group_sizes)
-
-
-def parse_order_kind(text: str, grid: TokenGrid, seed: int, num_images: int) -> OrderKind:
-    """An order kind as users write it.
+def parse_order(text: str, grid: TokenGrid, seed: int, num_images: int) -> OrderSource:
+    """Read an order as users write it.
 
     Args:
         text: `random`, `raster`, `lpd` (locality-aware, with the published repulsion threshold of
             the grid and step count, else 1), `lpd:R` or `lpd:R:P` with repulsion threshold R and
-            proximity threshold P (1 if not given), or the path or published name of an order
-            file, whose row i is the order of image i.
+            proximity threshold P (1 if not given), or the path of an order file, whose row i is
+            the order of image i.
         grid: of the images.
         seed: names the random streams.
         num_images: images from 0 that an order file has to serve.
@@ -69,37 +52,26 @@ def parse_order_kind(text: str, grid: TokenGrid, seed: int, num_images: int) -> 
         OSError: an order file cannot be read.
     """
     if text == "raster":
-        return OrderKind(text, lambda ids, _: np.tile(np.arange(grid.num_tokens), (len(ids), 1)))
+        return lambda ids, _: raster_orders(len(ids), grid.num_tokens)
     if text == "random":
-        return OrderKind(
-            text, lambda ids, _: random_orders(len(ids), grid.num_tokens, seed, image_ids=ids)
-        )
+        return lambda ids, _: random_orders(len(ids), grid.num_tokens, seed, image_ids=ids)
     if text == "lpd":
-        return locality_kind(text, grid, seed)
+        return locality_aware(grid, seed)
     if text.startswith("lpd:"):
-        return locality_kind(text, grid, seed, *_thresholds(text))
-    path = resolve(text, ORDERS)
-    if Path(path).suffix not in (".json", ".npy"):
+        return locality_aware(grid, seed, *_thresholds(text))
+    if not text.endswith((".json", ".npy")):
         raise ValueError(
             f"found {text!r}, expected random, raster, lpd, lpd:R, lpd:R:P or an order file "
             "(.json, .npy, or a published name)"
         )
-    orders = read_orders(path, grid.num_tokens)
-    if len(orders) < num_images:
-        raise ValueError(
-            f"{text} holds {len(orders)} orders, expected one for each of {num_images} images"
-        )
-    return OrderKind(text, lambda ids, _: orders[ids].astype(np.int64))
+    orders = read_orders(text, grid.num_tokens)
+    return stored(orders, text, num_images, f"one for each of {num_images} images")
 
 
-def locality_kind(
-    name: str,
-    grid: TokenGrid,
-    seed: int,
-    repulsion: float | None = None,
-    proximity: float = 1.0,
-) -> OrderKind:
-    """Locality-aware orders; without `repulsion` at the published threshold of the step count."""
+def locality_aware(
+    grid: TokenGrid, seed: int, repulsion: float | None = None, proximity: float = 1.0
+) -> OrderSource:
+    """Make orders on the spot; without `repulsion` at the threshold published for the steps."""
 
     def make(ids: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
         threshold = repulsion
@@ -109,48 +81,85 @@ def locality_kind(
             len(ids), sizes, grid.side, proximity, threshold, seed, image_ids=ids
         )
 
-    return OrderKind(name, make)
+    return make
+
+
+def stored(orders: np.ndarray, path: str, num_images: int, expected: str) -> OrderSource:
+    """Take row i of an order file for image i.
+
+    Raises:
+        ValueError: there are fewer rows than images; `expected` says what they are for.
+    """
+    if len(orders) < num_images:
+        raise ValueError(f"{path} holds {len(orders)} orders, expected {expected}")
+    return lambda ids, _: orders[ids].astype(np.int64)
+
+
+def raster_orders(num: int, num_tokens: int) -> np.ndarray:
+    """Row by row: (num, N) int64."""
+    return np.tile(np.arange(num_tokens), (num, 1))
+
+
+def training_orders(
+    kind: str, num_tokens: int, seed: int, epoch: int, samples: np.ndarray
+) -> np.ndarray:
+    """Make the orders that one visit of samples (B,) is trained in: (B, N) int64.
+
+    Args:
+        kind: one of `TRAINING_ORDERS`; random ones differ from visit to visit.
+    """
+    if kind == "raster":
+        return raster_orders(len(samples), num_tokens)
+    return streams.permutations("order", seed, epoch, samples, count=num_tokens)
+
+
+def read_group_sizes(args: argparse.Namespace, num_tokens: int) -> list[int]:
+    """Group sizes by `--generation_steps`, else from `--group_sizes`.
+
+    Raises:
+        UserError: neither is given, or it is no valid split.
+    """
+    if args.generation_steps is not None:
+        with blame("--generation_steps"):
+            return group_sizes(num_tokens, args.generation_steps)
+    if args.group_sizes is None:
+        raise UserError("--generation_steps, --group_sizes: found neither, expected one of them")
+    with blame("--group_sizes"):
+        return parse_group_sizes(args.group_sizes, num_tokens)
+
+
+def build_orders(args: argparse.Namespace, grid: TokenGrid, steps: int) -> OrderSource:
+    """The orders of samples, by `--order` and the flags that go with it.
+
+    Warns of a file that is named for another number of steps.
+
+    Raises:
+        UserError: the order file cannot serve this grid and number of images.
+    """
+    path = args.lpd_order_file
+    if args.order != "lpd":
+        if path:
+            raise UserError(
+                f"--lpd_order_file: found {path} with --order {args.order}, expected --order lpd"
+            )
+        return parse_order(args.order, grid, args.seed, args.num_images)
+    if not path:
+        return locality_aware(grid, args.seed, args.repulsion_threshold, args.proximity_threshold)
+    with blame("--lpd_order_file"):
+        expected = f"at least {args.num_images} (--num_images)"
+        orders = stored(read_orders(path, grid.num_tokens), path, args.num_images, expected)
+    warn_of_steps(path, [steps])
+    return orders
 
 
 def _thresholds(text: str) -> list[float]:
     """R, or R and P, of `lpd:R:P`."""
     try:
-        found = [float(part) for part in text.split(":")[1:]]
+        thresholds = [float(part) for part in text.split(":")[1:]]
     except ValueError:
-        found = []
-    if not 1 <= len(found) <= 2 or not all(0 <= value < np.inf for value in found):
+        thresholds = []
+    if not 1 <= len(thresholds) <= 2 or not all(0 <= value < np.inf for value in thresholds):
         raise ValueError(
             f"found {text!r}, expected lpd:R or lpd:R:P with finite numbers of at least 0"
         )
-    return found
-
-
-def shaped_group_sizes(num_tokens: int, steps: int, shape: str) -> list[int]:
-    """Group sizes of a shape: 1 first, then growing as the shape says.
-
-    Args:
-        num_tokens: N.
-        steps: K.
-        shape: `rule` for the published table or cosine rule, or a positive number a, for which
-            about 1 + (N - 1) * (k / (K - 1)) ** a tokens are known after step k + 1: 1 for equal
-            groups, 2 for groups that grow in proportion to their number.
-
-    Raises:
-        ValueError: no such shape, or no split into so many steps.
-    """
-    if shape == RULE:
-        return group_sizes(num_tokens, steps)
-    try:
-        power = float(shape)
-    except ValueError:
-        power = 0.0
-    if not 0 < power < np.inf:
-        raise ValueError(f"found shape {shape!r}, expected {RULE} or a positive number")
-    if not 2 <= steps <= num_tokens:
-        raise ValueError(f"found {steps} steps, expected 2 to {num_tokens} for {num_tokens} tokens")
-    step = np.arange(steps)
-    known = np.rint(1 + (num_tokens - 1) * (step / (steps - 1)) ** power).astype(np.int64)
-    # At least one token a step, now and in all steps to come.
-    known = np.maximum.accumulate(known - step) + step
-    known = np.minimum(known, num_tokens - step[::-1])
-    return np.diff(known, prepend=0).tolist()
+    return thresholds

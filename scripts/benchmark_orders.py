@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from orders.group_sizes import group_sizes
-from orders.locality import locality_aware_orders, published_repulsion
+from orders.locality import locality_aware_orders
+from orders.sources import published_repulsion
 from util import logs
 from util.cli import Parser, whole
 from util.errors import blame, require_writable_folder, run

@@ -31,7 +31,8 @@ from models.fast import FastPath, Linear, NetworkWeights, Norm
 from models.lpd import LPD, MODELS
 from models.sampling import SamplingSettings, guidance_scales, pick
 from orders.group_sizes import group_sizes
-from orders.locality import locality_aware_orders, published_repulsion
+from orders.locality import locality_aware_orders
+from orders.sources import published_repulsion
 from performance import timing as benchmark
 from performance.cost import FORMULA, Generation, Rates, Work, generation_of, tokenizer_cost, total
 from performance.timing import random_weights

@@ -30,8 +30,7 @@ from dataset.write_cache import (
 from hub.published import pinned_flags, resolve_flags
 from tokenizers.vq_model import fingerprint, load_tokenizer
 from util import logs
-from util.cli import Parser, whole
-from util.distributed import available_cores
+from util.cli import Parser, available_cores, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
 from util.run_record import record_run

@@ -28,16 +28,23 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.token_cache import TokenCache, check_cache, open_cache
+from hub import published
 from hub.download import sha256_of
 from hub.published import pinned, pinned_flags, resolve_flags
 from hub.weights import read_weights
 from models.lpd import LPD
-from orders.group_sizes import group_sizes, parse_group_sizes, training_group_sizes
+from orders.group_sizes import (
+    RULE,
+    group_sizes,
+    parse_group_sizes,
+    shaped_group_sizes,
+    training_group_sizes,
+)
 from orders.order_file import warn_of_steps
-from orders.sources import RULE, Setting, parse_order_kind, shaped_group_sizes
+from orders.sources import ORDERS, parse_order
 from studies import report as order_report
 from studies import search as order_search
-from studies.likelihood import images_digest, measure
+from studies.likelihood import Setting, images_digest, measure
 from studies.plot import plot
 from util import distributed, logs
 from util.cli import Parser, number, random_seed, whole
@@ -48,8 +55,7 @@ from util.run_record import record_run, revision, versions
 
 logger = logging.getLogger(__name__)
 
-# By default compared, and searched.
-ORDERS = ("lpd", "random", "raster")
+# By default searched.
 REPULSIONS = (0, 1, 2, 3, 4)
 PROXIMITIES = (0, 1, 2, 3, order_search.REPULSION_ALONE)
 SHAPES = (RULE, "1", "1.5", "2", "3")
@@ -232,7 +238,8 @@ def choose_images(args: argparse.Namespace, cache: TokenCache) -> np.ndarray:
 def read_settings(args: argparse.Namespace, grid: TokenGrid, cache: TokenCache) -> list[Setting]:
     """Every order with every number of steps and list of sizes, orders of one list together."""
     with blame("--orders"):
-        kinds = [parse_order_kind(text, grid, args.seed, cache.num_images) for text in args.orders]
+        paths = [published.resolve(text, published.ORDERS) for text in args.orders]
+        sources = [parse_order(path, grid, args.seed, cache.num_images) for path in paths]
     steps = args.steps
     if steps is None:
         trained = training_group_sizes(grid.num_tokens)
@@ -246,7 +253,11 @@ def read_settings(args: argparse.Namespace, grid: TokenGrid, cache: TokenCache) 
             lists.append((sizes, f"as listed, {earlier + 1}" if earlier else "as listed"))
     for text in args.orders:
         warn_of_steps(text, [len(sizes) for sizes, _ in lists], "--orders", "--steps")
-    return [Setting(kind, tuple(sizes), name) for sizes, name in lists for kind in kinds]
+    return [
+        Setting(order, source, tuple(sizes), name)
+        for sizes, name in lists
+        for order, source in zip(args.orders, sources, strict=True)
+    ]
 
 
 def check_search(args: argparse.Namespace, grid: TokenGrid, num_images: int) -> None:

@@ -25,20 +25,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.evaluation import (
-    OrderSource,
-    build_decoder,
-    build_orders,
-    read_group_sizes,
-    read_sampling,
-)
+from evaluation.evaluation import build_decoder, read_sampling
 from evaluation.networks import load_networks
+from hub import published
 from hub.published import resolve_flags
 from models.decoding import generate, generate_steps
 from models.lpd import LPD
-from orders.group_sizes import group_sizes, parse_group_sizes
 from orders.order_file import read_orders, steps_in_name, warn_of_steps
-from orders.sources import OrderKind, parse_order_kind
+from orders.sources import ORDERS, OrderSource, build_orders, parse_order, read_group_sizes, stored
 from tokenizers.vq_model import VQModel
 from training.flags import add_sampling_flags
 from util import distributed, logs
@@ -92,7 +86,7 @@ def add_order_flags(parser: Parser) -> None:
     group.add_argument(
         "--orders",
         nargs="+",
-        default=["lpd", "random", "raster"],
+        default=list(ORDERS),
         metavar="ORDER",
         help="side by side: lpd, lpd:R, lpd:R:P (repulsion R, proximity P), random, raster or an "
         "order file",
@@ -244,42 +238,31 @@ def choose_orders(args: argparse.Namespace) -> tuple[list[ShownOrders], list[int
     else:
         with blame("--img_size, --vqgan_stride"):
             grid = TokenGrid(args.img_size or 256, args.vqgan_stride, vocab_size=1)
-    sizes = choose_group_sizes(args, grid)
+    if args.generation_steps is None and args.group_sizes is None and args.lpd_order_file:
+        args.generation_steps = steps_in_name(args.lpd_order_file)
+    sizes = read_group_sizes(args, grid.num_tokens)
     most = NUM_ORDERS if on_file is None else min(NUM_ORDERS, len(on_file))
     count = most if args.num_orders is None else args.num_orders
     needed = max(count, args.image_id + 1)
-    if on_file is not None and len(on_file) < needed:
-        raise UserError(
-            f"--lpd_order_file: {args.lpd_order_file} holds {len(on_file)} orders, expected at "
-            f"least {needed} (--num_orders, --image_id)"
-        )
+    from_file = None
     if on_file is not None:
+        with blame("--lpd_order_file"):
+            expected = f"at least {needed} (--num_orders, --image_id)"
+            from_file = stored(on_file, args.lpd_order_file, needed, expected)
         warn_of_steps(args.lpd_order_file, [len(sizes)])
     shown = []
     for text in args.orders:
         warn_of_steps(text, [len(sizes)], "--orders")
         with blame("--orders"):
-            if text == "lpd" and on_file is not None:
-                kind = OrderKind(text, lambda ids, _: on_file[ids].astype(np.int64))
+            if text == "lpd" and from_file is not None:
+                orders = from_file
             else:
-                kind = parse_order_kind(text, grid, args.seed, needed)
-        order = kind.make(np.array([args.image_id]), sizes)[0]
-        shown.append(ShownOrders(order_title(text), order, kind.make(np.arange(count), sizes)))
+                orders = parse_order(
+                    published.resolve(text, published.ORDERS), grid, args.seed, needed
+                )
+        order = orders(np.array([args.image_id]), sizes)[0]
+        shown.append(ShownOrders(order_title(text), order, orders(np.arange(count), sizes)))
     return shown, sizes
-
-
-def choose_group_sizes(args: argparse.Namespace, grid: TokenGrid) -> list[int]:
-    """Sizes by the flags, else by the steps in the order file's name."""
-    steps = args.generation_steps
-    if steps is None and args.group_sizes is not None:
-        with blame("--group_sizes"):
-            return parse_group_sizes(args.group_sizes, grid.num_tokens)
-    if steps is None and args.lpd_order_file:
-        steps = steps_in_name(args.lpd_order_file)
-    if steps is None:
-        raise UserError("--generation_steps, --group_sizes: found neither, expected one of them")
-    with blame("--generation_steps"):
-        return group_sizes(grid.num_tokens, steps)
 
 
 def order_title(text: str) -> str:
@@ -301,7 +284,7 @@ class Request:
         classes: how many there are; the same one may be asked for twice.
         names: of the B images' classes.
         group_sizes: K sizes.
-        orders: image ids -> orders.
+        orders: of every image.
         options: further arguments of `generate`.
         bf16: run the network under bfloat16 autocast.
     """
@@ -318,7 +301,7 @@ class Request:
 
     def arguments(self, ids: np.ndarray) -> tuple[Any, ...]:
         """Those of `generate` that stand at the front, for some of the images."""
-        return self.model, self.labels[ids], self.orders(ids), self.group_sizes
+        return self.model, self.labels[ids], self.orders(ids, self.group_sizes), self.group_sizes
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -345,8 +328,8 @@ def read_request(args: argparse.Namespace, per_class: int) -> Request:
             "classes (--classes)"
         )
     labels = np.repeat(classes, args.num_images // len(classes))
-    sizes = read_group_sizes(args, model.grid)
-    orders = build_orders(args, model.grid, sizes)
+    sizes = read_group_sizes(args, model.grid.num_tokens)
+    orders = build_orders(args, model.grid, len(sizes))
     sampling = read_sampling(args, model)
     if args.bf16:
         model.round_products()

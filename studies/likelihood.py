@@ -17,11 +17,33 @@ from dataset.token_cache import TokenCache
 from models.likelihood import token_nll
 from models.lpd import LPD
 from orders.plan import GenerationPlan
-from orders.sources import Setting
+from orders.sources import OrderSource
 from util import distributed
 from util.logs import progress
 
 _HASHED_TOGETHER = 1024
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A kind of order with group sizes.
+
+    Attributes:
+        order: as on the command line.
+        orders: makes them.
+        group_sizes: K sizes that sum to N.
+        sizes_name: what the sizes are, in a word: the table or rule has none.
+    """
+
+    order: str
+    orders: OrderSource
+    group_sizes: tuple[int, ...]
+    sizes_name: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Decoding steps, K."""
+        return len(self.group_sizes)
 
 
 @dataclass(frozen=True)
@@ -166,7 +188,7 @@ class _BatchNLL:
 
     def by_step(self, setting: Setting, one_by_one: bool) -> np.ndarray:
         """(B, 1 or 2, K) float64: as decoded and, if asked for, one by one."""
-        orders = setting.kind.make(self._ids, setting.group_sizes)
+        orders = setting.orders(self._ids, setting.group_sizes)
         lists = [setting.group_sizes]
         if one_by_one:
             lists.append((1,) * self._tokens.shape[1])

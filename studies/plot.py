@@ -46,7 +46,7 @@ def draw(results: Sequence[Measured]) -> Figure:
 
     panels: dict[str, Values] = {"NLL": lambda result: result.nll}
     if any(first_of_same_sizes(result, results) for result in results):
-        first = results[0].setting.kind.name
+        first = results[0].setting.order
         panels[f"NLL minus {first}'s, paired"] = lambda result: _difference(result, results)
     if any(result.one_by_one is not None for result in results):
         panels["price of parallelism"] = _price
@@ -71,7 +71,7 @@ def draw(results: Sequence[Measured]) -> Figure:
 
 def line_name(result: Measured) -> str:
     """What one line of the plot is of: an order, and its group sizes where they are no rule's."""
-    return f"{result.setting.kind.name} {result.setting.sizes_name}".strip()
+    return f"{result.setting.order} {result.setting.sizes_name}".strip()
 
 
 def _difference(result: Measured, results: Sequence[Measured]) -> np.ndarray | None:

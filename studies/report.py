@@ -12,7 +12,7 @@ from studies.likelihood import Estimate, Measured
 
 def table(results: Sequence[Measured]) -> list[str]:
     """Markdown lines. Differences are paired over images, so their errors are much smaller."""
-    first = results[0].setting.kind.name
+    first = results[0].setting.order
     lines = [
         f"| steps | order | nats an image | nats a token | price | minus {first} |",
         "|---|---|---|---|---|---|",
@@ -23,7 +23,7 @@ def table(results: Sequence[Measured]) -> list[str]:
         beside = first_of_same_sizes(result, results)
         cells = (
             f"{setting.steps} {setting.sizes_name}".strip(),
-            setting.kind.name,
+            setting.order,
             str(nll),
             f"{nll.mean / num_tokens:.4f} ± {nll.se / num_tokens:.4f}",
             str(Estimate.of(result.price_by_step.sum(axis=1))),
@@ -40,7 +40,7 @@ def entries(results: Sequence[Measured]) -> list[dict[str, Any]]:
         setting, num_tokens = result.setting, sum(result.setting.group_sizes)
         nll = Estimate.of(result.nll)
         entry = {
-            "order": setting.kind.name,
+            "order": setting.order,
             "steps": setting.steps,
             "group_sizes": str(list(setting.group_sizes)),
             "sizes_name": setting.sizes_name,

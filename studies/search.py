@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from orders.sources import RULE, Setting, locality_kind, shaped_group_sizes
-from studies.likelihood import Estimate, Measured
+from orders.group_sizes import RULE, group_sizes, shaped_group_sizes
+from orders.sources import locality_aware
+from studies.likelihood import Estimate, Measured, Setting
 from util import streams
 from util.geometry import TokenGrid
 
@@ -39,9 +40,9 @@ class Candidate:
             ValueError: there is no such shape, or no split into so many steps.
         """
         name = f"lpd:{self.repulsion:g}:{self.proximity:g}"
-        kind = locality_kind(name, grid, seed, self.repulsion, self.proximity)
+        orders = locality_aware(grid, seed, self.repulsion, self.proximity)
         sizes = shaped_group_sizes(grid.num_tokens, steps, self.shape)
-        return Setting(kind, tuple(sizes), self.shape)
+        return Setting(name, orders, tuple(sizes), self.shape)
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,8 @@ def search(
         ValueError: a candidate's shape cannot be had.
     """
     first, second = halves(image_ids, seed)
-    usual = Setting(
-        locality_kind("lpd", grid, seed), tuple(shaped_group_sizes(grid.num_tokens, steps, RULE))
-    )
+    sizes = tuple(group_sizes(grid.num_tokens, steps))
+    usual = Setting("lpd", locality_aware(grid, seed), sizes)
     settings = [candidate.setting(grid, steps, seed) for candidate in candidates]
     usual_here, *measured = measure([usual, *settings], first)
     pairs = zip(candidates, measured, strict=True)

@@ -7,12 +7,10 @@ import argparse
 from models.decoding import SAMPLERS
 from models.lpd import MODELS
 from models.sampling import CFG_SCHEDULES
+from orders.sources import SAMPLING_ORDERS, TRAINING_ORDERS
 from training.lr_schedule import LR_SCHEDULES
 from util.cli import Parser, number, pixels, random_seed, share, whole
 from util.distributed import add_distributed_flags
-
-ORDERS = ("random", "lpd")
-TRAIN_ORDERS = ("random", "raster")
 
 
 def build_parser() -> Parser:
@@ -69,7 +67,7 @@ def _add_training_flags(parser: Parser) -> None:
     group.add_argument(
         "--train_order",
         default="random",
-        choices=TRAIN_ORDERS,
+        choices=TRAINING_ORDERS,
         help="of the positions in training; raster is an ablation",
     )
     group.add_argument("--epochs", type=whole(1), default=450, help="passes over the data")
@@ -198,7 +196,10 @@ def add_sampling_flags(parser: Parser) -> None:
     group.add_argument("--generation_steps", type=whole(1), help="K; replaces --group_sizes")
     group.add_argument("--group_sizes", default="[1] * 256", help="tokens per step, sum N")
     group.add_argument(
-        "--order", default="random", choices=ORDERS, help="of the positions; lpd is locality-aware"
+        "--order",
+        default="random",
+        choices=SAMPLING_ORDERS,
+        help="of the positions; lpd is locality-aware",
     )
     group.add_argument(
         "--lpd_order_file",

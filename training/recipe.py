@@ -21,9 +21,9 @@ from dataset.batches import (
 )
 from dataset.image_folder import list_images
 from dataset.token_cache import TokenCache
-from evaluation.evaluation import read_group_sizes
 from models.lpd import LPD
 from orders.group_sizes import read_group_sizes_list, training_group_sizes
+from orders.sources import read_group_sizes
 from training.checkpoint import LAST, TrainingState
 from training.lr_schedule import LRSchedule
 from training.watch import SavePolicy
@@ -248,7 +248,7 @@ def _compare_classes(args: argparse.Namespace, found: int, what: str) -> None:
 
 def _read_group_size_lists(args: argparse.Namespace, grid: TokenGrid) -> list[list[int]]:
     if args.group_sizes_list is None:
-        return [read_group_sizes(args, grid)]
+        return [read_group_sizes(args, grid.num_tokens)]
     if args.group_sizes_list == "auto":
         return training_group_sizes(grid.num_tokens)
     with blame("--group_sizes_list"):

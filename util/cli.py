@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -59,6 +60,13 @@ def random_seed(text: str) -> int:
     limit = 2**63
     expected = "a whole number of at most 63 bits"
     return _ranged(int, expected, lambda value: -limit <= value < limit)(text)
+
+
+def available_cores() -> int:
+    """Cores of this process's affinity mask where the system has one, else of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _ranged(

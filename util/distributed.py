@@ -17,13 +17,6 @@ from util.errors import UserError, describe_os_error
 logger = logging.getLogger(__name__)
 
 
-def available_cores() -> int:
-    """Cores of this process's affinity mask where the system has one, else of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 T = TypeVar("T")
 
 

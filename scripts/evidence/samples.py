@@ -16,6 +16,7 @@ distance of training ones, as many as there are samples where there are.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -30,11 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evaluation.evaluation import build_decoder
 from evaluation.networks import load_networks
+from hub import published
 from hub.download import sha256_of
 from models.decoding import generate
 from models.lpd import LPD
 from orders.group_sizes import group_sizes
-from orders.sources import OrderKind, parse_order_kind
+from orders.sources import ORDERS, OrderSource, parse_order
 from scripts.evidence.data_sets import DATA_SETS, DataSet, Labelled
 from tokenizers.vq_model import VQModel
 from util import logs
@@ -59,9 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--feature_extractor_weights", help="digits: what demo_digits.py features wrote"
     )
-    parser.add_argument(
-        "--orders", nargs="+", default=["lpd", "random", "raster"], metavar="ORDER", help="kinds"
-    )
+    parser.add_argument("--orders", nargs="+", default=list(ORDERS), metavar="ORDER", help="kinds")
     parser.add_argument(
         "--steps", nargs="+", type=whole(1), required=True, metavar="K", help="numbers of steps"
     )
@@ -89,7 +89,10 @@ def main(args: argparse.Namespace) -> None:
     about = describe(args)
     grid = sampler.model.grid
     with blame("--orders"):
-        kinds = [parse_order_kind(text, grid, args.seed, args.samples) for text in args.orders]
+        sources = [
+            parse_order(published.resolve(text, published.ORDERS), grid, args.seed, args.samples)
+            for text in args.orders
+        ]
     with blame("--steps"):
         lists = [group_sizes(grid.num_tokens, steps) for steps in args.steps]
     # For the judge images that it has not seen, for the distance such as the models learned from.
@@ -98,12 +101,12 @@ def main(args: argparse.Namespace) -> None:
     reconstructed = tuple(map(codec.reconstructed, real))
     rows = [real[1], reconstructed[1]]
     results = []
-    cases = [(sizes, kind) for sizes in lists for kind in kinds]
-    for sizes, kind in logs.progress(cases, desc="samples", unit="setting"):
+    cases = itertools.product(lists, zip(args.orders, sources, strict=True))
+    for sizes, (order, source) in logs.progress(list(cases), desc="samples", unit="setting"):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            tokens = sampler.tokens(kind, sizes)
+            tokens = sampler.tokens(source, sizes)
         made = Labelled(codec.images(tokens), sampler.labels)
-        results.append({"order": kind.name, "steps": len(sizes), **measures(data, made, made)})
+        results.append({"order": order, "steps": len(sizes), **measures(data, made, made)})
         if args.grid_steps is None or len(sizes) in args.grid_steps:
             rows.append(made)
     scores = {"real": measures(data, *real), "reconstructed": measures(data, *reconstructed)}
@@ -163,11 +166,11 @@ class Sampler:
     seed: int
     batch_size: int = BATCH_SIZE
 
-    def tokens(self, kind: OrderKind, sizes: Sequence[int]) -> Tensor:
+    def tokens(self, source: OrderSource, sizes: Sequence[int]) -> Tensor:
         """(n, N) int64; image i has class labels[i], and an order and draws of its own."""
         made = []
         for ids in torch.arange(len(self.labels)).split(self.batch_size):
-            orders = kind.make(ids.numpy(), sizes)
+            orders = source(ids.numpy(), sizes)
             options = dict(cfg=self.cfg, seed=self.seed, image_ids=ids.numpy())
             made.append(generate(self.model, self.labels[ids], orders, sizes, **options))
         return torch.cat(made)

@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from app.settings import ORDERS, Settings
+from app.settings import Settings
 from app.studio import Studio
 from models.decoding import generate
 from models.editing import edit
 from models.sampling import SamplingSettings
+from orders.sources import ORDERS
 from tests.app.server import RunningApp, running_app
 from tests.integration.tiny_world import GRID, TinyWorld
 from visualization.generation import GREY

@@ -21,12 +21,13 @@ from app.display import (
     painted,
     status,
 )
-from app.settings import ORDERS, Settings
+from app.settings import Settings
 from app.studio import Frame, Picture, Studio, feather
 from models.decoding import generate
 from models.editing import edit
 from models.sampling import SamplingSettings
 from orders.locality import random_orders
+from orders.sources import ORDERS
 from tests.integration.tiny_world import GRID
 from tests.unit.models.small import ProductDtypes
 from tokenizers.encoding import encode

@@ -20,7 +20,7 @@ from tests.commands import ROOT
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import CORES
 from training.checkpoint import LAST
-from util.distributed import available_cores
+from util.cli import available_cores
 
 pytestmark = pytest.mark.slow
 

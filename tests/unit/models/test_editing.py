@@ -13,7 +13,8 @@ from models.decoding import SAMPLERS, UNDECIDED, generate, generate_steps
 from models.editing import edit, edit_steps
 from models.lpd import LPD
 from orders.group_sizes import default_steps, group_sizes, remaining_group_sizes
-from orders.locality import locality_aware_orders, published_repulsion
+from orders.locality import locality_aware_orders
+from orders.sources import published_repulsion
 from tests.unit.models.small import (
     NUM_TOKENS,
     SIDE,

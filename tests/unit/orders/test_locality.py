@@ -6,6 +6,7 @@ import hashlib
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,13 +14,9 @@ from scipy.stats import chi2_contingency
 
 from orders import locality
 from orders.group_sizes import group_sizes
-from orders.locality import (
-    locality_aware_orders,
-    order_statistics,
-    published_repulsion,
-    random_orders,
-)
+from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import validate_orders
+from orders.sources import published_repulsion
 from tests.unit.orders import literal_reference
 
 # (grid side, group sizes, proximity threshold, repulsion threshold)
@@ -69,6 +66,52 @@ def choices(setting: tuple, order: np.ndarray) -> list[tuple[tuple[int, int], li
             made.append((cells[at], legal))
         start += size
     return made
+
+
+def order_statistics(
+    orders: np.ndarray, group_sizes: Sequence[int], grid_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How near to what is decoded, and how far apart, the positions of each group are.
+
+    Args:
+        orders: (M, N) whole numbers: valid orders of a G x G grid.
+        group_sizes: K sizes that sum to N.
+        grid_size: side of the grid, G.
+
+    Returns:
+        Two (M, K) float64 arrays: the mean score of a group's positions against earlier groups
+        (method section 6), and the smallest Euclidean distance, in positions, between two of them
+        (NaN for groups of one).
+    """
+    num, num_tokens = orders.shape
+    orders = orders.astype(np.int64)
+    sizes = np.asarray(group_sizes)
+    starts = np.cumsum(sizes) - sizes
+    step_of = np.full((num, grid_size + 2, grid_size + 2), len(sizes))
+    y, x = np.divmod(orders, grid_size)
+    step_of[np.arange(num)[:, None], y + 1, x + 1] = np.repeat(np.arange(len(sizes)), sizes)
+    own = step_of[:, 1:-1, 1:-1]
+    scores = np.zeros(own.shape)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            if dy or dx:
+                rows = slice(1 + dy, grid_size + 1 + dy)
+                columns = slice(1 + dx, grid_size + 1 + dx)
+                scores += (step_of[:, rows, columns] < own) / math.hypot(dy, dx)
+    in_order = np.take_along_axis(scores.reshape(num, num_tokens), orders, axis=1)
+    mean_scores = np.add.reduceat(in_order, starts, axis=1) / sizes
+
+    smallest = np.full((num, len(sizes)), np.nan)
+    for step, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        if size < 2:
+            continue
+        squared = np.full(num, np.iinfo(np.int64).max)
+        for offset in range(1, size):
+            first, second = slice(start, start + size - offset), slice(start + offset, start + size)
+            apart = (y[:, first] - y[:, second]) ** 2 + (x[:, first] - x[:, second]) ** 2
+            squared = np.minimum(squared, apart.min(axis=1))
+        smallest[:, step] = np.sqrt(squared)
+    return mean_scores, smallest
 
 
 @settings

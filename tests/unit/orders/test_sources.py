@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from orders.group_sizes import group_sizes
+from orders.group_sizes import group_sizes, shaped_group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
-from orders.sources import parse_order_kind, shaped_group_sizes
+from orders.sources import parse_order
 from util.geometry import TokenGrid
 
 GRID = TokenGrid(64, 4, 32)  # 16 x 16
@@ -12,7 +12,7 @@ IDS = np.array([3, 0, 41])
 
 
 def orders(text: str, ids: np.ndarray = IDS, steps: int = 20, seed: int = 5) -> np.ndarray:
-    return parse_order_kind(text, GRID, seed, 50).make(ids, group_sizes(256, steps))
+    return parse_order(text, GRID, seed, 50)(ids, group_sizes(256, steps))
 
 
 def test_kinds_are_what_evaluation_uses() -> None:
@@ -42,18 +42,18 @@ def test_order_files_give_the_row_of_the_image(tmp_path) -> None:
         found = orders(str(tmp_path / name))
         assert found.dtype == np.int64 and np.array_equal(found, rows[IDS])
     with pytest.raises(ValueError, match="holds 50 orders, expected one for each of 51 images"):
-        parse_order_kind(str(tmp_path / "orders.npy"), GRID, 0, 51)
+        parse_order(str(tmp_path / "orders.npy"), GRID, 0, 51)
 
 
 @pytest.mark.parametrize("text", ["lpd:", "lpd:x", "lpd:1:2:3", "lpd:-1", "lpd:nan", "lpd:inf"])
 def test_thresholds_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected lpd:R or lpd:R:P with finite numbers"):
-        parse_order_kind(text, GRID, 0, 50)
+        parse_order(text, GRID, 0, 50)
 
 
 def test_anything_else_is_refused() -> None:
     with pytest.raises(ValueError, match=r"found 'spiral', expected random, raster, lpd"):
-        parse_order_kind("spiral", GRID, 0, 50)
+        parse_order("spiral", GRID, 0, 50)
 
 
 def test_shapes() -> None:

@@ -19,7 +19,7 @@ from hub.weights import atomic_save
 from models.decoding import generate
 from models.lpd import LPD, lpd_tiny
 from orders.group_sizes import group_sizes
-from orders.sources import OrderKind, parse_order_kind
+from orders.sources import OrderSource, parse_order
 from scripts.evidence import data_sets, photographs, samples
 from scripts.evidence.crop_features import judge_features, texture_features
 from scripts.evidence.data_sets import DataSet, Labelled
@@ -46,8 +46,8 @@ def sampler() -> samples.Sampler:
 
 
 @pytest.fixture
-def lpd() -> OrderKind:
-    return parse_order_kind("lpd", GRID, 5, 9)
+def lpd() -> OrderSource:
+    return parse_order("lpd", GRID, 5, 9)
 
 
 def one_by_one(sampler: samples.Sampler, labels: Sequence[int], orders: np.ndarray) -> Tensor:
@@ -60,11 +60,11 @@ def one_by_one(sampler: samples.Sampler, labels: Sequence[int], orders: np.ndarr
 
 
 def test_every_sample_has_its_own_class_order_and_draws(
-    sampler: samples.Sampler, lpd: OrderKind
+    sampler: samples.Sampler, lpd: OrderSource
 ) -> None:
     made = sampler.tokens(lpd, SIZES)
     assert made.shape == (9, 16) and made.dtype == torch.int64
-    orders = lpd.make(np.arange(9), SIZES)
+    orders = lpd(np.arange(9), SIZES)
     assert len(np.unique(orders, axis=0)) == 9
     labels = [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert torch.equal(made, one_by_one(sampler, labels, orders))
@@ -73,15 +73,18 @@ def test_every_sample_has_its_own_class_order_and_draws(
     assert (made != others).any(1).all()
     others = one_by_one(sampler, labels, np.roll(orders, 1, axis=0))
     assert (made != others).any(1).all()
+
     # The draws: images of one class, in one order, are not the same.
-    one_order = OrderKind("one", lambda ids, _: np.tile(orders[:1], (len(ids), 1)))
+    def one_order(ids: np.ndarray, _: Sequence[int]) -> np.ndarray:
+        return np.tile(orders[:1], (len(ids), 1))
+
     for of_a_class in sampler.tokens(one_order, SIZES).split(3):
         assert len(of_a_class.unique(dim=0)) == 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_batch_size_has_no_influence(
-    sampler: samples.Sampler, lpd: OrderKind, batch_size: int
+    sampler: samples.Sampler, lpd: OrderSource, batch_size: int
 ) -> None:
     smaller = replace(sampler, batch_size=batch_size)
     assert torch.equal(smaller.tokens(lpd, SIZES), sampler.tokens(lpd, SIZES))
@@ -157,11 +160,11 @@ def test_the_command_measures_every_setting(
     settings = [(entry["steps"], entry["order"]) for entry in found["results"]]
     assert settings == [(16, "lpd"), (16, "raster"), (4, "lpd"), (4, "raster")]
     # The same by hand: nine samples of the third setting, three of each class.
-    data, kind = toy(), parse_order_kind("lpd", GRID, 5, 9)
+    data, lpd = toy(), parse_order("lpd", GRID, 5, 9)
     codec = samples.Codec(tiny_tokenizer(), GRID)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = replace(sampler, model=opinionated_model().round_products())
-        tokens = rounded.tokens(kind, group_sizes(16, 4))
+        tokens = rounded.tokens(lpd, group_sizes(16, 4))
     made = Labelled(codec.images(tokens), torch.arange(9) // 3)
     judged = {"class_accuracy": data.accuracy(made), **data.distances(made)}
     assert found["results"][2] == {"order": "lpd", "steps": 4, **judged}

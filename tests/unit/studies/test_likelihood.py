@@ -15,11 +15,11 @@ import torch
 from models.likelihood import token_nll
 from orders.group_sizes import group_sizes
 from orders.plan import GenerationPlan
-from orders.sources import OrderKind, Setting, locality_kind, parse_order_kind
+from orders.sources import locality_aware, parse_order
 from studies import likelihood as order_study
 from studies import report as order_report
 from studies import search as order_search
-from studies.likelihood import Estimate, Measured, images_digest, measure
+from studies.likelihood import Estimate, Measured, Setting, images_digest, measure
 from studies.search import (
     REPULSION_ALONE,
     Candidate,
@@ -59,7 +59,7 @@ def tokens() -> np.ndarray:
 
 
 def setting(text: str, sizes: list[int]) -> Setting:
-    return Setting(parse_order_kind(text, GRID, 0, IMAGES), tuple(sizes))
+    return Setting(text, parse_order(text, GRID, 0, IMAGES), tuple(sizes))
 
 
 SIZES = [1, 3, 5, 7]
@@ -72,7 +72,7 @@ def study(settings: list[Setting] = SETTINGS, ids: np.ndarray = IDS, **options) 
 
 def test_it_is_the_likelihood_by_image_and_step() -> None:
     found = study()[0]
-    orders = SETTINGS[0].kind.make(IDS, SIZES)
+    orders = SETTINGS[0].orders(IDS, SIZES)
     plan = GenerationPlan.build(orders, SIZES, NUM_TOKENS)
     labels = torch.from_numpy(IDS % 5)
     by_token = token_nll(small_lpd(), torch.from_numpy(tokens()), labels, plan).double().numpy()
@@ -89,7 +89,7 @@ def test_it_is_the_likelihood_by_image_and_step() -> None:
 def test_every_setting_is_measured_by_its_own_orders() -> None:
     labels = torch.from_numpy(IDS % 5)
     for found, one in zip(study(), SETTINGS, strict=True):
-        orders = one.kind.make(IDS, one.group_sizes)
+        orders = one.orders(IDS, one.group_sizes)
         plan = GenerationPlan.build(orders, one.group_sizes, NUM_TOKENS)
         nats = token_nll(small_lpd(), torch.from_numpy(tokens()), labels, plan).sum(dim=1)
         np.testing.assert_allclose(found.nll, nats.numpy(), rtol=1e-5)
@@ -243,7 +243,7 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
         lucky = len(seen) == 1
 
         def cost(setting: Setting) -> float:
-            good = setting.kind.name == "lpd:2:1" and setting.sizes_name == "2"
+            good = setting.order == "lpd:2:1" and setting.sizes_name == "2"
             return 20.0 - good * (2 + lucky)
 
         return [
@@ -262,8 +262,8 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
     assert lines[-1] == "| confirmed | 2 | 1 | 2 | 18.00 ± 0.00 | -2.00 ± 0.00 |"
     # All in the orders that the seed names, as its order file is.
     for setting in (found.confirmed.setting, found.usual.setting):
-        kind = parse_order_kind(setting.kind.name, GRID, 6, IMAGES)
-        made = [each.make(IDS, setting.group_sizes) for each in (setting.kind, kind)]
+        again = parse_order(setting.order, GRID, 6, IMAGES)
+        made = [orders(IDS, setting.group_sizes) for orders in (setting.orders, again)]
         assert np.array_equal(*made)
     command = order_file_command(found, GRID, seed=6)
     words = shlex.split(command)
@@ -292,7 +292,7 @@ def test_repulsion_alone_is_one_candidate_for_each_shape() -> None:
     grid, sizes = TokenGrid(64, 4, VOCAB), [1, 200, 40, 15]
 
     def orders(repulsion: float, proximity: float) -> np.ndarray:
-        return locality_kind("lpd", grid, 0, repulsion, proximity).make(IDS, sizes)
+        return locality_aware(grid, 0, repulsion, proximity)(IDS, sizes)
 
     alone = orders(0, REPULSION_ALONE)
     for thresholds in ((2, REPULSION_ALONE), (0, 100), (4, 1e9)):
@@ -302,8 +302,8 @@ def test_repulsion_alone_is_one_candidate_for_each_shape() -> None:
 
 def test_the_published_setting_is_the_measure_of_all() -> None:
     candidate = Candidate(1, 1, "rule").setting(GRID, 5, seed=0)
-    published = OrderKind("lpd", parse_order_kind("lpd", GRID, 0, IMAGES).make)
+    published = parse_order("lpd", GRID, 0, IMAGES)
     assert candidate.group_sizes == tuple(group_sizes(16, 5))
     assert np.array_equal(
-        candidate.kind.make(IDS, candidate.group_sizes), published.make(IDS, candidate.group_sizes)
+        candidate.orders(IDS, candidate.group_sizes), published(IDS, candidate.group_sizes)
     )

@@ -11,8 +11,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from orders.sources import OrderKind, Setting
-from studies.likelihood import Estimate, Measured
+from studies.likelihood import Estimate, Measured, Setting
 from studies.plot import draw, plot
 
 IMAGES = 5
@@ -27,8 +26,8 @@ def measured(order: str, steps: int, *, sizes: tuple[int, ...] = (), name: str =
     images = np.random.default_rng(0).uniform(100, 900, size=(IMAGES, 1))
     alone = images / steps + draws.uniform(size=(IMAGES, steps))
     price = draws.uniform(-1, 3, size=(IMAGES, steps)) * (max(sizes) > 1)
-    kind = OrderKind(order, lambda ids, _: np.tile(np.arange(16), (len(ids), 1)))
-    return Measured(Setting(kind, sizes, name), alone + price, alone)
+    setting = Setting(order, lambda ids, _: np.tile(np.arange(16), (len(ids), 1)), sizes, name)
+    return Measured(setting, alone + price, alone)
 
 
 # As a study has them: fewer steps later, orders of one number of steps together.
@@ -153,7 +152,7 @@ def test_eight_numbers_of_steps_have_room() -> None:
 
 
 def test_one_order_has_no_difference(tmp_path: Path) -> None:
-    results = [result for result in RESULTS if result.setting.kind.name == "lpd"]
+    results = [result for result in RESULTS if result.setting.order == "lpd"]
     figure = draw(results)
     assert titles(figure) == ["NLL", "price of parallelism", "4 steps", "3 steps"]
     plot(results, tmp_path / "one.png")
