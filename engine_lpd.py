@@ -376,7 +376,7 @@ def _generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) 
             evaluation.labels(image_ids),
             evaluation.orders(image_ids, evaluation.group_sizes),
             evaluation.group_sizes,
-            **vars(evaluation.sampling),
+            evaluation.sampling,
             seed=evaluation.seed,
             image_ids=image_ids,
             sampler=evaluation.sampler,

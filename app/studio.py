@@ -122,8 +122,8 @@ class Studio:
             self._labels(settings),
             orders,
             sizes,
+            settings.sampling,
             seed=settings.seed,
-            **vars(settings.sampling),
         )
         nothing = torch.full((settings.count, grid.num_tokens), UNDECIDED)
         return self._frames(nothing, states, len(sizes))
@@ -186,9 +186,9 @@ class Studio:
             tokens,
             mask,
             self._labels(settings),
+            settings.sampling,
             num_steps=steps,
             seed=settings.seed,
-            **vars(settings.sampling),
         )
         kept = tokens.masked_fill(mask, UNDECIDED)
         return self._frames(kept, states, len(sizes), canvas if keep_pixels else None)

@@ -11,7 +11,7 @@ import torch
 
 from evaluation.scoring import Scoring, build_scoring
 from models.lpd import LPD
-from models.sampling import SamplingSettings, warn_of_guidance
+from models.sampling import SamplingSettings, read_sampling
 from orders.sources import OrderSource, build_orders, read_group_sizes
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
@@ -80,7 +80,7 @@ def build_evaluation(
         batch_size=args.eval_bsz,
         group_sizes=sizes,
         orders=build_orders(args, model.grid, len(sizes)),
-        sampling=read_sampling(args, model),
+        sampling=read_sampling(args, model.label_drop_prob),
         sampler=args.sampler,
         seed=args.seed,
         bf16=args.bf16,
@@ -96,13 +96,3 @@ def build_decoder(
     if sampler == "fast":
         return FastDecoder(tokenizer, grid.num_tokens)
     return lambda codes: to_uint8(tokenizer.decode_code(codes))
-
-
-def read_sampling(args: argparse.Namespace, model: LPD) -> SamplingSettings:
-    """How codes are drawn, by the flags; warns of guidance that the model has not learned."""
-    sampling = SamplingSettings(
-        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
-    )
-    if sampling.guided:
-        warn_of_guidance(model.label_drop_prob, f"--cfg: found {args.cfg:g}")
-    return sampling

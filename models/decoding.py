@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,16 +50,13 @@ def generate(
     labels: torch.Tensor | Sequence[int] | None,
     orders: torch.Tensor | np.ndarray | None,
     group_sizes: Sequence[int] | int,
+    sampling: SamplingSettings | None = None,
     *,
     known: torch.Tensor | None = None,
-    cfg: float = 1.0,
-    cfg_schedule: str = "linear",
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
     sampler: str = "fast",
+    **fields: Any,
 ) -> torch.Tensor:
     """Generate B images as code indices, in K steps.
 
@@ -72,17 +70,15 @@ def generate(
             `--order lpd` does without a file, of (seed, image_ids[i]).
         group_sizes: K positive sizes that sum to N - M; or K, for those of the table or rule (see
             `remaining_group_sizes`).
+        sampling: guidance, temperature and filters. For the `linear` schedule known tokens count as
+            generated.
         known: (B, M) int64 codes of the first M positions of the orders, which the images keep:
             one group of context, after the class (method section 10). None: nothing is known.
-        cfg: guidance strength; 1 runs no unconditional half.
-        cfg_schedule: `linear` or `constant`; known tokens count as generated.
-        temperature: divides the logits.
-        top_k: keep the k most likely codes; 0 keeps all.
-        top_p: keep the most likely codes up to this mass; 1 keeps all.
         seed: whole number that names the random streams.
         image_ids: (B,) whole numbers that name the images; `range(B)` if None.
         sampler: `plain` runs the model as it is; `fast` runs the same steps with prepared weights
             and, on a GPU, as one CUDA graph. Where it cannot, the plain one stands in.
+        fields: of `sampling` by name: `cfg`, `cfg_schedule`, `temperature`, `top_k`, `top_p`.
 
     Returns:
         (B, N) int64 on the model's device, raster order.
@@ -90,7 +86,7 @@ def generate(
     Raises:
         ValueError: an argument is out of range, or guidance is asked for without labels.
     """
-    settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
+    settings = SamplingSettings.of(sampling, fields)
     job = _prepare(model, labels, orders, group_sizes, known, settings, seed, image_ids, sampler)
     if sampler == "fast":
         tokens = _decode_fast(model, job)
@@ -106,16 +102,13 @@ def generate_steps(
     labels: torch.Tensor | Sequence[int] | None,
     orders: torch.Tensor | np.ndarray | None,
     group_sizes: Sequence[int] | int,
+    sampling: SamplingSettings | None = None,
     *,
     known: torch.Tensor | None = None,
-    cfg: float = 1.0,
-    cfg_schedule: str = "linear",
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
     sampler: str = "fast",
+    **fields: Any,
 ) -> Iterator[torch.Tensor]:
     """As `generate`, one step at a time; arguments and errors are the same, and come at the call.
 
@@ -126,7 +119,7 @@ def generate_steps(
         An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
         not decided yet. The last of them is what `generate` returns; all known, it is the only one.
     """
-    settings = SamplingSettings(cfg, cfg_schedule, temperature, top_k, top_p)
+    settings = SamplingSettings.of(sampling, fields)
     job = _prepare(model, labels, orders, group_sizes, known, settings, seed, image_ids, sampler)
     return _in_steps(model, job, sampler)
 

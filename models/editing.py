@@ -15,6 +15,7 @@ import torch
 
 from models.decoding import UNDECIDED, generate, generate_steps
 from models.lpd import LPD
+from models.sampling import SamplingSettings
 from orders.group_sizes import default_steps, remaining_group_sizes
 from orders.locality import locality_aware_orders
 from orders.sources import published_repulsion
@@ -25,13 +26,14 @@ def edit(
     tokens: torch.Tensor,
     mask: torch.Tensor,
     labels: torch.Tensor | Sequence[int] | None,
+    sampling: SamplingSettings | None = None,
     *,
     num_steps: int | None = None,
     proximity_threshold: float = 1.0,
     repulsion_threshold: float | None = None,
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> torch.Tensor:
     """Decode the masked tokens of B images anew; the others stay as they are.
 
@@ -44,6 +46,7 @@ def edit(
         tokens: (B, N) int64 codes, raster order; what stands under the mask does not matter.
         mask: (B, N) bool, True where a token is decoded anew.
         labels: (B,) int64 in [0, class_num); None edits without a class.
+        sampling: how codes are drawn, see `generate`.
         num_steps: decoding steps, at most one per masked token and at least two for a whole image;
             by default a share of a whole image's, see `orders.group_sizes.remaining_group_sizes`,
             which also says how many tokens each makes.
@@ -51,8 +54,7 @@ def edit(
         repulsion_threshold: of the orders; by default the one published for whole images.
         seed: names the random streams of orders and draws.
         image_ids: (B,) whole numbers that name the images; `range(B)` if None.
-        sampling: `cfg`, `cfg_schedule`, `temperature`, `top_k`, `top_p` and `sampler`, as of
-            `generate`. To the `linear` schedule known tokens count as generated.
+        options: `sampler` and fields of `sampling` by name, as of `generate`.
 
     Returns:
         (B, N) int64 on the model's device, raster order.
@@ -64,7 +66,9 @@ def edit(
     parts = _split(model, tokens, mask, labels, image_ids, num_steps, *thresholds, seed)
     result = _kept(model, tokens, mask)
     for part in parts:
-        result[part.rows] = generate(model, *part.plan, **part.options, seed=seed, **sampling)
+        result[part.rows] = generate(
+            model, *part.plan, sampling, **part.options, seed=seed, **options
+        )
     return result
 
 
@@ -73,13 +77,14 @@ def edit_steps(
     tokens: torch.Tensor,
     mask: torch.Tensor,
     labels: torch.Tensor | Sequence[int] | None,
+    sampling: SamplingSettings | None = None,
     *,
     num_steps: int | None = None,
     proximity_threshold: float = 1.0,
     repulsion_threshold: float | None = None,
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> Iterator[torch.Tensor]:
     """As `edit`, one step at a time; arguments and errors are the same, see `generate_steps`.
 
@@ -90,8 +95,9 @@ def edit_steps(
     """
     thresholds = proximity_threshold, repulsion_threshold
     parts = _split(model, tokens, mask, labels, image_ids, num_steps, *thresholds, seed)
+    options = {"seed": seed, **options}
     running = [
-        (part.rows, generate_steps(model, *part.plan, **part.options, seed=seed, **sampling))
+        (part.rows, generate_steps(model, *part.plan, sampling, **part.options, **options))
         for part in parts
     ]
     return _side_by_side(_kept(model, tokens, mask), running)

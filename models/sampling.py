@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,11 @@ class SamplingSettings:
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p: found {self.top_p}, expected a number in [0, 1]")
 
+    @classmethod
+    def of(cls, sampling: SamplingSettings | None, fields: dict[str, Any]) -> SamplingSettings:
+        """Return `sampling`, by default none of its rules, with `fields` changed by name."""
+        return replace(sampling or cls(), **fields)
+
     @property
     def filtered(self) -> bool:
         """Whether some codes must not be drawn."""
@@ -55,6 +62,16 @@ class SamplingSettings:
     def guided(self) -> bool:
         """Whether the unconditional half is needed."""
         return self.cfg != 1.0
+
+
+def read_sampling(args: argparse.Namespace, label_drop_prob: float) -> SamplingSettings:
+    """Read the sampling flags; warn of guidance that the model has not learned."""
+    sampling = SamplingSettings(
+        args.cfg, args.cfg_schedule, args.temperature, args.top_k, args.top_p
+    )
+    if sampling.guided:
+        warn_of_guidance(label_drop_prob, f"--cfg: found {args.cfg:g}")
+    return sampling
 
 
 def warn_of_guidance(label_drop_prob: float, found: str) -> None:

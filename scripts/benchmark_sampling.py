@@ -115,9 +115,9 @@ class Case:
 
     def generate(self, sampler: str) -> Tensor:
         """(B, N) int64 codes on the device."""
-        inputs = (self.model, self.labels, self.orders, self.sizes)
+        inputs = (self.model, self.labels, self.orders, self.sizes, self.settings)
         with self.autocast():
-            return generate(*inputs, **vars(self.settings), sampler=sampler)
+            return generate(*inputs, sampler=sampler)
 
     def fast(self) -> Tensor:
         """(B, S, S, 3) uint8 images on the device."""

@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset import edit_canvas as canvas
 from dataset.edit_canvas import Canvas
-from evaluation.evaluation import build_decoder, read_sampling
+from evaluation.evaluation import build_decoder
 from evaluation.networks import load_networks
 from hub.published import pinned_flags, resolve_flags
 from models.decoding import SAMPLERS
 from models.editing import edit
 from models.lpd import LPD
-from models.sampling import CFG_SCHEDULES, SamplingSettings
+from models.sampling import CFG_SCHEDULES, SamplingSettings, read_sampling
 from orders.group_sizes import remaining_group_sizes
 from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel
@@ -203,7 +203,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     """
     image, mask, towards = read_picture(args)
     model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
-    sampling = read_sampling(args, model)
+    sampling = read_sampling(args, model.label_drop_prob)
     label = read_label(args, model, sampling.guided)
     flag = next(f"--{name}" for name in ("mask", "box", "outpaint") if getattr(args, name))
     with blame("--image"):
@@ -305,13 +305,13 @@ def make(args: argparse.Namespace, job: Job) -> np.ndarray:
                 tokens.expand(len(ids), -1),
                 job.mask.expand(len(ids), -1),
                 labels,
+                job.sampling,
                 num_steps=args.steps,
                 proximity_threshold=args.proximity_threshold,
                 repulsion_threshold=args.repulsion_threshold,
                 seed=args.seed,
                 image_ids=ids.numpy(),
                 sampler=args.sampler,
-                **vars(job.sampling),
             )
         made.append(decode(edited).cpu().numpy())
     variants = np.concatenate(made)

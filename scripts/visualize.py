@@ -25,12 +25,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.evaluation import build_decoder, read_sampling
+from evaluation.evaluation import build_decoder
 from evaluation.networks import load_networks
 from hub import published
 from hub.published import resolve_flags
 from models.decoding import generate, generate_steps
 from models.lpd import LPD
+from models.sampling import SamplingSettings, read_sampling
 from orders.order_file import read_orders, steps_in_name, warn_of_steps
 from orders.sources import ORDERS, OrderSource, build_orders, parse_order, read_group_sizes, stored
 from tokenizers.vq_model import VQModel
@@ -285,7 +286,8 @@ class Request:
         names: of the B images' classes.
         group_sizes: K sizes.
         orders: of every image.
-        options: further arguments of `generate`.
+        sampling: how codes are drawn.
+        options: `seed` and `sampler`, as of `generate`.
         bf16: run the network under bfloat16 autocast.
     """
 
@@ -296,6 +298,7 @@ class Request:
     names: list[str]
     group_sizes: list[int]
     orders: OrderSource
+    sampling: SamplingSettings
     options: dict[str, Any]
     bf16: bool
 
@@ -341,7 +344,8 @@ def read_request(args: argparse.Namespace, per_class: int) -> Request:
         names=[names[label] for label in labels],
         group_sizes=sizes,
         orders=orders,
-        options={**vars(sampling), "seed": args.seed, "sampler": args.sampler},
+        sampling=sampling,
+        options={"seed": args.seed, "sampler": args.sampler},
         bf16=args.bf16,
     )
 
