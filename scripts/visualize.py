@@ -304,7 +304,8 @@ class Request:
 
     def arguments(self, ids: np.ndarray) -> tuple[Any, ...]:
         """Those of `generate` that stand at the front, for some of the images."""
-        return self.model, self.labels[ids], self.orders(ids, self.group_sizes), self.group_sizes
+        orders = self.orders(ids, self.group_sizes)
+        return self.model, self.labels[ids], orders, self.group_sizes, self.sampling
 
     @contextmanager
     def precision(self) -> Iterator[None]:
