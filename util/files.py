@@ -12,12 +12,7 @@ from typing import Any, BinaryIO
 
 
 def read_json(path: str | Path) -> Any:
-    """The value a JSON file holds.
-
-    Raises:
-        ValueError: the file is not JSON; says where it stops being so.
-        OSError: the file cannot be read.
-    """
+    """Read a JSON file; a `ValueError` says where it stops being JSON."""
     try:
         with open_file(path) as stream:
             content = stream.read()

@@ -29,8 +29,10 @@ logger = logging.getLogger(__name__)
 # more than a busy owner may need for one, and than a network file system may show old content.
 BEAT = 5.0
 SILENCE = 60.0
+# Seconds between two looks at a lock that is waited for.
 POLL = 0.5
-_DIGITS = 12
+
+Owner = dict[str, object]
 
 
 def lock_file(folder: Path, kind: str) -> Path:
@@ -48,16 +50,19 @@ def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
     Args:
         folder: an existing folder.
         kind: of run, as it is called in the file's name.
-        wait: until the other run lets go, instead of an error.
+        wait: until another run lets go, instead of an error.
 
     Raises:
         UserError: another run has it; begins with the folder, and leaves the flag to the caller.
         OSError: the file cannot be written.
     """
     path, owner = lock_file(folder, kind), _describe_self()
-    _take(path, owner, wait)
+    while not _take(path, owner):
+        if not wait:
+            raise _in_use(path)
+        time.sleep(POLL)
     released = threading.Event()
-    beats = threading.Thread(target=_keep, args=(path, owner, released), daemon=True)
+    beats = threading.Thread(target=_beat, args=(path, owner, released), daemon=True)
     beats.start()
     try:
         yield
@@ -69,7 +74,20 @@ def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
                 path.unlink()
 
 
-def _describe_self() -> dict[str, object]:
+def require_free(folder: Path, kind: str) -> None:
+    """See ahead of `folder_lock` whether a process of this machine has the folder.
+
+    Raises:
+        UserError: it has; begins with the folder, and leaves the flag to the caller.
+    """
+    path = lock_file(folder, kind)
+    with suppress(OSError):  # there is none, or `folder_lock` will say more
+        owner, count = _read(path)
+        if owner.get("machine") == _machine() and _lives(path, owner, count):
+            raise _in_use(path)
+
+
+def _describe_self() -> Owner:
     """This process, and what tells it from every other one of any machine and time."""
     return {
         "process": os.getpid(),
@@ -94,13 +112,11 @@ def _start_time(process: int) -> str | None:
 
     A number may be given to another process later; a start time is not.
     """
-    try:
+    with suppress(OSError, IndexError):
         # Behind the name, which may hold anything: the state, ..., and 19 places on the start.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         # Z and X have ended, and nobody has waited for them yet.
         return None if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        pass
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -110,11 +126,11 @@ def _start_time(process: int) -> str | None:
     return ""
 
 
-def _take(path: Path, owner: dict[str, object], wait: bool) -> None:
-    """Make the file, or take over a dead owner's.
+def _take(path: Path, owner: Owner) -> bool:
+    """Make the file, or take over a dead owner's; False if its owner lives.
 
     Of two that take it over at once, both may believe they have it, until one reads the other's
-    name in it (`_keep`).
+    name in it (`_beat`).
     """
     while True:
         try:
@@ -123,12 +139,10 @@ def _take(path: Path, owner: dict[str, object], wait: bool) -> None:
             if path.is_symlink():  # it may lead nowhere, and is not ours
                 path.unlink(missing_ok=True)
             with suppress(FileNotFoundError):  # let go of meanwhile
-                found = _read(path)
-                if _lives(path, *found):
-                    if not wait:
-                        raise _in_use(path) from None
-                    time.sleep(POLL)
-                elif _read(path)[0] == found[0]:
+                other, count = _read(path)
+                if _lives(path, other, count):
+                    return False
+                if _read(path)[0] == other:
                     path.unlink()
             continue
         try:
@@ -137,34 +151,21 @@ def _take(path: Path, owner: dict[str, object], wait: bool) -> None:
         except OSError as error:  # a full disk: an empty file would name nobody
             path.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from error
-        return
-
-
-def require_free(folder: Path, kind: str) -> None:
-    """See ahead of `folder_lock` whether a process of this machine has the folder.
-
-    Raises:
-        UserError: it has; begins with the folder, and leaves the flag to the caller.
-    """
-    path = lock_file(folder, kind)
-    with suppress(OSError):  # there is none, or `folder_lock` will say more
-        owner, count = _read(path)
-        if owner.get("machine") == _machine() and _lives(path, owner, count):
-            raise _in_use(path)
+        return True
 
 
 def _in_use(path: Path) -> UserError:
+    other = _name(_read(path)[0])
     return UserError(
-        f"{path.parent} is in use by another run ({_name(_read(path)[0])}), expected a folder for "
-        "each"
+        f"{path.parent} is in use by another run ({other}), expected a folder for each"
     )
 
 
-def _lives(path: Path, owner: dict[str, object], count: int) -> bool:
+def _lives(path: Path, owner: Owner, count: int) -> bool:
     """Whether the owner of a lock still runs; of another machine it takes a while to see."""
     if owner.get("machine") == _machine():
-        found = _start_time(owner["process"])
-        return found is not None and (found == owner["began"] or not found)
+        began = _start_time(owner["process"])
+        return began is not None and began in (owner["began"], "")
     logger.info(
         "%s was left by another run (%s): watching for %.0f s whether it lives",
         *(path, _name(owner), SILENCE),
@@ -178,15 +179,15 @@ def _lives(path: Path, owner: dict[str, object], count: int) -> bool:
     return False
 
 
-def _keep(path: Path, owner: dict[str, object], released: threading.Event) -> None:
+def _beat(path: Path, owner: Owner, released: threading.Event) -> None:
     """Advance the counter until the lock is released."""
     count = 0
     while not released.wait(BEAT):
         count += 1
         try:
-            found, _ = _read(path)
-            if found and found != owner:
-                line = f"error: {path.parent} was taken over by another run ({_name(found)})"
+            other, _ = _read(path)
+            if other and other != owner:
+                line = f"error: {path.parent} was taken over by another run ({_name(other)})"
                 endings.error("%s", line)
                 sys.stderr.write(line + "\n")
                 sys.stderr.flush()
@@ -199,23 +200,22 @@ def _keep(path: Path, owner: dict[str, object], released: threading.Event) -> No
             logger.debug("%s: %s", path, error)
 
 
-def _encode(owner: dict[str, object], count: int) -> bytes:
-    return f"{count:0{_DIGITS}d} {json.dumps(owner)}\n".encode()
+def _encode(owner: Owner, count: int) -> bytes:
+    return f"{count:012d} {json.dumps(owner)}\n".encode()
 
 
-def _read(path: Path) -> tuple[dict[str, object], int]:
+def _read(path: Path) -> tuple[Owner, int]:
     """Owner and counter; no owner where the file is not whole."""
-    count, _, owner = path.read_text(errors="replace").partition(" ")
-    try:
-        found = dict(json.loads(owner))
-        if 0 < int(found["process"]) < 2**31 and "began" in found:
-            return {**found, "process": int(found["process"])}, int(count)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        pass
+    count, _, text = path.read_text(errors="replace").partition(" ")
+    with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        owner = dict(json.loads(text))
+        owner["process"] = int(owner["process"])
+        if 0 < owner["process"] < 2**31 and "began" in owner:
+            return owner, int(count)
     return {}, 0
 
 
-def _name(owner: dict[str, object]) -> str:
+def _name(owner: Owner) -> str:
     """An owner, for people."""
     process, host, since = (owner.get(name, "?") for name in ("process", "host", "since"))
     return f"process {process} on {host}, since {since}"

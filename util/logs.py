@@ -22,21 +22,23 @@ from util.errors import endings
 T = TypeVar("T")
 
 LOG_FILE = "log.txt"
-FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 # Off a terminal: seconds between two lines of one loop's progress.
 PROGRESS_SECONDS = 30.0
+_FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 
 logger = logging.getLogger(__name__)
 
 
+def is_main_process() -> bool:
+    """Whether this is rank 0, as the launcher says."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def setup() -> None:
     """Send this project's log to standard error, from rank 0 only."""
+    level = logging.INFO if is_main_process() else logging.ERROR
     logging.basicConfig(
-        level=logging.INFO if is_main_process() else logging.ERROR,
-        format=FORMAT,
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
+        level=level, format=_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
     logging.captureWarnings(True)
     endings.handlers = [one for one in endings.handlers if not isinstance(one, _LogFile)]
@@ -50,9 +52,18 @@ def keep(folder: str | Path) -> None:
     if sys.stderr.isatty() or not is_main_process():
         return
     handler = _LogFile(Path(folder) / LOG_FILE, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(FORMAT, "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
     for source in (logging.getLogger(), endings):
         source.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that ends where the disk is full: the run goes on and keeps its other log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        for source in (logging.getLogger(), endings):
+            source.removeHandler(self)
+        logger.warning("%s: cannot be written, the log goes on without it", self.baseFilename)
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
@@ -64,24 +75,6 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     options.setdefault("bar_format", layout)
     seconds = PROGRESS_SECONDS
     return tqdm(items, file=_LogLines(), mininterval=seconds, maxinterval=seconds, **options)
-
-
-def logging_redirect_tqdm() -> AbstractContextManager[None]:
-    """While entered, what is logged goes above the bar that is on the terminal, if it is one.
-
-    Elsewhere progress is logged under tqdm's lock: a thread that had the log's and waited for
-    tqdm's to write above a bar would wait forever.
-    """
-    return tqdm_logging.logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()
-
-
-class _LogFile(logging.FileHandler):
-    """A log file that ends where the disk is full: the run goes on and keeps its other log."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        for source in (logging.getLogger(), endings):
-            source.removeHandler(self)
-        logger.warning("%s: cannot be written, the log goes on without it", self.baseFilename)
 
 
 class _LogLines:
@@ -100,6 +93,10 @@ class _LogLines:
         """There is nothing to flush."""
 
 
-def is_main_process() -> bool:
-    """Whether this is rank 0, as the launcher says."""
-    return int(os.environ.get("RANK", "0")) == 0
+def logging_redirect_tqdm() -> AbstractContextManager[None]:
+    """While entered, what is logged goes above the bar that is on the terminal, if it is one.
+
+    Elsewhere progress is logged under tqdm's lock: a thread that had the log's and waited for
+    tqdm's to write above a bar would wait forever.
+    """
+    return tqdm_logging.logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()

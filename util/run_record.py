@@ -18,15 +18,13 @@ from util.files import replacing
 RECORD_FILE = "commands.sh"
 # Libraries whose version can change a number.
 _LIBRARIES = ("torch", "torchvision", "numpy", "timm", "pillow", "torch-fidelity")
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 def record_run(
     parser: argparse.ArgumentParser, args: argparse.Namespace, folder: str | Path
 ) -> None:
-    """Add a run to `commands.sh`, on rank 0: when, with what, and the command with every flag.
-
-    From here on the run also logs to the folder (`logs.keep`).
+    """Add a run to `commands.sh`, on rank 0, and let it log to the folder from here on.
 
     Args:
         parser: of the command.
@@ -48,46 +46,56 @@ def record_run(
 
 
 def describe_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """The block of `record_run`: comments, and a command that can be pasted."""
+    """Make the block of `record_run`: comments, and a command that can be pasted."""
     when = datetime.now().astimezone().isoformat(timespec="seconds")
-    parts = [[*launcher(), _script()], *flags_of(parser, args)]
+    script, here = Path(sys.argv[0]).resolve(), Path.cwd()
+    if script.is_relative_to(here):
+        script = script.relative_to(here)
+    parts = [[*launcher(), str(script)], *flags_of(parser, args)]
     command = " \\\n    ".join(map(shlex.join, parts))
-    where = f"{platform.node()}, in {str(Path.cwd())!r}"
+    where = f"{platform.node()}, in {str(here)!r}"
     return f"# {when} on {where}, {revision()}\n# {versions()}\n{command}\n\n"
 
 
 def flags_of(
     parser: argparse.ArgumentParser, args: argparse.Namespace, defaults: bool = True
 ) -> list[list[str]]:
-    """Each flag, with its values, that makes the parser return `args`; positional values first.
+    """List each flag, with its values, that makes the parser return `args`; positional ones first.
 
     Without `defaults` flags are left out whose value is the default of this version.
     """
     positional: list[str] = []
     flags: list[list[str]] = []
     for action in parser._actions:
-        value = getattr(args, action.dest, None)
+        value, default = getattr(args, action.dest, None), parser.get_default(action.dest)
         if value is None or isinstance(action, argparse._HelpAction):
             continue
-        if not defaults and value == parser.get_default(action.dest):
+        if not defaults and value == default:
             continue
+        values = list(map(str, value if isinstance(value, list | tuple) else [value]))
         if not action.option_strings:
-            positional += map(str, value if isinstance(value, list) else [value])
-        elif isinstance(action, argparse.BooleanOptionalAction):
+            positional += values
+            continue
+        flag = action.option_strings[0]
+        if isinstance(action, argparse.BooleanOptionalAction):
             flags.append([action.option_strings[0 if value else 1]])
         elif action.nargs == 0:  # a switch: the one that sets this value
-            if value == action.const and value != parser.get_default(action.dest):
-                flags.append([action.option_strings[0]])
-        elif isinstance(value, list | tuple):
-            flags.append([action.option_strings[0], *map(str, value)])
-        else:
-            flags.append(_with_value(action.option_strings[0], str(value)))
+            if value == action.const and value != default:
+                flags.append([flag])
+        elif isinstance(value, list | tuple) or not values[0].startswith("-"):
+            flags.append([flag, *values])
+        else:  # what looks like another flag must be joined to it
+            flags.append([f"{flag}={value}"])
     return [positional, *flags] if positional else flags
 
 
-def _with_value(flag: str, value: str) -> list[str]:
-    """A flag and its value; what looks like another flag must be joined to it."""
-    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
+def launcher() -> list[str]:
+    """What starts as many processes as there are."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["python"]
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    nodes = ["--nnodes", str(world // local)] if world > local else ["--standalone"]
+    return ["torchrun", *nodes, "--nproc_per_node", str(local)]
 
 
 def revision() -> str:
@@ -105,31 +113,16 @@ def revision() -> str:
 
 def versions() -> str:
     """Of Python and of the libraries that compute."""
-    found = [f"python {platform.python_version()}"]
+    parts = [f"python {platform.python_version()}"]
     for name in _LIBRARIES:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            parts.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(parts)
 
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(_ROOT), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
-
-
-def launcher() -> list[str]:
-    """What starts as many processes as there are."""
-    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ["python"]
-    nodes = ["--nnodes", str(world // local)] if world > local else ["--standalone"]
-    return ["torchrun", *nodes, "--nproc_per_node", str(local)]
-
-
-def _script() -> str:
-    """The program as it can be started from here."""
-    path, here = Path(sys.argv[0]).resolve(), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TypeVar
 
 from util.errors import describe_os_error
@@ -39,11 +39,6 @@ def exit_code(number: int) -> int:
     return 128 + number
 
 
-def marker_file(folder: Path) -> Path:
-    """Where the run with this output folder leaves its marker."""
-    return Path(os.environ.get(MARKER_VARIABLE, folder / MARKER))
-
-
 def leave_marker(folder: Path, number: int, **place: int) -> None:
     """Tell the launcher, on rank 0, that the run is saved and wants to go on.
 
@@ -56,44 +51,39 @@ def leave_marker(folder: Path, number: int, **place: int) -> None:
     if is_main_process():
         name = signal.Signals(number).name
         logger.warning("stopped by %s (%s); all is saved", name, describe_place(place))
-        write_json({"signal": name, **place}, marker_file(folder))
+        write_json({"signal": name, **place}, _marker_file(folder))
 
 
 def describe_place(place: Mapping[str, object]) -> str:
-    """Where a run was interrupted, for people."""
+    """Say where a run was interrupted, for people."""
     return ", ".join(f"{name} {value}" for name, value in place.items())
 
 
 def remove_marker(folder: Path) -> None:
-    """A run starts in this output folder: what an earlier one left behind no longer holds."""
-    marker_file(folder).unlink(missing_ok=True)
+    """Delete what an earlier run left in this output folder: another one starts."""
+    _marker_file(folder).unlink(missing_ok=True)
+
+
+def _marker_file(folder: Path) -> Path:
+    return Path(os.environ.get(MARKER_VARIABLE, folder / MARKER))
 
 
 Receiver = TypeVar("Receiver", bound="SignalReceiver")
 
 
 class SignalReceiver:
-    """While entered, gets signals of `numbers` through `_receive`; the handlers before come back.
-
-    Args:
-        numbers: of the signals.
-    """
+    """While entered, gets signals of `numbers` through `_receive`; then the old handlers do."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self._numbers = numbers
-        self._handlers_before: dict[int, object] = {}
 
     def __enter__(self: Receiver) -> Receiver:
-        for number in self._numbers:
-            self._handlers_before[number] = signal.signal(number, self._receive)
+        self._handlers_before = {
+            number: signal.signal(number, self._receive) for number in self._numbers
+        }
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
@@ -128,19 +118,14 @@ class StopSignals(SignalReceiver):
         self._listener.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.set_wakeup_fd(self._told_before)
         os.write(self._tell, b"\0")
         self._listener.join()
         os.close(self._tell)
         os.close(self._told)
         self.locks.close()
-        super().__exit__(kind, error, traceback)
+        super().__exit__(*error)
 
     @contextmanager
     def leaving_at_once(self, last_words: Callable[[int], None]) -> Iterator[None]:
