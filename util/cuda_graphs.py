@@ -20,12 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class WeightState:
-    """Weights as they were when copied.
+    """Weights of one model as they were when copied, in a fixed order.
 
     Changes are seen by the tensors' version counters; writes through `.data` do not count there.
-
-    Args:
-        weights: parameters or buffers of one model, in a fixed order.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
@@ -58,12 +55,7 @@ def _versions(weights: Sequence[Tensor]) -> list[int | None]:
 
 
 def largest_that_fits(attempt: Callable[[int], object], too_large: int) -> int:
-    """The largest size whose attempt does not run out of memory; 0 if none fits.
-
-    Args:
-        attempt: does the work at a size; its result is dropped.
-        too_large: a size known not to fit; smaller ones are tried by bisection.
-    """
+    """Find, by bisection, the largest size below `too_large` whose attempt fits in memory, or 0."""
     fits = 0
     while too_large - fits > 1:
         size = (fits + too_large) // 2
@@ -89,11 +81,7 @@ class CaptureError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph with the tensors that it reads and writes, which live as long as it does.
-
-    Attributes:
-        pool: of its intermediates.
-    """
+    """A graph with the tensors that it reads and writes, which live as long as it does."""
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
@@ -109,13 +97,10 @@ class _Captured:
 
 
 class GraphCache:
-    """The functions last used, captured; all graphs share the memory of their intermediates.
+    """The `max_graphs` functions last used, captured; they share the memory of intermediates.
 
     Use it from one thread and one CUDA stream, with inputs on one device (`clear` before another):
     what the graphs share is safe because no two of them ever run at once.
-
-    Args:
-        max_graphs: graphs kept, at least 1; beyond it the least recently used is dropped.
     """
 
     def __init__(self, max_graphs: int) -> None:
@@ -128,7 +113,6 @@ class GraphCache:
         self._side_stream: torch.cuda.Stream | None = None
 
     def __len__(self) -> int:
-        """Graphs held at present."""
         return len(self._graphs)
 
     @torch.no_grad()
@@ -235,7 +219,7 @@ def _record(
         # What the function did wrong comes first; the end of the capture then fails as well.
         reason, reasons = None, [error.__context__, error]
         try:
-            reasons = [found for found in reasons if isinstance(found, RuntimeError)]
+            reasons = [one for one in reasons if isinstance(one, RuntimeError)]
             for reason in reasons:
                 if is_out_of_memory(reason):
                     raise reason from None
@@ -253,11 +237,8 @@ def _tidy_up(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
     """Undo what a capture that failed leaves behind in older PyTorch (2.11; not in 2.15).
 
     If CUDA refuses to end it, the allocator goes on recording into the pool, and refuses to record
-    there again; the generator goes on as in a capture, and `torch.rand` raises.
-
-    Args:
-        pool: of the failed capture.
-        stream: where it took place; its device is the current one.
+    there again; the generator goes on as in a capture, and `torch.rand` raises. The device of
+    `stream`, where the capture took place, is the current one.
     """
     with suppress(RuntimeError, AttributeError):  # "not currently recording": nothing to undo
         torch._C._cuda_endAllocateToPool(stream.device_index, pool)

@@ -12,15 +12,11 @@ from torch import Tensor
 
 @contextmanager
 def plain_float32(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
-    """No autocast inside the block, and products of float32 numbers as exact as sums of them.
+    """Compute float32 in float32 inside the block: no autocast, and no TF32 but in convolutions.
 
     Only settings by the name of `fp32_precision` are read: once a user has set one, PyTorch refuses
     to read the older ones of the same meaning, and with them `cudnn.flags`. The settings are those
     of the whole process: one thread at a time may enter.
-
-    Args:
-        device: where the block computes.
-        tf32: let convolutions use TF32.
     """
     backends, conv = torch.backends, "tf32" if tf32 else "ieee"
     with (
@@ -47,18 +43,16 @@ def _set(setting: Any, precision: str) -> Iterator[None]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; the host does not wait for the copy."""
+    """Copy a tensor to a device; the host does not wait for it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # other memory is copied while the host waits
     return tensor.to(device, non_blocking=True)
 
 
 class HostCopy:
-    """Copies of tensors, started when this is made and awaited when they are needed.
+    """Copies of a device's tensors, started when this is made and awaited when they are needed.
 
-    Args:
-        tensors: on one device, results of work queued on its current stream. Those on the host
-            are not copied.
+    Those on the host are not copied.
     """
 
     def __init__(self, *tensors: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,6 @@ import torch
 import torch.distributed as dist
 
 from util.errors import UserError, describe_os_error
-
-logger = logging.getLogger(__name__)
-
 
 T = TypeVar("T")
 
@@ -48,21 +44,14 @@ def read_launch(args: argparse.Namespace) -> Launch:
     env = os.environ
     try:
         if args.dist_on_itp:
-            launch = Launch(
-                rank=int(env["OMPI_COMM_WORLD_RANK"]),
-                world_size=int(env["OMPI_COMM_WORLD_SIZE"]),
-                local_rank=int(env["OMPI_COMM_WORLD_LOCAL_RANK"]),
-                init_method=f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
-            )
-            env["RANK"], env["WORLD_SIZE"] = str(launch.rank), str(launch.world_size)
-            return launch
+            names = (f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK"))
+            rank, size, local = (int(env[name]) for name in names)
+            address = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+            env["RANK"], env["WORLD_SIZE"] = str(rank), str(size)
+            return Launch(rank, size, local, address)
         if "RANK" in env and "WORLD_SIZE" in env:
-            return Launch(
-                rank=int(env["RANK"]),
-                world_size=int(env["WORLD_SIZE"]),
-                local_rank=int(env.get("LOCAL_RANK", max(args.local_rank, 0))),
-                init_method=args.dist_url,
-            )
+            local = int(env.get("LOCAL_RANK", max(args.local_rank, 0)))
+            return Launch(int(env["RANK"]), int(env["WORLD_SIZE"]), local, args.dist_url)
     except KeyError as error:
         raise UserError(f"--dist_on_itp: {error.args[0]} is not set, expected Open MPI") from error
     except ValueError as error:
@@ -76,7 +65,7 @@ def read_launch(args: argparse.Namespace) -> Launch:
 
 
 def resolve_device(name: str, launch: Launch) -> torch.device:
-    """The device of this process: `cuda` becomes the GPU of its local rank.
+    """Choose the device of this process: `cuda` becomes the GPU of its local rank.
 
     Raises:
         UserError: no such device here.
@@ -85,33 +74,31 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device: found {name!r}, expected cpu or cuda") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise UserError(
-                f"--device: found {name!r} but no usable GPU, expected --device cpu here"
-            )
-        index = device.index if device.index is not None else launch.local_rank
-        if index >= count:
-            raise UserError(f"--device: GPU {index} asked for, expected one of the {count} here")
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    elif device.type != "cpu":
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
         raise UserError(f"--device: found {name!r}, expected cpu or cuda")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise UserError(f"--device: found {name!r} but no usable GPU, expected --device cpu here")
+    index = device.index if device.index is not None else launch.local_rank
+    if index >= count:
+        raise UserError(f"--device: GPU {index} asked for, expected one of the {count} here")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
     return device
 
 
 def start(launch: Launch, device: torch.device) -> None:
     """Make the process group (nccl on GPUs, gloo on CPU); nothing to do for one process."""
-    if launch.world_size == 1:
-        return
-    dist.init_process_group(
-        backend="nccl" if device.type == "cuda" else "gloo",
-        init_method=launch.init_method,
-        world_size=launch.world_size,
-        rank=launch.rank,
-        device_id=device if device.type == "cuda" else None,
-    )
+    if launch.world_size > 1:
+        dist.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            init_method=launch.init_method,
+            world_size=launch.world_size,
+            rank=launch.rank,
+            device_id=device if device.type == "cuda" else None,
+        )
 
 
 def stop() -> None:
@@ -143,19 +130,17 @@ def barrier() -> None:
 
 def gather(value: T) -> list[T]:
     """Every process's `value` (any picklable object), by rank, on every process."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [value] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
     return values
 
 
 def gather_to_main(value: T) -> list[T] | None:
     """Every process's `value` (any picklable object), by rank, on rank 0; None elsewhere."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] | None = [None] * world_size() if is_main() else None
-    dist.gather_object(value, values)
+    values: list[Any] | None = [value] * world_size() if is_main() else None
+    if dist.is_initialized():
+        dist.gather_object(value, values)
     return values
 
 
@@ -169,10 +154,7 @@ def mean(value: torch.Tensor) -> float:
 
 
 def maximum(values: torch.Tensor) -> torch.Tensor:
-    """The elementwise maximum over all processes, in the place of `values`.
-
-    On a GPU the host does not wait for it.
-    """
+    """The elementwise maximum over all processes, in the place of `values`; no wait on a GPU."""
     if dist.is_initialized():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
@@ -194,7 +176,7 @@ def fail_together(work: Callable[[], T]) -> T:
         message = str(error)
     except OSError as error:
         message = describe_os_error(error)
-    messages = [found for found in gather(message) if found is not None]
-    if messages:
-        raise UserError(messages[0])
+    for failure in gather(message):
+        if failure is not None:
+            raise UserError(failure)
     return result  # type: ignore[return-value]

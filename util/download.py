@@ -39,30 +39,23 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     logs.setup()
-    asked = args.list + args.all + bool(args.names)
-    if asked != 1:
-        found = "more than one of them" if asked else "nothing to do"
+    given = args.list + args.all + bool(args.names)
+    if given != 1:
+        found = "more than one of them" if given else "nothing to do"
         raise UserError(f"NAME: found {found}, expected names, --all or --list")
     if args.list:
-        sys.stdout.writelines(f"{line}\n" for line in _table())
+        for name, entry in PUBLISHED.items():
+            cached = find_cached(entry.repository, entry.choose)
+            state = f"commit {commit_of(cached[0])}" if cached else "not here"
+            sys.stdout.write(f"{name:26} {entry.kind:10} {entry.repository:27} {state}\n")
         return
     names = published_names() if args.all else args.names
-    for name in names:  # a mistyped last one should not be found after hours
-        with blame("NAME"):
+    with blame("NAME"):
+        for name in names:  # a mistyped last one should not be found after hours
             parse(name)
-    for name in names:
-        with blame("NAME"):
+        for name in names:
             path = download(name, replace(DEFAULT_ACCESS, renew=args.update))
-        sys.stdout.write(f"{path}\n")
-
-
-def _table() -> list[str]:
-    lines = []
-    for name, entry in PUBLISHED.items():
-        cached = find_cached(entry.repository, entry.choose)
-        state = f"commit {commit_of(cached[0])}" if cached else "not here"
-        lines.append(f"{name:26} {entry.kind:10} {entry.repository:27} {state}")
-    return lines
+            sys.stdout.write(f"{path}\n")
 
 
 if __name__ == "__main__":

@@ -41,11 +41,7 @@ class TokenGrid:
 
 
 def grid_side(num_tokens: int) -> int:
-    """Side of the square grid of `num_tokens` positions.
-
-    Raises:
-        ValueError: not a positive square number.
-    """
+    """Return the side of a square grid of so many positions; a `ValueError` if there is none."""
     side = math.isqrt(max(num_tokens, 0))
     if side < 1 or side * side != num_tokens:
         raise ValueError(f"found {num_tokens} positions, expected a square number of them")

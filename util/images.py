@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
@@ -25,19 +25,8 @@ _PNG_SIGNATURE, _JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 # What EXIF begins with in files that hold more than one kind of metadata.
 _EXIF = b"Exif\0\0"
 # What Pillow is seen to raise on damaged files: it takes metadata to have the usual types.
-_DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
+_DAMAGED += (ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError)
 _ORIENTATION = 0x0112
 _SHORT = 3  # the type of that tag: two bytes
 # What its values ask viewers to do.
@@ -72,10 +61,10 @@ def open_rgb(
     Raises:
         UserError: the file is missing, damaged or no image.
     """
-    opened = isinstance(source, str | Path)
+    by_path = isinstance(source, str | Path)
     try:
         with (
-            open_file(source) if opened else nullcontext(source) as stream,
+            open_file(source) if by_path else nullcontext(source) as stream,
             _opened(stream) as image,
         ):
             turn = None
@@ -87,7 +76,7 @@ def open_rgb(
             if image.mode != "RGB":  # `convert` would copy it
                 image = _as_rgb(image, behind_alpha)
             return image if turn is None else image.transpose(turn)
-    except _DECODE_ERRORS as error:
+    except _DAMAGED as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "damaged or not an image"
@@ -112,7 +101,7 @@ def _opened(stream: BinaryIO) -> Image.Image:
 
 def _simplify(image: Image.Image) -> None:
     """Leave a TIFF only its orientation: Pillow's turning fails where others are of wrong types."""
-    with suppress(*_DECODE_ERRORS):
+    with suppress(*_DAMAGED):
         image.getexif()
     exif = image.getexif()  # what the first call has read of it
     for tag in exif.keys() - {_ORIENTATION}:
@@ -123,7 +112,7 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
     """How to turn an image, by what can be read of its metadata."""
     stated = _orientation(image.info.get("exif", b""))
     if stated is None:  # where else it may be, as in XMP, is left to Pillow
-        with suppress(*_DECODE_ERRORS):
+        with suppress(*_DAMAGED):
             stated = image.getexif().get(_ORIENTATION)
     return _TURNS.get(stated)
 
@@ -159,13 +148,9 @@ def _as_rgb(image: Image.Image, behind_alpha: str | None) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop: halve with BOX while large, BICUBIC to the short side, cut the middle.
+    """ADM's centre crop (method section 8) to a square of `size` pixels a side.
 
-    Args:
-        image: RGB image of any size.
-        size: side of the square result, pixels.
-
-    Method section 8.
+    Halve with BOX while large, resize the short side to `size` with BICUBIC, cut the middle.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -182,14 +167,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """Pixels to network range.
-
-    Args:
-        images: (B, 3, S, S) uint8.
-
-    Returns:
-        (B, 3, S, S) float32 in [-1, 1], on the same device.
-    """
+    """Pixels (uint8) to network range, float32 in [-1, 1], of the same shape."""
     return images.float() / 255 * 2 - 1
 
 
@@ -233,16 +211,15 @@ def save_png(
     image: np.ndarray | torch.Tensor, path: str | Path, made_by: str | None = None
 ) -> None:
     """Write one image, (S, S, 3) uint8, as a PNG file; `made_by` goes into it as `MADE_BY`."""
-    told = PngInfo()
+    text = PngInfo()
     if made_by is not None:
-        told.add_text(MADE_BY, made_by)
+        text.add_text(MADE_BY, made_by)
     with replacing(path, durable=False) as temporary:
-        pixels = Image.fromarray(_as_pixels(image, dimensions=3))
-        pixels.save(temporary, format="PNG", pnginfo=told)
+        Image.fromarray(_as_pixels(image, 3)).save(temporary, format="PNG", pnginfo=text)
 
 
 def image_grid(images: np.ndarray | torch.Tensor, columns: int, gap: int = 2) -> np.ndarray:
-    """Images as one, row by row, with white gaps between them.
+    """Join images row by row, with white gaps between them.
 
     Args:
         images: (n, S, S, 3) uint8, n >= 1.
@@ -251,22 +228,17 @@ def image_grid(images: np.ndarray | torch.Tensor, columns: int, gap: int = 2) ->
 
     Returns:
         (H, W, 3) uint8.
-
-    Raises:
-        ValueError: no images, or not of that shape and type.
     """
-    pixels = _as_pixels(images, dimensions=4)
+    pixels = _as_pixels(images, 4)
     if len(pixels) == 0 or columns < 1:
         raise ValueError(f"found {len(pixels)} images in {columns} columns, expected at least 1")
     rows = -(-len(pixels) // columns)
-    _, height, width, _ = pixels.shape
-    canvas = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8
-    )
-    for index, image in enumerate(pixels):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
+    padding = ((0, rows * columns - len(pixels)), (0, gap), (0, gap), (0, 0))
+    tiles = np.pad(pixels, padding, constant_values=255)
+    _, height, width, _ = tiles.shape
+    tiles = tiles.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    grid = tiles.reshape(rows * height, columns * width, 3)
+    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
 
 
 def save_grid(
@@ -277,47 +249,38 @@ def save_grid(
 
 
 def write_npz_archive(
-    path: str | Path, images: Iterable[np.ndarray | torch.Tensor], count: int | None = None
+    path: str | Path, images: Iterable[np.ndarray | torch.Tensor], count: int
 ) -> None:
     """Write the sample archive ADM's evaluator reads: `arr_0`, (count, S, S, 3) uint8.
 
-    Images go to the file one by one, so they need not fit in memory together.
-
-    Args:
-        path: the .npz file (uncompressed, as ADM's are).
-        images: (S, S, 3) uint8 each, all of one size; an (n, S, S, 3) array will do.
-        count: number of images; needed only where `images` has no length.
+    Images go to the file one by one, uncompressed as ADM's are, so need not fit in memory together.
 
     Raises:
         ValueError: wrong type or size of an image, or not `count` of them.
     """
-    if count is None:
-        if not isinstance(images, Collection | torch.Tensor):
-            raise ValueError("found images without a length, expected their count beside them")
-        count = len(images)
-    shape: tuple[int, ...] | None = None
-    written = 0
+    shape, written = None, 0
     with (
         replacing(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as member,
     ):
-        for image in images:
-            pixels = _as_pixels(image, dimensions=3)
+        for written, image in enumerate(images, start=1):
+            pixels = _as_pixels(image, 3)
             if shape is None:
                 shape = pixels.shape
                 header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
                 np.lib.format.write_array_header_1_0(member, header)
             if pixels.shape != shape:
-                raise ValueError(f"image {written}: found shape {pixels.shape}, expected {shape}")
+                raise ValueError(
+                    f"image {written - 1}: found shape {pixels.shape}, expected {shape}"
+                )
             member.write(pixels.data)
-            written += 1
-        if written != count or shape is None:
+        if written != max(count, 1):
             raise ValueError(f"found {written} images, expected {max(count, 1)}")
 
 
 def _as_pixels(images: np.ndarray | torch.Tensor, dimensions: int) -> np.ndarray:
-    """`images` as a C-contiguous uint8 array of (..., 3), or a ValueError."""
+    """Return `images` as a C-contiguous uint8 array of (..., 3), or raise a ValueError."""
     pixels = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
     if pixels.dtype != np.uint8 or pixels.ndim != dimensions or pixels.shape[-1] != 3:
         expected = "(S, S, 3)" if dimensions == 3 else "(n, S, S, 3)"

@@ -5,6 +5,7 @@ id), training (seed, epoch, sample index). No result can then depend on the batc
 number of processes or on what was drawn before, and a resumed run needs no saved random state.
 
 The generator is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) started at a hash of the names.
+Names are whole numbers, or integer arrays that broadcast to shape (B,): seed, epoch, ids ...
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def starting_states(purpose: str, *names: int | np.ndarray) -> np.ndarray:
-    """Where streams start, for loops that make the words themselves; arguments as for `words`.
+    """Where streams start, for loops that make the words themselves.
 
     Returns:
-        uint64, of the shape that the names (integers or arrays, of any shape) broadcast to.
+        uint64, of the shape that the names broadcast to, here any.
     """
     state = np.atleast_1d(mix(np.array([zlib.crc32(purpose.encode())], dtype=np.uint64)))
     for name in names:
@@ -42,36 +43,19 @@ def starting_states(purpose: str, *names: int | np.ndarray) -> np.ndarray:
 
 
 def words(purpose: str, *names: int | np.ndarray, count: int) -> np.ndarray:
-    """Random 64-bit words.
-
-    Args:
-        purpose: what the numbers are for; streams of different purposes are independent.
-        names: whole numbers or integer arrays that broadcast to shape (B,): seed, epoch, ids ...
-        count: numbers per stream.
-
-    Returns:
-        (B, count) uint64.
-    """
+    """Random 64-bit words, (B, count) uint64; streams of different purposes are independent."""
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
     return mix(starting_states(purpose, *names)[:, None] + steps)
 
 
 def uniforms(purpose: str, *names: int | np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), exactly representable in float32; arguments as for `words`.
-
-    Returns:
-        (B, count) float32, multiples of 2**-24.
-    """
+    """Uniform numbers in [0, 1), (B, count) float32, multiples of 2**-24 and so exact."""
     top = words(purpose, *names, count=count) >> np.uint64(40)
     return (top.astype(np.float64) * 2.0**-24).astype(np.float32)
 
 
 def permutations(purpose: str, *names: int | np.ndarray, count: int) -> np.ndarray:
-    """Uniformly random permutations of range(count); arguments as for `words`.
-
-    Returns:
-        (B, count) int64.
-    """
+    """Uniformly random permutations of range(count), (B, count) int64."""
     return np.argsort(words(purpose, *names, count=count), axis=1, kind="stable")
 
 
