@@ -21,7 +21,7 @@ from engine_lpd import cache_latents
 from hub.published import pinned_flags, resolve_flags
 from tokenizers.vq_model import VQModel, load_tokenizer
 from util import distributed, logs
-from util.cli import Parser, pixels, random_seed, whole
+from util.cli import Parser, add_flags
 from util.errors import UserError, blame, require_writable_folder, run
 from util.folder_lock import folder_lock
 from util.geometry import TokenGrid
@@ -35,35 +35,20 @@ def build_parser() -> Parser:
     """All flags: published names and defaults."""
     parser = Parser(description="Tokenise an image folder once, for training with --use_cached.")
     group = parser.add_argument_group("tokenizer")
-    group.add_argument(
-        "--vqgan_path",
-        default="tokenizers/vq_ds16_c2i.pt",
-        help="tokenizer checkpoint, or llamagen for the published one",
-    )
-    group.add_argument(
-        "--vqgan_stride", type=whole(1), help="pixels per token; by default the tokenizer's"
-    )
-    group.add_argument(
-        "--vqgan_vocab_size", type=whole(1), help="number of codes; by default the tokenizer's"
-    )
+    add_flags(group, "--vqgan_path")
+    add_flags(group, "--vqgan_stride", help="pixels per token; by default the tokenizer's")
+    add_flags(group, "--vqgan_vocab_size", help="number of codes; by default the tokenizer's")
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data_path", default="./data/imagenet", help="ImageFolder, under train/, or a tar of one"
-    )
-    group.add_argument("--img_size", type=pixels(), default=256, help="side of the crop, pixels")
-    group.add_argument("--cached_path", default="", help="folder to write the cache to")
+    add_flags(group, "--data_path")
+    add_flags(group, "--img_size", help="side of the crop, pixels")
+    add_flags(group, "--cached_path", help="folder to write the cache to")
     group.add_argument(
         "--skip_bad_images", action="store_true", help="leave out images that cannot be decoded"
     )
-    group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
-    group.add_argument(
-        "--pin_mem", action="store_true", help="page-locked host memory; the default"
-    )
-    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="ordinary memory")
-    parser.set_defaults(pin_mem=True)
+    add_flags(group, "--num_workers", "--pin_mem", "--no_pin_mem")
     group = parser.add_argument_group("execution")
-    group.add_argument("--batch_size", type=whole(1), default=128, help="images per process")
-    group.add_argument("--device", default="cuda", help="cuda or cpu")
+    add_flags(group, "--batch_size", default=128, help="images per process")
+    add_flags(group, "--device")
     faster = group.add_mutually_exclusive_group()
     for name, means in (("tf32", "TF32 convolutions"), ("bf16", "bfloat16 autocast")):
         faster.add_argument(
@@ -74,10 +59,8 @@ def build_parser() -> Parser:
             default="float32",
             help=f"encode with {means}; the share of indices that this changes is logged",
         )
-    group.add_argument(
-        "--seed", type=random_seed, default=0, help="without effect: nothing is drawn"
-    )
-    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(group, "--seed", help="without effect: nothing is drawn")
+    add_flags(group, "--debug")
     distributed.add_distributed_flags(parser)
     return parser
 

@@ -22,7 +22,7 @@ from orders.locality import check_grid_size, locality_aware_orders
 from orders.order_file import compact_dtype, require_suffix, write_orders
 from orders.sources import read_group_sizes
 from util import logs
-from util.cli import Parser, available_cores, number, pixels, random_seed, whole
+from util.cli import Parser, add_flags, available_cores, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid
 from util.run_record import record_run
@@ -36,23 +36,18 @@ def build_parser() -> Parser:
     """The published flags, and `--vqgan_stride`, `--seed` and `--debug`."""
     parser = Parser(description="Make a file of locality-aware generation orders.")
     group = parser.add_argument_group("grid and steps")
-    group.add_argument("--img_size", type=pixels(), default=256, help="side of the image, pixels")
-    group.add_argument("--vqgan_stride", type=whole(1), default=16, help="pixels per token")
-    group.add_argument("--generation_steps", type=whole(1), help="K; replaces --group_sizes")
-    group.add_argument("--group_sizes", help="tokens per step, for example '[1]*4 + [2]*126'")
+    add_flags(group, "--img_size")
+    add_flags(group, "--vqgan_stride", default=16)
+    add_flags(group, "--generation_steps", "--group_sizes")
     group = parser.add_argument_group("order")
-    group.add_argument(
-        "--proximity_threshold", type=number(), default=1.0, help="score that counts as near"
-    )
-    group.add_argument(
-        "--repulsion_threshold", type=number(), default=1.0, help="grid steps kept within a group"
-    )
-    group.add_argument("--seed", type=random_seed, default=0, help="of the random choices")
+    add_flags(group, "--proximity_threshold", help="score that counts as near")
+    add_flags(group, "--repulsion_threshold", default=1.0, help="grid steps kept within a group")
+    add_flags(group, "--seed", help="of the random choices")
     group = parser.add_argument_group("output")
     group.add_argument("--output_file", type=Path, help="a .json or .npy file")
     group.add_argument("--num_runs", type=whole(1), default=60000, help="number of orders")
     group.add_argument("--max_workers", type=whole(1), default=128, help="at most one per core")
-    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(group, "--debug")
     return parser
 
 

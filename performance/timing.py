@@ -17,7 +17,7 @@ from torch import nn
 
 from performance.cost import Rates
 from util import distributed
-from util.cli import Parser, number, whole
+from util.cli import Parser, add_flags, number, whole
 from util.errors import blame, require_writable_folder
 from util.files import write_json
 
@@ -51,8 +51,7 @@ def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) 
     parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
     parser.add_argument("--no_plain", action="store_true", help=f"leave out the plain {plain}")
     parser.add_argument("--quick", action="store_true", help=f"few rounds; by default {quick}")
-    parser.add_argument("--output", type=Path, help="JSON file for all figures")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(parser, "--output", "--debug")
     return parser
 
 

@@ -26,7 +26,7 @@ from evaluation.networks import load_networks
 from hub.published import resolve_flags
 from models.sampling import warn_of_guidance
 from util import distributed, logs
-from util.cli import Parser, whole
+from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, run
 from visualization.class_names import read_class_names
 
@@ -43,24 +43,19 @@ def build_parser() -> Parser:
         "--pretrained_ckpt",
         help="LPD checkpoint or published name; by default that of scripts/demo.sh",
     )
-    group.add_argument(
+    add_flags(
+        group,
         "--vqgan_path",
-        default="tokenizers/vq_ds16_c2i.pt",
         help="tokenizer checkpoint, or llamagen for the published one; the demo has its own",
     )
-    group.add_argument(
-        "--class_names",
-        metavar="FILE",
-        help="names of all classes: text with one a line, or JSON; digits for the demo's",
-    )
-    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    add_flags(group, "--class_names", "--bf16")
     group.add_argument("--device", help="cuda or cpu; by default a GPU if there is one")
     group = parser.add_argument_group("address")
     group.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines see the page"
     )
     group.add_argument("--port", type=whole(0, 65535), default=7860, help="0 for any free one")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(parser, "--debug")
     return parser
 
 

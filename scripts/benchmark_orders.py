@@ -21,7 +21,7 @@ from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.sources import published_repulsion
 from util import logs
-from util.cli import Parser, whole
+from util.cli import Parser, add_flags, whole
 from util.errors import blame, require_writable_folder, run
 from util.files import write_json
 from util.geometry import TokenGrid
@@ -62,8 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Time per locality-aware order, on one core.")
     parser.add_argument("--num_orders", type=whole(1), default=500, help="made at once")
     parser.add_argument("--repeats", type=whole(1), default=31, help="times to make them")
-    parser.add_argument("--output", type=Path, help="JSON file for the table")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(parser, "--output", "--debug")
     return parser.parse_args(argv)
 
 

@@ -23,7 +23,7 @@ from evaluation.features import KINDS, FeatureExtractor, build_extractor
 from evaluation.image_sources import ImageSource, open_images
 from evaluation.references import ReferencePlan
 from util import distributed, logs
-from util.cli import Parser, pixels, whole
+from util.cli import Parser, add_flags
 from util.errors import UserError, blame, require_writable_folder, run
 from util.run_record import record_run
 
@@ -39,23 +39,16 @@ def build_parser() -> Parser:
         help="folder of PNG and JPEG files at any depth, or ADM-style archive (npz)",
     )
     parser.add_argument("--out", required=True, help="the .npz to write")
-    parser.add_argument(
-        "--img_size",
-        type=pixels(),
-        default=256,
-        help="a folder's images get the ADM centre crop to this side, pixels",
+    add_flags(
+        parser, "--img_size", help="a folder's images get the ADM centre crop to this side, pixels"
     )
     parser.add_argument(
         "--features", action="store_true", help="also keep each image's, for kid and prc"
     )
-    parser.add_argument(
-        "--feature_extractor", default="inception", choices=KINDS, help="network that scores"
-    )
-    parser.add_argument("--feature_extractor_weights", help="its weights file")
-    parser.add_argument("--batch_size", type=whole(1), default=64, help="images per process")
-    parser.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
-    parser.add_argument("--device", default="cuda", help="cuda or cpu")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(parser, "--feature_extractor", choices=KINDS, help="network that scores")
+    add_flags(parser, "--feature_extractor_weights")
+    add_flags(parser, "--batch_size", help="images per process")
+    add_flags(parser, "--num_workers", "--device", "--debug")
     distributed.add_distributed_flags(parser)
     return parser
 

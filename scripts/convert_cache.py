@@ -30,7 +30,7 @@ from dataset.write_cache import (
 from hub.published import pinned_flags, resolve_flags
 from tokenizers.vq_model import fingerprint, load_tokenizer
 from util import logs
-from util.cli import Parser, available_cores, whole
+from util.cli import Parser, add_flags, available_cores, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
 from util.run_record import record_run
@@ -43,14 +43,14 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--published_path", default="", help="folder of <class>/<image name>.npz files"
     )
-    parser.add_argument("--cached_path", default="", help="folder to write the cache to")
-    parser.add_argument(
+    add_flags(parser, "--cached_path", help="folder to write the cache to")
+    add_flags(
+        parser,
         "--vqgan_path",
-        default="tokenizers/vq_ds16_c2i.pt",
         help="the tokenizer that made the tokens; the files do not say, so this is trusted",
     )
-    parser.add_argument("--num_workers", type=whole(1), default=10, help="processes that read")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(parser, "--num_workers", type=whole(1), help="processes that read")
+    add_flags(parser, "--debug")
     return parser
 
 

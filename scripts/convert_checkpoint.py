@@ -26,7 +26,7 @@ from hub.weights import (
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel
 from util import logs
-from util.cli import Parser
+from util.cli import Parser, add_flags
 from util.errors import UserError, blame, run
 from util.files import write_json
 
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--results", help="JSON of an evaluation of these weights (metrics.json), for the card"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(parser, "--debug")
     return parser
 
 

@@ -26,7 +26,7 @@ from performance import timing as benchmark
 from performance.cost import sampling_cost, tokenizer_cost, training_cost
 from tokenizers.vq_model import VQModel
 from util import logs
-from util.cli import Parser, number, pixels, whole
+from util.cli import Parser, add_flags
 from util.errors import blame, run
 from util.geometry import TokenGrid
 
@@ -51,23 +51,20 @@ NOTES = (
 def build_parser() -> Parser:
     parser = Parser(description="Parameters, operations and bytes of a model, from its shapes.")
     parser.add_argument("model", choices=sorted(MODELS), help="network size")
-    parser.add_argument("--img_size", type=pixels(), default=256, help="side of the image, pixels")
-    parser.add_argument("--vqgan_stride", type=whole(1), default=16, help="pixels per token")
-    parser.add_argument("--vqgan_vocab_size", type=whole(1), default=16384, help="number of codes")
-    parser.add_argument("--class_num", type=whole(1), default=1000, help="number of classes")
-    parser.add_argument(
-        "--generation_steps", type=whole(1), default=20, help="decoding steps of an image"
-    )
-    parser.add_argument("--cfg", type=number(), default=4.8, help="guidance; 1 halves the work")
-    parser.add_argument("--batch_size", type=whole(1), default=64, help="images at a time")
+    add_flags(parser, "--img_size")
+    add_flags(parser, "--vqgan_stride", default=16)
+    add_flags(parser, "--vqgan_vocab_size", default=16384)
+    add_flags(parser, "--class_num")
+    add_flags(parser, "--generation_steps", default=20, help="decoding steps of an image")
+    add_flags(parser, "--cfg", default=4.8, help="guidance; 1 halves the work")
+    add_flags(parser, "--batch_size")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of weights and cache")
     parser.add_argument(
         "--measure",
         action="store_true",
         help="also count while one image is sampled and trained on, on the CPU",
     )
-    parser.add_argument("--output", type=Path, help="JSON file for all figures")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(parser, "--output", "--debug")
     return parser
 
 

@@ -33,7 +33,7 @@ from evaluation.digits import DigitsClassifier
 from evaluation.metrics import feature_statistics
 from hub.weights import atomic_save
 from util import logs
-from util.cli import Parser, random_seed
+from util.cli import Parser, add_flags
 from util.errors import UserError, blame, require_file, require_writable_folder, run
 from util.files import write_json
 from util.images import save_grid, save_png
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--data", required=True, help="the folder `prepare` wrote")
     sub.add_argument("--output", required=True, help="file for the classifier's weights")
     sub.add_argument("--stats", help=".npz file for mu and sigma of the test part's features")
-    sub.add_argument("--seed", type=random_seed, default=0, help="seed of the training")
+    add_flags(sub, "--seed", help="seed of the training")
 
     sub = commands.add_parser("report", help="judge generated digits by an SVM on real ones")
     sub.add_argument("--data", required=True, help="the folder `prepare` wrote")
@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--grid", required=True, help="PNG file for ten samples of every class")
 
     for sub in commands.choices.values():
-        sub.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+        add_flags(sub, "--debug")
     return parser.parse_args(argv)
 
 

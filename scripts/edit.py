@@ -29,15 +29,15 @@ from dataset.edit_canvas import Canvas
 from evaluation.evaluation import build_decoder
 from evaluation.networks import load_networks
 from hub.published import pinned_flags, resolve_flags
-from models.decoding import SAMPLERS
 from models.editing import edit
 from models.lpd import LPD
-from models.sampling import CFG_SCHEDULES, SamplingSettings, read_sampling
+from models.sampling import SamplingSettings, read_sampling
 from orders.group_sizes import remaining_group_sizes
 from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel
+from training.flags import add_decoding_flags
 from util import distributed, logs
-from util.cli import Parser, number, random_seed, share, whole
+from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, require_file, require_writable_folder, run
 from util.images import image_file, save_grid, save_png
 from util.run_record import record_run
@@ -57,12 +57,8 @@ def build_parser() -> Parser:
     """All flags."""
     parser = Parser(description="Make parts of an image anew, with the weights that generate.")
     group = parser.add_argument_group("model")
-    group.add_argument("--pretrained_ckpt", required=True, help="LPD checkpoint or published name")
-    group.add_argument(
-        "--vqgan_path",
-        default="tokenizers/vq_ds16_c2i.pt",
-        help="tokenizer checkpoint, or llamagen for the published one",
-    )
+    add_flags(group, "--pretrained_ckpt", required=True)
+    add_flags(group, "--vqgan_path")
     group = parser.add_argument_group("image")
     group.add_argument("--image", required=True, help="of any size and mode")
     group.add_argument(
@@ -75,11 +71,7 @@ def build_parser() -> Parser:
     _add_mask_flags(parser)
     group = parser.add_argument_group("what to make")
     group.add_argument("--class", dest="label", metavar="CLASS", help="number or name; else none")
-    group.add_argument(
-        "--class_names",
-        metavar="FILE",
-        help="names of all classes: text with one a line, or JSON; digits for the demo's",
-    )
+    add_flags(group, "--class_names")
     group.add_argument("--variants", type=whole(1, 10**5), default=4, help="how many")
     group.add_argument(
         "--composite", action="store_true", help="put the original's pixels outside the mask"
@@ -92,14 +84,13 @@ def build_parser() -> Parser:
     )
     _add_sampling_flags(parser)
     group = parser.add_argument_group("run and output")
-    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument(
+    add_flags(group, "--bf16", "--device")
+    add_flags(
+        group,
         "--output_dir",
-        default="./output_dir",
         help="for images, record and log; older variants of higher numbers stay",
     )
-    group.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(group, "--debug")
     return parser
 
 
@@ -133,26 +124,8 @@ def _add_sampling_flags(parser: Parser) -> None:
         help="decoding steps, at most one per token; by default the share of a whole image's that "
         "is made anew",
     )
-    group.add_argument("--cfg", type=number(), default=1.0, help="guidance strength; 1 is none")
-    group.add_argument(
-        "--cfg_schedule", default="linear", choices=CFG_SCHEDULES, help="kept tokens count"
-    )
-    group.add_argument("--temperature", type=number(), default=1.0, help="divides the logits")
-    group.add_argument("--top_k", type=whole(), default=0, help="most likely codes; 0 for all")
-    group.add_argument("--top_p", type=share(), default=1.0, help="most likely mass; 1 for all")
-    group.add_argument("--seed", type=random_seed, default=0, help="of orders and draws")
-    group.add_argument(
-        "--proximity_threshold",
-        type=number(),
-        default=1.0,
-        help="score from which a position counts as near what is known, see orders/locality.py",
-    )
-    group.add_argument(
-        "--repulsion_threshold", type=number(), help="of the orders; by default as published"
-    )
-    group.add_argument(
-        "--sampler", default="fast", choices=SAMPLERS, help="plain is the readable reference"
-    )
+    add_flags(group, "--seed", help="of orders and draws")
+    add_decoding_flags(group)
 
 
 @dataclass(frozen=True)

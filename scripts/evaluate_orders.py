@@ -47,7 +47,7 @@ from studies import search as order_search
 from studies.likelihood import Setting, images_digest, measure
 from studies.plot import plot
 from util import distributed, logs
-from util.cli import Parser, number, random_seed, whole
+from util.cli import Parser, add_flags, number, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
 from util.geometry import TokenGrid
@@ -65,12 +65,10 @@ def build_parser() -> Parser:
     """All flags."""
     parser = Parser(description="The price of parallel decoding, by order and number of steps.")
     group = parser.add_argument_group("model and images")
-    group.add_argument(
-        "--pretrained_ckpt", required=True, help="LPD checkpoint, or a published name"
-    )
+    add_flags(group, "--pretrained_ckpt", required=True)
     group.add_argument("--cached_path", required=True, help="token cache of held-out images")
     group.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
-    group.add_argument("--batch_size", type=whole(1), default=64, help="images at a time")
+    add_flags(group, "--batch_size")
     group = parser.add_argument_group("what to compare")
     group.add_argument(
         "--orders",
@@ -120,12 +118,11 @@ def build_parser() -> Parser:
         f"default {_words(SHAPES)}",
     )
     group = parser.add_argument_group("run and output")
-    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--seed", type=random_seed, default=0, help="of the orders")
-    group.add_argument("--output", type=Path, help="JSON file for all figures")
+    add_flags(group, "--bf16", "--device")
+    add_flags(group, "--seed", help="of the orders")
+    add_flags(group, "--output")
     group.add_argument("--plot", type=Path, help="PNG file: NLL, paired differences, prices")
-    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(group, "--debug")
     distributed.add_distributed_flags(parser)
     return parser
 

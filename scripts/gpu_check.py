@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util import logs
-from util.cli import Parser, number
+from util.cli import Parser, add_flags, number
 from util.errors import UserError, require_writable_folder, run
 from util.files import write_json
 
@@ -60,16 +60,14 @@ TEST_END = re.compile(
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="What a GPU does with this code.")
-    parser.add_argument("--device", default="cuda", help="cuda or cpu")
+    add_flags(parser, "--device")
     parser.add_argument("--quick", action="store_true", help="a tiny network, few calls")
     parser.add_argument("--seconds", type=number(), default=540.0, help="for all parts together")
     parser.add_argument("--parts", nargs="+", choices=LIMITS, default=[*LIMITS], help="which ones")
     folder = Path(os.environ.get("OUT", "output"))
-    parser.add_argument(
-        "--output", type=Path, default=folder / "gpu_check.json", help="JSON file for all figures"
-    )
+    add_flags(parser, "--output", default=folder / "gpu_check.json")
     parser.add_argument("--measure", choices=[*LIMITS][:-1], help="one part, in this process")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(parser, "--debug")
     return parser.parse_args(argv)
 
 

@@ -37,7 +37,7 @@ from orders.sources import ORDERS, OrderSource, build_orders, parse_order, read_
 from tokenizers.vq_model import VQModel
 from training.flags import add_sampling_flags
 from util import distributed, logs
-from util.cli import Parser, number, pixels, random_seed, whole
+from util.cli import Parser, add_flags, number, pixels, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
 from visualization.class_names import parse_classes, read_class_names
@@ -65,15 +65,15 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help="what to draw (COMMAND --help)"
     )
-    for name, add_flags, draw, about in (
+    for name, add_its_flags, draw, about in (
         ("order", add_order_flags, draw_order, "which position is decoded when"),
         ("generation", add_generation_flags, draw_generation, "images after every decoding step"),
         ("samples", add_samples_flags, draw_samples, "samples with the names of their classes"),
         ("training", add_training_flags, draw_training, "loss and scores of a training run"),
     ):
         command = commands.add_parser(name, help=about, description=f"Draw {about}.")
-        add_flags(command)
-        command.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+        add_its_flags(command)
+        add_flags(command, "--debug")
         command.set_defaults(draw=draw)
     return parser
 
@@ -98,18 +98,18 @@ def add_order_flags(parser: Parser) -> None:
         type=whole(1),
         help=f"orders in the mean distances; by default {NUM_ORDERS}, or all of a smaller file",
     )
-    group.add_argument("--seed", type=random_seed, default=0, help="of orders that are made")
+    add_flags(group, "--seed", help="of orders that are made")
     group = parser.add_argument_group("grid and steps")
     group.add_argument(
         "--img_size", type=pixels(), help="pixels; by default the order file's, else 256"
     )
-    group.add_argument("--vqgan_stride", type=whole(1), default=16, help="pixels per token")
-    group.add_argument(
+    add_flags(group, "--vqgan_stride", default=16)
+    add_flags(
+        group,
         "--generation_steps",
-        type=whole(1),
         help="K; by default what the order file's name says, as in res256_steps20_repulsion2",
     )
-    group.add_argument("--group_sizes", help="tokens per step, for example '[1]*4 + [2]*126'")
+    add_flags(group, "--group_sizes")
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output_dir",
@@ -144,24 +144,14 @@ def add_training_flags(parser: Parser) -> None:
         "--loss_axis", choices=LOSS_AXES, default=LOSS_AXES[0], help="how the loss is scaled"
     )
     group = parser.add_argument_group("output")
-    group.add_argument("--output", type=Path, nargs=1, required=True, help=".png")
+    add_flags(group, "--output", nargs=1, required=True, help=".png")
 
 
 def add_model_flags(parser: Parser, num_images: str) -> None:
     """What is generated, of which model."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--pretrained_ckpt",
-        required=True,
-        help="LPD checkpoint, or a published name: lpd_l_256 ...",
-    )
-    group.add_argument(
-        "--vqgan_path",
-        default="tokenizers/vq_ds16_c2i.pt",
-        help="tokenizer checkpoint, or llamagen for the published one",
-    )
-    group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    add_flags(group, "--pretrained_ckpt", required=True)
+    add_flags(group, "--vqgan_path", "--device", "--bf16")
     group = parser.add_argument_group("images")
     group.add_argument(
         "--classes",
@@ -177,7 +167,7 @@ def add_model_flags(parser: Parser, num_images: str) -> None:
     group.add_argument(
         "--num_images", type=whole(1), help=f"a multiple of the classes; by default {num_images}"
     )
-    group.add_argument("--seed", type=random_seed, default=1, help="names all random streams")
+    add_flags(group, "--seed", default=1)
     add_sampling_flags(parser)
     parser.set_defaults(order="lpd")
 
@@ -185,7 +175,7 @@ def add_model_flags(parser: Parser, num_images: str) -> None:
 def add_output_flags(parser: Parser, files: str) -> argparse._ArgumentGroup:
     """Where to, and how large."""
     group = parser.add_argument_group("output")
-    group.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE", help=files)
+    add_flags(group, "--output", nargs="+", required=True, metavar="FILE", help=files)
     group.add_argument(
         "--side",
         type=whole(16, 4096),

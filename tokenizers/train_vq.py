@@ -27,7 +27,7 @@ from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tok
 from training.lr_schedule import LRSchedule
 from training.scalars import ScalarLog
 from util import distributed, errors, logs, streams
-from util.cli import Parser, number, pixels, random_seed, share, whole
+from util.cli import Parser, add_flags, number, share, whole
 from util.errors import UserError, blame
 from util.folder_lock import folder_lock
 from util.images import save_grid, to_float, to_uint8
@@ -47,9 +47,7 @@ def build_parser() -> Parser:
     parser = Parser(description="Train a VQ tokenizer on an image folder.")
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", required=True, help="ImageFolder, or one under train/")
-    group.add_argument("--img_size", type=pixels(), default=256, help="side of the image, pixels")
-    group.add_argument("--flip_prob", type=share(), default=0.5, help="share of mirrored images")
-    group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
+    add_flags(group, "--img_size", "--flip_prob", "--num_workers")
     group = parser.add_argument_group("model")
     group.add_argument("--codebook_size", type=whole(1), default=16384, help="number of codes")
     group.add_argument(
@@ -66,10 +64,8 @@ def build_parser() -> Parser:
     group.add_argument("--num_res_blocks", type=whole(1), default=2, help="per encoder level")
     group.add_argument("--z_channels", type=whole(1), default=256, help="width around the codebook")
     group = parser.add_argument_group("training")
-    group.add_argument(
-        "--batch_size", type=whole(1), default=16, help="images per process and step"
-    )
-    group.add_argument("--epochs", type=whole(1), default=40, help="passes over the data")
+    add_flags(group, "--batch_size", default=16, help="images per process and step")
+    add_flags(group, "--epochs", default=40)
     group.add_argument("--lr", type=number(), default=1e-4, help="peak; one epoch up, cosine to 0")
     group.add_argument("--weight_decay", type=number(), default=0.05, help="of all weights")
     group.add_argument("--commitment", type=number(), default=0.25, help="weight of that loss")
@@ -80,14 +76,11 @@ def build_parser() -> Parser:
         default=0.5,
         help="share of the run in which unused codes are moved to where latents are; 0 for never",
     )
-    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--seed", type=random_seed, default=0, help="names all random streams")
-    group.add_argument("--output_dir", default="./output_dir", help="where results go")
+    add_flags(group, "--bf16", "--device", "--seed", "--output_dir")
     group.add_argument(
         "--overwrite", action="store_true", help="replace the vq.pt that --output_dir holds"
     )
-    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(group, "--debug")
     distributed.add_distributed_flags(parser)
     return parser
 

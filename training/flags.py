@@ -9,7 +9,7 @@ from models.lpd import MODELS
 from models.sampling import CFG_SCHEDULES
 from orders.sources import SAMPLING_ORDERS, TRAINING_ORDERS
 from training.lr_schedule import LR_SCHEDULES
-from util.cli import Parser, number, pixels, random_seed, share, whole
+from util.cli import Parser, add_flags, number, share, whole
 from util.distributed import add_distributed_flags
 
 
@@ -29,20 +29,15 @@ def build_parser() -> Parser:
 def _add_model_flags(parser: Parser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="lpd_l", choices=sorted(MODELS), help="network size")
-    group.add_argument("--img_size", type=pixels(), default=256, help="side of the image, pixels")
-    group.add_argument(
-        "--vqgan_path",
-        default="tokenizers/vq_ds16_c2i.pt",
-        help="tokenizer checkpoint, or llamagen for the published one",
-    )
-    group.add_argument(
+    add_flags(group, "--img_size", "--vqgan_path")
+    add_flags(
+        group,
         "--vqgan_stride",
-        type=whole(1),
         help="pixels per token; by default the tokenizer's or the cache's, else 16",
     )
-    group.add_argument(
+    add_flags(
+        group,
         "--vqgan_vocab_size",
-        type=whole(1),
         help="number of codes; by default the tokenizer's or the cache's, else 16384",
     )
     group.add_argument(
@@ -70,10 +65,8 @@ def _add_training_flags(parser: Parser) -> None:
         choices=TRAINING_ORDERS,
         help="of the positions in training; raster is an ablation",
     )
-    group.add_argument("--epochs", type=whole(1), default=450, help="passes over the data")
-    group.add_argument(
-        "--batch_size", type=whole(1), default=64, help="images per process at a time"
-    )
+    add_flags(group, "--epochs", default=450)
+    add_flags(group, "--batch_size", help="images per process at a time")
     group.add_argument(
         "--accum_iter", type=whole(1), default=1, help="batches per process and optimiser step"
     )
@@ -97,7 +90,7 @@ def _add_training_flags(parser: Parser) -> None:
         default=400,
         help="epoch at which constant+cosine begins to fall",
     )
-    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    add_flags(group, "--bf16")
     group.add_argument(
         "--weight_decay", type=number(), default=0.02, help="of matrices and embeddings"
     )
@@ -120,7 +113,7 @@ def _add_training_flags(parser: Parser) -> None:
         action="store_true",
         help="spread weights and optimiser over the processes, two or more; not with --online_eval",
     )
-    group.add_argument("--output_dir", default="./output_dir", help="checkpoints and results")
+    add_flags(group, "--output_dir", help="checkpoints and results")
     group.add_argument(
         "--overwrite",
         action="store_true",
@@ -138,25 +131,16 @@ def _add_training_flags(parser: Parser) -> None:
     group.add_argument(
         "--resume_epoch", type=whole(0), default=0, help="first epoch of a fresh run"
     )
-    group.add_argument("--device", default="cuda", help="cuda or cpu")
-    group.add_argument("--seed", type=random_seed, default=1, help="names all random streams")
+    add_flags(group, "--device")
+    add_flags(group, "--seed", default=1)
 
 
 def _add_data_flags(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data_path", default="./data/imagenet", help="ImageFolder, or an uncompressed tar of one"
-    )
+    add_flags(group, "--data_path")
     group.add_argument("--use_cached", action="store_true", help="train on cached tokens")
-    group.add_argument("--cached_path", default="", help="token cache of main_cache.py")
-    group.add_argument("--class_num", type=whole(1), default=1000, help="number of classes")
-    group.add_argument("--flip_prob", type=share(), default=0.5, help="share of mirrored images")
-    group.add_argument("--num_workers", type=whole(0), default=10, help="image-decoding processes")
-    group.add_argument(
-        "--pin_mem", action="store_true", help="page-locked host memory; the default"
-    )
-    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="ordinary memory")
-    parser.set_defaults(pin_mem=True)
+    add_flags(group, "--cached_path", help="token cache of main_cache.py")
+    add_flags(group, "--class_num", "--flip_prob", "--num_workers", "--pin_mem", "--no_pin_mem")
 
 
 def _add_evaluation_flags(parser: Parser) -> None:
@@ -182,18 +166,13 @@ def _add_evaluation_flags(parser: Parser) -> None:
         help="reference: npz of statistics (ADM's, or of scripts/compute_stats.py), sample archive "
         "(npz) or image folder; by default fid_stats/adm_in{img_size}_stats.npz where that exists",
     )
-    group.add_argument(
-        "--feature_extractor",
-        default="inception",
-        help="network that scores: inception, digits (the demo's classifier) or none",
-    )
-    group.add_argument("--feature_extractor_weights", help="its weights file")
+    add_flags(group, "--feature_extractor", "--feature_extractor_weights")
 
 
 def add_sampling_flags(parser: Parser) -> None:
     """How samples are made: steps, orders, guidance and what is drawn from."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--generation_steps", type=whole(1), help="K; replaces --group_sizes")
+    add_flags(group, "--generation_steps")
     group.add_argument("--group_sizes", default="[1] * 256", help="tokens per step, sum N")
     group.add_argument(
         "--order",
@@ -205,18 +184,12 @@ def add_sampling_flags(parser: Parser) -> None:
         "--lpd_order_file",
         help="orders for --order lpd, a file or a published name; else made on the spot",
     )
-    group.add_argument(
-        "--proximity_threshold",
-        type=number(),
-        default=1.0,
-        help="least score of a near position, in edge neighbours",
-    )
-    group.add_argument(
-        "--repulsion_threshold",
-        type=number(),
-        help="grid steps; by default the published value of this grid and step count, else 1",
-    )
-    group.add_argument("--cfg", type=number(), default=1.0, help="guidance strength; 1 is none")
+    add_decoding_flags(group)
+
+
+def add_decoding_flags(group: argparse._ArgumentGroup) -> None:
+    """Orders made on the spot, guidance and what is drawn from, also of an edit."""
+    add_flags(group, "--proximity_threshold", "--repulsion_threshold", "--cfg")
     group.add_argument(
         "--cfg_schedule",
         default="linear",
@@ -238,4 +211,4 @@ def _add_logging_flags(parser: Parser) -> None:
     group.add_argument("--use_wandb", action="store_true", help="mirror to Weights & Biases")
     group.add_argument("--wandb_project", help="project there")
     group.add_argument("--wandb_run_name", help="run name there")
-    group.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(group, "--debug")

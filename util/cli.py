@@ -6,7 +6,8 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from util.errors import UserError
 
@@ -82,3 +83,73 @@ def _ranged(
         return value
 
     return parse
+
+
+# What several commands take, said once. A command names its flags, and what differs there.
+FLAGS: dict[str, dict[str, Any]] = {
+    "--img_size": {"type": pixels(), "default": 256, "help": "side of the image, pixels"},
+    "--class_num": {"type": whole(1), "default": 1000, "help": "number of classes"},
+    "--class_names": {
+        "metavar": "FILE",
+        "help": "names of all classes: text with one a line, or JSON (a list, or names by number);"
+        " digits for the demo's",
+    },
+    "--vqgan_path": {
+        "default": "tokenizers/vq_ds16_c2i.pt",
+        "help": "tokenizer checkpoint, or llamagen for the published one",
+    },
+    "--vqgan_stride": {"type": whole(1), "help": "pixels per token"},
+    "--vqgan_vocab_size": {"type": whole(1), "help": "number of codes"},
+    "--pretrained_ckpt": {"help": "LPD checkpoint, or a published name: lpd_l_256 ..."},
+    "--data_path": {
+        "default": "./data/imagenet",
+        "help": "ImageFolder, or one under train/, or an uncompressed tar of one",
+    },
+    "--cached_path": {"default": "", "help": "folder of the token cache"},
+    "--flip_prob": {"type": share(), "default": 0.5, "help": "share of mirrored images"},
+    "--num_workers": {"type": whole(0), "default": 10, "help": "image-decoding processes"},
+    # Both say the default: the first of two flags of one `dest` decides it.
+    "--pin_mem": {
+        "action": "store_true",
+        "default": True,
+        "help": "page-locked host memory; the default",
+    },
+    "--no_pin_mem": {"action": "store_false", "dest": "pin_mem", "help": "ordinary memory"},
+    "--generation_steps": {"type": whole(1), "help": "K; replaces --group_sizes"},
+    "--group_sizes": {"help": "tokens per step, for example '[1]*4 + [2]*126'"},
+    "--proximity_threshold": {
+        "type": number(),
+        "default": 1.0,
+        "help": "least score of a near position, in edge neighbours",
+    },
+    "--repulsion_threshold": {
+        "type": number(),
+        "help": "grid steps; by default the published value of this grid and step count, else 1",
+    },
+    "--cfg": {"type": number(), "default": 1.0, "help": "guidance strength; 1 is none"},
+    "--feature_extractor": {
+        "default": "inception",
+        "help": "network that scores: inception, digits (the demo's classifier) or none",
+    },
+    "--feature_extractor_weights": {"help": "its weights file"},
+    "--epochs": {"type": whole(1), "help": "passes over the data"},
+    "--batch_size": {"type": whole(1), "default": 64, "help": "images at a time"},
+    "--bf16": {"action": "store_true", "help": "bfloat16 autocast"},
+    "--device": {"default": "cuda", "help": "cuda or cpu"},
+    "--seed": {"type": random_seed, "default": 0, "help": "names all random streams"},
+    "--output": {"type": Path, "help": "JSON file for all figures"},
+    "--output_dir": {"default": "./output_dir", "help": "where results go"},
+    "--debug": {"action": "store_true", "help": "show tracebacks of bad input"},
+}
+
+
+def add_flags(to: argparse._ActionsContainer, *names: str, **changes: object) -> None:
+    """Add flags of `FLAGS` to a parser or a group of one.
+
+    Args:
+        to: the parser or the group.
+        names: keys of `FLAGS`.
+        changes: arguments of `add_argument` that differ from theirs.
+    """
+    for name in names:
+        to.add_argument(name, **{**FLAGS[name], **changes})

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hub.download import DEFAULT_ACCESS, commit_of, find_cached
 from hub.published import PUBLISHED, download, parse, published_names
 from util import logs
-from util.cli import Parser
+from util.cli import Parser, add_flags
 from util.errors import UserError, blame, run
 
 
@@ -32,7 +32,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="take the newest commit, where the cache has an older one; else it stays at that",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(parser, "--debug")
     return parser
 
 

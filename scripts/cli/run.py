@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.cli.supervisor import Supervisor
 from util import logs
-from util.cli import Parser, whole
+from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import replacing
 from util.signals import MARKER, MARKER_VARIABLE
@@ -227,7 +227,7 @@ def build_parser() -> Parser:
     job.add_argument("--batch", action="store_true", help="queue the job with sbatch and return")
     job.add_argument("--pty", action="store_true", help="a terminal on the first node; one start")
     job.add_argument("--dry-run", action="store_true", help="print Slurm's line and do nothing")
-    job.add_argument("--debug", action="store_true", help="show tracebacks of bad input")
+    add_flags(job, "--debug")
     # What a batch job runs.
     job.add_argument("--supervise", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run on each node")

@@ -29,7 +29,7 @@ from evaluation.networks import load_networks
 from models.editing import edit
 from scripts.demo_digits import IMAGE_SIZE, accuracy, read_part, train_judge
 from util import logs
-from util.cli import Parser, number, random_seed, whole
+from util.cli import Parser, add_flags, whole
 from util.errors import blame, require_writable_folder, run
 from util.files import write_json
 from util.images import save_grid, to_float
@@ -56,11 +56,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vqgan_path", required=True, help="tokenizer of the digits")
     parser.add_argument("--data", required=True, help="what demo_digits.py prepare wrote")
     parser.add_argument("--num_images", type=whole(1), help="spread evenly; by default all")
-    parser.add_argument("--cfg", type=number(), default=1.0, help="guidance strength; 1 is none")
-    parser.add_argument("--seed", type=random_seed, default=0, help="of orders and draws")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    add_flags(parser, "--cfg")
+    add_flags(parser, "--seed", help="of orders and draws")
+    add_flags(parser, "--output", required=True)
     parser.add_argument("--grid", type=Path, help="PNG file of some edited digits")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(parser, "--debug")
     return parser.parse_args(argv)
 
 

@@ -21,7 +21,7 @@ from sklearn.datasets import load_sample_image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from util import logs
-from util.cli import Parser, whole
+from util.cli import Parser, add_flags, whole
 from util.errors import UserError, require_writable_folder, run
 from util.images import save_png
 
@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--spacing", type=whole(1), default=10, help="pixels between overlapping crops"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(parser, "--debug")
     return parser.parse_args(argv)
 
 

@@ -40,7 +40,7 @@ from orders.sources import ORDERS, OrderSource, parse_order
 from scripts.evidence.data_sets import DATA_SETS, DataSet, Labelled
 from tokenizers.vq_model import VQModel
 from util import logs
-from util.cli import Parser, number, random_seed, whole
+from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
 from util.geometry import TokenGrid
@@ -65,15 +65,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", nargs="+", type=whole(1), required=True, metavar="K", help="numbers of steps"
     )
-    parser.add_argument("--cfg", type=number(), default=1.0, help="guidance strength; 1 is none")
+    add_flags(parser, "--cfg")
     parser.add_argument("--samples", type=whole(2), default=500, help="as many of each class")
-    parser.add_argument("--seed", type=random_seed, default=0, help="of orders and draws")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    add_flags(parser, "--seed", help="of orders and draws")
+    add_flags(parser, "--output", required=True)
     parser.add_argument("--grid", type=Path, help="PNG file of real images, and samples below")
     parser.add_argument(
         "--grid_steps", nargs="+", type=whole(1), metavar="K", help="only samples of these steps"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(parser, "--debug")
     return parser
 
 

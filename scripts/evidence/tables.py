@@ -44,7 +44,7 @@ from scripts.evidence.studies import (
 )
 from studies.likelihood import Estimate
 from studies.search import REPULSION_ALONE
-from util.cli import Parser
+from util.cli import Parser, add_flags
 from util.errors import UserError, run
 
 Cell = Callable[[Key], str]
@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--orders", nargs="+", metavar="ORDER", help="by default all")
     parser.add_argument("--minus", metavar="ORDER", help="by default the first order")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="its images only")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of bad input")
+    add_flags(parser, "--debug")
     return parser.parse_args(argv)
 
 
