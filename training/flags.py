@@ -194,7 +194,7 @@ def add_decoding_flags(group: argparse._ArgumentGroup) -> None:
         "--cfg_schedule",
         default="linear",
         choices=CFG_SCHEDULES,
-        help="of guidance over the tokens",
+        help="guidance over decoding: linear ramp or constant",
     )
     group.add_argument("--temperature", type=number(), default=1.0, help="logits are divided by it")
     group.add_argument("--top_k", type=whole(0), default=0, help="0 keeps all codes")
