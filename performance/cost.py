@@ -17,112 +17,6 @@ from tokenizers.vq_model import VQModel
 # gradient, and the step reads it and reads and writes the other three.
 _OPTIMIZER_BYTES = 4 * (1 + 1 + 3 * 2)
 
-
-def product_parameters(module: torch.nn.Module) -> int:
-    """Numbers in the matrices of a module: what each row is multiplied with."""
-    return sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
-
-
-def generation_of(
-    model: LPD, group_sizes: Sequence[int], sequences: int, number_bytes: int
-) -> Generation:
-    """The sizes of parallel decoding with a network.
-
-    Args:
-        model: only its shapes count.
-        group_sizes: tokens per step.
-        sequences: decoded side by side: the images, twice under guidance.
-        number_bytes: size of a weight, key or value.
-    """
-    return Generation(
-        width=model.pos_embed.shape[-1],
-        depth=len(model.blocks),
-        block_parameters=sum(weight.numel() for weight in model.blocks.parameters()),
-        head_parameters=model.head.weight.numel(),
-        group_sizes=tuple(group_sizes),
-        sequences=sequences,
-        number_bytes=number_bytes,
-    )
-
-
-def sampling_cost(
-    model: LPD, group_sizes: Sequence[int], guided: bool, batch_size: int, number_bytes: int
-) -> Work:
-    """Of one image among `batch_size`: weights and stored keys and values, read at every step."""
-    sequences = batch_size * (2 if guided else 1)
-    work = total(generation_of(model, group_sizes, sequences, number_bytes).steps())
-    return Work(work.bytes / batch_size, work.operations / batch_size)
-
-
-def training_cost(
-    model: LPD,
-    group_size_lists: Sequence[Sequence[int]],
-    batch_size: int,
-    number_bytes: int,
-    sparse: bool,
-) -> Work:
-    """Of one image of a step, forward, backward and AdamW; the mean over the lists.
-
-    The backward pass does twice the products of the forward pass, in the attention two and a half
-    times (it computes the scores again).
-
-    Args:
-        model: only its shapes count.
-        group_size_lists: the training set.
-        batch_size: images of the step on one processor.
-        number_bytes: size of a weight where it is multiplied with.
-        sparse: attend only to what may be seen, not to the whole square of a dense mask.
-    """
-    width, depth, tokens = model.pos_embed.shape[-1], len(model.blocks), model.grid.num_tokens
-    blocks, head = product_parameters(model.blocks), model.head.weight.numel()
-
-    def operations(sizes: Sequence[int]) -> int:
-        rows = 1 + (tokens - sizes[-1]) + tokens
-        pairs = visible_pairs(sizes) if sparse else rows**2
-        return 3 * 2 * (rows * blocks + tokens * head) + 14 * width * depth * pairs
-
-    parameters = sum(weight.numel() for weight in model.parameters())
-    moved = parameters * (2 * number_bytes + _OPTIMIZER_BYTES)
-    return Work(moved / batch_size, statistics.mean(map(operations, group_size_lists)))
-
-
-def visible_pairs(group_sizes: Sequence[int]) -> int:
-    """How many places of the group-causal mask (method section 3) are open."""
-    pairs, known = 1, 1  # the class token sees itself
-    for number, size in enumerate(group_sizes, start=1):
-        pairs += size * (known + size)  # queries: the earlier context and one another
-        if number < len(group_sizes):
-            pairs += size * (known + size)  # as context: likewise
-        known += size
-    return pairs
-
-
-def tokenizer_cost(tokenizer: VQModel, num_tokens: int, number_bytes: int) -> dict[str, Work]:
-    """`encoder` and `decoder`, for one image at a time, as PyTorch counts the operations.
-
-    Args:
-        tokenizer: only its configuration counts.
-        num_tokens: N.
-        number_bytes: size of a weight.
-    """
-    side = round(num_tokens**0.5) * tokenizer.stride
-    with torch.device("meta"):
-        same = VQModel(**tokenizer.config).eval()
-        codes = torch.zeros(1, num_tokens, dtype=torch.int64)
-        image = torch.zeros(1, 3, side, side)
-    subjects = {
-        "encoder": (same.encoder, lambda: same.encode(image)),
-        "decoder": (same.decoder, lambda: same.decode_code(codes)),
-    }
-    costs = {}
-    for name, (module, work) in subjects.items():
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            work()
-        weights = sum(weight.numel() for weight in module.parameters())
-        costs[name] = Work(weights * number_bytes, counter.get_total_flops())
-    return costs
-
-
 FORMULA = (
     "floor = sum over decoding steps of max(bytes / bandwidth, operations / rate)\n"
     "        + max(bytes / bandwidth, operations / rate) of the VQ decoder\n"
@@ -135,12 +29,7 @@ FORMULA = (
 
 @dataclass(frozen=True)
 class Rates:
-    """What a processor was seen to do at best.
-
-    Attributes:
-        bandwidth: bytes read and written per second by a large copy.
-        rate: additions and multiplications per second of a large matrix product.
-    """
+    """What a processor does at best: bytes a second of a large copy, operations of a product."""
 
     bandwidth: float
     rate: float
@@ -148,25 +37,25 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be done in one go.
-
-    Attributes:
-        bytes: moved from or to memory.
-        operations: additions and multiplications.
-    """
+    """Bytes moved from or to memory, and additions and multiplications."""
 
     bytes: float
     operations: float
 
     def seconds(self, rates: Rates) -> float:
-        """Moving and computing overlap at best, so that the slower one counts."""
+        """Return the least time: moving and computing overlap at best, so the slower counts."""
         return max(self.bytes / rates.bandwidth, self.operations / rates.rate)
 
 
 def total(works: Iterable[Work]) -> Work:
-    """Their sums."""
+    """Add up."""
     works = list(works)
     return Work(sum(work.bytes for work in works), sum(work.operations for work in works))
+
+
+def num_parameters(module: torch.nn.Module, matrices: bool = False) -> int:
+    """Count the numbers in all weights, or in matrices only: what each row is multiplied with."""
+    return sum(x.numel() for x in module.parameters() if x.ndim == 2 or not matrices)
 
 
 @dataclass(frozen=True)
@@ -174,11 +63,6 @@ class Generation:
     """The sizes of parallel decoding (method section 4).
 
     Attributes:
-        width: of the transformer, C.
-        depth: number of blocks.
-        block_parameters: of all blocks together.
-        head_parameters: of the output layer.
-        group_sizes: tokens per step.
         sequences: decoded side by side: the images, twice under guidance.
         number_bytes: size of a weight, key or value.
     """
@@ -191,14 +75,29 @@ class Generation:
     sequences: int
     number_bytes: int
 
+    @classmethod
+    def of(
+        cls, model: LPD, group_sizes: Sequence[int], sequences: int, number_bytes: int
+    ) -> Generation:
+        """Read the sizes off a network."""
+        return cls(
+            model.pos_embed.shape[-1],
+            len(model.blocks),
+            num_parameters(model.blocks),
+            model.head.weight.numel(),
+            tuple(group_sizes),
+            sequences,
+            number_bytes,
+        )
+
     def step_rows(self) -> list[tuple[int, int]]:
-        """New context tokens and queries of one sequence at each step; first the class token."""
+        """List new context tokens and queries of one sequence by step; first the class token."""
         return list(itertools.pairwise((1, *self.group_sizes)))
 
     def steps(self) -> list[Work]:
-        """The work of each step, for all sequences."""
-        works = []
-        stored = 0
+        """List the work of each step, for all sequences."""
+        works, stored = [], 0
+        weights = (self.block_parameters + self.head_parameters) * self.number_bytes
         for context, queries in self.step_rows():
             known = stored + context
             pairs = context * known + queries * (known + queries)
@@ -207,7 +106,6 @@ class Generation:
                 + 2 * queries * self.head_parameters
                 + 4 * self.width * self.depth * pairs
             )
-            weights = (self.block_parameters + self.head_parameters) * self.number_bytes
             works.append(Work(weights + self._cache(stored), self.sequences * per_sequence))
             stored = known
         return works
@@ -231,4 +129,66 @@ class Generation:
         return self.sequences * max(in_block, behind_head)
 
     def _cache(self, tokens: int) -> int:
-        return 2 * self.sequences * self.depth * self.width * self.number_bytes * tokens
+        return 2 * self.sequences * tokens * self.depth * self.width * self.number_bytes
+
+
+def sampling_cost(
+    model: LPD, group_sizes: Sequence[int], guided: bool, batch_size: int, number_bytes: int
+) -> Work:
+    """Count one image among `batch_size`: weights and the cache are read at every step."""
+    sequences = batch_size * (2 if guided else 1)
+    work = total(Generation.of(model, group_sizes, sequences, number_bytes).steps())
+    return Work(work.bytes / batch_size, work.operations / batch_size)
+
+
+def training_cost(
+    model: LPD,
+    group_size_lists: Sequence[Sequence[int]],
+    batch_size: int,
+    number_bytes: int,
+    sparse: bool,
+) -> Work:
+    """Count one image of a step, forward, backward and AdamW; the mean over the lists.
+
+    The backward pass does twice the products of the forward pass, in the attention two and a half
+    times (it computes the scores again). `sparse`: attend only to what may be seen, not to the
+    whole square of a dense mask.
+    """
+    width, depth, tokens = model.pos_embed.shape[-1], len(model.blocks), model.grid.num_tokens
+    blocks, head = num_parameters(model.blocks, matrices=True), model.head.weight.numel()
+
+    def operations(sizes: Sequence[int]) -> int:
+        rows = 1 + (tokens - sizes[-1]) + tokens
+        pairs = visible_pairs(sizes) if sparse else rows**2
+        return 3 * 2 * (rows * blocks + tokens * head) + 14 * width * depth * pairs
+
+    moved = num_parameters(model) * (2 * number_bytes + _OPTIMIZER_BYTES)
+    return Work(moved / batch_size, statistics.mean(map(operations, group_size_lists)))
+
+
+def visible_pairs(group_sizes: Sequence[int]) -> int:
+    """Count the open places of the group-causal mask (method section 3)."""
+    pairs, known = 1, 1  # the class token sees itself
+    for number, size in enumerate(group_sizes, start=1):
+        pairs += size * (known + size)  # queries: the earlier context and one another
+        if number < len(group_sizes):
+            pairs += size * (known + size)  # as context: likewise
+        known += size
+    return pairs
+
+
+def tokenizer_cost(tokenizer: VQModel, num_tokens: int, number_bytes: int) -> dict[str, Work]:
+    """Count `encoder` and `decoder` for one image of N tokens, as PyTorch counts operations."""
+    side = round(num_tokens**0.5) * tokenizer.stride
+    with torch.device("meta"):
+        same = VQModel(**tokenizer.config).eval()
+        codes = torch.zeros(1, num_tokens, dtype=torch.int64)
+        image = torch.zeros(1, 3, side, side)
+    calls = {"encoder": lambda: same.encode(image), "decoder": lambda: same.decode_code(codes)}
+    costs = {}
+    for name, call in calls.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call()
+        weights = num_parameters(getattr(same, name))
+        costs[name] = Work(weights * number_bytes, counter.get_total_flops())
+    return costs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +21,11 @@ from torch import nn
 from performance.cost import Rates
 from util import distributed
 from util.cli import Parser, add_flags, number, whole
+from util.cuda_graphs import largest_that_fits
 from util.errors import blame, require_writable_folder
 from util.files import write_json
+
+logger = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -33,15 +39,30 @@ _PRODUCTS = {
 _RATE_CALLS = {"cpu": 4, "cuda": 20}
 
 
-def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) -> Parser:
-    """The flags of a benchmark.
+@dataclass(frozen=True)
+class Effort:
+    """What is measured, and how often.
 
-    Args:
-        description: of the command.
-        rows: names of the table's rows.
-        plain: what `--no_plain` leaves out.
-        quick: what `--quick` measures.
+    Attributes:
+        batch_sizes: tried in turn until one does not fit; none for the row's own.
+        plain: measure the plain path, too.
+        rounds: at least so many, whatever they take.
+        seconds: after these no round begins beyond the least number.
+        dtypes: of the network's matrix products.
+        plain_once: types whose plain path, being slow, is called once, cold.
     """
+
+    device: torch.device
+    batch_sizes: Sequence[int] = ()
+    plain: bool = True
+    rounds: int = 3
+    seconds: float = 10.0
+    dtypes: Sequence[str] = ()
+    plain_once: Collection[str] = ()
+
+
+def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) -> Parser:
+    """Declare the flags of a benchmark; `plain` and `quick` complete their help."""
     parser = Parser(description=description)
     parser.add_argument("--rows", nargs="+", choices=rows, metavar="ROW", help=", ".join(rows))
     parser.add_argument(
@@ -56,7 +77,7 @@ def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) 
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The one of `--device`; without, a GPU where there is one."""
+    """Resolve `--device`; by default a GPU where there is one."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     return distributed.resolve_device(name or default, distributed.Launch())
 
@@ -64,11 +85,7 @@ def choose_device(name: str | None) -> torch.device:
 def result_file(
     output: Path | None, machine: Mapping[str, Any]
 ) -> Callable[[Mapping[str, Any]], None]:
-    """What writes a result so far, with the machine and the command, to `--output` if it is given.
-
-    Raises:
-        UserError: its folder cannot be written to.
-    """
+    """Return what writes a result so far, with machine and command, to `--output` if given."""
     if output is None:
         return lambda result: None
     require_writable_folder(output.parent, "--output")
@@ -87,7 +104,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
-    """Of one call, until the device has done its work."""
+    """Time one call until the device has done its work."""
     wait_for(device)
     started = time.perf_counter()
     function()
@@ -103,11 +120,9 @@ def time_in_turn(
     seconds: float,
     once: Collection[str] = (),
 ) -> dict[str, list[float]]:
-    """Call functions in turn, so that a machine that drifts treats all alike.
+    """Call warm functions in turn, so that a machine that drifts treats all alike.
 
     Args:
-        subjects: the functions by name, warm.
-        device: where they work.
         rounds: least and largest number.
         seconds: after these no round begins beyond the least number.
         once: names of those called in the first round only.
@@ -127,10 +142,37 @@ def time_in_turn(
     return times
 
 
+def measure_series(
+    measured: Callable[[int], dict[str, Any]],
+    batch_sizes: Sequence[int],
+    name: str,
+    device: torch.device,
+    attempt: Callable[[int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure each batch size; one that does not fit ends the series in one line of the log.
+
+    `attempt` is a cheaper call than `measured` that finds the largest that fits.
+    """
+    records = []
+    for batch_size in batch_sizes:
+        record = None
+        with suppress(torch.OutOfMemoryError):
+            record = measured(batch_size)
+        if record is None:  # only now is free what the failed attempt took
+            fits = largest_that_fits(attempt or measured, batch_size)
+            logger.warning(
+                "%s: a batch of %d does not fit into the memory of %s, the largest that does is %d",
+                *(name, batch_size, device, fits),
+            )
+            break
+        records.append(record)
+    return records
+
+
 def measure_rates(
     device: torch.device, dtypes: Collection[torch.dtype]
 ) -> dict[torch.dtype, Rates]:
-    """Bandwidth of a large copy and, by type, the best rate of several large matrix products."""
+    """Measure a large copy and, by type, the fastest of several large matrix products."""
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * source.numel() / _least_seconds(lambda: target.copy_(source), device)
@@ -145,7 +187,7 @@ def measure_rates(
 def large_products(
     device: torch.device, dtype: torch.dtype
 ) -> dict[str, tuple[Callable[[], object], int]]:
-    """Matrix products that a machine is fast at, by name: a function, and its operations."""
+    """Return products that a machine is fast at, by name: a function, and its operations."""
 
     def product(rows: int, width: int, out: int) -> Callable[[], object]:
         x = torch.randn(rows, width, device=device, dtype=dtype)
@@ -178,18 +220,13 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def num_bytes(model: nn.Module) -> int:
-    """Of all parameters and buffers."""
+    """Count the bytes of all parameters and buffers."""
     return sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
 
 
 @torch.no_grad()
 def random_weights(build: Callable[[], Module], device: torch.device) -> Module:
-    """A model for inference whose weights are normal with std 0.02; norms are as they begin.
-
-    Args:
-        build: makes it; called where tensors take no memory.
-        device: of the result.
-    """
+    """Return a model for inference with normal weights of std 0.02; norms are as they begin."""
     with torch.device("meta"):
         model = build()
     model.to_empty(device=device)
@@ -202,7 +239,7 @@ def random_weights(build: Callable[[], Module], device: torch.device) -> Module:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What figures depend on besides the code."""
+    """Name what figures depend on besides the code."""
     cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
@@ -216,11 +253,9 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def markdown_table(
     columns: Mapping[str, tuple[str, str, float]], records: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Records as a Markdown table that is aligned as text, too.
+    """Format records as a Markdown table that is aligned as text, too.
 
-    Args:
-        columns: title, number format and factor by key; columns without any value are left out.
-        records: the lines; a missing value leaves its cell empty.
+    `columns` holds title, number format and factor by key; those without any value are left out.
     """
     cells = []
     for key, (title, kind, factor) in columns.items():

@@ -13,7 +13,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,12 +34,12 @@ from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.sources import published_repulsion
 from performance import timing as benchmark
-from performance.cost import FORMULA, Generation, Rates, Work, generation_of, tokenizer_cost, total
-from performance.timing import random_weights
+from performance.cost import FORMULA, Generation, Rates, Work, tokenizer_cost, total
+from performance.timing import Effort, random_weights
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
 from util import logs
-from util.cuda_graphs import GraphCache, largest_that_fits
+from util.cuda_graphs import GraphCache
 from util.errors import run
 from util.geometry import TokenGrid
 from util.images import to_uint8
@@ -104,7 +104,7 @@ class Case:
         )
         self.labels = torch.arange(batch_size) % model.class_num
         sequences = batch_size * (2 if self.settings.guided else 1)
-        self.generation = generation_of(model, self.sizes, sequences, dtype.itemsize)
+        self.generation = Generation.of(model, self.sizes, sequences, dtype.itemsize)
         self.tokens: Tensor | None = None
         self.decoder: FastDecoder | None = None
 
@@ -236,29 +236,6 @@ ROWS = (
 )
 
 
-@dataclass(frozen=True)
-class Effort:
-    """What is measured, and how often.
-
-    Attributes:
-        device: where.
-        dtypes: of the network's matrix products, keys of `DTYPES`.
-        batch_sizes: tried in turn until one does not fit.
-        plain: measure the plain path, too.
-        rounds: at least so many, whatever they take.
-        seconds: after these no round begins beyond the least number.
-        plain_once: types whose plain path, being slow, is called once, cold.
-    """
-
-    device: torch.device
-    dtypes: Sequence[str]
-    batch_sizes: Sequence[int]
-    plain: bool = True
-    rounds: int = 3
-    seconds: float = 10.0
-    plain_once: Collection[str] = ()
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = [row.name for row in ROWS]
     parser = benchmark.build_parser(
@@ -360,26 +337,17 @@ def measure_series(
             plain = first["plain_peak_bytes"] is not None
         return record | first | measure(case, rates, effort, plain, once)
 
-    records = []
-    for batch_size in effort.batch_sizes:
-        record = None
-        with suppress(torch.OutOfMemoryError):
-            record = measured(batch_size)
-        if record is None:  # only now is free what the failed attempt took
-            fits = largest_that_fits(first_calls, batch_size)
-            logger.warning(
-                "%s, %s: a batch of %d does not fit into the memory of %s, the largest that does "
-                "is %d",
-                *(row.name, dtype, batch_size, effort.device, fits),
-            )
-            break
+    def logged(batch_size: int) -> dict[str, Any]:
+        record = measured(batch_size)
         logger.info(
             "%s, %s, batch of %d: %.1f ms, %.2f images/s, %.0f %% of the floor's speed",
             *(row.name, dtype, batch_size, 1e3 * record["fast_s"]),
             *(record["images_per_s"], 100 * record["floor_share"]),
         )
-        records.append(record)
-    return records
+        return record
+
+    name = f"{row.name}, {dtype}"
+    return benchmark.measure_series(logged, effort.batch_sizes, name, effort.device, first_calls)
 
 
 def warm_up(case: Case) -> dict[str, Any]:

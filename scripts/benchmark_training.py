@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from dataset.batches import Batch, CachedTokens, epoch_batches
 from dataset.token_cache import open_cache
 from dataset.write_cache import write_index, write_shard
@@ -41,9 +40,10 @@ from models.lpd import LPD, lpd_l, lpd_tiny, lpd_xl, lpd_xxl
 from models.transformer import Dropout
 from orders.group_sizes import group_sizes, training_group_sizes
 from performance import timing as benchmark
+from performance.cost import num_parameters
+from performance.timing import Effort
 from training.recipe import BETAS
 from util import logs, streams
-from util.cuda_graphs import largest_that_fits
 from util.errors import run
 
 logger = logging.getLogger(__name__)
@@ -59,14 +59,7 @@ MOST_ROUNDS = 30
 
 @dataclass(frozen=True)
 class Row:
-    """A network and how it is trained.
-
-    Attributes:
-        name: as `--rows` takes it.
-        build: makes the network.
-        batch_size: images per step unless the command line says otherwise.
-        steps: of the only list of group sizes; None for the lists that training draws from.
-    """
+    """A network and how it is trained; `steps`: of the only list of group sizes, else all."""
 
     name: str
     build: Callable[[], LPD]
@@ -74,27 +67,8 @@ class Row:
     steps: int | None = None
 
 
-@dataclass(frozen=True)
-class Effort:
-    """What is measured, and how often.
-
-    Attributes:
-        device: where.
-        batch_sizes: tried in turn until one does not fit; None for the row's own.
-        plain: measure the plain step, too.
-        rounds: at least so many, whatever they take.
-        seconds: after these no round begins beyond the least number.
-    """
-
-    device: torch.device
-    batch_sizes: Sequence[int] | None = None
-    plain: bool = True
-    rounds: int = 3
-    seconds: float = 10.0
-
-
 def write_tokens(folder: Path, row: Row, num_images: int) -> None:
-    """A token cache of random images for a network."""
+    """Write a token cache of random images for a network."""
     with torch.device("meta"):
         model = row.build()
     rng = np.random.default_rng(0)
@@ -106,13 +80,7 @@ def write_tokens(folder: Path, row: Row, num_images: int) -> None:
 
 
 class Step:
-    """One optimiser step of a network of its own; steps of equal rows start from equal weights.
-
-    Args:
-        build: makes the network.
-        device: where it is trained.
-        plain: as the method is plainly written, not as training runs it.
-    """
+    """One optimiser step of a network of its own, as training runs it or plainly written."""
 
     def __init__(self, build: Callable[[], LPD], device: torch.device, plain: bool) -> None:
         torch.manual_seed(0)
@@ -131,7 +99,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=BETAS, fused=fused)
 
     def __call__(self, sizes: list[int], batch: Batch) -> Tensor:
-        """Train on a batch; its loss, detached."""
+        """Train on a batch and return its loss, detached."""
         self.optimizer.zero_grad(set_to_none=True)
         autocast = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
@@ -168,7 +136,7 @@ class Products:
         }
 
     def __call__(self, sizes: list[int], batch: Batch) -> None:
-        """Forward and backward for the rows that a list of group sizes needs."""
+        """Multiply forward and backward for the rows that a list of group sizes needs."""
         at_head = len(batch.labels) * self.num_tokens
         in_blocks = at_head + len(batch.labels) * (1 + self.num_tokens - sizes[-1])
         counts = [in_blocks] * (len(self.weights) - 1) + [at_head]
@@ -182,14 +150,7 @@ class Products:
 
 
 class Case:
-    """One line of the table: a network at a batch size, its steps warm.
-
-    Attributes:
-        model: of the fast step.
-        plan: batches and group sizes of the steps to time.
-        subjects: the steps "fast" and, where it is asked for, "plain", and the "products".
-        record: types, peak memory, the share of time that waits for data, the first steps' time.
-    """
+    """One line of the table: a network at a batch size, its fast and plain steps warm."""
 
     def __init__(self, row: Row, source: CachedTokens, batch_size: int, effort: Effort) -> None:
         # Compiled networks refer to themselves: those of other cases are still there.
@@ -238,7 +199,7 @@ class Case:
         self.subjects["products"](*self.plan[0])
 
     def in_turn(self, name: str) -> Callable[[], object]:
-        """A function that works on the next part of the plan at every call, round and round."""
+        """Return a function that takes the next part of the plan at every call."""
         work, subject = itertools.cycle(self.plan), self.subjects[name]
         return lambda: subject(*next(work))
 
@@ -246,10 +207,9 @@ class Case:
 def waiting_share(
     step: Step, batches: Iterator[Batch], lists: Sequence[list[int]], effort: Effort
 ) -> float:
-    """Share of a training loop's time that goes by until the next batch is there.
+    """Measure the share of a training loop's time that goes by until the next batch is there.
 
-    The device is idle then: the loop lets it finish before it asks. An epoch's first batch, which
-    nothing could prepare, is not counted.
+    The device is idle then. An epoch's first batch, which nothing could prepare, does not count.
     """
     batch, waited = next(batches), 0.0
     started = time.perf_counter()
@@ -266,12 +226,12 @@ def waiting_share(
 
 
 def counted_parameters(model: LPD) -> int:
-    """Of blocks and head."""
-    return sum(x.numel() for x in (*model.blocks.parameters(), *model.head.parameters()))
+    """Count blocks and head."""
+    return num_parameters(model.blocks) + num_parameters(model.head)
 
 
 def operations_per_image(model: LPD) -> int:
-    """Additions and multiplications of one image's training, by `FORMULA`."""
+    """Count an image's training by `FORMULA`."""
     return 2 * model.grid.num_tokens * 6 * counted_parameters(model)
 
 
@@ -348,7 +308,7 @@ def main(args: argparse.Namespace) -> None:
     wanted = args.rows or [row.name for row in (SMALL_ROWS if small else PUBLISHED_ROWS)]
     effort = Effort(
         device=device,
-        batch_sizes=args.batch_sizes,
+        batch_sizes=args.batch_sizes or (),
         plain=not args.no_plain,
         rounds=2 if args.quick else 3,
         seconds=min(args.seconds, 3) if args.quick else args.seconds,
@@ -361,16 +321,7 @@ def main(args: argparse.Namespace) -> None:
 def measure_rows(
     rows: Sequence[Row], effort: Effort, keep: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
-    """Measure every row at every batch size that fits.
-
-    Args:
-        rows: of the table.
-        effort: what is measured, and how often.
-        keep: gets the result so far after every row; a long run that breaks leaves those.
-
-    Returns:
-        `formula` of the operations, and one record per line in `rows`.
-    """
+    """Measure every row at every batch size that fits; `keep` gets the result after each row."""
     result: dict[str, Any] = {"formula": FORMULA, "rows": []}
     bar = logs.progress(rows, desc="training", unit="row")
     with logs.logging_redirect_tqdm(), tempfile.TemporaryDirectory() as folder:
@@ -380,40 +331,26 @@ def measure_rows(
             batch_sizes = effort.batch_sizes or [row.batch_size]
             write_tokens(cache, row, max(NUM_IMAGES, (MOST_ROUNDS + 1) * max(batch_sizes)))
             source = CachedTokens(open_cache(cache), effort.device)
-            result["rows"] += measure_series(row, source, batch_sizes, effort)
+
+            def measured(
+                batch_size: int,
+                effort: Effort = effort,
+                row: Row = row,
+                source: CachedTokens = source,
+            ) -> dict[str, Any]:
+                names = {"row": row.name, "batch_size": batch_size}
+                return names | measure(Case(row, source, batch_size, effort), effort)
+
+            once = partial(measured, effort=replace(effort, rounds=1, seconds=0))
+            result["rows"] += benchmark.measure_series(
+                measured, batch_sizes, row.name, effort.device, once
+            )
             keep(result)
     return result
 
 
-def measure_series(
-    row: Row, source: CachedTokens, batch_sizes: Sequence[int], effort: Effort
-) -> list[dict[str, Any]]:
-    """One record per batch size; one that does not fit ends the series in one line of the log."""
-    records: list[dict[str, Any]] = []
-
-    def measured(batch_size: int, effort: Effort = effort) -> dict[str, Any]:
-        names = {"row": row.name, "batch_size": batch_size}
-        return names | measure(Case(row, source, batch_size, effort), effort)
-
-    for batch_size in batch_sizes:
-        try:
-            records.append(measured(batch_size))
-        except torch.OutOfMemoryError:
-            pass  # what the failed attempt took is free only outside this block
-        else:
-            continue
-        once = replace(effort, rounds=1, seconds=0)
-        fits = largest_that_fits(partial(measured, effort=once), batch_size)
-        logger.warning(
-            "%s: a batch of %d does not fit into the memory of %s, the largest that does is %d",
-            *(row.name, batch_size, effort.device, fits),
-        )
-        break
-    return records
-
-
 def measure(case: Case, effort: Effort) -> dict[str, Any]:
-    """The figures of a warm case, and of large products in the same rounds."""
+    """Time a warm case, and large products in the same rounds."""
     large = benchmark.large_products(effort.device, FAST_DTYPE)
     times = benchmark.time_in_turn(
         {
@@ -450,13 +387,13 @@ def measure(case: Case, effort: Effort) -> dict[str, Any]:
 
 
 def report(records: Sequence[dict[str, Any]]) -> str:
-    """The records as a table, what its columns mean, and what an image's operations are."""
+    """Format the records, what the columns mean, and what an image's operations are."""
     table = benchmark.markdown_table(COLUMNS, records)
     return "\n".join([table, NOTES, FORMULA, *map(operations_line, records), ""])
 
 
 def operations_line(record: dict[str, Any]) -> str:
-    """The formula of the operations with a record's numbers."""
+    """Write the formula of the operations with a record's numbers."""
     counted = record["counted"]
     operations, rate = counted["operations_per_image"], counted["rate"]
     return (

@@ -23,7 +23,7 @@ from models.lpd import LPD, MODELS
 from orders.group_sizes import group_sizes, training_group_sizes
 from orders.locality import random_orders
 from performance import timing as benchmark
-from performance.cost import sampling_cost, tokenizer_cost, training_cost
+from performance.cost import num_parameters, sampling_cost, tokenizer_cost, training_cost
 from tokenizers.vq_model import VQModel
 from util import logs
 from util.cli import Parser, add_flags
@@ -85,12 +85,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             row["measured"] = None
         rows[0]["measured"], rows[2]["measured"] = measure(args, sizes)
     parameters = count_parameters(model)
-    sys.stdout.write(report(args, parameters, rows))
+    counts = ", ".join(f"{count / 1e6:,.3f} M {name}" for name, count in parameters.items())
+    about = f"{args.model}, {args.img_size} px, {args.dtype}, batches of {args.batch_size}"
+    table = benchmark.markdown_table(COLUMNS, rows)
+    sys.stdout.write(f"{about}: parameters {counts}\n{table}{NOTES}")
     keep({"parameters": parameters, "rows": rows})
 
 
 def build_model(args: argparse.Namespace) -> LPD:
-    """The network of the flags, on the current device."""
+    """Build the network of the flags, on the current device."""
     return MODELS[args.model](
         img_size=args.img_size,
         vqgan_stride=args.vqgan_stride,
@@ -100,7 +103,7 @@ def build_model(args: argparse.Namespace) -> LPD:
 
 
 def cost_rows(args: argparse.Namespace, model: LPD, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """One record per kind of work, as `COLUMNS` shows them."""
+    """Count each kind of work, as `COLUMNS` shows it."""
     width, guided = DTYPES[args.dtype].itemsize, args.cfg != 1
     sampled = sampling_cost(model, sizes, guided, args.batch_size, width)
     lists = training_group_sizes(model.grid.num_tokens)
@@ -121,19 +124,17 @@ def cost_rows(args: argparse.Namespace, model: LPD, sizes: Sequence[int]) -> lis
 
 
 def count_parameters(model: LPD) -> dict[str, int]:
-    """Numbers in all weights, and in the parts of the network."""
-    parts = {"blocks": model.blocks, "head": model.head}
-    counts = {name: sum(x.numel() for x in part.parameters()) for name, part in parts.items()}
-    all_of_it = sum(weight.numel() for weight in model.parameters())
-    return {"all": all_of_it, **counts, "embeddings and norms": all_of_it - sum(counts.values())}
+    """Count the weights of the network and of its parts."""
+    every, blocks, head = map(num_parameters, (model, model.blocks, model.head))
+    others = every - blocks - head
+    return {"all": every, "blocks": blocks, "head": head, "embeddings and norms": others}
 
 
 def measure(args: argparse.Namespace, sizes: Sequence[int]) -> tuple[float, float]:
-    """What PyTorch counts while one image is sampled, and while one is trained on.
+    """Let PyTorch count while one image is sampled plainly, and while one is trained on.
 
-    Sampling goes through the plain path. Its attention computes a whole rectangle for context and
-    queries together, and biases and norms are no products to PyTorch: within 1 % of what the table
-    says. Training takes each list once, dense masks.
+    Attention of the plain path computes a whole rectangle for context and queries together, and
+    biases and norms are no products: within 1 % of the table. Training takes each list once.
     """
     model = benchmark.random_weights(lambda: build_model(args), torch.device("cpu"))
     tokens = model.grid.num_tokens
@@ -149,15 +150,6 @@ def measure(args: argparse.Namespace, sizes: Sequence[int]) -> tuple[float, floa
             model(codes, labels, one, torch.from_numpy(orders), drop).backward()
             model.zero_grad(set_to_none=True)
     return sampling.get_total_flops(), training.get_total_flops() / len(lists)
-
-
-def report(
-    args: argparse.Namespace, parameters: dict[str, int], rows: Sequence[dict[str, Any]]
-) -> str:
-    """The figures for people."""
-    counts = ", ".join(f"{count / 1e6:,.3f} M {name}" for name, count in parameters.items())
-    about = f"{args.model}, {args.img_size} px, {args.dtype}, batches of {args.batch_size}"
-    return f"{about}: parameters {counts}\n{benchmark.markdown_table(COLUMNS, rows)}{NOTES}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from models import fast as fast_path
 from models.transformer import KVCache, merge_heads, split_heads
 from performance import timing as benchmark
 from scripts import benchmark_sampling, benchmark_training
-from scripts import benchmark_training as training_case
 from scripts.benchmark_sampling import Case, Row, random_model
 from tokenizers.fast_decoder import DecodingHalf, FastDecoder
 from tokenizers.vq_model import VQModel
@@ -235,15 +234,15 @@ def training(check: Check) -> None:
     from torch._dynamo.utils import counters, get_compilation_metrics
 
     row, batch_size = benchmark_training.PUBLISHED_ROWS[0], 64
-    effort = training_case.Effort(check.device, plain=False)
+    effort = benchmark_training.Effort(check.device, plain=False)
     if check.quick:
         row, batch_size = benchmark_training.SMALL_ROWS[0], 2
-        effort = training_case.Effort(check.device, plain=False, rounds=1, seconds=0)
+        effort = benchmark_training.Effort(check.device, plain=False, rounds=1, seconds=0)
     with tempfile.TemporaryDirectory() as folder:
-        most = (training_case.MOST_ROUNDS + 1) * batch_size
-        training_case.write_tokens(Path(folder), row, most)
+        most = (benchmark_training.MOST_ROUNDS + 1) * batch_size
+        benchmark_training.write_tokens(Path(folder), row, most)
         source = CachedTokens(open_cache(Path(folder)), check.device)
-        case = training_case.Case(row, source, batch_size, effort)
+        case = benchmark_training.Case(row, source, batch_size, effort)
         check.keep(**case.record)
         found = benchmark_training.measure(case, effort)
     names = ("fast_s", "images_per_s", "flop_per_s", "rate_share", "products_share")

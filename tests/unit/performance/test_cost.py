@@ -16,15 +16,7 @@ H200 = Rates(bandwidth=4.3e12, rate=790e12)
 def published(model: str, image_size: int, steps: int, images: int = 1) -> Generation:
     with torch.device("meta"):
         network = MODELS[model](img_size=image_size)
-    return Generation(
-        width=network.pos_embed.shape[-1],
-        depth=len(network.blocks),
-        block_parameters=sum(weight.numel() for weight in network.blocks.parameters()),
-        head_parameters=network.head.weight.numel(),
-        group_sizes=tuple(group_sizes(network.grid.num_tokens, steps)),
-        sequences=2 * images,
-        number_bytes=2,
-    )
+    return Generation.of(network, group_sizes(network.grid.num_tokens, steps), 2 * images, 2)
 
 
 def floor_ms(generation: Generation) -> float:

@@ -10,7 +10,7 @@ from models.masks import group_causal_mask
 from orders.group_sizes import group_sizes, training_group_sizes
 from orders.locality import random_orders
 from performance.cost import (
-    product_parameters,
+    num_parameters,
     sampling_cost,
     tokenizer_cost,
     training_cost,
@@ -103,7 +103,7 @@ def test_published_figures() -> None:
     with torch.device("meta"):
         model = lpd_l()
         tiny = lpd_tiny(img_size=32, vqgan_stride=4, vqgan_vocab_size=256, class_num=10)
-    blocks, head = product_parameters(model.blocks), model.head.weight.numel()
+    blocks, head = num_parameters(model.blocks, matrices=True), model.head.weight.numel()
     assert blocks + head == pytest.approx(319e6, rel=0.005)
     sampled = sampling_cost(model, group_sizes(256, 20), True, 64, 2)
     assert sampled.operations == pytest.approx(0.65e12, rel=0.05)

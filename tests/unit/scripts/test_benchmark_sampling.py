@@ -14,7 +14,6 @@ from models.lpd import LPD
 from performance import timing as benchmark
 from performance.cost import Rates
 from scripts import benchmark_sampling
-from scripts import benchmark_sampling as sampling_case
 from scripts.benchmark_sampling import (
     Case,
     Effort,
@@ -144,7 +143,7 @@ def test_out_of_memory_is_one_line(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return torch.zeros(len(labels), 16, dtype=torch.int64)
 
-    monkeypatch.setattr(sampling_case, "generate", generate)
+    monkeypatch.setattr(benchmark_sampling, "generate", generate)
     rows = [ROW, Row("lpd_tiny", 64, 5, 3.0)]
     sizes = (1, 8, 16)
     with caplog.at_level(logging.WARNING):

@@ -21,7 +21,6 @@ from models.lpd import LPD, lpd_l
 from models.transformer import Dropout
 from performance import timing as benchmark
 from scripts import benchmark_training
-from scripts import benchmark_training as training_case
 from scripts.benchmark_training import Effort, Products, Row, Step
 from tests.commands import run_command
 from tests.unit.models.small import VOCAB, small_lpd
@@ -48,8 +47,8 @@ def random_batch(batch_size: int = 4) -> Batch:
 def test_operations_of_an_image() -> None:
     with torch.device("meta"):
         model = lpd_l()
-    assert training_case.counted_parameters(model) == pytest.approx(319e6, rel=0.002)
-    assert training_case.operations_per_image(model) == pytest.approx(0.98e12, rel=0.002)
+    assert benchmark_training.counted_parameters(model) == pytest.approx(319e6, rel=0.002)
+    assert benchmark_training.operations_per_image(model) == pytest.approx(0.98e12, rel=0.002)
 
 
 def test_both_steps_train_the_same_network() -> None:
@@ -98,7 +97,7 @@ def test_share_of_time_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
             yield 0
             passes(1)
 
-    monkeypatch.setattr(training_case, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(benchmark_training, "time", SimpleNamespace(perf_counter=lambda: now))
     steps = []
 
     def step(*work: object) -> None:
@@ -107,7 +106,7 @@ def test_share_of_time_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     lists = [[1], [2], [3], [4]]
     effort = Effort(CPU, rounds=2, seconds=9)
-    assert training_case.waiting_share(step, batches(), lists, effort) == 0.25
+    assert benchmark_training.waiting_share(step, batches(), lists, effort) == 0.25
     assert [sizes for sizes, _ in steps] == lists[:3]
 
 
