@@ -36,11 +36,7 @@ def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_launch(args: argparse.Namespace) -> Launch:
-    """Work out rank and world size from torchrun's variables, or Open MPI's (`--dist_on_itp`).
-
-    Raises:
-        UserError: the launcher's variables are incomplete or not numbers.
-    """
+    """Work out rank and world size from torchrun's variables, or Open MPI's (`--dist_on_itp`)."""
     env = os.environ
     try:
         if args.dist_on_itp:
@@ -65,11 +61,7 @@ def read_launch(args: argparse.Namespace) -> Launch:
 
 
 def resolve_device(name: str, launch: Launch) -> torch.device:
-    """Choose the device of this process: `cuda` becomes the GPU of its local rank.
-
-    Raises:
-        UserError: no such device here.
-    """
+    """Choose the device of this process: `cuda` becomes the GPU of its local rank."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -161,13 +153,10 @@ def maximum(values: torch.Tensor) -> torch.Tensor:
 
 
 def fail_together(work: Callable[[], T]) -> T:
-    """Run `work` on every process; if it fails as bad input on any, fail on all.
+    """Run `work` on every process; if it fails as bad input on any, fail on all alike.
 
-    Use it where only some processes can meet the bad input (their shard of the data, a file only
-    rank 0 writes), so that none is left waiting in a collective.
-
-    Raises:
-        UserError: the message of the lowest rank that failed.
+    For where only some processes can meet the bad input (their shard of the data, a file only
+    rank 0 writes): none is left waiting in a collective.
     """
     result, message = None, None
     try:

@@ -50,12 +50,13 @@ def describe_os_error(error: OSError) -> str:
 def require_file(path: str | Path, flag: str, expected: str) -> Path:
     """Return `path` if it is a readable file, else raise a `UserError` that names the flag."""
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{flag}: {path} does not exist, expected {expected}")
-    if not path.is_file():
-        raise UserError(f"{flag}: {path} is not a file, expected {expected}")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{flag}: {path} cannot be read, expected {expected}")
+    for good, problem in (
+        (path.exists(), "does not exist"),
+        (path.is_file(), "is not a file"),
+        (os.access(path, os.R_OK), "cannot be read"),
+    ):
+        if not good:
+            raise UserError(f"{flag}: {path} {problem}, expected {expected}")
     return path
 
 
@@ -83,14 +84,10 @@ def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; end with one line and exit code 2 on bad input.
 
     So end what the operating system refuses and a lack of memory; any other error is a bug and
-    keeps its traceback. Under torchrun one worker prints the line, and all exit with 2. With
-    `--debug` on the command line the traceback is shown as well.
-
-    `main` closes what it opens: a worker of several leaves without the interpreter's shutdown. It
-    may end with an exit code of its own by raising `SystemExit(code)`.
+    keeps its traceback, which `--debug` shows of all. `main` closes what it opens: a worker of
+    several leaves without the interpreter's shutdown. Its `SystemExit(code)` is obeyed.
     """
-    one_of_several = _world_size() > 1
-    code = 0
+    one_of_several, code = _world_size() > 1, 0
     try:
         main()
     except KeyboardInterrupt:
@@ -125,22 +122,18 @@ def _message_of(error: Exception) -> str | None:
         return None
     if is_out_of_memory(error):
         return f"out of memory: {str(error).splitlines()[0]}"
-    if reason := compile_failure(error):
-        return (
-            f"--compile: found that this machine cannot compile ({reason}), expected a C++ "
-            "compiler (and Triton on a GPU), or --no-compile"
-        )
-    return None
+    reason = compile_failure(error)
+    return reason and (
+        f"--compile: found that this machine cannot compile ({reason}), expected a C++ compiler "
+        "(and Triton on a GPU), or --no-compile"
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell whether NumPy, PyTorch's CPU allocator, a GPU or its libraries could not allocate."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-        or "_ALLOC_FAILED" in str(error)
-    )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "can't allocate memory" in str(error) or "_ALLOC_FAILED" in str(error)
 
 
 def compile_failure(error: Exception) -> str | None:
@@ -159,20 +152,6 @@ def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _exit_together(line: str) -> None:
-    """Print `line` once over all workers, then leave this one with exit code 2."""
-    # torchrun ends the remaining workers as soon as one has failed; this one ends by itself.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    endings.error("%s", line)
-    prints, wait_for_peers = _claim_report(_world_size())
-    if prints:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-    wait_for_peers()
-    # Not sys.exit: interpreter shutdown could block on a process group whose peers are gone.
-    _leave(EXIT_CODE)
-
-
 def _leave(code: int) -> None:
     """Exit at once, without the interpreter's shutdown."""
     sys.stdout.flush()
@@ -180,25 +159,29 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _claim_report(world_size: int) -> tuple[bool, Callable[[], None]]:
-    """Settle, through the launcher's key-value store, which worker prints the line."""
-    alone = os.environ.get("RANK", "0") == "0" or world_size == 1, lambda: None
-    if world_size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return alone
-    from torch.distributed import TCPStore
-
+def _exit_together(line: str) -> None:
+    """Print `line` once over all workers, then leave this one with exit code 2."""
+    # torchrun ends the remaining workers as soon as one has failed; this one ends by itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    endings.error("%s", line)
+    world_size, prints, store = _world_size(), os.environ.get("RANK", "0") == "0", None
+    # The launcher's key-value store settles which worker prints: the first that comes.
     key = f"lpd/user_error/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    try:
-        store = TCPStore(address, port, is_master=False, timeout=PEER_TIMEOUT)
-        arrived = store.add(key, 1)
-    except RuntimeError:
-        return alone
-    if arrived == world_size:
-        store.set(f"{key}/all", "1")
+    if world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch.distributed import TCPStore
 
-    def wait_for_peers() -> None:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        with suppress(RuntimeError):
+            store = TCPStore(address, port, is_master=False, timeout=PEER_TIMEOUT)
+            arrived = store.add(key, 1)
+            prints = arrived == 1
+            if arrived == world_size:
+                store.set(f"{key}/all", "1")
+    if prints or world_size == 1:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    if store is not None:
         with suppress(RuntimeError):  # a peer never came; the launcher ends it
             store.wait([f"{key}/all"], PEER_TIMEOUT)
-
-    return arrived == 1, wait_for_peers
+    # Not sys.exit: interpreter shutdown could block on a process group whose peers are gone.
+    _leave(EXIT_CODE)

@@ -27,13 +27,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Open a file to read its bytes; unlike `open`, do not wait for what is none (a pipe).
-
-    Raises:
-        ValueError: it is no regular file; the message leaves its name to the caller.
-        OSError: it cannot be opened.
-    """
-    # Of a pipe, opening would wait for somebody to write to it.
+    """Open a file to read its bytes; a `ValueError` without its name if it is none, as a pipe."""
+    # Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -50,13 +45,10 @@ def replacing(
     So a reader sees the old file or the whole new one.
 
     Args:
-        path: the file to write.
+        path: the file to write; an `OSError` names it, also where the system does not (full disk).
         durable: bring the data to the disk before the name, so that not even a power cut leaves
             an empty file; too slow for very many small ones.
         previous: where the old file goes, if there is one; None drops it.
-
-    Raises:
-        OSError: it cannot be written; names a file, also where the system does not (a full disk).
     """
     path = Path(path)
     # A fixed name: what a killed process leaves behind, the next write of the file replaces.

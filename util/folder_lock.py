@@ -42,15 +42,10 @@ def lock_file(folder: Path, kind: str) -> Path:
 
 @contextmanager
 def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
-    """Keep other runs of this kind out of a folder.
+    """Keep other runs of this kind out of an existing folder, or `wait` until they let go of it.
 
     Should another run take the folder over all the same (this one seemed dead to it for
     `SILENCE` seconds), this process ends at once with one line.
-
-    Args:
-        folder: an existing folder.
-        kind: of run, as it is called in the file's name.
-        wait: until another run lets go, instead of an error.
 
     Raises:
         UserError: another run has it; begins with the folder, and leaves the flag to the caller.
@@ -75,11 +70,7 @@ def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
 
 
 def require_free(folder: Path, kind: str) -> None:
-    """See ahead of `folder_lock` whether a process of this machine has the folder.
-
-    Raises:
-        UserError: it has; begins with the folder, and leaves the flag to the caller.
-    """
+    """Raise as `folder_lock` does, ahead of it, if a process of this machine has the folder."""
     path = lock_file(folder, kind)
     with suppress(OSError):  # there is none, or `folder_lock` will say more
         owner, count = _read(path)
@@ -88,7 +79,7 @@ def require_free(folder: Path, kind: str) -> None:
 
 
 def _describe_self() -> Owner:
-    """This process, and what tells it from every other one of any machine and time."""
+    """This process, told from every other one of any machine and time."""
     return {
         "process": os.getpid(),
         "began": _start_time(os.getpid()),
@@ -108,10 +99,8 @@ def _machine() -> str:
 
 
 def _start_time(process: int) -> str | None:
-    """When a living process began, in the kernel's ticks; None if it is gone, "" if unknown.
-
-    A number may be given to another process later; a start time is not.
-    """
+    """When a living process began, in the kernel's ticks; None if it is gone, "" if unknown."""
+    # A number may be given to another process later; a start time is not.
     with suppress(OSError, IndexError):
         # Behind the name, which may hold anything: the state, ..., and 19 places on the start.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -155,10 +144,8 @@ def _take(path: Path, owner: Owner) -> bool:
 
 
 def _in_use(path: Path) -> UserError:
-    other = _name(_read(path)[0])
-    return UserError(
-        f"{path.parent} is in use by another run ({other}), expected a folder for each"
-    )
+    found = f"in use by another run ({_name(_read(path)[0])})"
+    return UserError(f"{path.parent} is {found}, expected a folder for each")
 
 
 def _lives(path: Path, owner: Owner, count: int) -> bool:

@@ -19,6 +19,8 @@ from PIL.PngImagePlugin import PngInfo
 from util.errors import UserError
 from util.files import open_file, replacing
 
+Pixels = np.ndarray | torch.Tensor
+
 # The text in a PNG that says which settings made it.
 MADE_BY = "Made-By"
 _PNG_SIGNATURE, _JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -174,11 +176,7 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Network range to pixels, rounded and clipped (method section 7).
 
-    Args:
-        images: (B, 3, S, S) floating point, nominally in [-1, 1].
-
-    Returns:
-        (B, S, S, 3) uint8, contiguous, on the same device.
+    (B, 3, S, S) floating point, nominally in [-1, 1], becomes (B, S, S, 3) uint8, contiguous.
     """
     pixels = ((images.float() + 1) / 2 * 255).clamp(0, 255).round()
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -207,9 +205,7 @@ def is_whole_png(content: bytes) -> bool:
     return start == len(content)
 
 
-def save_png(
-    image: np.ndarray | torch.Tensor, path: str | Path, made_by: str | None = None
-) -> None:
+def save_png(image: Pixels, path: str | Path, made_by: str | None = None) -> None:
     """Write one image, (S, S, 3) uint8, as a PNG file; `made_by` goes into it as `MADE_BY`."""
     text = PngInfo()
     if made_by is not None:
@@ -218,17 +214,8 @@ def save_png(
         Image.fromarray(_as_pixels(image, 3)).save(temporary, format="PNG", pnginfo=text)
 
 
-def image_grid(images: np.ndarray | torch.Tensor, columns: int, gap: int = 2) -> np.ndarray:
-    """Join images row by row, with white gaps between them.
-
-    Args:
-        images: (n, S, S, 3) uint8, n >= 1.
-        columns: images per row; the last row may be short (white).
-        gap: width of the gaps, pixels.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
+def image_grid(images: Pixels, columns: int, gap: int = 2) -> np.ndarray:
+    """Join images, (n, S, S, 3) uint8, row by row into one, with white gaps of `gap` pixels."""
     pixels = _as_pixels(images, 4)
     if len(pixels) == 0 or columns < 1:
         raise ValueError(f"found {len(pixels)} images in {columns} columns, expected at least 1")
@@ -241,22 +228,16 @@ def image_grid(images: np.ndarray | torch.Tensor, columns: int, gap: int = 2) ->
     return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
 
 
-def save_grid(
-    images: np.ndarray | torch.Tensor, path: str | Path, columns: int, gap: int = 2
-) -> None:
+def save_grid(images: Pixels, path: str | Path, columns: int, gap: int = 2) -> None:
     """Write `image_grid` of images as a PNG file."""
     save_png(image_grid(images, columns, gap), path)
 
 
-def write_npz_archive(
-    path: str | Path, images: Iterable[np.ndarray | torch.Tensor], count: int
-) -> None:
+def write_npz_archive(path: str | Path, images: Iterable[Pixels], count: int) -> None:
     """Write the sample archive ADM's evaluator reads: `arr_0`, (count, S, S, 3) uint8.
 
-    Images go to the file one by one, uncompressed as ADM's are, so need not fit in memory together.
-
-    Raises:
-        ValueError: wrong type or size of an image, or not `count` of them.
+    Images go to the file one by one, uncompressed, so need not fit in memory together. A
+    `ValueError` if they are of several sizes, or not `count`.
     """
     shape, written = None, 0
     with (
@@ -279,7 +260,7 @@ def write_npz_archive(
             raise ValueError(f"found {written} images, expected {max(count, 1)}")
 
 
-def _as_pixels(images: np.ndarray | torch.Tensor, dimensions: int) -> np.ndarray:
+def _as_pixels(images: Pixels, dimensions: int) -> np.ndarray:
     """Return `images` as a C-contiguous uint8 array of (..., 3), or raise a ValueError."""
     pixels = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
     if pixels.dtype != np.uint8 or pixels.ndim != dimensions or pixels.shape[-1] != 3:

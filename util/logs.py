@@ -45,10 +45,7 @@ def setup() -> None:
 
 
 def keep(folder: str | Path) -> None:
-    """Where standard error is no terminal, also log to `log.txt` in a folder, from rank 0.
-
-    The file grows from run to run; its lines carry the date.
-    """
+    """Where standard error is no terminal, also log, with the date, to a folder's `log.txt`."""
     if sys.stderr.isatty() or not is_main_process():
         return
     handler = _LogFile(Path(folder) / LOG_FILE, encoding="utf-8")
@@ -94,9 +91,7 @@ class _LogLines:
 
 
 def logging_redirect_tqdm() -> AbstractContextManager[None]:
-    """While entered, what is logged goes above the bar that is on the terminal, if it is one.
-
-    Elsewhere progress is logged under tqdm's lock: a thread that had the log's and waited for
-    tqdm's to write above a bar would wait forever.
-    """
+    """While entered, what is logged goes above the bar that is on the terminal, if it is one."""
+    # Elsewhere progress is logged under tqdm's lock: a thread that had the log's and waited for
+    # tqdm's to write above a bar would wait forever.
     return tqdm_logging.logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()

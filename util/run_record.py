@@ -24,15 +24,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 def record_run(
     parser: argparse.ArgumentParser, args: argparse.Namespace, folder: str | Path
 ) -> None:
-    """Add a run to `commands.sh`, on rank 0, and let it log to the folder from here on.
+    """Add a run to `commands.sh` in its output folder, on rank 0, and let it log there from now on.
 
-    Args:
-        parser: of the command.
-        args: its flags, defaults included, as the run uses them.
-        folder: of the output; the file there grows by one block with every start.
-
-    Raises:
-        OSError: it cannot be written.
+    `args` are the flags as the run uses them. The file grows by one block with every start.
     """
     if not logs.is_main_process():
         return
@@ -62,7 +56,7 @@ def flags_of(
 ) -> list[list[str]]:
     """List each flag, with its values, that makes the parser return `args`; positional ones first.
 
-    Without `defaults` flags are left out whose value is the default of this version.
+    `defaults`: also those whose value is the default of this version.
     """
     positional: list[str] = []
     flags: list[list[str]] = []
@@ -99,13 +93,17 @@ def launcher() -> list[str]:
 
 
 def revision() -> str:
-    """The git revision of this code, and whether its files differ from it.
+    """The git revision of this code, and whether its files differ from it."""
 
-    What lies in docs/ is left out: studies write their results there.
-    """
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(_ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+        commit = git("rev-parse", "HEAD")
+        # Studies write their results to docs/.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     except (OSError, subprocess.SubprocessError):
         return "git revision unknown"
     return f"git {commit}" + (" with changes" if changed else "")
@@ -120,9 +118,3 @@ def versions() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return ", ".join(parts)
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(_ROOT), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()

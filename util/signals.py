@@ -40,13 +40,9 @@ def exit_code(number: int) -> int:
 
 
 def leave_marker(folder: Path, number: int, **place: int) -> None:
-    """Tell the launcher, on rank 0, that the run is saved and wants to go on.
+    """Tell the launcher, on rank 0, that signal `number` has ended a run that wants to go on.
 
-    Args:
-        folder: the run's output folder.
-        number: of the signal.
-        place: how far the run is, in one or more numbers. A run that is interrupted at the same
-            place again makes no progress.
+    `place` says how far it is: one that is interrupted at the same place again makes no progress.
     """
     if is_main_process():
         name = signal.Signals(number).name
@@ -60,7 +56,7 @@ def describe_place(place: Mapping[str, object]) -> str:
 
 
 def remove_marker(folder: Path) -> None:
-    """Delete what an earlier run left in this output folder: another one starts."""
+    """Delete what an earlier run left in this output folder."""
     _marker_file(folder).unlink(missing_ok=True)
 
 
@@ -131,8 +127,7 @@ class StopSignals(SignalReceiver):
     def leaving_at_once(self, last_words: Callable[[int], None]) -> Iterator[None]:
         """Let the first signal end the process inside the block: all it has done is saved.
 
-        Args:
-            last_words: called with the signal's number before the process ends, by any thread.
+        Before it ends, any thread calls `last_words` with the signal's number.
         """
         self._last_words = last_words
         try:
