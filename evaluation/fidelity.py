@@ -1,7 +1,6 @@
-"""torch-fidelity is there, and knows the demo's digits classifier: what importing this settles.
+"""All that is used of torch-fidelity, and the demo's digits classifier registered with it.
 
-Import this and torch-fidelity inside the functions that score only: all else runs without it, and
-it takes a second.
+Import this inside the functions that score only: all else runs without it, and it takes a second.
 
 Raises:
     UserError: torch-fidelity is not installed.
@@ -20,6 +19,10 @@ from util.errors import UserError
 try:
     from torch_fidelity import FeatureExtractorBase, register_feature_extractor
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
     from torch_fidelity.utils import DEFAULTS, create_feature_extractor, glob_samples_paths
 except ImportError as error:
     raise UserError(
@@ -27,7 +30,17 @@ except ImportError as error:
         f"imported ({error}), expected `pip install torch-fidelity`, or none"
     ) from error
 
-__all__ = ["DEFAULTS", "URL_INCEPTION_V3", "create_feature_extractor", "glob_samples_paths"]
+__all__ = [
+    "DEFAULTS",
+    "URL_INCEPTION_V3",
+    "create_feature_extractor",
+    "fid_features_to_statistics",
+    "fid_statistics_to_metric",
+    "glob_samples_paths",
+    "isc_features_to_metric",
+    "kid_features_to_metric",
+    "prc_features_to_metric",
+]
 
 
 class DigitsFeatureExtractor(FeatureExtractorBase):
@@ -37,12 +50,10 @@ class DigitsFeatureExtractor(FeatureExtractorBase):
         self,
         name: str,
         features_list: list[str],
-        feature_extractor_weights_path: str | BinaryIO | None = None,
+        feature_extractor_weights_path: str | BinaryIO,
         **_: Any,  # settings of torch-fidelity that do not concern this network
     ) -> None:
         super().__init__(name, features_list)
-        if feature_extractor_weights_path is None:
-            raise ValueError("found no weights, expected the file of a trained digits classifier")
         state = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
         if "model" not in state:
             raise ValueError(f"found the entries {sorted(state)[:5]}, expected 'model'")
@@ -55,7 +66,7 @@ class DigitsFeatureExtractor(FeatureExtractorBase):
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        return {"isc": "logits_unbiased", "fid": "64", "kid": "64", "prc": "64"}[metric]
+        return "logits_unbiased" if metric == "isc" else "64"
 
     @staticmethod
     def can_be_compiled() -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,27 +24,29 @@ from util.logs import progress
 
 # The array of a sample archive.
 SAMPLES = "arr_0"
-_CHUNK = 2**22
 
 
-class ImageSource(Protocol):
+@dataclass(frozen=True)
+class ImageSource:
     """A set of images, read batch by batch.
 
     Attributes:
         path: the folder or file.
         flag: what named it, for messages.
         image_size: side S of the images, pixels.
+        count: how many there are.
     """
 
     path: Path
     flag: str
     image_size: int
+    count: int
 
     def __len__(self) -> int:
-        """How many images there are."""
+        return self.count
 
     def share(self, batch_size: int, num_workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """This process's batches: every world-size-th of them.
+        """Read this process's batches: every world-size-th of them.
 
         Yields:
             Places (B,) int64 among all images, and the images (B, S, S, 3) or (B, 3, S, S) uint8.
@@ -53,87 +54,34 @@ class ImageSource(Protocol):
         Raises:
             UserError: an image cannot be read.
         """
+        raise NotImplementedError
 
     def digest(self) -> str:
-        """sha256 (hex) over all that is read; the processes work it out together.
+        """Hash all that is read, together with the other processes: sha256 (hex).
 
         Raises:
             UserError: a file cannot be read.
         """
-
-
-def open_images(path: str | Path, flag: str, image_size: int | None = None) -> ImageSource:
-    """The images of a folder or a sample archive.
-
-    Args:
-        path: a folder of PNG and JPEG files at any depth, which torch-fidelity would find and in
-            its order; or an .npz with `arr_0`, (n, S, S, 3) uint8, as ADM publishes them.
-        flag: what named it, for messages.
-        image_size: side that the images shall have, pixels: a folder's get the ADM centre crop
-            (method section 8), an archive's must have it. None takes them as they are: square, and
-            all of the first one's size.
-
-    Raises:
-        UserError: neither of them, or fewer than two images.
-    """
-    if not str(path):
-        raise UserError(f"{flag}: found '', expected a folder of images or an .npz with {SAMPLES}")
-    path = Path(path)
-    if path.is_dir():
-        return FolderImages.open(path, flag, image_size)
-    if path.is_file():
-        return ArchiveImages.open(path, flag, image_size)
-    raise UserError(
-        f"{flag}: {path} does not exist, expected a folder of images or an .npz with {SAMPLES}"
-    )
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class FolderImages:
-    """Image files at any depth of a folder; see `ImageSource`.
+class FolderImages(ImageSource):
+    """Image files; with `crop` they get the centre crop, without they must have `image_size`."""
 
-    Attributes:
-        files: all of them, in order.
-        crop: whether they are cropped to `image_size`, instead of having to have it.
-    """
-
-    path: Path
-    flag: str
-    image_size: int
     files: tuple[Path, ...]
     crop: bool
 
-    @classmethod
-    def open(cls, path: Path, flag: str, image_size: int | None) -> FolderImages:
-        """As for `open_images`."""
-        from evaluation.fidelity import DEFAULTS, glob_samples_paths
-
-        extensions = DEFAULTS["samples_find_ext"]
-        found = glob_samples_paths(str(path), True, extensions, verbose=False)
-        if len(found) < 2:
-            raise UserError(
-                f"{flag}: {path} holds {len(found)} images ({extensions}), expected at least 2"
-            )
-        files = tuple(map(Path, found))
-        with blame(flag):
-            size = image_size or open_rgb(files[0]).width
-        return cls(path, flag, size, files, crop=image_size is not None)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
     def share(self, batch_size: int, num_workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        batches = share_of_batches(len(self), batch_size)
+        batches = share_of_batches(self.count, batch_size)
         if not self.crop:
-            self._require_size(np.concatenate([*batches, np.empty(0, dtype=np.int64)]))
-        images = ImageList(
-            paths=self.files, labels=np.zeros(len(self), dtype=np.int64), classes=("",)
-        )
+            self._require_size([place for batch in batches for place in batch])
+        images = ImageList(self.files, labels=np.zeros(self.count, dtype=np.int64), classes=("",))
         with blame(self.flag):
             for batch in image_batches(images, self.image_size, batches, num_workers=num_workers):
                 yield batch.indices.numpy(), batch.images
 
-    def _require_size(self, places: np.ndarray) -> None:
+    def _require_size(self, places: list[int]) -> None:
         """Refuse files of another size, which would be cropped."""
 
         def size(place: int) -> tuple[int, int] | None:
@@ -143,18 +91,18 @@ class FolderImages:
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 return None  # decoding it will say why
 
-        expected = (self.image_size, self.image_size)
+        side = self.image_size
         with ThreadPoolExecutor(available_cores()) as threads:
-            for place, found in zip(places, threads.map(size, places), strict=True):
-                if found is not None and found != expected:
+            for place, pixels in zip(places, threads.map(size, places), strict=True):
+                if pixels not in (None, (side, side)):
                     raise UserError(
-                        f"{self.flag}: {self.files[place]} has {found[0]} x {found[1]} pixels, "
-                        f"expected {expected[0]} x {expected[1]}: square, all of one size"
+                        f"{self.flag}: {self.files[place]} has {pixels[0]} x {pixels[1]} pixels, "
+                        f"expected {side} x {side}: square, all of one size"
                     )
 
     def digest(self) -> str:
-        first, stride = distributed.rank(), distributed.world_size()
-        mine = self.files[first::stride]
+        stride = distributed.world_size()
+        mine = self.files[distributed.rank() :: stride]
 
         def work() -> list[bytes]:
             with blame(self.flag), ThreadPoolExecutor(available_cores()) as threads:
@@ -162,42 +110,16 @@ class FolderImages:
                 title = f"checksums of {self.path.name}"
                 return list(progress(digests, total=len(mine), desc=title, unit="image"))
 
-        found = hashlib.sha256()
         parts = distributed.gather(distributed.fail_together(work))
-        for place in range(len(self)):
-            found.update(parts[place % stride][place // stride])
-        return found.hexdigest()
+        sha256 = hashlib.sha256()
+        for place in range(self.count):
+            sha256.update(parts[place % stride][place // stride])
+        return sha256.hexdigest()
 
 
 @dataclass(frozen=True)
-class ArchiveImages:
-    """The sample archive that ADM's evaluator reads; see `ImageSource`."""
-
-    path: Path
-    flag: str
-    image_size: int
-    count: int
-
-    @classmethod
-    def open(cls, path: Path, flag: str, image_size: int | None) -> ArchiveImages:
-        """As for `open_images`."""
-        side = "S" if image_size is None else image_size
-        expected = f"expected an .npz with {SAMPLES}, uint8 of shape (n, {side}, {side}, 3), n > 1"
-        try:
-            with stream_npz(path, SAMPLES) as images:
-                shape, dtype = images.shape, images.dtype
-        except KeyError as error:
-            raise UserError(f"{flag}: {path} holds no {SAMPLES}, {expected}") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"{flag}: {path} cannot be read ({error}), {expected}") from error
-        size = image_size or (shape[1] if len(shape) == 4 else 0)
-        usable = len(shape) == 4 and shape[0] > 1 and 0 < size <= 2**14
-        if not usable or shape[1:] != (size, size, 3) or dtype != np.uint8:
-            raise UserError(f"{flag}: {path}: {SAMPLES} is {dtype} of shape {shape}, {expected}")
-        return cls(path, flag, size, shape[0])
-
-    def __len__(self) -> int:
-        return self.count
+class ArchiveImages(ImageSource):
+    """The sample archive that ADM's evaluator reads."""
 
     def share(self, batch_size: int, num_workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         first, stride = distributed.rank(), distributed.world_size()
@@ -216,6 +138,60 @@ class ArchiveImages:
         return distributed.gather(distributed.fail_together(work))[0]
 
 
+def open_images(path: str | Path, flag: str, image_size: int | None = None) -> ImageSource:
+    """Find the images of a folder or a sample archive.
+
+    Args:
+        path: a folder of PNG and JPEG files at any depth, which torch-fidelity would find and in
+            its order; or an .npz with `arr_0`, (n, S, S, 3) uint8, as ADM publishes them.
+        flag: what named it, for messages.
+        image_size: side that the images shall have, pixels: a folder's get the ADM centre crop
+            (method section 8), an archive's must have it. None takes them as they are: square, and
+            all of the first one's size.
+
+    Raises:
+        UserError: neither of them, or fewer than two images.
+    """
+    if str(path) and Path(path).is_dir():
+        return _open_folder(Path(path), flag, image_size)
+    if Path(path).is_file():
+        return _open_archive(Path(path), flag, image_size)
+    problem = f"{path} does not exist" if str(path) else "found ''"
+    raise UserError(f"{flag}: {problem}, expected a folder of images or an .npz with {SAMPLES}")
+
+
+def _open_folder(path: Path, flag: str, image_size: int | None) -> ImageSource:
+    from evaluation import fidelity
+
+    extensions = fidelity.DEFAULTS["samples_find_ext"]
+    names = fidelity.glob_samples_paths(str(path), True, extensions, verbose=False)
+    if len(names) < 2:
+        raise UserError(
+            f"{flag}: {path} holds {len(names)} images ({extensions}), expected at least 2"
+        )
+    files = tuple(map(Path, names))
+    with blame(flag):
+        size = image_size or open_rgb(files[0]).width
+    return FolderImages(path, flag, size, len(files), files, crop=image_size is not None)
+
+
+def _open_archive(path: Path, flag: str, image_size: int | None) -> ImageSource:
+    side = "S" if image_size is None else image_size
+    expected = f"expected an .npz with {SAMPLES}, uint8 of shape (n, {side}, {side}, 3), n > 1"
+    try:
+        with stream_npz(path, SAMPLES) as images:
+            shape, dtype = images.shape, images.dtype
+    except KeyError as error:
+        raise UserError(f"{flag}: {path} holds no {SAMPLES}, {expected}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: {path} cannot be read ({error}), {expected}") from error
+    size = image_size or (shape[1] if len(shape) == 4 else 0)
+    usable = len(shape) == 4 and shape[0] > 1 and 0 < size <= 2**14
+    if not usable or shape[1:] != (size, size, 3) or dtype != np.uint8:
+        raise UserError(f"{flag}: {path}: {SAMPLES} is {dtype} of shape {shape}, {expected}")
+    return ArchiveImages(path, flag, size, shape[0])
+
+
 def share_of_batches(count: int, batch_size: int) -> list[np.ndarray]:
     """Places of this process's batches of `count` images: every world-size-th batch."""
     first, stride = distributed.rank() * batch_size, distributed.world_size() * batch_size
@@ -225,8 +201,8 @@ def share_of_batches(count: int, batch_size: int) -> list[np.ndarray]:
 
 
 def _file_digest(path: Path) -> bytes:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     with blame(str(path)), open_file(path) as file:
-        while content := file.read(_CHUNK):
-            found.update(content)
-    return found.digest()
+        while content := file.read(2**22):
+            sha256.update(content)
+    return sha256.digest()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,40 +19,46 @@ logger = logging.getLogger(__name__)
 
 # The published protocol's number of samples; scores from any other number say so.
 PUBLISHED_SAMPLES = 50_000
-# What `--metrics` chooses from: each name's results, and the part of a `Reference` it needs.
-RESULTS = {
-    "fid": ("fid",),
-    "sfid": ("sfid",),
-    "is": ("is",),
-    "kid": ("kid",),
-    "prc": ("precision", "recall"),
-}
-NEEDS = {"fid": "pool", "sfid": "spatial", "kid": "features", "prc": "features"}
-# Fewer images, on either side, leave these undefined: torch-fidelity's size of a subset, and one
-# more than the neighbours that it looks at.
-FEWEST_IMAGES = {"kid": 1000, "prc": 3 + 1}
 PUBLISHED_METRICS = ("fid", "is")
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and covariance of a set of features.
+class Metric(NamedTuple):
+    """What a name in `--metrics` stands for.
 
     Attributes:
-        mu: (D,) float64.
-        sigma: (D, D) float64.
+        results: the names of its results, in `ExtractorKind.names`.
+        needs: the part of a `Reference` that it compares with.
+        fewest_images: on either side; with fewer it is undefined.
     """
+
+    results: tuple[str, ...]
+    needs: str | None = None
+    fewest_images: int = 2
+
+
+METRICS = {
+    "fid": Metric(("fid",), needs="pool"),
+    "sfid": Metric(("sfid",), needs="spatial"),
+    "is": Metric(("is",)),
+    # torch-fidelity's size of a subset.
+    "kid": Metric(("kid",), needs="features", fewest_images=1000),
+    # One more than the neighbours that it looks at.
+    "prc": Metric(("precision", "recall"), needs="features", fewest_images=3 + 1),
+}
+
+
+class Statistics(NamedTuple):
+    """Mean (D,) and covariance (D, D) of a set of features, float64."""
 
     mu: np.ndarray
     sigma: np.ndarray
 
     def save(self, path: str | Path) -> None:
         """Write `mu` and `sigma` to an .npz that `--fid_stats` takes; never half a file."""
-        Reference(pool=self).save(path)
+        save_reference({"pool": self}, path)
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(TypedDict, total=False):
     """What samples are compared with, as far as it is known.
 
     Attributes:
@@ -61,39 +67,42 @@ class Reference:
         features: (m, D) float32, for KID, precision and recall.
     """
 
-    pool: Statistics | None = None
-    spatial: Statistics | None = None
-    features: Tensor | None = None
+    pool: Statistics
+    spatial: Statistics
+    features: Tensor
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What is known, under the names that ADM's files have, and `features`."""
-        found = {}
-        if self.pool is not None:
-            found |= {"mu": self.pool.mu, "sigma": self.pool.sigma}
-        if self.spatial is not None:
-            found |= {"mu_s": self.spatial.mu, "sigma_s": self.spatial.sigma}
-        if self.features is not None:
-            found["features"] = self.features.numpy()
-        return found
 
-    def save(self, path: str | Path) -> None:
-        """Write `arrays` to an .npz that `--fid_stats` takes; never half a file."""
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **self.arrays())
+# The parts of a `Reference` in a file; those of the statistics are ADM's.
+ARRAYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s"), "features": ("features",)}
+
+
+def reference_arrays(reference: Reference) -> dict[str, np.ndarray]:
+    """Return what is known, under the names that it has in a file."""
+    arrays = {}
+    for part, names in ARRAYS.items():
+        if part in reference:
+            value = reference[part]
+            values = (value.numpy(),) if isinstance(value, Tensor) else value
+            arrays |= dict(zip(names, values, strict=True))
+    return arrays
+
+
+def save_reference(reference: Reference, path: str | Path) -> None:
+    """Write what is known to an .npz that `--fid_stats` takes; never half a file."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **reference_arrays(reference))
 
 
 class Moments:
-    """Mean and covariance of features that come batch by batch (Chan, Golub and LeVeque 1983).
+    """Mean and covariance of (B, D) features that come batch by batch (Chan et al. 1983)."""
 
-    Args:
-        dim: their width D.
-        device: where they come from.
-    """
+    def __init__(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        self._count, self._mean, self._scatter = count, mean, scatter
 
-    def __init__(self, dim: int, device: torch.device) -> None:
-        self._count = 0
-        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+    @classmethod
+    def empty(cls, dim: int, device: torch.device) -> Moments:
+        options = dict(dtype=torch.float64, device=device)
+        return cls(0, torch.zeros(dim, **options), torch.zeros(dim, dim, **options))
 
     def add(self, features: Tensor) -> None:
         """Count (B, D) features in.
@@ -103,31 +112,25 @@ class Moments:
         """
         require_finite(features)
         values = features.double()
-        batch = Moments.__new__(Moments)
-        batch._count, batch._mean = len(values), values.mean(dim=0)
-        batch._scatter = (values - batch._mean).T @ (values - batch._mean)
-        self.merge(batch)
+        mean = values.mean(dim=0)
+        self.merge(Moments(len(values), mean, (values - mean).T @ (values - mean)))
 
     def merge(self, other: Moments) -> None:
         """Count in what `other` has counted."""
         if other._count == 0:
             return
         count = self._count + other._count
-        step = other._mean.to(self._mean.device) - self._mean
-        self._scatter += other._scatter.to(self._scatter.device)
+        step = other._mean - self._mean
+        self._scatter += other._scatter
         self._scatter += torch.outer(step, step * (self._count * other._count / count))
         self._mean += step * (other._count / count)
         self._count = count
 
     def cpu(self) -> Moments:
-        """The same on the host."""
-        found = Moments(0, torch.device("cpu"))
-        found._count, found._mean = self._count, self._mean.cpu()
-        found._scatter = self._scatter.cpu()
-        return found
+        return Moments(self._count, self._mean.cpu(), self._scatter.cpu())
 
     def statistics(self) -> Statistics:
-        """Of all that was counted in; a warning if it is too little.
+        """Return those of all that was counted in; a warning if it is too little.
 
         Raises:
             ValueError: fewer than two images.
@@ -159,15 +162,15 @@ class Scores:
     values: Mapping[str, Score]
 
     def json(self) -> dict[str, float | int | list[str]]:
-        """The scores under their keys, the number of samples, and all in words."""
+        """Return the scores under their keys, the number of samples, and all in words."""
         return {"num_images": self.num_images, **self._by_key(), "scores": self.lines()}
 
     def tags(self) -> dict[str, float]:
-        """The scores under their keys and the number of samples, for a log: `fid-5K`."""
+        """Return the scores under their keys with the number of samples, for a log: `fid-5K`."""
         return {f"{key}{self._samples()}": value for key, value in self._by_key().items()}
 
     def lines(self) -> list[str]:
-        """One line a score for people, naming any number of samples but the published one."""
+        """Write one line a score, for people."""
         return [
             f"{self.title(name)}: {score.value:.4g}"
             + ("" if score.spread is None else f" ± {score.spread:.2g}")
@@ -175,19 +178,19 @@ class Scores:
         ]
 
     def title(self, name: str) -> str:
-        """What a result is called where people read it: `FID-5K`."""
-        found = self.kind.names[name]
-        return f"{found.title}{self._samples()}{found.note}"
+        """Name a result with the number of samples, unless it is the published one: `FID-5K`."""
+        title, _, note = self.kind.names[name]
+        return f"{title}{self._samples()}{note}"
 
     def _by_key(self) -> dict[str, float]:
-        found = {}
+        by_key = {}
         for name, score in self.values.items():
             key = self.kind.names[name].key
             if score.spread is None:
-                found[key] = score.value
+                by_key[key] = score.value
             else:
-                found |= {f"{key}_mean": score.value, f"{key}_std": score.spread}
-        return found
+                by_key |= {f"{key}_mean": score.value, f"{key}_std": score.spread}
+        return by_key
 
     def _samples(self) -> str:
         count = self.num_images
@@ -204,46 +207,44 @@ def check_metrics(metrics: tuple[str, ...], kind: ExtractorKind, num_images: int
     """
     if num_images < 2:
         raise ValueError(f"found {num_images} images to score, expected at least 2")
-    offered = [name for name, results in RESULTS.items() if set(results) <= set(kind.names)]
+    offered = [name for name, metric in METRICS.items() if kind.names.keys() >= {*metric.results}]
     for name in metrics:
         if name not in offered:
             raise ValueError(
                 f"found {name!r}, expected a comma-separated list of {', '.join(offered)} for "
                 f"{kind.registered_name}"
             )
-        fewest = FEWEST_IMAGES.get(name, 2)
-        if num_images < fewest:
+        if num_images < METRICS[name].fewest_images:
             raise ValueError(
-                f"{name} of {num_images} images is not defined, expected at least {fewest}"
+                f"{name} of {num_images} images is not defined, expected at least "
+                f"{METRICS[name].fewest_images}"
             )
 
 
 def feature_statistics(features: Tensor) -> Statistics:
-    """Mean and covariance of features, by torch-fidelity.
+    """Compute mean and covariance of (n, D) float32 features, by torch-fidelity.
 
     It takes the mean in float32, as published evaluations do: with 50,000 images that moves a
     distance of 2.4 by 8e-6 of it (made features); from few images nothing is seen.
 
-    Args:
-        features: (n, D) float32, n >= 2.
-
     Raises:
         ValueError: fewer than two images, or features that are not finite.
     """
-    from torch_fidelity.metric_fid import fid_features_to_statistics
+    from evaluation import fidelity
 
     _require_enough(*features.shape)
     require_finite(features)
-    found = fid_features_to_statistics(features)
+    statistics = fidelity.fid_features_to_statistics(features)
     # torch-fidelity insists on equal types on both sides, and references come in either.
-    return Statistics(mu=found["mu"].astype(np.float64), sigma=found["sigma"].astype(np.float64))
+    return Statistics(*(statistics[name].astype(np.float64) for name in ("mu", "sigma")))
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
     """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two sets of statistics of one D."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+    from evaluation import fidelity
 
-    return fid_statistics_to_metric(vars(first), vars(second), verbose=False)[KEY_METRIC_FID]
+    both = (first._asdict(), second._asdict())
+    return fidelity.fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]
 
 
 def score(
@@ -258,33 +259,32 @@ def score(
         features: of the samples, in image-id order (the splits and subsets depend on it).
         kind: what computed them.
         reference: what the samples are compared with, holding what `metrics` need.
-        metrics: names among `RESULTS`.
+        metrics: names among `METRICS`.
 
     Raises:
-        ValueError: too few images on either side, features that are not finite, or a reference
-            that lacks something.
+        ValueError: too few images on either side, or features that are not finite.
     """
     check_metrics(metrics, kind, len(features))
     values: dict[str, Score] = {}
     for name in metrics:
-        if name == "is":
-            values["is"] = _score_over_classes(features.logits, kind)
-            continue
-        other = getattr(reference, NEEDS[name], None)
-        if other is None:
-            raise ValueError(f"found no {NEEDS[name]} in the reference, expected it for {name}")
+        results, needs, _ = METRICS[name]
+        title = kind.names[results[0]].title
+        other = reference[needs] if needs else None
         if name == "fid":
-            values["fid"] = _distance(features.pool, other, kind.names["fid"].title)
+            values["fid"] = _distance(features.pool, other, title)
         elif name == "sfid":
-            values["sfid"] = _distance(features.spatial, other, kind.names["sfid"].title)
+            values["sfid"] = _distance(features.spatial, other, title)
+        elif name == "is":
+            values["is"] = _score_over_classes(features.logits, title)
         else:
-            _require_comparable(name, features.pool, other)
+            require_finite(features.pool)
+            require_finite(other)
             compare = _kernel_distance if name == "kid" else _precision_and_recall
             values |= compare(features.pool, other)
-    for name, found in values.items():
-        if not np.isfinite(found.value):
+    for name, result in values.items():
+        if not np.isfinite(result.value):
             raise ValueError(
-                f"found {kind.names[name].title} {found.value}, expected features and statistics "
+                f"found {kind.names[name].title} {result.value}, expected features and statistics "
                 "of a finite one"
             )
     return Scores(kind, len(features), values)
@@ -300,10 +300,8 @@ def require_finite(features: Tensor) -> None:
         )
 
 
-def _distance(features: Tensor | None, other: Statistics, title: str) -> Score:
-    if features is None:
-        raise ValueError(f"found no features for {title}, expected an extractor that gives them")
-    variances = np.linalg.eigvalsh(other.sigma)
+def _distance(features: Tensor, reference: Statistics, title: str) -> Score:
+    variances = np.linalg.eigvalsh(reference.sigma)
     if variances[0] < -1e-3 * variances[-1]:
         raise ValueError(f"found a negative variance in {title}'s reference, expected a covariance")
     # A singular one is no obstacle: the trace needs no inverse and no matrix root. (The bound is
@@ -318,67 +316,41 @@ def _distance(features: Tensor | None, other: Statistics, title: str) -> Score:
             rank,
             len(variances),
         )
-    return Score(frechet_distance(feature_statistics(features), other))
+    return Score(frechet_distance(feature_statistics(features), reference))
 
 
-def _score_over_classes(logits: Tensor, kind: ExtractorKind) -> Score:
-    from torch_fidelity.metric_isc import (
-        KEY_METRIC_ISC_MEAN,
-        KEY_METRIC_ISC_STD,
-        isc_features_to_metric,
-    )
-    from torch_fidelity.utils import DEFAULTS
+def _score_over_classes(logits: Tensor, title: str) -> Score:
+    from evaluation import fidelity
 
     require_finite(logits)
-    title, splits = kind.names["is"].title, min(DEFAULTS["isc_splits"], len(logits))
+    splits = min(fidelity.DEFAULTS["isc_splits"], len(logits))
     if len(logits) == splits:
         logger.warning(
             "%s of %d images: a split each, which counts 1 whatever it shows", title, len(logits)
         )
-    found = isc_features_to_metric(
-        logits,
-        splits=splits,
-        shuffle=DEFAULTS["samples_shuffle"],
-        rng_seed=DEFAULTS["rng_seed"],
-    )
-    return Score(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
+    result = fidelity.isc_features_to_metric(logits, splits)
+    return Score(result["inception_score_mean"], result["inception_score_std"])
 
 
-def _kernel_distance(features: Tensor, other: Tensor) -> dict[str, Score]:
-    from torch_fidelity.metric_kid import (
-        KEY_METRIC_KID_MEAN,
-        KEY_METRIC_KID_STD,
-        kid_features_to_metric,
-    )
+def _kernel_distance(features: Tensor, reference: Tensor) -> dict[str, Score]:
+    from evaluation import fidelity
 
-    found = kid_features_to_metric(features, other, verbose=False)
-    return {"kid": Score(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD])}
+    result = fidelity.kid_features_to_metric(features, reference, verbose=False)
+    name = "kernel_inception_distance"
+    return {"kid": Score(result[f"{name}_mean"], result[f"{name}_std"])}
 
 
-def _precision_and_recall(features: Tensor, other: Tensor) -> dict[str, Score]:
-    from torch_fidelity.metric_prc import (
-        KEY_METRIC_PRECISION,
-        KEY_METRIC_RECALL,
-        prc_features_to_metric,
-    )
+def _precision_and_recall(features: Tensor, reference: Tensor) -> dict[str, Score]:
+    from evaluation import fidelity
 
     # By blocks: 12,000 images against 12,000 took 0.6 GB, by torch-fidelity's own blocks 2 GB.
-    logger.info("comparing %d samples with %d images, each with each", len(features), len(other))
-    found = prc_features_to_metric(
-        features, other, save_cpu_ram=True, prc_batch_size=2500, verbose=False
+    logger.info(
+        "comparing %d samples with %d images, each with each", *map(len, (features, reference))
     )
-    precision, recall = found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
-    return {"precision": Score(precision), "recall": Score(recall)}
-
-
-def _require_comparable(name: str, features: Tensor, other: Tensor) -> None:
-    require_finite(features)
-    require_finite(other)
-    if len(other) < FEWEST_IMAGES[name]:
-        raise ValueError(
-            f"{name} with a reference of {len(other)} images is not defined, expected at least "
-            f"{FEWEST_IMAGES[name]}"
-        )
+    result = fidelity.prc_features_to_metric(
+        features, reference, save_cpu_ram=True, prc_batch_size=2500, verbose=False
+    )
+    return {name: Score(result[name]) for name in ("precision", "recall")}
 
 
 def _require_enough(count: int, dim: int) -> None:

@@ -13,12 +13,12 @@ import torch
 
 from evaluation.features import FeatureExtractor, Features, build_extractor
 from evaluation.metrics import (
-    FEWEST_IMAGES,
-    NEEDS,
+    METRICS,
     PUBLISHED_METRICS,
     Reference,
     Scores,
     check_metrics,
+    reference_arrays,
     score,
 )
 from evaluation.references import ReferencePlan, open_reference
@@ -33,7 +33,7 @@ class Scoring:
 
     Attributes:
         extractor: the network.
-        metrics: names among `evaluation.metrics.RESULTS`.
+        metrics: names among `evaluation.metrics.METRICS`.
         plan: what the samples are compared with; None if that is nothing.
         batch_size, num_workers: how the reference's images are read.
         reference: what became of `plan`, on rank 0, once `with_reference` has run.
@@ -64,12 +64,11 @@ class Scoring:
 
     def digest(self) -> str:
         """Which scoring this is, on rank 0: sha256 (hex) over network, reference and metrics."""
-        found = hashlib.sha256(f"{self.extractor.digest()} {self.metrics}".encode())
-        arrays = {} if self.reference is None else self.reference.arrays()
-        for name, array in arrays.items():
-            found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-            found.update(np.ascontiguousarray(array).data)
-        return found.hexdigest()
+        sha256 = hashlib.sha256(f"{self.extractor.digest()} {self.metrics}".encode())
+        for name, array in reference_arrays(self.reference or {}).items():
+            sha256.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            sha256.update(np.ascontiguousarray(array).data)
+        return sha256.hexdigest()
 
     def score(self, features: Features) -> Scores:
         """Scores of all samples' features, in image-id order, on rank 0.
@@ -98,44 +97,40 @@ def build_scoring(
     Raises:
         UserError: a flag or file cannot work; the message names it.
     """
-    asked = _asked_metrics(args)
+    asked: tuple[str, ...] | None = None
+    if args.metrics is not None:
+        asked = tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",")))
     extractor = build_extractor(
-        args.feature_extractor,
-        args.feature_extractor_weights,
-        device,
-        spatial=asked is not None and "sfid" in asked,
+        args.feature_extractor, args.feature_extractor_weights, device, "sfid" in (asked or ())
     )
     if extractor is None:
         if asked is not None:
             raise UserError("--metrics: found --feature_extractor none, expected one that scores")
         return None
-    _check_size(args, extractor, image_size)
-    path = _reference_path(args, image_size)
-    metrics = _settle(asked, path, extractor)
-    with blame("--num_images" if num_images < 2 else "--metrics"):
-        check_metrics(metrics, extractor.kind, num_images)
-    needs = {NEEDS[name] for name in metrics if name in NEEDS}
-    plan = None
-    if needs and path is not None:
-        plan = open_reference(path, extractor.kind, image_size, needs)
-        _check_reference_size(plan, metrics)
-    return Scoring(extractor, metrics, plan, args.eval_bsz, args.num_workers)
-
-
-def _asked_metrics(args: argparse.Namespace) -> tuple[str, ...] | None:
-    if args.metrics is None:
-        return None
-    return tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",")))
-
-
-def _check_size(args: argparse.Namespace, extractor: FeatureExtractor, image_size: int) -> None:
-    size = extractor.kind.image_size
-    if size is not None and image_size != size:
+    kind = extractor.kind
+    if kind.image_size not in (None, image_size):
         found = f"--images of {image_size}" if args.images else f"--img_size {image_size}"
         raise UserError(
-            f"--feature_extractor: {args.feature_extractor} takes images of {size} pixels, "
-            f"found {found}, expected {size}"
+            f"--feature_extractor: {args.feature_extractor} takes images of {kind.image_size} "
+            f"pixels, found {found}, expected {kind.image_size}"
         )
+    path = _reference_path(args, image_size)
+    metrics = asked or (PUBLISHED_METRICS if path is not None else ("is",))
+    comparing = [name for name in metrics if name in METRICS and METRICS[name].needs]
+    if path is None and comparing:
+        raise UserError(
+            f"--metrics: {comparing[0]} compares with a reference, expected --fid_stats with it"
+        )
+    if path is None and asked is None:
+        logger.info("no reference (--fid_stats): %s only", kind.names["is"].title)
+    with blame("--num_images" if num_images < 2 else "--metrics"):
+        check_metrics(metrics, kind, num_images)
+    plan = None
+    if comparing:
+        needs = {METRICS[name].needs for name in comparing}
+        plan = open_reference(path, kind, image_size, needs)
+        _check_reference_size(plan, metrics)
+    return Scoring(extractor, metrics, plan, args.eval_bsz, args.num_workers)
 
 
 def _reference_path(args: argparse.Namespace, image_size: int) -> Path | None:
@@ -146,35 +141,12 @@ def _reference_path(args: argparse.Namespace, image_size: int) -> Path | None:
     return path if path.exists() else None
 
 
-def _settle(
-    asked: tuple[str, ...] | None, path: Path | None, extractor: FeatureExtractor
-) -> tuple[str, ...]:
-    """The metrics to compute: what was asked for, else the published ones as far as possible."""
-    if path is not None:
-        return asked or PUBLISHED_METRICS
-    if asked is None:
-        logger.info("no reference (--fid_stats): %s only", extractor.kind.names["is"].title)
-        return ("is",)
-    for name in asked:
-        if name in NEEDS:
-            raise UserError(
-                f"--metrics: {name} compares with a reference, expected --fid_stats with it"
-            )
-    return asked
-
-
 def _check_reference_size(plan: ReferencePlan, metrics: tuple[str, ...]) -> None:
-    """What would otherwise fail only once all images are made."""
-    features = plan.known.features
-    if features is not None:
-        count = len(features)
-    elif plan.source is not None:
-        count = len(plan.source)
-    else:
-        return
+    """Refuse what would otherwise fail only once all images are made."""
+    images = plan.known.get("features", plan.source)
     for name in metrics:
-        if name in FEWEST_IMAGES and count < FEWEST_IMAGES[name]:
+        if images is not None and len(images) < METRICS[name].fewest_images:
             raise UserError(
-                f"--fid_stats: {count} images are too few for {name}, expected at least "
-                f"{FEWEST_IMAGES[name]}"
+                f"--fid_stats: {len(images)} images are too few for {name}, expected at least "
+                f"{METRICS[name].fewest_images}"
             )

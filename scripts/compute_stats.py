@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.features import KINDS, FeatureExtractor, build_extractor
 from evaluation.image_sources import ImageSource, open_images
+from evaluation.metrics import reference_arrays, save_reference
 from evaluation.references import ReferencePlan
 from util import distributed, logs
 from util.cli import Parser, add_flags
@@ -78,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         reference = plan.load(extractor, args.batch_size, args.num_workers)
         if reference is not None:
             with blame("--out"):
-                reference.save(out)
-            names = ", ".join(reference.arrays())
+                save_reference(reference, out)
+            names = ", ".join(reference_arrays(reference))
             logger.info("%s of %s images in %s", names, f"{len(source):,}", out)
 
 

@@ -208,7 +208,7 @@ def test_scores_are_those_of_the_saved_images_by_id(
     extractor = build_extractor("digits", scored[-1], torch.device("cpu"))
     pixels = np.stack([image for _, image in sorted(images(tmp_path).items())])
     features = extract(extractor, torch.from_numpy(pixels))
-    expected = score(features, extractor.kind, Reference(statistics))
+    expected = score(features, extractor.kind, Reference(pool=statistics))
     assert len(pixels) == 30
     assert expected.values["is"].spread > 1e-4  # the splits differ: the order of the images shows
     assert metrics["scores"] == expected.lines()

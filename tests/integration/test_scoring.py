@@ -83,7 +83,7 @@ def test_images_are_scored_without_a_model(
     expected = score(
         samples,
         extractor.kind,
-        Reference(feature_statistics(real.pool), features=real.pool),
+        Reference(pool=feature_statistics(real.pool), features=real.pool),
         tuple(metrics.split(",")),
     ).json()
     assert found["num_images"] == 1007 and found["image_size"] == 32

@@ -81,5 +81,6 @@ def test_scoring_says_in_one_line_what_is_missing(
 
 def test_constants_are_torch_fidelitys() -> None:
     defaults = importlib.import_module("torch_fidelity.utils").DEFAULTS
-    fewest = importlib.import_module("evaluation.metrics").FEWEST_IMAGES
-    assert fewest == {"kid": defaults["kid_subset_size"], "prc": defaults["prc_neighborhood"] + 1}
+    metrics = importlib.import_module("evaluation.metrics").METRICS
+    assert metrics["kid"].fewest_images == defaults["kid_subset_size"]
+    assert metrics["prc"].fewest_images == defaults["prc_neighborhood"] + 1

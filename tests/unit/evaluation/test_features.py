@@ -137,21 +137,6 @@ def test_features_of_sfid_are_adms(tmp_path: Path) -> None:
     assert not convolution._forward_hooks
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        torch.zeros(2, 3, 32, 32),
-        torch.zeros(3, 32, 32, dtype=torch.uint8),
-        torch.zeros(2, 1, 32, 32, dtype=torch.uint8),
-    ],
-)
-def test_extract_refuses_other_images(digits_weights: Path, images: torch.Tensor) -> None:
-    extractor = build_extractor("digits", str(digits_weights), CPU)
-    assert extractor is not None
-    with pytest.raises(ValueError, match=r"expected uint8 \(B, S, S, 3\)"):
-        extract(extractor, images)
-
-
 def test_digits_refuses_another_image_size(digits_weights: Path) -> None:
     extractor = build_extractor("digits", str(digits_weights), CPU)
     assert extractor is not None

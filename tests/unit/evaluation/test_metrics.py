@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,7 +42,8 @@ def random_features(count: int, seed: int, dim: int = 16, shift: float = 0.0) ->
 
 def reference_of(features: Features) -> Reference:
     spatial = feature_statistics(features.spatial)
-    return Reference(feature_statistics(features.pool), spatial, features.pool)
+    pool = feature_statistics(features.pool)
+    return Reference(pool=pool, spatial=spatial, features=features.pool)
 
 
 def scipy_distance(x: Tensor, y: Tensor) -> float:
@@ -208,10 +208,6 @@ def test_too_few_images_raise() -> None:
     with pytest.raises(ValueError, match="prc of 3 images is not defined, expected at least 4"):
         score(random_features(3, 0), DIGITS, reference, ("prc",))
     score(random_features(4, 0), DIGITS, reference, ("prc",))
-    for metric, count in (("kid", 999), ("prc", 3)):
-        few = Reference(features=random_features(count, 1).pool)
-        with pytest.raises(ValueError, match=f"{metric} with a reference of {count} images"):
-            score(random_features(1000, 0), DIGITS, few, (metric,))
 
 
 def test_scores_that_there_are_not_raise() -> None:
@@ -222,11 +218,6 @@ def test_scores_that_there_are_not_raise() -> None:
         check_metrics(ALL, DIGITS, 1000)
     with pytest.raises(ValueError, match=r"found 'fvd', expected .* fid, sfid, is, kid, prc for"):
         check_metrics(("fid", "fvd"), INCEPTION, 1000)
-    with pytest.raises(ValueError, match="found no spatial in the reference, expected it for sfid"):
-        score(random_features(20, 0), INCEPTION, Reference(), ("sfid",))
-    features = replace(random_features(20, 0), spatial=None)
-    with pytest.raises(ValueError, match="found no features for sFID"):
-        score(features, INCEPTION, reference_of(random_features(20, 1)), ("sfid",))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +275,7 @@ def test_the_digits_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("sizes", [(200,), (1, 64, 35, 100), (100, 0, 100)])
 def test_moments_are_the_statistics_of_the_whole(sizes: tuple[int, ...]) -> None:
     features = random_features(200, 5, dim=24, shift=50).pool
-    moments = [Moments(24, torch.device("cpu")) for _ in range(2)]
+    moments = [Moments.empty(24, torch.device("cpu")) for _ in range(2)]
     for number, part in enumerate(features.split(sizes)):
         if len(part):
             moments[number % 2].add(part)
@@ -296,7 +287,7 @@ def test_moments_are_the_statistics_of_the_whole(sizes: tuple[int, ...]) -> None
 
 
 def test_moments_refuse_what_statistics_refuse(caplog: pytest.LogCaptureFixture) -> None:
-    moments = Moments(4, torch.device("cpu"))
+    moments = Moments.empty(4, torch.device("cpu"))
     moments.add(torch.ones(1, 4))
     with pytest.raises(ValueError, match="found 1 images, expected at least 2"):
         moments.statistics()

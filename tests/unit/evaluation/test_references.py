@@ -22,7 +22,7 @@ from evaluation.features import (
     extract_share,
 )
 from evaluation.image_sources import open_images
-from evaluation.metrics import Reference, Statistics, feature_statistics, score
+from evaluation.metrics import Reference, Statistics, feature_statistics, save_reference, score
 from evaluation.references import cache_folder, open_reference
 from tests.unit.evaluation.scoring_files import (
     CPU,
@@ -130,10 +130,10 @@ def test_folder_archive_and_saved_file_are_the_same_reference(
     expected = extract(digits, torch.from_numpy(images))
     folder = write_folder(tmp_path / "real", images)
     np.savez(tmp_path / "archive.npz", arr_0=images)
-    load(folder, digits, "pool", "features").save(tmp_path / "saved.npz")
+    save_reference(load(folder, digits, "pool", "features"), tmp_path / "saved.npz")
     for path in (folder, tmp_path / "archive.npz", tmp_path / "saved.npz"):
         found = load(path, digits, "pool", "features")
-        assert_made_of(found.pool.mu, found.pool.sigma, found.features, expected.pool)
+        assert_made_of(found["pool"].mu, found["pool"].sigma, found["features"], expected.pool)
 
 
 def test_adms_file_of_images_and_statistics(digits: FeatureExtractor, tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_adms_file_of_images_and_statistics(digits: FeatureExtractor, tmp_path: 
     path = tmp_path / "VIRTUAL_imagenet.npz"
     np.savez(path, arr_0=images, mu=mu, sigma=np.eye(64))
     found = load(path, digits, "pool", "features")
-    assert np.array_equal(found.pool.mu, mu)
-    assert len(found.features) == 12
+    assert np.array_equal(found["pool"].mu, mu)
+    assert len(found["features"]) == 12
     message = refusal(path, "pool", "spatial", kind=KINDS["inception"])
     assert "mu is float64 of shape (64,)" in message or "holds no mu_s" in message
 
@@ -152,12 +152,12 @@ def test_adms_statistics_of_sfid(tmp_path: Path) -> None:
     spatial = Statistics(np.arange(2023.0), np.eye(2023))
     pool = Statistics(np.arange(2048.0), np.eye(2048))
     path = tmp_path / "adm.npz"
-    Reference(pool, spatial).save(path)
+    save_reference(Reference(pool=pool, spatial=spatial), path)
     with np.load(path) as saved:
         assert sorted(saved) == ["mu", "mu_s", "sigma", "sigma_s"]
     plan = open_reference(path, KINDS["inception"], 256, ("pool", "spatial"))
     assert plan.source is None
-    assert np.array_equal(plan.known.spatial.mu, spatial.mu)
+    assert np.array_equal(plan.known["spatial"].mu, spatial.mu)
     pool.save(path)
     message = refusal(path, "spatial", kind=KINDS["inception"])
     assert "holds no mu_s, expected an .npz with mu_s (2023,) and sigma_s (2023, 2023)" in message
@@ -192,9 +192,9 @@ def test_a_reference_is_kept_by_content(
     first = load(folder, digits)
     again = load(folder.rename(tmp_path / "moved"), digits)
     assert counted == ["pool"]
-    assert np.array_equal(first.pool.sigma, again.pool.sigma)
+    assert np.array_equal(first["pool"].sigma, again["pool"].sigma)
     folder = tmp_path / "moved"
-    assert load(folder, digits, "pool", "features").features.shape == (70, 64)
+    assert load(folder, digits, "pool", "features")["features"].shape == (70, 64)
     load(folder, digits, "features")
     assert counted == ["pool", "features"]
     load(folder, digits_extractor(tmp_path / "other.pt", seed=1))
@@ -203,7 +203,7 @@ def test_a_reference_is_kept_by_content(
     assert len(counted) == 3
     write_folder(folder, random_images(1, seed=9))  # one image is another
     changed = load(folder, digits)
-    assert len(counted) == 4 and not np.array_equal(changed.pool.mu, first.pool.mu)
+    assert len(counted) == 4 and not np.array_equal(changed["pool"].mu, first["pool"].mu)
 
 
 def test_the_image_size_is_part_of_the_key(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_damaged_cache_is_made_anew(
     file.write_bytes(content)
     again = load(folder, digits)
     assert "it is made anew" in caplog.text
-    assert counted == ["pool", "pool"] and np.array_equal(first.pool.mu, again.pool.mu)
+    assert counted == ["pool", "pool"] and np.array_equal(first["pool"].mu, again["pool"].mu)
     load(folder, digits)
     assert len(counted) == 2
 
@@ -252,7 +252,7 @@ def test_without_room_for_the_cache_the_run_goes_on(
 ) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
     found = load(write_folder(tmp_path / "real", random_images(70)), digits)
-    assert np.isfinite(found.pool.sigma).all()
+    assert np.isfinite(found["pool"].sigma).all()
     assert "the reference is not kept" in caplog.text
 
 
@@ -278,8 +278,8 @@ def test_saved_statistics_are_a_reference(digits: FeatureExtractor, tmp_path: Pa
     statistics = feature_statistics(torch.randn(100, 64))
     statistics.save(tmp_path / "stats.npz")
     found = load(tmp_path / "stats.npz", digits)
-    assert np.array_equal(found.pool.mu, statistics.mu)
-    assert np.array_equal(found.pool.sigma, statistics.sigma)
+    assert np.array_equal(found["pool"].mu, statistics.mu)
+    assert np.array_equal(found["pool"].sigma, statistics.sigma)
     assert [path.name for path in tmp_path.iterdir()] == ["stats.npz"]
 
 
@@ -289,7 +289,7 @@ def test_single_precision_reference_is_taken(digits: FeatureExtractor, tmp_path:
     path = tmp_path / "stats.npz"
     np.savez(path, mu=statistics.mu.astype("f4"), sigma=statistics.sigma.astype("f4"))
     found = score(samples, DIGITS, load(path, digits)).values["fid"].value
-    expected = score(samples, DIGITS, Reference(statistics)).values["fid"].value
+    expected = score(samples, DIGITS, Reference(pool=statistics)).values["fid"].value
     assert found == pytest.approx(expected, rel=1e-4)
 
 
@@ -323,9 +323,9 @@ def test_unusable_statistics(tmp_path: Path, arrays: dict[str, np.ndarray], foun
 @pytest.mark.parametrize(
     ("features", "found"),
     [
-        (np.zeros((9, 64)), "features are float64 of shape (9, 64)"),
-        (np.zeros((9, 65), "f4"), "features are float32 of shape (9, 65)"),
-        (np.full((9, 64), np.nan, "f4"), "features hold NaN or infinity"),
+        (np.zeros((9, 64)), "features is float64 of shape (9, 64)"),
+        (np.zeros((9, 65), "f4"), "features is float32 of shape (9, 65)"),
+        (np.full((9, 64), np.nan, "f4"), "features holds NaN or infinity"),
     ],
 )
 def test_unusable_features(tmp_path: Path, features: np.ndarray, found: str) -> None:
@@ -355,4 +355,4 @@ def refusal(path: Path, *needs: str, kind: object = DIGITS) -> str:
 
 def test_a_folder_of_larger_images_is_cropped(digits: FeatureExtractor, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "large", random_images(4, size=64))
-    assert load(folder, digits).pool.sigma.shape == (64, 64)
+    assert load(folder, digits)["pool"].sigma.shape == (64, 64)
