@@ -26,6 +26,7 @@ from evaluation.image_sources import ImageSource
 from evaluation.metrics import Scores
 from evaluation.samples import PngWriters, SampleFolder, image_ids_in, read_images
 from evaluation.scoring import Scoring
+from models.cuda_graphs import largest_that_fits
 from models.decoding import eval_mode, generate
 from models.lpd import LPD
 from tokenizers.encoding import encode_both_ways, log_share_changed
@@ -35,7 +36,6 @@ from training.recipe import TrainingRecipe
 from training.scalars import ScalarLog
 from training.watch import RunWatch
 from util import distributed, streams
-from util.cuda_graphs import largest_that_fits
 from util.device import HostCopy
 from util.errors import UserError, is_out_of_memory
 from util.geometry import TokenGrid

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from util.images import open_rgb
+from dataset.pictures import open_rgb
 
 FITS = ("crop", "pad")
 SIDES = ("left", "right", "top", "bottom")

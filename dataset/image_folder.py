@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from dataset.pictures import center_crop, open_rgb
 from util.cli import available_cores
 from util.errors import UserError, blame, describe_os_error
-from util.images import center_crop, open_rgb
 from util.logs import progress
 from util.signals import SIGNALS
 

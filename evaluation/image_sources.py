@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.image_folder import ImageList, image_batches
+from dataset.pictures import open_rgb
 from util import distributed
 from util.arrays import stream_npz
 from util.cli import available_cores
 from util.errors import UserError, blame
 from util.files import open_file
-from util.images import open_rgb
 from util.logs import progress
 
 # The array of a sample archive.

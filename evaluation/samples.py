@@ -7,9 +7,10 @@ import hashlib
 import json
 import logging
 import re
+import zipfile
 import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,24 +22,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from dataset.pictures import open_rgb
 from dataset.write_cache import checksum
 from evaluation.evaluation import Evaluation
 from util.cli import available_cores
 from util.errors import UserError
-from util.files import open_file, read_json, write_json
-from util.images import (
-    MADE_BY,
-    image_file,
-    is_whole_png,
-    open_rgb,
-    save_png,
-    write_npz_archive,
-)
+from util.files import open_file, read_json, replacing, write_json
+from util.images import MADE_BY, Pixels, as_pixels, save_png
 
 logger = logging.getLogger(__name__)
 
 # Images that may wait for a thread; beyond that the maker of the images waits.
 MAX_WAITING = 1024
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def image_file(folder: Path, image_id: int) -> Path:
+    """Where a sample is saved."""
+    return folder / f"{image_id:05d}.png"
 
 
 class PngWriters:
@@ -229,3 +230,48 @@ def write_archive(folder: SampleFolder, path: Path, count: int) -> None:
         UserError: an image is missing, damaged or of other settings.
     """
     write_npz_archive(path, map(folder.open, range(count)), count)
+
+
+def is_whole_png(content: bytes) -> bool:
+    """Whether a PNG file is what was written: all chunks to the last, each with its checksum.
+
+    A decoder is content with less: it passes over a damaged checksum, or a missing end.
+    """
+    kind, start = b"", len(_PNG_SIGNATURE)
+    if not content.startswith(_PNG_SIGNATURE):
+        return False
+    while kind != b"IEND":
+        # Length of the data, kind, data, checksum of the two before.
+        kind = content[start + 4 : start + 8]
+        end = start + 8 + int.from_bytes(content[start : start + 4], "big")
+        if content[end : end + 4] != zlib.crc32(content[start + 4 : end]).to_bytes(4, "big"):
+            return False
+        start = end + 4
+    return start == len(content)
+
+
+def write_npz_archive(path: str | Path, images: Iterable[Pixels], count: int) -> None:
+    """Write the sample archive ADM's evaluator reads: `arr_0`, (count, S, S, 3) uint8.
+
+    Images go to the file one by one, uncompressed, so need not fit in memory together. A
+    `ValueError` if they are of several sizes, or not `count`.
+    """
+    shape, written = None, 0
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        for written, image in enumerate(images, start=1):
+            pixels = as_pixels(image, 3)
+            if shape is None:
+                shape = pixels.shape
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_1_0(member, header)
+            if pixels.shape != shape:
+                raise ValueError(
+                    f"image {written - 1}: found shape {pixels.shape}, expected {shape}"
+                )
+            member.write(pixels.data)
+        if written != max(count, 1):
+            raise ValueError(f"found {written} images, expected {max(count, 1)}")

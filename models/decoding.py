@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.cuda_graphs import CaptureError
 from models.fast import FastNetwork
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
@@ -19,7 +20,6 @@ from orders import group_sizes as sizes_of
 from orders.plan import GenerationPlan
 from orders.sources import locality_aware
 from util import streams
-from util.cuda_graphs import CaptureError
 from util.device import to_device
 from util.errors import compile_failure
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import nn
 
+from models.cuda_graphs import GraphCache, WeightState
 from models.transformer import LAYER_NORM_EPS, Attention, Block, Dropout, KVCache, split_heads
-from util.cuda_graphs import GraphCache, WeightState
 
 logger = logging.getLogger(__name__)
 

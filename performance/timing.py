@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.cuda_graphs import largest_that_fits
 from performance.cost import Rates
 from util import distributed
 from util.cli import Parser, add_flags, number, whole
-from util.cuda_graphs import largest_that_fits
 from util.errors import blame, require_writable_folder
 from util.files import write_json
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from models.cuda_graphs import GraphCache
 from models.decoding import generate
 from models.fast import FastPath, Linear, NetworkWeights, Norm
 from models.lpd import LPD, MODELS
@@ -39,7 +40,6 @@ from performance.timing import Effort, random_weights
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
 from util import logs
-from util.cuda_graphs import GraphCache
 from util.errors import run
 from util.geometry import TokenGrid
 from util.images import to_uint8

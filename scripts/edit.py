@@ -28,6 +28,7 @@ from dataset import edit_canvas as canvas
 from dataset.edit_canvas import Canvas
 from evaluation.evaluation import build_decoder
 from evaluation.networks import load_networks
+from evaluation.samples import image_file
 from hub.published import pinned_flags, resolve_flags
 from models.editing import edit
 from models.lpd import LPD
@@ -39,7 +40,7 @@ from training.flags import add_decoding_flags
 from util import distributed, logs
 from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, require_file, require_writable_folder, run
-from util.images import image_file, save_grid, save_png
+from util.images import save_grid, save_png
 from util.run_record import record_run
 from visualization.class_names import parse_classes, read_class_names
 

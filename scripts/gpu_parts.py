@@ -22,13 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dataset.batches import CachedTokens
 from dataset.token_cache import open_cache
 from models import fast as fast_path
+from models.cuda_graphs import GraphCache
 from models.transformer import KVCache, merge_heads, split_heads
 from performance import timing as benchmark
 from scripts import benchmark_sampling, benchmark_training
 from scripts.benchmark_sampling import Case, Row, random_model
 from tokenizers.fast_decoder import DecodingHalf, FastDecoder
 from tokenizers.vq_model import VQModel
-from util.cuda_graphs import GraphCache
 from util.files import write_json
 
 logger = logging.getLogger(__name__)

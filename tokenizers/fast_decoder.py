@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.cuda_graphs import CaptureError, GraphCache, WeightState
 from tokenizers.vq_model import VQModel
 from util import streams
-from util.cuda_graphs import CaptureError, GraphCache, WeightState
 from util.device import plain_float32
 from util.geometry import grid_side
 from util.images import to_uint8

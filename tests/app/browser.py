@@ -22,7 +22,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from util.images import center_crop
+from dataset.pictures import center_crop
 
 T = TypeVar("T")
 

@@ -23,6 +23,7 @@ from app.display import (
 )
 from app.settings import Settings
 from app.studio import Frame, Picture, Studio, feather
+from dataset.pictures import center_crop
 from models.decoding import generate
 from models.editing import edit
 from models.sampling import SamplingSettings
@@ -31,7 +32,6 @@ from orders.sources import ORDERS
 from tests.integration.tiny_world import GRID
 from tests.unit.models.small import ProductDtypes
 from tokenizers.encoding import encode
-from util.images import center_crop
 from visualization.generation import GREY, images_so_far
 
 SETTINGS = Settings(

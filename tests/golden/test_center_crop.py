@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.images import center_crop
+from dataset.pictures import center_crop
 
 DATA = Path(__file__).parent / "data" / "center_crop.npz"
 

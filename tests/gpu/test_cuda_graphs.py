@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from util.cuda_graphs import CaptureError, GraphCache
+from models.cuda_graphs import CaptureError, GraphCache
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import main_cache
 import main_lpd
+from dataset.pictures import open_rgb
 from hub.published import download, pinned, resolve
 from models.decoding import generate
 from orders.group_sizes import group_sizes
@@ -23,7 +24,6 @@ from tests.hub.client import Client
 from tests.hub.server import Hub
 from tests.hub.worlds import STEPS20, publish, published_lpd, published_tokenizer
 from util.errors import UserError
-from util.images import open_rgb
 
 
 def flags(output: Path) -> list[str]:

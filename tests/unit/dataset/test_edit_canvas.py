@@ -17,8 +17,8 @@ from dataset.edit_canvas import (
     open_picture,
     outpaint,
 )
+from dataset.pictures import center_crop
 from util.errors import UserError
-from util.images import center_crop
 
 SIZES = [(32, 32), (33, 50), (100, 40), (64, 129), (7, 5), (1, 1), (1, 90), (400, 300)]
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from dataset.image_folder import image_batches, list_images
+from dataset.pictures import center_crop, open_rgb
 from util.errors import UserError
-from util.images import center_crop, open_rgb
 
 
 def _make_image(file: Path, value: int = 0) -> None:

@@ -1,14 +1,15 @@
-"""PNG files written beside other work."""
+"""The images of an evaluation on disk: written beside other work, told whole, archived."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluation import samples as png_writers
-from evaluation.samples import PngWriters, SampleFolder
-from util.images import MADE_BY
+from evaluation.samples import PngWriters, SampleFolder, is_whole_png, write_npz_archive
+from util.images import MADE_BY, save_png
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
@@ -44,3 +45,34 @@ def test_the_error_of_the_block_is_kept(tmp_path: Path) -> None:
     with pytest.raises(KeyError), PngWriters(SampleFolder(tmp_path / "missing", "")) as writers:
         writers.write(IMAGES, range(6))
         raise KeyError
+
+
+def test_a_png_is_whole_only_as_it_was_written(tmp_path: Path) -> None:
+    save_png(IMAGES[0], tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    assert is_whole_png(content)
+    for at in range(len(content)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        assert not is_whole_png(bytes(flipped)), at
+        assert not is_whole_png(content[:at]), at
+    assert not is_whole_png(content + b"\0")
+
+
+def test_an_archive_is_read_by_numpy(tmp_path: Path) -> None:
+    write_npz_archive(tmp_path / "x.npz", (torch.from_numpy(image) for image in IMAGES), count=6)
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as archive:
+        assert archive.files == ["arr_0"]
+        np.testing.assert_array_equal(archive["arr_0"], IMAGES)
+        assert archive["arr_0"].dtype == np.uint8
+
+
+def test_an_archive_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    for count in (5, 7):
+        with pytest.raises(ValueError, match="found 6 images"):
+            write_npz_archive(tmp_path / "x.npz", iter(IMAGES), count)
+    with pytest.raises(ValueError, match="found 0 images"):
+        write_npz_archive(tmp_path / "x.npz", [], 0)
+    with pytest.raises(ValueError, match="image 1: found shape"):
+        write_npz_archive(tmp_path / "x.npz", [IMAGES[0], IMAGES[0, :4]], 2)
+    assert list(tmp_path.iterdir()) == []

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.cuda_graphs import CaptureError
 from tokenizers import fast_decoder
 from tokenizers.fast_decoder import MIN_AGREEMENT, FastDecoder
 from tokenizers.vq_model import VQModel
-from util.cuda_graphs import CaptureError
 from util.images import to_uint8
 
 TOKENS = 16

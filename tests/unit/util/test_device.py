@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from evaluation.features import extract
+from models.cuda_graphs import _settings
 from models.decoding import SAMPLERS, generate
 from orders.locality import random_orders
 from tests.unit.evaluation.scoring_files import digits_extractor, random_images
@@ -19,7 +20,6 @@ from tests.unit.models.small import small_lpd
 from tests.unit.tokenizers.test_fast_decoder import TOKENS, make
 from tokenizers.encoding import PRECISIONS, encode
 from tokenizers.fast_decoder import FastDecoder
-from util.cuda_graphs import _settings
 from util.device import plain_float32
 
 # Attributes of `torch`, and what a user sets them to, or calls them with.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from util.cuda_graphs import largest_that_fits
+from models.cuda_graphs import largest_that_fits
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 5, 62, 63])

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dataset.pictures import open_rgb
 from util.errors import UserError
-from util.images import open_rgb
 
 ASCII, SHORT, RATIONAL = 2, 3, 5
 STORED = Image.fromarray(

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from util import cuda_graphs
-from util.cuda_graphs import CaptureError, GraphCache, _Captured, _record
+from models import cuda_graphs
+from models.cuda_graphs import CaptureError, GraphCache, _Captured, _record
 
 
 class CpuGraph:

@@ -1,0 +1,160 @@
+"""Pictures in: any image file to 8-bit RGB, turned upright if asked, and ADM's centre crop."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from contextlib import nullcontext, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from util.errors import UserError
+from util.files import open_file
+
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+# What EXIF begins with in files that hold more than one kind of metadata.
+_EXIF = b"Exif\0\0"
+# What Pillow is seen to raise on damaged files: it takes metadata to have the usual types.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
+_DAMAGED += (ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError)
+_ORIENTATION = 0x0112
+_SHORT = 3  # the type of that tag: two bytes
+# What its values ask viewers to do.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_rgb(
+    source: str | Path | BinaryIO,
+    name: str | None = None,
+    behind_alpha: str | None = None,
+    upright: bool = False,
+) -> Image.Image:
+    """Decode an image file of any mode to 8-bit RGB.
+
+    Alpha is dropped (not composited) and orientation tags are ignored but in TIFFs, as ADM and
+    Pillow do; 16-bit greyscale keeps its high byte, as Pillow does for 16-bit colour.
+
+    Args:
+        source: the file, by path or opened.
+        name: what messages call it; by default `source`.
+        behind_alpha: a colour on which transparent images are composited after all.
+        upright: turn it as its orientation tag says, if that can be read.
+
+    Raises:
+        UserError: the file is missing, damaged or no image.
+    """
+    by_path = isinstance(source, str | Path)
+    try:
+        with (
+            open_file(source) if by_path else nullcontext(source) as stream,
+            _opened(stream) as image,
+        ):
+            turn = None
+            if image.format == "TIFF":
+                _simplify(image)  # Pillow turns it as it loads it
+            elif upright:
+                turn = _turn_of(image)
+            image.load()
+            if image.mode != "RGB":  # `convert` would copy it
+                image = _as_rgb(image, behind_alpha)
+            return image if turn is None else image.transpose(turn)
+    except _DAMAGED as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "damaged or not an image"
+        raise UserError(
+            f"{name or source}: cannot be decoded ({reason}), expected an image file"
+        ) from error
+
+
+def _opened(stream: BinaryIO) -> Image.Image:
+    """`Image.open`, which takes a JPEG for none if the resolution in its EXIF is text."""
+    try:
+        return Image.open(stream)
+    except Image.UnidentifiedImageError:
+        stream.seek(0)
+        before, name, after = stream.read().partition(_EXIF)
+        if not (name and before.startswith(_JPEG_SIGNATURE)):
+            raise
+        image = Image.open(BytesIO(before + bytes(len(name)) + after))
+        image.info["exif"] = after
+        return image
+
+
+def _simplify(image: Image.Image) -> None:
+    """Leave a TIFF only its orientation: Pillow's turning fails where others are of wrong types."""
+    with suppress(*_DAMAGED):
+        image.getexif()
+    exif = image.getexif()  # what the first call has read of it
+    for tag in exif.keys() - {_ORIENTATION}:
+        del exif[tag]
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """How to turn an image, by what can be read of its metadata."""
+    stated = _orientation(image.info.get("exif", b""))
+    if stated is None:  # where else it may be, as in XMP, is left to Pillow
+        with suppress(*_DAMAGED):
+            stated = image.getexif().get(_ORIENTATION)
+    return _TURNS.get(stated)
+
+
+def _orientation(exif: bytes) -> int | None:
+    """The orientation in an EXIF block, whatever else of it is damaged; None if it is not there."""
+    content = exif.removeprefix(_EXIF)
+    order = {b"II*\0": "little", b"MM\0*": "big"}.get(content[:4])
+    if order is None:
+        return None
+
+    def read(at: int, size: int = 2) -> int:
+        return int.from_bytes(content[at : at + size], order)
+
+    # A directory: how many entries, then of each 12 bytes tag, type, count and value.
+    first = read(4, 4) + 2
+    for at in range(first, min(first + 12 * read(first - 2), len(content)), 12):
+        if (read(at), read(at + 2), read(at + 4, 4)) == (_ORIENTATION, _SHORT, 1):
+            return read(at + 8)
+    return None
+
+
+def _as_rgb(image: Image.Image, behind_alpha: str | None) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+        high_bytes = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        image = Image.fromarray(high_bytes.astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning
+    if behind_alpha is not None and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, behind_alpha), image)
+    return image.convert("RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop (method section 8) to a square of `size` pixels a side.
+
+    Halve with BOX while large, resize the short side to `size` with BICUBIC, cut the middle.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    short = min(image.size)
+    width, height = (round(side * size / short) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    if width > size:
+        # Pillow resizes along x, then along y: cut the columns in between, the pixels are the same.
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+        image = image.crop((left, 0, left + size, image.height))
+        width, left = size, 0
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,95 @@
+"""Decoding and cropping; `test_exif` has what metadata do to it."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataset.pictures import center_crop, open_rgb
+from util.errors import UserError
+
+COLOUR = (200, 100, 50)
+
+
+def pixel(path: Path) -> tuple[int, ...]:
+    image = open_rgb(path)
+    assert (image.mode, image.size) == ("RGB", (6, 4))
+    return image.getpixel((1, 1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGB", COLOUR, COLOUR),
+        ("RGBA", (*COLOUR, 0), COLOUR),  # alpha is dropped, not composited
+        ("L", 77, (77, 77, 77)),
+        ("LA", (77, 0), (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_modes_become_rgb(
+    tmp_path: Path, mode: str, colour: tuple[int, ...] | int, expected: tuple[int, ...]
+) -> None:
+    Image.new(mode, (6, 4), colour).save(tmp_path / "a.png")
+    assert pixel(tmp_path / "a.png") == expected
+
+
+def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
+    palette = Image.new("RGB", (6, 4), COLOUR).quantize(4)
+    palette.save(tmp_path / "plain.png")
+    palette.save(tmp_path / "clear.png", transparency=bytes([0, 128, 255, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pixel(tmp_path / "plain.png") == COLOUR
+        assert pixel(tmp_path / "clear.png") == COLOUR
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (6, 4), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    red, green, blue = pixel(tmp_path / "a.jpg")
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_sixteen_bit_greyscale_keeps_the_high_byte(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.full((4, 6), 0x8142, dtype=dtype)).save(tmp_path / "a.tif")
+    assert pixel(tmp_path / "a.tif") == (0x81, 0x81, 0x81)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for name in ("cut.png", "cut.jpg"):
+        file = tmp_path / name
+        Image.fromarray(noise).save(file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("cut.png", "cut.jpg", "text.jpg", "empty.jpg", "missing.jpg"):
+        with pytest.raises(UserError, match=name):
+            open_rgb(tmp_path / name)
+
+
+def adm_center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The definition, method section 8, step by step on whole images."""
+    while min(image.size) >= 2 * size:
+        image = image.resize(tuple(side // 2 for side in image.size), Image.Resampling.BOX)
+    whole = tuple(round(side * size / min(image.size)) for side in image.size)
+    pixels = np.asarray(image.resize(whole, Image.Resampling.BICUBIC))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 70), st.integers(0, 99))
+def test_center_crop_has_the_pixels_of_the_definition(
+    width: int, height: int, size: int, seed: int
+) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image, found = Image.fromarray(noise), center_crop(Image.fromarray(noise), size)
+    assert found.size == (size, size)
+    np.testing.assert_array_equal(np.asarray(found), adm_center_crop(image, size))
