@@ -420,10 +420,10 @@ def cache_latents(
     """
     grid = TokenGrid(image_size, tokenizer.stride, tokenizer.codebook_size)
     made_by = fingerprint(tokenizer)
-    cache = CacheInProgress.begin(path, images, grid, made_by, precision, batch_size, skip_bad)
+    cache = CacheInProgress(path, images, grid, made_by, precision, batch_size, skip_bad)
     to_do = cache.to_do
-    if cache.found:
-        logger.info("%d of %d shards are there already", len(cache.found), len(cache.shards))
+    if cache.earlier:
+        logger.info("%d of %d shards are there already", len(cache.earlier), len(cache.shards))
     mine = to_do[distributed.rank() :: distributed.world_size()]
     batches = [batch for number in mine for batch in cache.shards[number]]
     loader = image_batches(images, image_size, batches, num_workers, pin_memory, skip_bad)
@@ -449,7 +449,7 @@ def cache_latents(
                 distributed.fail_together(
                     lambda turn=turn: encode_shard(mine[turn]) if turn < len(mine) else None
                 )
-        total, encoded = cache.finish(images.classes)
+        total, encoded = cache.finish()
     except UserError:
         # Every process has left its last write behind: they have just agreed on the failure.
         cache.give_up()

@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ logger = logging.getLogger("lpd")
 
 
 def build_parser() -> Parser:
-    """All flags: published names and defaults."""
+    """Declare all flags: published names and defaults."""
     parser = Parser(description="Tokenise an image folder once, for training with --use_cached.")
     group = parser.add_argument_group("tokenizer")
     add_flags(group, "--vqgan_path")
@@ -74,9 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)
+
+    def leave(number: int) -> None:
+        """Tell the launcher that signal `number` stopped the run, after how many shards."""
+        leave_marker(path, number, shards=count_shards(path))
+
     with ExitStack() as at_exit:
         signals = at_exit.enter_context(StopSignals())
-        at_exit.enter_context(signals.leaving_at_once(partial(leave, path)))
+        at_exit.enter_context(signals.leaving_at_once(leave))
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         require_new_cache(path)
@@ -107,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def warn_of_rounding(device: torch.device) -> None:
-    """Say that a variable makes a CPU's convolutions less exact, which nothing here can prevent."""
+    """Warn of a variable that makes a CPU's convolutions less exact, whatever PyTorch is told."""
     mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
     if device.type == "cpu" and mode != "STRICT":
         logger.warning(
@@ -126,13 +130,8 @@ def begin(path: Path, signals: StopSignals) -> None:
         require_new_cache(path)  # another run may have finished it meanwhile
 
 
-def leave(path: Path, number: int) -> None:
-    """Tell the launcher that signal `number` stopped the run: how many shards are finished."""
-    leave_marker(path, number, shards=count_shards(path))
-
-
 def load_checked_tokenizer(args: argparse.Namespace) -> VQModel:
-    """The tokenizer, if it is what the other flags say.
+    """Load the tokenizer, if it is what the other flags say.
 
     Raises:
         UserError: it cannot be read, has another stride or vocabulary, or does not fit the image.

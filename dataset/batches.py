@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -30,7 +29,7 @@ _END = object()
 
 
 def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
-    """The same items, made by a background thread while the caller is busy.
+    """Yield the same items, made by a background thread while the caller is busy.
 
     An error of `items` is raised where its item would have come. The thread ends with the items, or
     when this generator is closed.
@@ -54,8 +53,8 @@ class BadData:
     """What the data of this process met, until all processes know and stop together.
 
     A process that stopped by itself would leave the others waiting for its gradients. So it takes
-    part in the step with a substitute; the processes tell one another after the step
-    (`training.watch`), and nothing is saved of it.
+    part in the step with a substitute; the processes tell one another after the step, and nothing
+    is saved of it.
     """
 
     def __init__(self) -> None:
@@ -67,7 +66,7 @@ class BadData:
         return self._error is not None
 
     def read(self, work: Callable[[], T], substitute: Callable[[], T]) -> T:
-        """The result of `work`; of `substitute` from the first bad input on.
+        """Return the result of `work`; of `substitute` from the first bad input on.
 
         Raises:
             UserError: bad input, where this process is the only one.
@@ -165,9 +164,9 @@ class CachedTokens:
                 yield send(tokens, self.device), send(labels, self.device)
 
     def _tokens(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        shape = (len(indices), self.num_tokens)
         return self.bad_data.read(
-            lambda: self.cache.read(indices, flips), lambda: np.zeros(shape, dtype=np.int64)
+            lambda: self.cache.read(indices, flips),
+            lambda: np.zeros((len(indices), self.num_tokens), dtype=np.int64),
         )
 
 
@@ -200,33 +199,24 @@ class EncodedImages:
     def read(
         self, batches: np.ndarray, flipped: np.ndarray
     ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        loader = image_batches(
-            self.images, self.grid.image_size, list(batches), self.num_workers, self.pin_memory
+        size = self.grid.image_size
+        loader = image_batches(self.images, size, list(batches), self.num_workers, self.pin_memory)
+        count = batches.shape[1]
+        blank = ImageBatch(
+            torch.zeros(count, 3, size, size, dtype=torch.uint8),
+            torch.zeros(count, dtype=torch.int64),
         )
-        for indices, flips in zip(batches, flipped, strict=True):
-            blank = partial(self._blank, len(indices))
-            batch = self.bad_data.read(lambda: next(loader), blank)
+        for flips in flipped:
+            batch = self.bad_data.read(lambda: next(loader), lambda: blank)
             images = batch.images.to(self.device, non_blocking=True)
             mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
             # An accumulated batch fits into memory in parts only, here as in the step.
             parts = torch.where(mirror, images.flip(-1), images).split(self.batch_size)
-            tokens = torch.cat([self.encode(part) for part in parts])
-            yield tokens, batch.labels.to(self.device)
-
-    def _blank(self, count: int) -> ImageBatch:
-        side = self.grid.image_size
-        pixels = torch.zeros(count, 3, side, side, dtype=torch.uint8)
-        numbers = torch.zeros(count, dtype=torch.int64)
-        return ImageBatch(pixels, numbers, numbers)
+            yield torch.cat([self.encode(part) for part in parts]), batch.labels.to(self.device)
 
 
 def steps_per_epoch(num_samples: int, batch_size: int, world_size: int) -> int:
-    """Optimiser steps in an epoch; samples that do not fill a last global batch sit it out.
-
-    Args:
-        num_samples: images in the data.
-        batch_size: images per process.
-        world_size: number of processes.
+    """Count the optimiser steps of an epoch; a rest below one global batch is left out.
 
     Raises:
         ValueError: no images in a batch, or fewer images than one global batch.
@@ -253,13 +243,11 @@ def epoch_batches(
     order: str = "random",
     first_step: int = 0,
 ) -> Generator[Batch, None, None]:
-    """This process's batches of one epoch.
-
-    What the host has to do for the next batches is done while a step runs.
+    """Yield this process's batches of one epoch; the host makes the next ones during a step.
 
     Args:
         source: where the tokens come from.
-        epoch: whole number from 0.
+        epoch: from 0.
         batch_size: images per process and step.
         seed: names the random streams.
         flip_prob: share of visits that see the mirrored image.
@@ -285,16 +273,10 @@ def epoch_batches(
 
 
 def epoch_samples(num_samples: int, epoch: int, batch_size: int, seed: int) -> np.ndarray:
-    """Which samples each step of an epoch sees.
+    """Draw which samples each step of an epoch sees.
 
     A global batch is a stretch of the epoch's permutation of all samples; process r takes its
     r-th part. So another number of processes with the same global batch sees the same.
-
-    Args:
-        num_samples: images in the data.
-        epoch: whole number from 0.
-        batch_size: images per process and step.
-        seed: names the random stream.
 
     Returns:
         (steps, processes, batch_size) int64.
@@ -306,7 +288,7 @@ def epoch_samples(num_samples: int, epoch: int, batch_size: int, seed: int) -> n
 
 
 def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
-    """Host tensors of `arrays`, in page-locked memory if they are to go to a GPU."""
+    """Make host tensors of `arrays`, in page-locked memory if they are to go to a GPU."""
     tensors = tuple(map(torch.from_numpy, arrays))
     if device.type != "cuda":
         return tensors
@@ -315,13 +297,13 @@ def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A staged tensor on the device; the host does not wait for the copy."""
+    """Copy a staged tensor to the device; the host does not wait for it."""
     return tensor.to(device, non_blocking=True)
 
 
 def _coins(
     purpose: str, seed: int, epoch: int, indices: np.ndarray, probability: float
 ) -> np.ndarray:
-    """One biased coin per sample index; bool of the same shape."""
+    """Draw one biased coin per sample index; bool of the same shape."""
     draws = streams.uniforms(purpose, seed, epoch, indices.ravel(), count=1)
     return draws.reshape(indices.shape) < probability

@@ -20,11 +20,11 @@ _WHITE = 128
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A square picture and what of it is to be made anew.
+    """A square picture and what of it is to be generated.
 
     Attributes:
         pixels: (S, S, 3) uint8; beside a padded picture its mirror image.
-        mask: (S, S) bool, True where a pixel is to be made anew; never beside the picture.
+        mask: (S, S) bool, True where a pixel is to be generated; never beside the picture.
         rows, columns: where the picture lies, all of the square unless it is padded.
     """
 
@@ -34,10 +34,9 @@ class Canvas:
     columns: slice
 
     def token_mask(self, stride: int) -> np.ndarray:
-        """(N,) bool, raster order: tokens to be made anew, those of cells with a masked pixel.
+        """Mark the tokens to generate, those of cells with a masked pixel: (N,) bool, raster order.
 
-        If there are any, cells wholly beside the picture are made anew as well: a mirror image is
-        no context. Cells that hold some of the picture are kept.
+        If there are any, so are cells wholly beside the picture: a mirror image is no context.
         """
         masked = _cells(self.mask, stride).any(axis=(1, 3))
         if not masked.any():
@@ -47,16 +46,17 @@ class Canvas:
         return (masked | ~_cells(picture, stride).any(axis=(1, 3))).ravel()
 
     def picture(self, images: np.ndarray) -> np.ndarray:
-        """(..., S, S, C) -> (..., height, width, C): what shows the picture, without padding."""
+        """Cut the padding off: (..., S, S, C) -> (..., height, width, C)."""
         return images[..., self.rows, self.columns, :]
 
     def composite(self, images: np.ndarray, feather: int) -> np.ndarray:
-        """The original with the masked parts of other images.
+        """Blend: weight max(0, 1 - distance to the mask / (feather + 1)) for `images`.
+
+        So all that is `feather` + 1 pixels or more beside the mask is the original, bit for bit.
 
         Args:
             images: (B, S, S, 3) uint8.
-            feather: pixels beside the mask over which the image fades into the original; all
-                that is farther away (`feather` + 1 pixels or more) is the original, bit for bit.
+            feather: pixels over which an image fades into the original.
 
         Returns:
             (B, S, S, 3) uint8.
@@ -69,32 +69,27 @@ class Canvas:
 
 
 def _cells(pixels: np.ndarray, stride: int) -> np.ndarray:
-    """(S, S) -> (S / stride, stride, S / stride, stride)."""
+    """Cut into cells: (S, S) -> (S / stride, stride, S / stride, stride)."""
     count = len(pixels) // stride
     return pixels.reshape(count, stride, count, stride)
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """A picture in RGB as viewers show it: turned as its orientation tag says.
-
-    Raises:
-        UserError: it cannot be decoded.
-    """
+    """Decode a picture to RGB, turned as its orientation tag says; raises `UserError`."""
     return open_rgb(path, upright=True)
 
 
 def open_mask(path: str | Path) -> np.ndarray:
-    """(H, W) bool, True where a picture is white (at least half); transparent is black.
+    """Decode a mask: (H, W) bool, True where a picture is at least half white; raises `UserError`.
 
-    Raises:
-        UserError: it cannot be decoded.
+    Transparent is black.
     """
     picture = open_rgb(path, behind_alpha="black", upright=True)
     return np.asarray(picture.convert("L")) >= _WHITE
 
 
 def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
-    """(H, W) bool, True in x0 <= x < x1, y0 <= y < y1.
+    """Make a mask (H, W), True in x0 <= x < x1, y0 <= y < y1.
 
     Raises:
         ValueError: the box is empty or not inside the image.
@@ -111,12 +106,7 @@ def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def outpaint(image: Image.Image, side: str, count: int) -> tuple[Image.Image, np.ndarray]:
-    """A larger image and the mask (H, W) of what is new in it.
-
-    Args:
-        image: RGB; its mirror image fills the new part.
-        side: one of `SIDES`.
-        count: pixels to add there.
+    """Add `count` pixels at one of `SIDES`: the mirrored image, and a mask (H, W) of what is new.
 
     Raises:
         ValueError: more than the image's longer side.
@@ -197,12 +187,12 @@ def fit(
 
 
 def _offset(surplus: int, share: float) -> int:
-    """What is cut off in front; negative for padding, which is always in the middle."""
+    """Return what is cut off in front; negative for padding, which is always in the middle."""
     return int(surplus * share) if surplus > 0 else surplus // 2
 
 
 def _window(length: int, offset: int, size: int) -> tuple[slice, tuple[int, int]]:
-    """What is shown of a side `length` in a square, and the padding before and after it."""
+    """Return what is shown of a side `length` in a square, and the padding around it."""
     start, stop = max(offset, 0), min(offset + size, length)
     return slice(start, stop), (start - offset, offset + size - stop)
 
@@ -210,19 +200,10 @@ def _window(length: int, offset: int, size: int) -> tuple[slice, tuple[int, int]
 def _any_white(
     mask: np.ndarray, resized: tuple[int, int], rows: slice, columns: slice
 ) -> np.ndarray:
-    """Part of a mask in another size: True where any pixel that lies there is.
-
-    Args:
-        mask: (H, W) bool.
-        resized: height and width.
-        rows, columns: which part of it, (h, w).
-
-    Returns:
-        (h, w) bool.
-    """
-    counts = np.pad(
-        mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32), ((1, 0), (1, 0))
-    )
+    """Resize a mask and cut `rows`, `columns` out: True where any pixel that lies there is."""
+    # Summed-area table: four entries give the number of True in a rectangle.
+    counts = mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+    counts = np.pad(counts, ((1, 0), (1, 0)))
     edges = []
     for length, new, part in zip(mask.shape, resized, (rows, columns), strict=True):
         at = np.arange(part.start, part.stop)

@@ -25,6 +25,8 @@ from util.signals import SIGNALS
 
 logger = logging.getLogger(__name__)
 
+# In lower case, with the dot.
+IMAGE_SUFFIXES = tuple(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -34,22 +36,20 @@ _COMPRESSED = {
 
 
 class TarMembers:
-    """Where members of a tar lie in it.
+    """Contents of members of a tar.
 
     Args:
         path: the tar.
-        offsets: (n,) of the members' contents, bytes.
-        sizes: (n,) of the contents, bytes.
+        places: (n, 2) int64, offset and size of each content, bytes.
     """
 
-    def __init__(self, path: Path, offsets: np.ndarray, sizes: np.ndarray) -> None:
+    def __init__(self, path: Path, places: np.ndarray) -> None:
         self.path = path
-        self._offsets = offsets
-        self._sizes = sizes
+        self._places = places
         self._file: int | None = None
 
     def read(self, index: int) -> bytes:
-        """The content of one member.
+        """Return the content of one member.
 
         Raises:
             OSError: the tar has gone or cannot be read.
@@ -57,11 +57,8 @@ class TarMembers:
         if self._file is None:
             # The first use opens it: in every worker process, not in the one that starts them.
             self._file = os.open(self.path, os.O_RDONLY)
-        return os.pread(self._file, int(self._sizes[index]), int(self._offsets[index]))
-
-    def select(self, indices: np.ndarray) -> TarMembers:
-        """Those members, in that order."""
-        return TarMembers(self.path, self._offsets[indices], self._sizes[indices])
+        offset, size = self._places[index].tolist()
+        return os.pread(self._file, size, offset)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -71,32 +68,25 @@ class TarMembers:
             os.close(self._file)
 
 
-def list_tar(path: Path, suffixes: tuple[str, ...]) -> tuple[list[str], set[str], TarMembers]:
-    """List a tar of files in folders; hidden ones are passed over.
+def _tar_files(path: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    """List the images of a tar: name -> (offset, size), and all folders; hidden ones left out.
 
-    Args:
-        path: the tar.
-        suffixes: file name endings that count, in lower case.
-
-    Returns:
-        The names of its files with one of `suffixes`, without a leading `./`; the names of all
-        folders that it holds or implies; and where the files lie, in the order of the names. Of
-        files with the same name the last one counts, as it does in unpacking.
+    Of members with the same name the last one counts, as it does in unpacking.
 
     Raises:
-        ValueError: compressed or no tar, cut short, or a wanted file is a link or sparse.
+        ValueError: compressed or no tar, cut short, or an image is a link or sparse.
         OSError: it cannot be read.
     """
     places: dict[str, tuple[int, int]] = {}
     folders: set[str] = set()
     end = path.stat().st_size
-    for member in progress(_members(path), desc=f"list {path.name}", unit="file"):
+    for member in progress(_tar_members(path), desc=f"list {path.name}", unit="file"):
         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
         if any(part.startswith(".") for part in name.split("/")):
             continue
         if member.isdir():
             folders.add(name)
-        elif name.lower().endswith(suffixes):
+        elif name.lower().endswith(IMAGE_SUFFIXES):
             if member.issparse() or not member.isreg():
                 kind = "a sparse file" if member.issparse() else "a link or special file"
                 raise ValueError(f"{name} is {kind}, expected plain files only")
@@ -104,15 +94,14 @@ def list_tar(path: Path, suffixes: tuple[str, ...]) -> tuple[list[str], set[str]
                 raise ValueError(f"is cut short inside {name}")
             places[name] = (member.offset_data, member.size)
             folders.add(name.rpartition("/")[0])
-    for folder in list(folders):
+    for folder in list(folders):  # a tar need not hold the folders above its members
         while folder := folder.rpartition("/")[0]:
             folders.add(folder)
-    table = np.array(list(places.values()), dtype=np.int64).reshape(-1, 2)
-    return list(places), folders - {""}, TarMembers(path, table[:, 0].copy(), table[:, 1].copy())
+    return places, folders - {""}
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Headers of an uncompressed tar, one by one."""
+def _tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of an uncompressed tar."""
     with path.open("rb") as file:
         start = file.read(6)
     for magic, name in _COMPRESSED.items():
@@ -135,11 +124,6 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         while rest := file.read(2**20):
             if any(rest):
                 raise ValueError("goes on after its end, expected one tar, not several in a row")
-
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
-)
 
 
 @dataclass(frozen=True)
@@ -182,12 +166,10 @@ class ImageBatch(NamedTuple):
     Attributes:
         images: (B, 3, S, S) uint8, channels last in memory, as they were decoded.
         labels: (B,) int64.
-        indices: (B,) int64, the samples' places in the `ImageList`.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    indices: torch.Tensor
 
 
 def list_images(root: str | Path, flag: str = "--data_path") -> ImageList:
@@ -208,37 +190,33 @@ def list_images(root: str | Path, flag: str = "--data_path") -> ImageList:
 
 
 def _list_tar(path: Path, flag: str) -> ImageList:
-    """As `list_classes` would list the folder that was packed."""
+    """List a tar as `list_classes` would list the folder that was packed."""
     with blame(f"{flag}: {path} is not a folder, so expected a tar of one: it"):
-        names, folders, members = list_tar(path, tuple(IMAGE_SUFFIXES))
-    root = _packed_root(names, folders)
+        places, folders = _tar_files(path)
+    root = _packed_root(places, folders)
     below_root = {name[len(root) :] for name in folders if name.startswith(root)}
     classes = sorted(name for name in below_root if name and "/" not in name)
-    label_of = {name: label for label, name in enumerate(classes)}
-    # (label, name, place among the members): sorted as the folders would be, class by class.
-    rows = []
-    for place, name in enumerate(names):
-        class_name, slash, _ = name[len(root) :].partition("/")
-        if name.startswith(root) and slash:
-            rows.append((label_of[class_name], name, place))
-    rows.sort()
-    labels = np.array([label for label, _, _ in rows], dtype=np.int64)
-    counts = np.bincount(labels, minlength=len(classes))
     if not classes:
         raise UserError(f"{flag}: {path} holds no class folders, expected <class>/<images>")
+    label_of = {name: label for label, name in enumerate(classes)}
+    rows = []  # (label, name): sorted as the folders would be, class by class
+    for name in places:
+        class_name, slash, _ = name[len(root) :].partition("/")
+        if name.startswith(root) and slash:
+            rows.append((label_of[class_name], name))
+    rows.sort()
+    labels = np.array([label for label, _ in rows], dtype=np.int64)
+    counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         empty = f"{path}: {root}{classes[int(counts.argmin())]}"
         raise _no_files(empty, IMAGE_SUFFIXES, flag, "images")
-    return ImageList(
-        paths=tuple(name for _, name, _ in rows),
-        labels=labels,
-        classes=tuple(classes),
-        tar=members.select(np.array([place for _, _, place in rows])),
-    )
+    names = tuple(name for _, name in rows)
+    members = TarMembers(path, np.array([places[name] for name in names], dtype=np.int64))
+    return ImageList(names, labels, tuple(classes), members)
 
 
-def _packed_root(names: Sequence[str], folders: Collection[str]) -> str:
-    """What stands before the class folders in the names of a tar's members: "", or ends with /.
+def _packed_root(names: Collection[str], folders: Collection[str]) -> str:
+    """Return what stands before the class folders in a tar's names: "", or ends with /.
 
     A single folder on top is the one that was packed, if it holds `train` or no images of its own.
     """
@@ -251,14 +229,12 @@ def _packed_root(names: Sequence[str], folders: Collection[str]) -> str:
     return f"{root}train/" if f"{root}train" in folders else root
 
 
-def list_classes(root: Path, suffixes: Collection[str], flag: str, kind: str) -> ImageList:
-    """List the files with one of `suffixes` (lower case) below every sub-folder of `root`.
-
-    Hidden files and folders are passed over.
+def list_classes(root: Path, suffixes: tuple[str, ...], flag: str, kind: str) -> ImageList:
+    """List the files with one of `suffixes` below every sub-folder of `root`, hidden ones left out.
 
     Args:
         root: the folder whose sub-folders are the classes.
-        suffixes: file name endings that count, with the dot; letter case does not matter.
+        suffixes: file name endings in lower case; the case of the names does not matter.
         flag: the flag that named `root`, for messages.
         kind: what the files are, for messages.
 
@@ -266,40 +242,36 @@ def list_classes(root: Path, suffixes: Collection[str], flag: str, kind: str) ->
         UserError: as for `list_images`.
     """
     if not root.is_dir():
-        found = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"{flag}: {root} {found}, expected a folder of class folders")
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"{flag}: {root} {problem}, expected a folder of class folders")
     names: list[str] = []
     counts: list[int] = []
-    classes: list[str] = []
     try:
         with os.scandir(root) as entries:
             classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         for name in classes:
-            found_files = sorted(_files_below(os.path.join(root, name), tuple(suffixes)))  # noqa: PTH118
-            if not found_files:
+            files = sorted(_files_below(os.path.join(root, name), suffixes))  # noqa: PTH118
+            if not files:
                 raise _no_files(str(root / name), suffixes, flag, kind)
-            names += found_files
-            counts.append(len(found_files))
+            names += files
+            counts.append(len(files))
     except OSError as error:
         raise UserError(f"{flag}: {describe_os_error(error)}") from error
     if not classes:
         raise UserError(f"{flag}: {root} holds no class folders, expected <class>/<{kind}>")
-    return ImageList(
-        paths=tuple(map(Path, names)),
-        labels=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
-        classes=tuple(classes),
-    )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    return ImageList(tuple(map(Path, names)), labels, tuple(classes))
 
 
-def _no_files(folder: str, suffixes: Collection[str], flag: str, kind: str) -> UserError:
+def _no_files(folder: str, suffixes: tuple[str, ...], flag: str, kind: str) -> UserError:
     return UserError(
         f"{flag}: class folder {folder} holds no {kind}, expected at least one "
-        f"({', '.join(sorted(suffixes))})"
+        f"({', '.join(suffixes)})"
     )
 
 
 def _files_below(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Paths below `folder`, as strings: at 1.28 M files pathlib's walk is several times slower."""
+    """Yield paths as strings: at 1.28 M files pathlib's walk is several times slower."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -329,9 +301,6 @@ def image_batches(
         skip_bad: leave files that cannot be decoded out, with a warning each. A batch is then
             smaller, possibly empty.
 
-    Yields:
-        one `ImageBatch` for each of `batches`.
-
     Raises:
         UserError: a file cannot be decoded (without `skip_bad`); the message names it.
     """
@@ -355,35 +324,32 @@ def image_batches(
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """A signal to a whole job is for the process that trains: it needs its workers to finish."""
+    """Leave a signal to a whole job to the process that trains: it needs its workers to finish."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Samples(Dataset):
-    """Sample index -> (crop (S, S, 3) uint8, label, index), or a message if it is unreadable."""
+    """Sample index -> (crop (S, S, 3) uint8, label), or a message if it is unreadable."""
 
     def __init__(self, images: ImageList, image_size: int) -> None:
         self.images = images
         self.image_size = image_size
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int] | str:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int] | str:
         try:
             crop = center_crop(self.images.open(index), self.image_size)
         except UserError as error:
             # Raised in a worker it would come out wrapped in a traceback: see image_batches.
             return str(error)
-        return np.asarray(crop), int(self.images.labels[index]), int(index)
+        return np.asarray(crop), int(self.images.labels[index])
 
-    def collate(
-        self, samples: list[tuple[np.ndarray, int, int] | str]
-    ) -> tuple[ImageBatch, list[str]]:
+    def collate(self, samples: list[tuple[np.ndarray, int] | str]) -> tuple[ImageBatch, list[str]]:
         """Stack what could be read; the messages of the rest travel beside it."""
         problems = [sample for sample in samples if isinstance(sample, str)]
         good = [sample for sample in samples if not isinstance(sample, str)]
         pixels = torch.empty((len(good), self.image_size, self.image_size, 3), dtype=torch.uint8)
-        for row, (image, _, _) in zip(pixels.numpy(), good, strict=True):
-            row[:] = image
-        labels = torch.tensor([label for _, label, _ in good], dtype=torch.int64)
-        indices = torch.tensor([index for _, _, index in good], dtype=torch.int64)
-        return ImageBatch(pixels.permute(0, 3, 1, 2), labels, indices), problems
+        for row, (crop, _) in zip(pixels.numpy(), good, strict=True):
+            row[:] = crop
+        labels = torch.tensor([label for _, label in good], dtype=torch.int64)
+        return ImageBatch(pixels.permute(0, 3, 1, 2), labels), problems

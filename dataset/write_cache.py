@@ -18,12 +18,11 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,134 +36,6 @@ from util.geometry import TokenGrid
 from util.logs import LOG_FILE
 from util.run_record import RECORD_FILE as RECORD_OF_RUNS
 from util.signals import MARKER
-
-
-@dataclass
-class CacheInProgress:
-    """The shards of a cache and which of them are done; the same on every process.
-
-    Attributes:
-        path: the cache folder.
-        grid: what the tokens are.
-        fingerprint, precision: of the tokenizer, and of the arithmetic it encodes with.
-        shards: for every shard its batches, each an array of image indices.
-        found: shards that an interrupted run of the same settings left whole.
-        written: shards of this run, on this process.
-    """
-
-    path: Path
-    grid: TokenGrid
-    fingerprint: str
-    precision: str
-    shards: list[list[np.ndarray]]
-    found: list[Shard]
-    written: list[Shard] = field(default_factory=list)
-
-    @classmethod
-    def begin(
-        cls,
-        path: Path,
-        images: ImageList,
-        grid: TokenGrid,
-        fingerprint: str,
-        precision: str,
-        batch_size: int,
-        skip_bad: bool,
-    ) -> CacheInProgress:
-        """Plan a cache, or take up the unfinished one of these settings in the folder.
-
-        Args:
-            path: an existing folder.
-            images: what the cache is made from.
-            grid, fingerprint, precision: as above.
-            batch_size: images encoded at a time.
-            skip_bad: whether a shard may hold fewer images than were planned.
-
-        Raises:
-            UserError: on all processes, if the folder holds shards of other settings.
-        """
-        settings = {
-            **asdict(grid),
-            "fingerprint": fingerprint,
-            "precision": precision,
-            "batch_size": batch_size,
-            "images": names_digest(images.paths, images.labels),
-        }
-        shards = _plan_or_take_up(path, settings, len(images))
-        found = _whole_shards(path, grid, shards, skip_bad)
-        return cls(path, grid, fingerprint, precision, shards, found)
-
-    @property
-    def to_do(self) -> list[int]:
-        """Numbers of the shards that are not there yet."""
-        done = {shard.number for shard in self.found}
-        return [number for number in range(len(self.shards)) if number not in done]
-
-    def write(self, number: int, tokens: np.ndarray, labels: np.ndarray) -> None:
-        """Keep a shard: tokens (n, 2, N) and classes (n,) of its images, both integers."""
-        with blame(f"--cached_path: {self.path}"):
-            shard = write_shard(self.path, number, tokens, labels, self.grid.vocab_size)
-        self.written.append(shard)
-
-    def finish(self, classes: Sequence[str]) -> tuple[int, int]:
-        """Make one cache of all processes' shards.
-
-        Returns:
-            Images in it, and how many of them this run encoded.
-
-        Raises:
-            UserError: on all processes, if there is no image or a file cannot be written.
-        """
-        new = list(chain.from_iterable(distributed.gather(self.written)))
-        shards = sorted(self.found + new, key=lambda shard: shard.number)
-        distributed.fail_together(lambda: self._write_index(classes, shards))
-        return _count(shards), _count(new)
-
-    def _write_index(self, classes: Sequence[str], shards: Sequence[Shard]) -> None:
-        if not _count(shards):
-            raise UserError("none of the images can be decoded, expected at least one")
-        if distributed.is_main():
-            with blame(f"--cached_path: {self.path}"):
-                write_index(self.path, self.grid, self.fingerprint, classes, shards, self.precision)
-
-    def give_up(self) -> None:
-        """Clean up after a failure that all processes know of, so that none writes any more."""
-        if distributed.is_main():
-            drop_if_empty(self.path)
-
-
-def _count(shards: Sequence[Shard]) -> int:
-    return sum(shard.count for shard in shards)
-
-
-def _plan_or_take_up(
-    path: Path, settings: dict[str, Any], num_images: int
-) -> list[list[np.ndarray]]:
-    """The batches of every shard, as in the unfinished cache of these settings if there is one."""
-    plan = partial(plan_shards, num_images, settings["batch_size"], distributed.world_size())
-
-    def settle() -> int:
-        if not distributed.is_main():
-            return 0
-        with blame(f"--cached_path: {path}"):
-            return take_up(path, settings, len(plan()[0]))
-
-    size = distributed.gather(distributed.fail_together(settle))[0]
-    return plan(batches_per_shard=size)
-
-
-def _whole_shards(
-    path: Path, grid: TokenGrid, shards: list[list[np.ndarray]], skip_bad: bool
-) -> list[Shard]:
-    """Shards of an earlier run that are whole; the processes share the reading."""
-    found = []
-    for number in range(distributed.rank(), len(shards), distributed.world_size()):
-        parts = read_shard(path, number, grid)
-        # A run that skips bad images may have left some out.
-        if parts is not None and (skip_bad or len(parts[1]) == sum(map(len, shards[number]))):
-            found.append(Shard(number, len(parts[1])))
-    return list(chain.from_iterable(distributed.gather(found)))
-
 
 FORMAT = "lpd-token-cache"
 VERSION = 2
@@ -184,107 +55,169 @@ _UNFINISHED = re.compile(
 _SHARD = re.compile(r"shard-\d{5,}\.npz")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Tokens of consecutive images, on their way into the cache.
-
-    Attributes:
-        number: its place among the shards.
-        count: images it holds.
-    """
+class Shard(NamedTuple):
+    """Tokens of consecutive images on their way into the cache: the how-maniest, of how many."""
 
     number: int
     count: int
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smaller of uint16 and uint32 that holds every index below `vocab_size`."""
+    """Return the smaller of uint16 and uint32 that holds every index below `vocab_size`."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def require_new_cache(path: str | Path, flag: str = "--cached_path") -> None:
+def require_new_cache(path: Path) -> None:
     """Refuse a folder that holds anything but what an interrupted run left behind.
 
     Raises:
         UserError: a finished cache, or files that are not of a cache.
     """
-    path = Path(path)
     if (path / INDEX_FILE).exists():
         raise UserError(
-            f"{flag}: {path} already holds a finished token cache, expected a new folder"
+            f"--cached_path: {path} already holds a finished token cache, expected a new folder"
         )
     for name in sorted(file.name for file in _entries(path)):
         if name not in _RECORDS and not _UNFINISHED.fullmatch(name):
-            raise UserError(f"{flag}: {path} holds {name}, expected a new or empty folder")
+            raise UserError(f"--cached_path: {path} holds {name}, expected a new or empty folder")
 
 
-def remove_unfinished(path: str | Path) -> None:
+def remove_unfinished(path: Path) -> None:
     """Delete the cache files that an interrupted or failed run left in a folder."""
-    for file in _entries(Path(path)):
+    for file in _entries(path):
         if _UNFINISHED.fullmatch(file.name):
             file.unlink(missing_ok=True)
 
 
 def holds_unfinished(path: Path) -> bool:
-    """Whether an interrupted or failed run left cache files in a folder."""
+    """Tell whether an interrupted or failed run left cache files in a folder."""
     return any(_UNFINISHED.fullmatch(file.name) for file in _entries(path))
+
+
+def count_shards(path: Path) -> int:
+    """Count the finished shards in the folder of an unfinished cache."""
+    return sum(_SHARD.fullmatch(file.name) is not None for file in _entries(path))
 
 
 def _entries(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else []
 
 
-def take_up(path: str | Path, settings: Mapping[str, Any], batches_per_shard: int) -> int:
-    """Begin a cache, or go on with the unfinished one in the folder.
+def write_shard(
+    path: Path, number: int, tokens: np.ndarray, labels: np.ndarray, vocab_size: int
+) -> Shard:
+    """Write one shard, atomically; an .npz, whose checksums are compared when it is read.
 
     Args:
-        path: the cache folder, of which `require_new_cache` approves.
-        settings: all that decides what the shards hold, for a JSON file.
-        batches_per_shard: of this run, if it is the first.
-
-    Returns:
-        Batches per shard to go on with.
+        path: the cache folder.
+        number: the shard's place in the cache.
+        tokens: (n, 2, N) integers, plain and mirrored.
+        labels: (n,) integers, classes of the images.
+        vocab_size: decides the tokens' type on disk.
 
     Raises:
-        ValueError: the folder holds finished shards of other settings.
+        ValueError: an index is not below `vocab_size`, or tokens and labels do not agree.
+        OSError: the file cannot be written.
     """
-    path = Path(path)
+    if len(tokens) != len(labels):
+        raise ValueError(f"found tokens of {len(tokens)} images and {len(labels)} labels")
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        raise ValueError(
+            f"found indices {tokens.min()} to {tokens.max()}, expected [0, {vocab_size})"
+        )
+    with replacing(_shard_file(path, number)) as temporary, temporary.open("wb") as stream:
+        tokens = tokens.astype(token_dtype(vocab_size))
+        np.savez(stream, allow_pickle=False, tokens=tokens, labels=labels.astype(np.int32))
+    return Shard(number, len(tokens))
+
+
+def _read_shard(path: Path, number: int, grid: TokenGrid) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read tokens (n, 2, N) and labels (n,) of a shard; None if there is none or it is torn."""
+    file = _shard_file(path, number)
     try:
-        record = read_json(path / RECORD_FILE)
-        found_size = int(record.get("batches_per_shard"))
-    except (OSError, ValueError, TypeError, AttributeError):
-        record = None
-    if record is None or not count_shards(path):
-        remove_unfinished(path)
-        write_json({**settings, "batches_per_shard": batches_per_shard}, path / RECORD_FILE)
-        return batches_per_shard
-    for name, expected in settings.items():
-        if record.get(name) != expected:
-            raise ValueError(
-                f"holds an unfinished cache with {name} {record.get(name)}, found {expected}: "
-                "expected the same flags and images, or another folder"
-            )
-    return max(found_size, 1)
+        # Shards are not compressed: no array in one is larger than the file.
+        parts = read_npz(file, ("tokens", "labels"), max_bytes=file.stat().st_size)
+    except (OSError, ValueError, KeyError):
+        return None
+    tokens, labels = parts["tokens"], parts["labels"]
+    shape, dtype = (labels.size, 2, grid.num_tokens), token_dtype(grid.vocab_size)
+    whole = tokens.shape == shape and tokens.dtype == dtype
+    return (tokens, labels) if whole and labels.ndim == 1 and labels.dtype == np.int32 else None
 
 
-def drop_if_empty(path: str | Path) -> None:
-    """Clean up behind a run that failed before it finished a shard."""
-    if not count_shards(Path(path)):
-        remove_unfinished(path)
+def _shard_file(path: Path, number: int) -> Path:
+    return path / f"shard-{number:05d}.npz"
 
 
-def count_shards(path: Path) -> int:
-    """Finished shards in the folder of an unfinished cache."""
-    return sum(_SHARD.fullmatch(file.name) is not None for file in _entries(path))
+def write_index(
+    path: Path,
+    grid: TokenGrid,
+    fingerprint: str,
+    classes: Sequence[str],
+    shards: Sequence[Shard],
+    precision: str = "float32",
+) -> None:
+    """Join the shards, then write the index: the cache is finished.
+
+    Args:
+        path: the cache folder, which holds the shards; they go once the cache is finished.
+        grid: what the tokens are.
+        fingerprint: of the tokenizer that made them.
+        classes: class names.
+        shards: in order.
+        precision: of the arithmetic that made them, for the record.
+
+    Raises:
+        ValueError: a shard is not as it was written.
+        OSError: a file cannot be written.
+    """
+    _join_shards(path, shards, grid)
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        **asdict(grid),
+        "num_tokens": grid.num_tokens,
+        "num_images": sum(shard.count for shard in shards),
+        "fingerprint": fingerprint,
+        "precision": precision,
+        "crc32": {name: checksum(path / name) for name in (TOKENS_FILE, LABELS_FILE)},
+        "classes": list(classes),
+    }
+    write_json(index, path / INDEX_FILE)
+    for shard in shards:
+        _shard_file(path, shard.number).unlink()
+    (path / RECORD_FILE).unlink(missing_ok=True)
 
 
-def names_digest(paths: Sequence[str | Path], labels: np.ndarray) -> str:
-    """Which files a cache is made from, wherever they lie: sha256 (hex) of names and classes."""
-    root = os.path.commonpath([Path(path).parent for path in (paths[0], paths[-1])])
-    digest = hashlib.sha256(np.ascontiguousarray(labels, dtype=np.int64))
-    for path in paths:
-        digest.update(str(path)[len(root) :].encode(errors="surrogateescape") + b"\n")
-    return digest.hexdigest()
+def _join_shards(path: Path, shards: Sequence[Shard], grid: TokenGrid) -> None:
+    """Make one array file of many: one memory map, read by one gather."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(token_dtype(grid.vocab_size)),
+        "fortran_order": False,
+        "shape": (sum(shard.count for shard in shards), 2, grid.num_tokens),
+    }
+    classes = [np.empty(0, dtype=np.int32)]
+    with replacing(path / TOKENS_FILE) as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for shard in shards:
+            parts = _read_shard(path, shard.number, grid)
+            if parts is None or len(parts[1]) != shard.count:
+                name = _shard_file(path, shard.number).name
+                raise ValueError(f"{name} is damaged, expected the {shard.count} images written")
+            tokens, labels = parts
+            stream.write(np.ascontiguousarray(tokens).data)
+            classes.append(labels)
+    with replacing(path / LABELS_FILE) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.concatenate(classes), allow_pickle=False)
+
+
+def checksum(file: Path) -> int:
+    """Return `zlib.crc32` of a whole file."""
+    crc = 0
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def plan_shards(
@@ -313,121 +246,136 @@ def plan_shards(
     return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
-def write_shard(
-    path: str | Path, number: int, tokens: np.ndarray, labels: np.ndarray, vocab_size: int
-) -> Shard:
-    """Write one shard, atomically; an .npz, whose checksums are compared when it is read.
+class CacheInProgress:
+    """The shards of a cache and which of them are done; the same on every process.
+
+    An unfinished cache of these settings in the folder is taken up.
 
     Args:
-        path: the cache folder.
-        number: the shard's place in the cache.
-        tokens: (n, 2, N) integers, plain and mirrored.
-        labels: (n,) integers, classes of the images.
-        vocab_size: decides the tokens' type on disk.
+        path: an existing folder, of which `require_new_cache` approves.
+        images: what the cache is made from.
+        grid, fingerprint, precision: of the tokens, as for `write_index`.
+        batch_size: images encoded at a time.
+        skip_bad: whether a shard may hold fewer images than were planned.
+
+    Attributes:
+        shards: for every shard its batches, each an array of image indices.
+        earlier: shards that an interrupted run of the same settings left whole.
+        to_do: numbers of the others.
 
     Raises:
-        ValueError: an index is not below `vocab_size`, or tokens and labels do not agree.
-        OSError: the file cannot be written.
+        UserError: on all processes, if the folder holds shards of other settings.
     """
-    if len(tokens) != len(labels):
-        raise ValueError(f"found tokens of {len(tokens)} images and {len(labels)} labels")
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-        raise ValueError(
-            f"found indices {tokens.min()} to {tokens.max()}, expected [0, {vocab_size})"
-        )
-    with replacing(_shard_file(path, number)) as temporary, temporary.open("wb") as stream:
-        tokens = tokens.astype(token_dtype(vocab_size))
-        np.savez(stream, allow_pickle=False, tokens=tokens, labels=labels.astype(np.int32))
-    return Shard(number, len(tokens))
+
+    def __init__(
+        self,
+        path: Path,
+        images: ImageList,
+        grid: TokenGrid,
+        fingerprint: str,
+        precision: str,
+        batch_size: int,
+        skip_bad: bool,
+    ) -> None:
+        self._path, self._images, self._grid = path, images, grid
+        self._fingerprint, self._precision = fingerprint, precision
+        settings = {
+            **asdict(grid),
+            "fingerprint": fingerprint,
+            "precision": precision,
+            "batch_size": batch_size,
+            "images": _names_digest(images),
+        }
+        plan = plan_shards(len(images), batch_size, distributed.world_size())
+
+        def settle() -> int:
+            if not distributed.is_main():
+                return 0
+            with blame(f"--cached_path: {path}"):
+                return _take_up(path, settings, len(plan[0]))
+
+        size = distributed.gather(distributed.fail_together(settle))[0]
+        self.shards = plan_shards(len(images), batch_size, distributed.world_size(), size)
+        self.earlier = self._whole_shards(skip_bad)
+        done = {shard.number for shard in self.earlier}
+        self.to_do = [number for number in range(len(self.shards)) if number not in done]
+        self._written: list[Shard] = []
+
+    def _whole_shards(self, skip_bad: bool) -> list[Shard]:
+        """Find the shards of an earlier run that are whole; the processes share the reading."""
+        whole = []
+        for number in range(distributed.rank(), len(self.shards), distributed.world_size()):
+            parts = _read_shard(self._path, number, self._grid)
+            planned = sum(map(len, self.shards[number]))
+            # A run that skips bad images may have left some out.
+            if parts is not None and (skip_bad or len(parts[1]) == planned):
+                whole.append(Shard(number, len(parts[1])))
+        return list(chain.from_iterable(distributed.gather(whole)))
+
+    def write(self, number: int, tokens: np.ndarray, labels: np.ndarray) -> None:
+        """Keep a shard: tokens (n, 2, N) and classes (n,) of its images, both integers."""
+        with blame(f"--cached_path: {self._path}"):
+            shard = write_shard(self._path, number, tokens, labels, self._grid.vocab_size)
+        self._written.append(shard)
+
+    def finish(self) -> tuple[int, int]:
+        """Make one cache of all processes' shards.
+
+        Returns:
+            Images in it, and how many of them this run encoded.
+
+        Raises:
+            UserError: on all processes, if there is no image or a file cannot be written.
+        """
+        new = list(chain.from_iterable(distributed.gather(self._written)))
+        shards = sorted(self.earlier + new)
+        total, encoded = (sum(shard.count for shard in some) for some in (shards, new))
+
+        def write() -> None:
+            if not total:
+                raise UserError("none of the images can be decoded, expected at least one")
+            if distributed.is_main():
+                settings = (self._grid, self._fingerprint, self._images.classes)
+                with blame(f"--cached_path: {self._path}"):
+                    write_index(self._path, *settings, shards, self._precision)
+
+        distributed.fail_together(write)
+        return total, encoded
+
+    def give_up(self) -> None:
+        """Clean up, if no shard was finished, after a failure that all processes know of."""
+        if distributed.is_main() and not count_shards(self._path):
+            remove_unfinished(self._path)
 
 
-def read_shard(
-    path: str | Path, number: int, grid: TokenGrid
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Tokens (n, 2, N) and labels (n,) of a finished shard; None if there is none or it is torn."""
-    file = _shard_file(path, number)
+def _take_up(path: Path, settings: dict[str, Any], batches_per_shard: int) -> int:
+    """Begin a cache, or go on with the unfinished one in the folder; return batches per shard.
+
+    Raises:
+        ValueError: the folder holds finished shards of other settings.
+    """
     try:
-        # Shards are not compressed: no array in one is larger than the file.
-        parts = read_npz(file, ("tokens", "labels"), max_bytes=file.stat().st_size)
-    except (OSError, ValueError, KeyError):
-        return None
-    tokens, labels = parts["tokens"], parts["labels"]
-    shape, dtype = (labels.size, 2, grid.num_tokens), token_dtype(grid.vocab_size)
-    whole = tokens.shape == shape and tokens.dtype == dtype
-    return (tokens, labels) if whole and labels.ndim == 1 and labels.dtype == np.int32 else None
+        record = read_json(path / RECORD_FILE)
+        recorded_size = int(record.get("batches_per_shard"))
+    except (OSError, ValueError, TypeError, AttributeError):
+        record = None
+    if record is None or not count_shards(path):
+        remove_unfinished(path)
+        write_json({**settings, "batches_per_shard": batches_per_shard}, path / RECORD_FILE)
+        return batches_per_shard
+    for name, value in settings.items():
+        if record.get(name) != value:
+            raise ValueError(
+                f"holds an unfinished cache with {name} {record.get(name)}, found {value}: "
+                "expected the same flags and images, or another folder"
+            )
+    return max(recorded_size, 1)
 
 
-def write_index(
-    path: str | Path,
-    grid: TokenGrid,
-    fingerprint: str,
-    classes: Sequence[str],
-    shards: Sequence[Shard],
-    precision: str = "float32",
-) -> None:
-    """Join the shards, then write the index: the cache is finished.
-
-    Args:
-        path: the cache folder, which holds the shards; they go once the cache is finished.
-        grid: what the tokens are.
-        fingerprint: of the tokenizer that made them.
-        classes: class names.
-        shards: in order.
-        precision: of the arithmetic that made them, for the record.
-
-    Raises:
-        ValueError: a shard is not as it was written.
-        OSError: a file cannot be written.
-    """
-    path = Path(path)
-    _join_shards(path, shards, grid)
-    index = {
-        "format": FORMAT,
-        "version": VERSION,
-        **asdict(grid),
-        "num_tokens": grid.num_tokens,
-        "num_images": sum(shard.count for shard in shards),
-        "fingerprint": fingerprint,
-        "precision": precision,
-        "crc32": {name: checksum(path / name) for name in (TOKENS_FILE, LABELS_FILE)},
-        "classes": list(classes),
-    }
-    write_json(index, path / INDEX_FILE)
-    for shard in shards:
-        _shard_file(path, shard.number).unlink()
-    (path / RECORD_FILE).unlink(missing_ok=True)
-
-
-def _join_shards(path: Path, shards: Sequence[Shard], grid: TokenGrid) -> None:
-    """One array file instead of many: one memory map, read by one gather."""
-    header = {
-        "descr": np.lib.format.dtype_to_descr(token_dtype(grid.vocab_size)),
-        "fortran_order": False,
-        "shape": (sum(shard.count for shard in shards), 2, grid.num_tokens),
-    }
-    classes = [np.empty(0, dtype=np.int32)]
-    with replacing(path / TOKENS_FILE) as temporary, temporary.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for shard in shards:
-            parts = read_shard(path, shard.number, grid)
-            if parts is None or len(parts[1]) != shard.count:
-                name = _shard_file(path, shard.number).name
-                raise ValueError(f"{name} is damaged, expected the {shard.count} images written")
-            tokens, labels = parts
-            stream.write(np.ascontiguousarray(tokens).data)
-            classes.append(labels)
-    with replacing(path / LABELS_FILE) as temporary, temporary.open("wb") as stream:
-        np.save(stream, np.concatenate(classes), allow_pickle=False)
-
-
-def _shard_file(path: str | Path, number: int) -> Path:
-    return Path(path) / f"shard-{number:05d}.npz"
-
-
-def checksum(file: Path) -> int:
-    """`zlib.crc32` of a whole file."""
-    found = 0
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            found = zlib.crc32(block, found)
-    return found
+def _names_digest(images: ImageList) -> str:
+    """Name the files that a cache is made from, wherever they lie: sha256 of names and classes."""
+    root = os.path.commonpath([Path(path).parent for path in (images.paths[0], images.paths[-1])])
+    digest = hashlib.sha256(np.ascontiguousarray(images.labels, dtype=np.int64))
+    for path in images.paths:
+        digest.update(str(path)[len(root) :].encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()

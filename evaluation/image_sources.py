@@ -78,8 +78,9 @@ class FolderImages(ImageSource):
             self._require_size([place for batch in batches for place in batch])
         images = ImageList(self.files, labels=np.zeros(self.count, dtype=np.int64), classes=("",))
         with blame(self.flag):
-            for batch in image_batches(images, self.image_size, batches, num_workers=num_workers):
-                yield batch.indices.numpy(), batch.images
+            loader = image_batches(images, self.image_size, batches, num_workers=num_workers)
+            for places, batch in zip(batches, loader, strict=True):
+                yield places, batch.images
 
     def _require_size(self, places: list[int]) -> None:
         """Refuse files of another size, which would be cropped."""

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with blame("--cached_path"):
         record_run(parser, pinned_flags(args), path)
     try:
-        shards = write_shards(published, path, args.num_workers)
+        shards = convert_all(published, path, args.num_workers)
         with blame(f"--cached_path: {path}"):
             write_index(path, grid, fingerprint(tokenizer), published.classes, shards, "unknown")
     except BaseException:
@@ -89,11 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_published(args: argparse.Namespace) -> PublishedCache:
-    """The per-image files.
-
-    Raises:
-        UserError: there are none, or they are a cache already.
-    """
+    """Open the per-image files; raise a `UserError` if they are a cache already."""
     published = open_cache(args.published_path, "--published_path")
     if not isinstance(published, PublishedCache):
         raise UserError(
@@ -103,18 +99,18 @@ def open_published(args: argparse.Namespace) -> PublishedCache:
     return published
 
 
-def write_shards(published: PublishedCache, path: Path, num_workers: int) -> list[Shard]:
-    """All tokens as shards, read by several processes."""
-    starts = range(0, published.num_images, MAX_SHARD_IMAGES)
-    everything = np.arange(published.num_images)
-    parts = [published.select(everything[start:][:MAX_SHARD_IMAGES]) for start in starts]
+def convert_all(published: PublishedCache, path: Path, num_workers: int) -> list[Shard]:
+    """Write all tokens as shards, in several processes."""
+    places = np.arange(published.num_images)
+    starts = range(0, len(places), MAX_SHARD_IMAGES)
+    parts = [published.select(places[start : start + MAX_SHARD_IMAGES]) for start in starts]
     shards = []
     with (
         ProcessPoolExecutor(min(num_workers, available_cores(), len(parts))) as pool,
-        logs.progress(total=published.num_images, unit="image", desc="convert") as bar,
+        logs.progress(total=len(places), unit="image", desc="convert") as bar,
     ):
         try:
-            for shard in pool.map(partial(write_part, path), range(len(parts)), parts):
+            for shard in pool.map(partial(convert, path), range(len(parts)), parts):
                 shards.append(shard)
                 bar.update(shard.count)
         except BaseException:
@@ -123,12 +119,12 @@ def write_shards(published: PublishedCache, path: Path, num_workers: int) -> lis
     return shards
 
 
-def write_part(path: Path, number: int, part: PublishedCache) -> Shard:
+def convert(path: Path, number: int, part: PublishedCache) -> Shard:
     """Read all images of a part, both ways round, and write them as one shard."""
     indices = np.arange(part.num_images)
     ways = [part.read(indices, np.full(len(indices), flip)) for flip in (False, True)]
     with blame(f"--cached_path: {path}"):
-        return write_shard(path, number, np.stack(ways, axis=1), part.labels, part.vocab_size)
+        return write_shard(path, number, np.stack(ways, axis=1), part.labels, part.grid.vocab_size)
 
 
 if __name__ == "__main__":

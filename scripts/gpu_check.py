@@ -51,7 +51,12 @@ STOPPED = "stopped by a signal"
 # Lines of a part in the table, which has 60 at most, and letters of a line.
 LINES, WIDTH = {"device": 5, "latency": 15, "tokens": 3, "tests": 3}, 118
 OTHER_LINES = 11
-TESTS = ("test_cuda_graphs", "test_fast_decoder", "test_fast_path", "test_compiled_training")
+TESTS = (
+    "tests/gpu/test_cuda_graphs.py",
+    "tests/unit/tokenizers/test_fast_decoder.py",
+    "tests/gpu/test_fast_path.py",
+    "tests/gpu/test_compiled_training.py",
+)
 # `...::test PASSED`, or of several processes `[gw0] [ 1%] PASSED ...::test`; not the summary's.
 TEST_END = re.compile(
     r"^(?:tests/.*::.* |\[gw.*\] )(PASSED|FAILED|ERROR|SKIPPED)\b.*", re.MULTILINE
@@ -146,9 +151,9 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
 
 
 def tests(quick: bool) -> list[str]:
-    """The command that runs the tests under tests/gpu, those of graphs and VQ decoder first."""
+    """The command that runs the tests of GPUs, those of graphs and VQ decoder first."""
     command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "--maxfail", "20"]
-    command += [f"tests/gpu/{name}.py" for name in (TESTS[:1] if quick else TESTS)]
+    command += TESTS[:1] if quick else TESTS
     if importlib.util.find_spec("xdist") and not quick:
         command += ["-n", "4", "--dist", "worksteal"]
     if importlib.util.find_spec("pytest_timeout"):

@@ -27,7 +27,7 @@ from models.transformer import KVCache, merge_heads, split_heads
 from performance import timing as benchmark
 from scripts import benchmark_sampling, benchmark_training
 from scripts.benchmark_sampling import Case, Row, random_model
-from tokenizers.fast_decoder import DecodingHalf, FastDecoder
+from tokenizers.fast_decoder import DecoderCopy, FastDecoder
 from tokenizers.vq_model import VQModel
 from util.files import write_json
 
@@ -318,7 +318,7 @@ def under(
 def decoders(check: Check, case: Case) -> dict[str, Callable[[], torch.Tensor]]:
     """The VQ decoder of one image and of several, as it is and otherwise."""
     dtype = torch.float16 if check.on_gpu else torch.float32
-    as_is, nchw = (DecodingHalf(case.tokenizer, dtype) for _ in range(2))
+    as_is, nchw = (DecoderCopy(case.tokenizer, dtype) for _ in range(2))
     nchw.decoder.to(memory_format=torch.contiguous_format)
     ways = {"as_is": as_is, "cudnn_benchmark": as_is, "nchw": nchw}
     if check.on_gpu:

@@ -18,14 +18,13 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 @torch.no_grad()  # training keeps the indices for its backward pass: no inference mode
 def encode(tokenizer: VQModel, images: Tensor, precision: str = "float32") -> Tensor:
-    """Tokenize.
+    """Tokenize images (B, 3, S, S) uint8, on any device.
 
     Args:
         tokenizer: in eval mode.
-        images: (B, 3, S, S) uint8, on any device.
-        precision: one of `PRECISIONS`, whatever autocast and `torch.backends` say: PyTorch by
-            itself would let convolutions use TF32 on a GPU, `float32` does not. The nearest code is
-            looked up in float64 either way.
+        images: as above.
+        precision: one of `PRECISIONS`, whatever autocast and `torch.backends` say (PyTorch by
+            itself would use TF32 on a GPU). The nearest code is looked up in float64 either way.
 
     Returns:
         (B, N) int64, raster order, on the tokenizer's device.
@@ -40,7 +39,7 @@ def encode(tokenizer: VQModel, images: Tensor, precision: str = "float32") -> Te
 
 
 def encode_both_ways(tokenizer: VQModel, images: Tensor, precision: str = "float32") -> Tensor:
-    """Tokens (B, 2, N) of images (B, 3, S, S) uint8: plain, then mirrored left to right."""
+    """Tokenize images (B, 3, S, S) uint8 plain and mirrored left to right: (B, 2, N)."""
     if len(images) == 0:
         side = images.shape[-1] // tokenizer.stride
         return torch.empty((0, 2, side**2), dtype=torch.int64)
@@ -49,9 +48,9 @@ def encode_both_ways(tokenizer: VQModel, images: Tensor, precision: str = "float
 
 
 def log_share_changed(tokenizer: VQModel, images: Tensor, precision: str) -> None:
-    """Say what share of the indices of `images` a precision below float32 changes."""
+    """Log what share of the indices of `images` a precision below float32 changes."""
     if precision == "float32" or len(images) == 0:
         return
-    found, exact = (encode_both_ways(tokenizer, images, name) for name in (precision, "float32"))
-    share = (found != exact).double().mean().item()
+    rounded, exact = (encode_both_ways(tokenizer, images, name) for name in (precision, "float32"))
+    share = (rounded != exact).double().mean().item()
     logger.info("%s changes %.4f %% of the first batch's indices", precision, 100 * share)

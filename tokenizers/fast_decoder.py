@@ -28,13 +28,8 @@ MAX_PIXELS = 16 * 256**2
 MAX_GRAPHS = 4
 
 
-class DecodingHalf(nn.Module):
-    """What of a tokenizer decodes, copied in another precision, channels last.
-
-    Args:
-        tokenizer: what to copy; the copy is on its device.
-        dtype: of all weights and activations.
-    """
+class DecoderCopy(nn.Module):
+    """VQ decoder in `dtype`, channels last, on the tokenizer's device."""
 
     def __init__(self, tokenizer: VQModel, dtype: torch.dtype) -> None:
         super().__init__()
@@ -44,10 +39,10 @@ class DecodingHalf(nn.Module):
 
     @torch.no_grad()
     def load(self, tokenizer: VQModel) -> None:
-        """Take over the tokenizer's weights in place, so that graphs stay valid."""
-        theirs = tokenizer.decoder.parameters()
-        for mine, new in zip(self.decoder.parameters(), theirs, strict=True):
-            mine.copy_(new)
+        """Copy the tokenizer's weights in place, so that captured graphs stay valid."""
+        weights = tokenizer.decoder.parameters()
+        for own, weight in zip(self.decoder.parameters(), weights, strict=True):
+            own.copy_(weight)
         self.features.copy_(_code_features(tokenizer))
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -59,14 +54,14 @@ class DecodingHalf(nn.Module):
 
 @torch.no_grad()
 def _code_features(tokenizer: VQModel) -> Tensor:
-    """Every code as the decoder sees it, (codebook_size, z_channels)."""
+    """Compute every code as the decoder sees it, (codebook_size, z_channels)."""
     with plain_float32(tokenizer.quantize.embedding.weight.device):
         codes = tokenizer.quantize.codes().mT[None, :, :, None]
         return tokenizer.post_quant_conv(codes)[0, :, :, 0].mT.contiguous()
 
 
 def _decoding_weights(tokenizer: VQModel) -> list[Tensor]:
-    """All that `DecodingHalf` copies."""
+    """List all that `DecoderCopy` copies."""
     return [
         *tokenizer.decoder.parameters(),
         *tokenizer.post_quant_conv.parameters(),
@@ -77,12 +72,12 @@ def _decoding_weights(tokenizer: VQModel) -> list[Tensor]:
 class FastDecoder:
     """Code indices -> uint8 images, at the precision and memory layout that are fast on the device.
 
-    Stands for `to_uint8(tokenizer.decode_code(indices))` and keeps it within one grey level for
-    99.9 % of the values of a probe batch, or else decodes in float32. On a CUDA device float16 and
-    bfloat16 are tried, and what decodes is captured in CUDA graphs. A CPU decodes in float32:
-    bfloat16 is not accurate enough there either, and float16 is slow.
+    Stands for `to_uint8(tokenizer.decode_code(indices))`, within one grey level for 99.9 % of the
+    values of a probe batch, or else in float32. On a CUDA device float16 and bfloat16 are tried and
+    the decoder runs in CUDA graphs. A CPU uses float32: bfloat16 is not accurate enough there
+    either, and float16 is slow.
 
-    Weights that change or move are noticed at the next call, except writes through `.data`, which
+    Changed or moved weights are noticed at the next call, except writes through `.data`, which
     PyTorch does not count.
 
     Args:
@@ -110,20 +105,14 @@ class FastDecoder:
 
     @torch.no_grad()
     def __call__(self, indices: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            indices: (B, N) int64 in [0, codebook_size), raster order, on the tokenizer's device.
-
-        Returns:
-            (B, S, S, 3) uint8 on the device, contiguous.
+        """Decode (B, N) int64 indices in raster order to (B, S, S, 3) uint8, contiguous.
 
         Raises:
             ValueError: the indices have another shape.
         """
         if indices.ndim != 2 or indices.shape[1] != self._num_tokens:
-            found = tuple(indices.shape)
-            raise ValueError(f"indices: found shape {found}, expected (B, {self._num_tokens})")
+            shape = tuple(indices.shape)
+            raise ValueError(f"indices: found shape {shape}, expected (B, {self._num_tokens})")
         self._follow_weights()
         with plain_float32(self._device):
             parts = [self._decode(part) for part in indices.split(self._images_at_a_time)]
@@ -131,15 +120,15 @@ class FastDecoder:
 
     def _decode(self, indices: Tensor) -> Tensor:
         if self._graphs is None:
-            return self._half(indices)
+            return self._copy(indices)
         try:
-            return self._graphs.run(f"VQ decoder, batch of {len(indices)}", self._half, indices)
+            return self._graphs.run(f"VQ decoder, batch of {len(indices)}", self._copy, indices)
         except torch.OutOfMemoryError:
             self._graphs.clear()  # without their memory there may be room, now and later
         except CaptureError as error:
             logger.warning("VQ decoder: decoding without CUDA graphs, because %s", error)
             self._graphs = None
-        return self._half(indices)
+        return self._copy(indices)
 
     def _follow_weights(self) -> None:
         """Bring the copy up to date."""
@@ -147,56 +136,52 @@ class FastDecoder:
         if self._state is None or weights[0].device != self._device:
             self._build()
         elif not self._state.is_current(weights):
-            self._half.load(self._tokenizer)
+            self._copy.load(self._tokenizer)
             state = WeightState(weights)
             # Without versions this happens at every call: what was measured at first must do.
             if state.versioned and self.dtype != torch.float32:
-                self.agreement = self._measure(self._half)
+                self.agreement = self._measure(self._copy)
             if self.agreement < MIN_AGREEMENT:
                 self._build()
             self._state = state
 
     @torch.no_grad()
     def _build(self) -> None:
-        """Choose the precision and make the copy."""
+        """Make the copy, in the first precision that is accurate enough."""
         self._state = None  # until all went well
         weights = _decoding_weights(self._tokenizer)
         self._device = weights[0].device
         self._graphs = GraphCache(MAX_GRAPHS) if self._device.type == "cuda" else None
-        self._half, self.dtype, self.agreement = self._choose()
+        dtypes = (torch.float16, torch.bfloat16) if self._graphs is not None else ()
+        if self._wanted is not None:
+            dtypes = (self._wanted,)
+        for dtype in (*dtypes, torch.float32):
+            with torch.inference_mode(False):  # whose tensors could not be written to later
+                self._copy = DecoderCopy(self._tokenizer, dtype)
+            self.dtype, self.agreement = dtype, 1.0
+            if dtype == torch.float32 or self._is_accurate():
+                break
         self._state = WeightState(weights)
 
-    def _choose(self) -> tuple[DecodingHalf, torch.dtype, float]:
-        """The first precision that is accurate enough: a copy in it, and its agreement."""
-        candidates = (torch.float16, torch.bfloat16) if self._device.type == "cuda" else ()
-        if self._wanted is not None:
-            candidates = (self._wanted,)
-        for dtype in candidates:
-            if dtype == torch.float32:
-                break
-            half = self._copy(dtype)
-            agreement = self._measure(half)
-            logger.info(
-                "VQ decoder: %s keeps %.3f %% of grey levels within one of float32 (%s %.1f %%)",
-                str(dtype).removeprefix("torch."),
-                100 * agreement,
-                "accepted: at least" if agreement >= MIN_AGREEMENT else "rejected: below",
-                100 * MIN_AGREEMENT,
-            )
-            if agreement >= MIN_AGREEMENT:
-                return half, dtype, agreement
-        return self._copy(torch.float32), torch.float32, 1.0
+    def _is_accurate(self) -> bool:
+        """Measure and log the agreement with float32."""
+        self.agreement = self._measure(self._copy)
+        accurate = self.agreement >= MIN_AGREEMENT
+        logger.info(
+            "VQ decoder: %s keeps %.3f %% of grey levels within one of float32 (%s %.1f %%)",
+            str(self.dtype).removeprefix("torch."),
+            100 * self.agreement,
+            "accepted: at least" if accurate else "rejected: below",
+            100 * MIN_AGREEMENT,
+        )
+        return accurate
 
-    def _copy(self, dtype: torch.dtype) -> DecodingHalf:
-        with torch.inference_mode(False):  # whose tensors could not be written to later
-            return DecodingHalf(self._tokenizer, dtype)
-
-    def _measure(self, half: DecodingHalf) -> float:
-        """Share of a fixed batch's uint8 values that lie within one of the plain path's."""
+    def _measure(self, decoder: DecoderCopy) -> float:
+        """Return the share of a probe's uint8 values within one of the plain path's."""
         words = streams.words("VQ decoder probe", np.arange(PROBE_IMAGES), count=self._num_tokens)
         codes = (words % np.uint64(self._tokenizer.codebook_size)).astype(np.int64)
         indices = torch.from_numpy(codes).to(self._device)
         with plain_float32(self._device):
             expected = to_uint8(self._tokenizer.decode_code(indices))
-            found = half(indices)
-        return ((found.int() - expected.int()).abs() <= 1).float().mean().item()
+            images = decoder(indices)
+        return ((images.int() - expected.int()).abs() <= 1).float().mean().item()

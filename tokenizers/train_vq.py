@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.image_folder import ImageList, image_batches, list_images
 from hub.weights import plain_flags
-from tokenizers.vq_loss import VQLosses, vq_losses
+from tokenizers.vq_loss import vq_losses
 from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tokenizer
 from training.lr_schedule import LRSchedule
 from training.scalars import ScalarLog
@@ -43,7 +43,7 @@ SHOWN_IMAGES = 32
 
 
 def build_parser() -> Parser:
-    """The command's flags; the defaults are the published tokenizer's sizes."""
+    """Declare the flags; the defaults are the published tokenizer's sizes."""
     parser = Parser(description="Train a VQ tokenizer on an image folder.")
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", required=True, help="ImageFolder, or one under train/")
@@ -86,7 +86,7 @@ def build_parser() -> Parser:
 
 
 def build_model(args: argparse.Namespace) -> VQModel:
-    """A freshly initialised tokenizer, the same for the same seed.
+    """Initialise a tokenizer, the same for the same seed.
 
     Raises:
         UserError: sizes that do not fit together.
@@ -121,11 +121,8 @@ class Pictures:
             every = np.array_split(np.arange(len(images)), math.ceil(len(images) / 256))
             self._kept = torch.cat(list(self.batches(logs.progress(every, desc="read images"))))
 
-    def __len__(self) -> int:
-        return len(self._options[0])
-
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """(B, 3, S, S) uint8 for each array of sample indices.
+        """Yield (B, 3, S, S) uint8 for each array of sample indices.
 
         Raises:
             UserError: an image cannot be decoded.
@@ -139,7 +136,7 @@ class Pictures:
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """This process's sample indices of one epoch, (steps, batch_size); a rest is left out."""
+    """Draw this process's sample indices of one epoch, (steps, batch_size); a rest is left out."""
     order = streams.permutations("vq order", seed, epoch, count=count)[0]
     together = batch_size * distributed.world_size()
     steps = count // together
@@ -169,112 +166,108 @@ def revive_unused_codes(quantizer: VectorQuantizer, latents: Tensor, seed: int, 
         dist.broadcast(codebook, src=0)
 
 
-class Trainer:
-    """One training run: `run_epoch` for each epoch, then `report`.
+def train(
+    args: argparse.Namespace, model: VQModel, data: ImageList, device: torch.device, folder: Path
+) -> None:
+    """Run all epochs; vq.pt in `folder` is the tokenizer as it is after each.
 
-    Args:
-        model: fresh, on `device`.
-        pictures: the training images.
-        args: the command's flags.
-        device: where to compute.
-        scalars: where losses go.
+    Raises:
+        UserError: an image cannot be read, a file not be written, or the loss is not finite.
     """
-
-    def __init__(
-        self,
-        model: VQModel,
-        pictures: Pictures,
-        args: argparse.Namespace,
-        device: torch.device,
-        scalars: ScalarLog,
-    ) -> None:
-        self.model, self.pictures, self.args = model, pictures, args
-        self.device, self.scalars = device, scalars
-        self.batch_size = min(args.batch_size, len(pictures) // distributed.world_size())
-        if self.batch_size < 1:
-            raise UserError(
-                f"--data_path: found {len(pictures)} images, expected at least one for each of "
-                f"{distributed.world_size()} processes"
-            )
-        self.steps_per_epoch = len(pictures) // (self.batch_size * distributed.world_size())
-        self.network: nn.Module = model
-        if dist.is_initialized():
-            self.network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay
+    count, processes, quantizer = len(data), distributed.world_size(), model.quantize
+    with blame("--data_path"):
+        pictures = Pictures(data, args.img_size, args.num_workers)
+    batch_size = min(args.batch_size, count // processes)
+    if batch_size < 1:
+        raise UserError(
+            f"--data_path: found {count} images, expected at least one for each of "
+            f"{processes} processes"
         )
-        self.schedule = LRSchedule("cosine", args.lr, 0.0, args.epochs, 1, 0)
-        tokens_per_step = self.batch_size * (args.img_size // model.stride) ** 2
-        self.revive_every = math.ceil(USAGE_RECORD / tokens_per_step)
-        self.last_revival = args.revive_until * args.epochs * self.steps_per_epoch
+    steps = count // (batch_size * processes)
+    network: nn.Module = model
+    if dist.is_initialized():
+        network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay
+    )
+    schedule = LRSchedule("cosine", args.lr, 0.0, args.epochs, 1, 0)
+    revive_every = math.ceil(USAGE_RECORD / (batch_size * (args.img_size // model.stride) ** 2))
+    last_revival = args.revive_until * args.epochs * steps
+    scalars = ScalarLog(folder if distributed.is_main() else None)
 
-    def run_epoch(self, epoch: int) -> None:
-        """Train on every image once."""
-        self.model.train()
-        args, first = self.args, epoch * self.steps_per_epoch
-        batches = epoch_batches(len(self.pictures), self.batch_size, args.seed, epoch)
-        loaded = self.pictures.batches(batches)
+    for epoch in range(args.epochs):
+        model.train()
+        batches = epoch_batches(count, batch_size, args.seed, epoch)
         bar = logs.progress(
-            loaded, total=len(batches), desc=f"epoch {epoch} of {args.epochs}", unit="step"
+            pictures.batches(batches),
+            total=steps,
+            desc=f"epoch {epoch} of {args.epochs}",
+            unit="step",
         )
-        for i, (indices, images) in enumerate(zip(batches, bar, strict=True)):
+        for step, (indices, images) in enumerate(zip(batches, bar, strict=True), epoch * steps):
             flips = streams.uniforms("vq flip", args.seed, epoch, indices, count=1) < args.flip_prob
             flips = torch.from_numpy(flips).view(-1, 1, 1, 1)
-            images = torch.where(flips, images.flip(-1), images).to(self.device)
-            lr = self.schedule.at((first + i) / self.steps_per_epoch)
-            losses = self._step(to_float(images), first + i + 1, lr)
-            if i % LOG_EVERY == 0:
+            inputs = to_float(torch.where(flips, images.flip(-1), images).to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+                result = network(inputs)
+            codebook = quantizer.codes()
+            losses = vq_losses(inputs, result, codebook, args.commitment, args.entropy_ratio)
+            optimizer.zero_grad()
+            losses.total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            lr = schedule.at(step / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            quantizer.record_usage(result.indices)
+            if (step + 1) % revive_every == 0 and step + 1 <= last_revival:
+                revive_unused_codes(quantizer, result.latents, args.seed, step + 1)
+            if step % steps % LOG_EVERY == 0:
                 values = {f"loss/{name}": value.item() for name, value in vars(losses).items()}
                 if not all(map(math.isfinite, values.values())):
                     raise UserError(
-                        f"training: the losses are {values} in epoch {epoch}, step {i}, expected "
-                        "finite numbers (a smaller --lr may help)"
+                        f"training: the losses are {values} in epoch {epoch}, step {step % steps}, "
+                        "expected finite numbers (a smaller --lr may help)"
                     )
-                self.scalars.add(first + i, {**values, "lr": lr, "codes_used": self.codes_used()})
+                scalars.add(step, {**values, "lr": lr, "codes_used": codes_used(quantizer)})
                 bar.set_postfix(mse=f"{values['loss/reconstruction']:.5f}", refresh=False)
+        if distributed.is_main():
+            with blame("--output_dir"):
+                save_tokenizer(folder / "vq.pt", model, epoch=epoch, args=plain_flags(args))
 
-    def _step(self, images: Tensor, step: int, lr: float) -> VQLosses:
-        """One update; `step` counts from 1."""
-        args, quantizer = self.args, self.model.quantize
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.bf16):
-            result = self.network(images)
-        losses = vq_losses(images, result, quantizer.codes(), args.commitment, args.entropy_ratio)
-        self.optimizer.zero_grad()
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        quantizer.record_usage(result.indices)
-        if step % self.revive_every == 0 and step <= self.last_revival:
-            revive_unused_codes(quantizer, result.latents, args.seed, step)
-        return losses
+    if distributed.is_main():
+        with blame("--output_dir"):
+            psnr = show_reconstructions(model, pictures, count, folder)
+        scalars.add(args.epochs * steps, {"psnr": psnr})
+    scalars.close()
+    distributed.barrier()
 
-    def codes_used(self) -> int:
-        """Number of different codes in the usage record."""
-        return len(self.model.quantize.codebook_used.unique())
 
-    @torch.no_grad()
-    def report(self, path: Path) -> None:
-        """Write some images beside their reconstructions, and log how good they are."""
-        self.model.eval()
-        count = min(SHOWN_IMAGES, len(self.pictures))
-        shown = np.linspace(0, len(self.pictures) - 1, count).astype(np.int64)
-        (images,) = self.pictures.batches([shown])
-        indices = self.model.encode_indices(to_float(images.to(self.device)))
-        decoded = to_uint8(self.model.decode_code(indices)).cpu()
-        images = images.permute(0, 2, 3, 1)
-        mse = (images.double() - decoded.double()).square().mean().item()
-        psnr = 10 * math.log10(255**2 / max(mse, 1e-12))
-        self.scalars.add(self.args.epochs * self.steps_per_epoch, {"psnr": psnr})
-        logger.info(
-            "PSNR %.2f dB, %d of %d codes in use", psnr, self.codes_used(), self.model.codebook_size
-        )
-        save_grid(torch.stack([images, decoded], dim=1).flatten(0, 1), path, columns=8)
+def codes_used(quantizer: VectorQuantizer) -> int:
+    """Count the different codes in the usage record."""
+    return len(quantizer.codebook_used.unique())
+
+
+@torch.no_grad()
+def show_reconstructions(model: VQModel, pictures: Pictures, count: int, folder: Path) -> float:
+    """Write some of `count` images beside their reconstructions; return and log their PSNR, dB."""
+    model.eval()
+    shown = np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(np.int64)
+    (images,) = pictures.batches([shown])
+    device = model.quantize.embedding.weight.device
+    indices = model.encode_indices(to_float(images.to(device)))
+    decoded = to_uint8(model.decode_code(indices)).cpu()
+    images = images.permute(0, 2, 3, 1)
+    mse = (images.double() - decoded.double()).square().mean().item()
+    psnr = 10 * math.log10(255**2 / max(mse, 1e-12))
+    used, size = codes_used(model.quantize), model.codebook_size
+    logger.info("PSNR %.2f dB, %d of %d codes in use", psnr, used, size)
+    pairs = torch.stack([images, decoded], dim=1).flatten(0, 1)
+    save_grid(pairs, folder / "reconstructions.png", columns=8)
+    return psnr
 
 
 def main() -> None:
-    """The command."""
     logs.setup()
     parser = build_parser()
     args = parser.parse_args()
@@ -288,15 +281,11 @@ def main() -> None:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
         distributed.fail_together(lambda: begin(parser, args, folder, at_exit))
-        train(args, model, images, device, folder / "vq.pt")
+        train(args, model, images, device, folder)
 
 
 def refuse_to_overwrite(args: argparse.Namespace) -> None:
-    """Refuse to replace a tokenizer.
-
-    Raises:
-        UserError: there is one, and --overwrite was not given.
-    """
+    """Raise a `UserError` if there is a tokenizer and --overwrite was not given."""
     if Path(args.output_dir, "vq.pt").exists() and not args.overwrite:
         raise UserError(
             f"--output_dir: {args.output_dir} holds vq.pt, expected another folder, or --overwrite "
@@ -312,27 +301,6 @@ def begin(parser: Parser, args: argparse.Namespace, folder: Path, at_exit: ExitS
         refuse_to_overwrite(args)  # another run may have ended meanwhile
         with blame("--output_dir"):
             record_run(parser, args, folder)
-
-
-def train(
-    args: argparse.Namespace, model: VQModel, images: ImageList, device: torch.device, file: Path
-) -> None:
-    """All epochs; the tokenizer, as it is after each, goes to `file`."""
-    folder = file.parent
-    with blame("--data_path"):
-        pictures = Pictures(images, args.img_size, args.num_workers)
-    scalars = ScalarLog(folder if distributed.is_main() else None)
-    trainer = Trainer(model, pictures, args, device, scalars)
-    for epoch in range(args.epochs):
-        trainer.run_epoch(epoch)
-        if distributed.is_main():
-            with blame("--output_dir"):
-                save_tokenizer(file, model, epoch=epoch, args=plain_flags(args))
-    if distributed.is_main():
-        with blame("--output_dir"):
-            trainer.report(folder / "reconstructions.png")
-    scalars.close()
-    distributed.barrier()
 
 
 if __name__ == "__main__":

@@ -15,23 +15,15 @@ ENTROPY_TEMPERATURE = 0.01
 
 @dataclass(frozen=True)
 class VQLosses:
-    """The terms of the loss, float32 scalars, weights included.
+    """The terms of the loss, float32 scalars, weights included."""
 
-    Attributes:
-        reconstruction: mean squared pixel error, images in [-1, 1].
-        codebook: mean squared difference, pulling codes to the latents.
-        commitment: the same, pulling latents to their codes.
-        entropy: `entropy_term`.
-    """
-
-    reconstruction: Tensor
-    codebook: Tensor
-    commitment: Tensor
-    entropy: Tensor
+    reconstruction: Tensor  # mean squared pixel error, images in [-1, 1]
+    codebook: Tensor  # mean squared difference, pulling codes to the latents
+    commitment: Tensor  # the same, pulling latents to their codes
+    entropy: Tensor  # see `entropy_term`
 
     @property
     def total(self) -> Tensor:
-        """The sum to minimise."""
         return self.reconstruction + self.codebook + self.commitment + self.entropy
 
 
@@ -42,14 +34,13 @@ def vq_losses(
     commitment: float = 0.25,
     entropy_ratio: float = 0.0,
 ) -> VQLosses:
-    """The loss of one batch.
+    """Compute the loss of one batch.
 
     Args:
         images: (B, 3, S, S) in [-1, 1], what went in.
         result: what came out.
         codebook: (V, E) unit codes with gradient; only the entropy term needs it.
-        commitment: weight of the commitment term.
-        entropy_ratio: weight of the entropy term; 0 leaves it out.
+        commitment, entropy_ratio: weights of these terms.
     """
     latents, codes = result.latents, result.codes
     reconstruction = F.mse_loss(result.images.float(), images)
@@ -65,13 +56,9 @@ def vq_losses(
 
 
 def entropy_term(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Mean entropy of the soft assignments minus the entropy of the mean one, nats.
+    """Compute the mean entropy of the soft assignments minus the entropy of the mean one, nats.
 
-    Low when every latent is close to one code and all codes are used alike.
-
-    Args:
-        latents: (M, E) unit vectors.
-        codebook: (V, E) unit codes.
+    Low when every latent (M, E) is close to one code of (V, E) and all codes are used alike.
     """
     # Squared distance of unit vectors: 2 - 2 cos. The constant drops out of the softmax.
     log_probs = F.log_softmax(2 * latents @ codebook.mT / ENTROPY_TEMPERATURE, dim=-1)

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ USAGE_RECORD = 65_536
 LOOKUP_ENTRIES = 2**26
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+_norm = partial(nn.GroupNorm, 32, eps=1e-6)
 
 
 def _conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -59,10 +59,7 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = _norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -181,11 +178,11 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("codebook_used", torch.zeros(USAGE_RECORD))
 
     def codes(self) -> Tensor:
-        """The whole codebook as unit vectors, (codebook_size, embed_dim)."""
+        """Return the whole codebook as unit vectors, (codebook_size, embed_dim)."""
         return F.normalize(self.embedding.weight, dim=-1)
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Indices (M,) int64 of the codes nearest to unit `vectors` (M, embed_dim)."""
+        """Find the codes nearest to unit `vectors` (M, embed_dim): indices (M,) int64."""
         # float64, because neither autocast nor TF32 touches it: the same image has the same
         # indices whatever precision the run around it uses.
         codes = self.codes().double()
@@ -193,7 +190,7 @@ class VectorQuantizer(nn.Module):
         return torch.cat([(chunk @ codes.mT).argmax(dim=-1) for chunk in chunks])
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Unit codes (..., embed_dim) of `indices` (...)."""
+        """Look up the unit codes (..., embed_dim) of `indices` (...)."""
         return F.normalize(self.embedding(indices), dim=-1)
 
     @torch.no_grad()
@@ -266,15 +263,15 @@ tokenizer = VQModel.from_pretrained("user/name")"""
                 f"found multipliers {encoder_ch_mult} and {decoder_ch_mult}, expected as many "
                 "decoder levels as encoder levels"
             )
-        self.config: dict[str, int | tuple[int, ...]] = {
-            "codebook_size": codebook_size,
-            "codebook_embed_dim": codebook_embed_dim,
-            "ch": ch,
-            "encoder_ch_mult": encoder_ch_mult,
-            "decoder_ch_mult": decoder_ch_mult,
-            "num_res_blocks": num_res_blocks,
-            "z_channels": z_channels,
-        }
+        self.config: dict[str, int | tuple[int, ...]] = dict(
+            codebook_size=codebook_size,
+            codebook_embed_dim=codebook_embed_dim,
+            ch=ch,
+            encoder_ch_mult=encoder_ch_mult,
+            decoder_ch_mult=decoder_ch_mult,
+            num_res_blocks=num_res_blocks,
+            z_channels=z_channels,
+        )
         self.encoder = Encoder(ch, encoder_ch_mult, num_res_blocks, z_channels)
         self.decoder = Decoder(ch, decoder_ch_mult, num_res_blocks, z_channels)
         self.quantize = VectorQuantizer(codebook_size, codebook_embed_dim)
@@ -293,66 +290,54 @@ tokenizer = VQModel.from_pretrained("user/name")"""
 
     @classmethod
     def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Pretrained.config_of`: only the published tokenizer comes without."""
+        """Return the published sizes: only the published tokenizer comes without its own."""
         return {}
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents (B, E, S/stride, S/stride) of `images`, before normalisation."""
+        """Compute latents (B, E, S/stride, S/stride), before normalisation."""
         return self.quant_conv(self.encoder(images))
 
     def encode_indices(self, images: Tensor) -> Tensor:
-        """Tokenize.
+        """Tokenize images (B, 3, S, S), float in [-1, 1]: (B, N) int64 code indices, raster order.
 
-        Args:
-            images: (B, 3, S, S) float in [-1, 1], S a multiple of `stride`.
-
-        Returns:
-            (B, N) int64 code indices, raster order.
+        S is a multiple of `stride`.
         """
         return self._match(self.encode(images))[1]
 
     def decode_code(self, indices: Tensor) -> Tensor:
-        """Turn code indices back into pixels.
+        """Decode indices (B, N) int64, raster order of a square grid, to images (B, 3, S, S).
 
-        Args:
-            indices: (B, N) int64, raster order of a square grid.
-
-        Returns:
-            (B, 3, S, S) float, nominally in [-1, 1] but not clipped.
+        They are float, nominally in [-1, 1] but not clipped.
         """
         return self._decode(self.quantize.lookup(indices))
 
     @torch.no_grad()
     def decode_images(self, indices: Tensor) -> list[Image.Image]:
-        """Images to look at: B PIL images in RGB; `indices` as of `decode_code`."""
+        """Decode to B PIL images in RGB; `indices` as of `decode_code`."""
         pixels = to_uint8(self.decode_code(indices.to(self.quantize.embedding.weight.device)))
         return [Image.fromarray(image) for image in pixels.cpu().numpy()]
 
     def forward(self, images: Tensor) -> Autoencoded:
-        """One training pass; the decoder's gradient goes straight through the quantiser."""
+        """Run a training pass; the decoder's gradient goes straight through the quantiser."""
         latents, indices = self._match(self.encode(images))
         codes = self.quantize.lookup(indices)
         straight_through = latents + (codes - latents).detach()
         return Autoencoded(self._decode(straight_through), latents, codes, indices)
 
     def _match(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors (B, N, E) of a feature map (B, E, G, G), and their nearest codes (B, N)."""
+        """Normalise a feature map (B, E, G, G) to (B, N, E) and find the nearest codes (B, N)."""
         vectors = F.normalize(latents.float().flatten(2).mT, dim=-1)
         nearest = self.quantize.nearest(vectors.detach().flatten(0, 1))
         return vectors, nearest.view(vectors.shape[:2])
 
     def _decode(self, codes: Tensor) -> Tensor:
-        """Images from unit codes (B, N, E)."""
+        """Decode unit codes (B, N, E)."""
         side = grid_side(codes.shape[1])
         return self.decoder(self.post_quant_conv(codes.mT.unflatten(-1, (side, side))))
 
 
 def save_tokenizer(path: str | Path, model: VQModel, **extra: Any) -> None:
-    """Write `model` with its configuration, and whatever else goes by name, atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write `model`, its configuration and whatever else is given by name, atomically."""
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     atomic_save({**extra, "model": state, "config": model.config}, path)
 
@@ -380,15 +365,13 @@ def load_tokenizer(path: str | Path, codebook_size: int | None = None) -> VQMode
 
 
 def fingerprint(model: VQModel) -> str:
-    """Which tokenizer this is: sha256 (hex) over all its weights, whatever device they are on.
+    """Hash which tokenizer this is: sha256 (hex) over names, dtypes, shapes and bytes of weights.
 
-    Covers names, dtypes, shapes and bytes, except `quantize.codebook_used`, which changes nothing.
+    `quantize.codebook_used`, which changes nothing, does not count.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        if name == "quantize.codebook_used":
-            continue
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(data.numpy())
+        if name != "quantize.codebook_used":
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

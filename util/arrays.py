@@ -31,7 +31,7 @@ _NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowE
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """The array of an .npy file, mapped from the disk, read-only.
+    """Memory-map the array of an .npy file, read-only.
 
     Raises:
         ValueError: not such a file, or another size than its header says; the message leaves the
@@ -42,37 +42,46 @@ def map_npy(path: Path) -> np.ndarray:
         if stream.read(4) == b"PK\x03\x04":
             raise ValueError("is an .npz archive, expected an .npy file")
         stream.seek(0)
-        shape, fortran_order, dtype = _read_header(stream)
-        offset = stream.tell()
+        shape, _, dtype = _read_header(stream)
+        length = math.prod(shape) * dtype.itemsize
+        expected = stream.tell() + length
         size = stream.seek(0, io.SEEK_END)
-    length = math.prod(shape) * dtype.itemsize
-    if size != offset + length:
-        raise ValueError(f"is damaged: {size} bytes, expected {offset + length}")
+    if size != expected:
+        raise ValueError(f"is damaged: {size} bytes, expected {expected}")
     if length == 0:
         raise ValueError("holds an empty array, expected at least one entry")
-    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_npz(
     path: Path, names: Sequence[str], max_bytes: int = MAX_UNPACKED_BYTES
 ) -> dict[str, np.ndarray]:
-    """Some arrays of an .npz archive, read-only.
+    """Read some arrays of an .npz archive.
 
     Raises:
         KeyError: there is no array of that name.
         ValueError: damaged, an array of Python objects or one above `max_bytes`.
         OSError: the file cannot be read.
     """
+    arrays = {}
     with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
-        return {name: _unpack(archive, name, max_bytes) for name in names}
+        for name in names:
+            with archive.open(_member(archive, name)) as packed:
+                content = packed.read(max_bytes + 1)
+            if len(content) > max_bytes:
+                raise ValueError(f"{name}.npy unpacks to more than {max_bytes} bytes")
+            body = io.BytesIO(content)
+            shape, fortran_order, dtype = _read_header(body)
+            # numpy.load would allocate what the header claims before it looks for it.
+            array = np.frombuffer(content, dtype, offset=body.tell())
+            arrays[name] = array.reshape(shape, order="F" if fortran_order else "C")
+    return arrays
 
 
 class ArrayStream(NamedTuple):
     """An array that is read piece by piece.
 
     Attributes:
-        shape: its lengths.
-        dtype: of its entries.
         read: a number -> the next so many entries of the first axis, or all that are left.
     """
 
@@ -83,7 +92,7 @@ class ArrayStream(NamedTuple):
 
 @contextmanager
 def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
-    """One array of an .npz archive, of any size, without having all of it in memory.
+    """Open one array of an .npz archive, of any size, without having all of it in memory.
 
     The archive's checksum is compared once the last entry is read.
 
@@ -118,12 +127,7 @@ def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
 
 
 def names_in_npz(path: Path) -> set[str]:
-    """Names of the arrays of an .npz archive.
-
-    Raises:
-        ValueError: damaged, or no archive.
-        OSError: the file cannot be read.
-    """
+    """List the arrays of an .npz archive; raises as `read_npz`."""
     with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
 
@@ -137,7 +141,7 @@ def _naming_damage() -> Iterator[None]:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """The file of an array in an archive, packed in a way that can be read piece by piece."""
+    """Find the file of an array in an archive, packed so that it can be read piece by piece."""
     member = f"{name}.npy"
     if member not in archive.namelist():
         raise KeyError(name)
@@ -148,20 +152,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _unpack(archive: zipfile.ZipFile, name: str, max_bytes: int) -> np.ndarray:
-    with archive.open(_member(archive, name)) as packed:
-        content = packed.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"{name}.npy unpacks to more than {max_bytes} bytes")
-    stream = io.BytesIO(content)
-    shape, fortran_order, dtype = _read_header(stream)
-    # NumPy's own reader would allocate what the header claims before it looks for it.
-    array = np.frombuffer(content, dtype, offset=stream.tell())
-    return array.reshape(shape, order="F" if fortran_order else "C")
-
-
 def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran's order, and type; the data follow in the stream.
+    """Read shape, whether it is in Fortran's order, and type; the data follow in the stream.
 
     Raises:
         ValueError: damaged, or the type is of Python objects.

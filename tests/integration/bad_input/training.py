@@ -188,7 +188,7 @@ TOKEN_CACHE = Group(
         Case(
             "--cached_path cache",
             "an index cut short",
-            "--cached_path: cache/index.json: is damaged: ..., expected JSON",
+            "--cached_path: cache/index.json: damaged JSON at character ...",
             files.cutting("cache/index.json"),
         ),
         Case(

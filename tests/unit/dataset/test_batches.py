@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.batches import Batch, CachedTokens, TokenSource, epoch_batches, steps_per_epoch
+from dataset.batches import (
+    Batch,
+    CachedTokens,
+    TokenSource,
+    epoch_batches,
+    prefetch,
+    steps_per_epoch,
+)
 from dataset.token_cache import open_cache
 from dataset.write_cache import write_index, write_shard
 from util import distributed
@@ -35,11 +42,13 @@ class Numbered:
             yield tokens, torch.from_numpy(indices % 5)
 
 
+OPTIONS = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
+
+
 def epoch(
     number: int = 0, batch_size: int = 8, source: TokenSource | None = None, **changes: object
 ) -> list[Batch]:
-    options = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
-    return list(epoch_batches(source or Numbered(), number, batch_size, **{**options, **changes}))
+    return list(epoch_batches(source or Numbered(), number, batch_size, **{**OPTIONS, **changes}))
 
 
 def by_sample(batches: list[Batch]) -> dict[int, tuple]:
@@ -78,11 +87,9 @@ def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> No
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(epoch(batch_size=4))
-    for one, first, second in zip(whole, *shares, strict=True):
-        for name in Batch._fields:
-            assert torch.equal(
-                getattr(one, name), torch.cat([getattr(first, name), getattr(second, name)])
-            )
+    for one, *parts in zip(whole, *shares, strict=True):
+        for expected, pair in zip(one, zip(*parts, strict=True), strict=True):
+            assert torch.equal(expected, torch.cat(pair))
 
 
 def test_probabilities_hold() -> None:
@@ -96,8 +103,7 @@ def test_probabilities_hold() -> None:
 
 
 def test_steps_per_epoch() -> None:
-    assert steps_per_epoch(50, 8, 2) == 3
-    assert steps_per_epoch(16, 8, 2) == 1
+    assert (steps_per_epoch(50, 8, 2), steps_per_epoch(16, 8, 2)) == (3, 1)
     with pytest.raises(ValueError, match="found 8 on 2 processes, expected at most 7"):
         steps_per_epoch(15, 8, 2)
 
@@ -121,6 +127,15 @@ def test_batches_of_a_cache_are_these(tmp_path: Path) -> None:
     assert digest.hexdigest() == expected
 
 
+def test_raster_orders_replace_the_random_ones_and_nothing_else() -> None:
+    random, raster = by_sample(epoch()), by_sample(epoch(order="raster"))
+    assert random.keys() == raster.keys()
+    for sample, (flip, order, drop) in raster.items():
+        assert order == tuple(range(9))
+        assert (flip, drop) == (random[sample][0], random[sample][2])
+    assert all(order != tuple(range(9)) for _, order, _ in random.values())
+
+
 def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:
     @dataclass(frozen=True)
     class Failing(Numbered):
@@ -129,8 +144,7 @@ def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:
             raise UserError("the cache has gone")
 
     before = threading.active_count()
-    options = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
-    batches = epoch_batches(Numbered(), 0, 8, **options)
+    batches = epoch_batches(Numbered(), 0, 8, **OPTIONS)
     next(batches)
     assert threading.active_count() > before
     batches.close()
@@ -140,10 +154,27 @@ def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:
     assert threading.active_count() == before
 
 
-def test_raster_orders_replace_the_random_ones_and_nothing_else() -> None:
-    random, raster = by_sample(epoch()), by_sample(epoch(order="raster"))
-    assert random.keys() == raster.keys()
-    for sample, (flip, order, drop) in raster.items():
-        assert order == tuple(range(9))
-        assert (flip, drop) == (random[sample][0], random[sample][2])
-    assert all(order != tuple(range(9)) for _, order, _ in random.values())
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_prefetching_makes_a_few_items_ahead_in_a_thread(count: int) -> None:
+    makers, made = set(), []
+
+    def items() -> Iterator[int]:
+        for number in range(count):
+            makers.add(threading.current_thread())
+            made.append(number)
+            yield number
+
+    before = threading.active_count()
+    for taken, number in enumerate(prefetch(items(), depth=3)):
+        assert number == taken
+        assert len(made) <= taken + 1 + 3
+    assert made == list(range(count))
+    assert threading.current_thread() not in makers
+    assert threading.active_count() == before
+
+
+def test_an_error_of_a_prefetched_item_comes_where_the_item_would_have() -> None:
+    ready = prefetch((1 / (2 - number) for number in range(5)), depth=4)
+    assert [next(ready), next(ready)] == [0.5, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(ready)

@@ -67,7 +67,7 @@ def check(files: dict[str, bytes]) -> None:
         both = np.arange(cache.num_images).repeat(2)
         tokens = cache.read(both, np.arange(len(both)) % 2 == 1)
         assert tokens.shape == (len(both), cache.num_tokens)
-        assert (tokens >= 0).all() and (tokens < cache.vocab_size).all()
+        assert (tokens >= 0).all() and (tokens < cache.grid.vocab_size).all()
     except UserError as error:
         assert one_line(error)
         assert str(error).startswith(f"--cached_path: {folder}")

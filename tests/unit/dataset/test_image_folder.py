@@ -1,6 +1,9 @@
-"""Listing image folders and reading them in batches."""
+"""Image folders, and tars of them, which are listed and read as the folders are."""
 
 import logging
+import pickle
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,54 +11,51 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.image_folder import image_batches, list_images
+from dataset.image_folder import ImageList, image_batches, list_images
 from dataset.pictures import center_crop, open_rgb
 from util.errors import UserError
 
-
-def _make_image(file: Path, value: int = 0) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 9), (value, 0, 255 - value)).save(file)
+# As they are sorted: class by class.
+NAMES = ("a/x.bmp", "a/y.PNG", "a b/1.png", "a-b/1.png", "b/10.JPG", "b/2.png", "b/deep/1.jpeg")
+NAMES += (f"b/{'long' * 60}.png", "b/é.png")
+CLASSES = ("a", "a b", "a-b", "b")
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for value, name in enumerate(("b/2.png", "b/10.JPG", "b/deep/1.jpeg", "a/x.bmp", "a/y.PNG")):
-        _make_image(tmp_path / name, value * 20)
-    (tmp_path / "a" / "notes.txt").write_text("no image")
-    (tmp_path / "a" / "._x.png").write_text("no image")
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / "readme.png").touch()
-    return tmp_path
+    for value, name in enumerate(NAMES):
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 9), (value * 20, 0, 255 - value)).save(file)
+    (tmp_path / "data" / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "data" / "a" / "._x.png").write_text("no image")
+    (tmp_path / "data" / ".hidden").mkdir()
+    (tmp_path / "data" / "readme.png").touch()
+    return tmp_path / "data"
 
 
 def test_listing_is_sorted_and_labels_follow_class_names(root: Path) -> None:
     images = list_images(root)
-    names = [path.relative_to(root).as_posix() for path in images.paths]
-    assert names == ["a/x.bmp", "a/y.PNG", "b/10.JPG", "b/2.png", "b/deep/1.jpeg"]
-    assert images.classes == ("a", "b")
-    assert images.labels.tolist() == [0, 0, 1, 1, 1]
+    assert [path.relative_to(root).as_posix() for path in images.paths] == list(NAMES)
+    assert images.classes == CLASSES
+    assert images.labels.tolist() == [CLASSES.index(name.split("/")[0]) for name in NAMES]
     assert images.labels.dtype == np.int64
-    assert len(images) == 5
+    assert len(images) == len(NAMES)
+    (root / "train" / "only").mkdir(parents=True)
+    (root / "a" / "x.bmp").rename(root / "train" / "only" / "1.bmp")
+    assert list_images(root).paths == (root / "train" / "only" / "1.bmp",)
 
 
-def test_train_folder_is_taken_where_there_is_one(root: Path) -> None:
-    _make_image(root / "train" / "only" / "1.png")
-    images = list_images(root)
-    assert images.classes == ("only",)
-    assert images.paths == (root / "train" / "only" / "1.png",)
-
-
-def test_unusable_folders_are_one_line(root: Path, tmp_path: Path) -> None:
+def test_unusable_folders_are_one_line(root: Path) -> None:
     (root / "c" / "deep").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"^--data_path: class folder .*/c holds no images"):
-        list_images(root)
-    with pytest.raises(UserError, match=r"^--other: .*nowhere does not exist"):
-        list_images(tmp_path / "nowhere", flag="--other")
-    with pytest.raises(UserError, match="is not a folder"):
-        list_images(root / "readme.png")
-    with pytest.raises(UserError, match="no class folders"):
-        list_images(root / "c" / "deep")
+    for folder, message in (
+        (root, r"--data_path: class folder .*/c holds no images"),
+        (root / "nowhere", "--data_path: .*nowhere does not exist"),
+        (root / "readme.png", "is not a folder"),
+        (root / "c" / "deep", "no class folders"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list_images(folder)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -65,31 +65,153 @@ def test_batches_hold_the_crops_in_order(root: Path, num_workers: int) -> None:
     state = torch.get_rng_state()
     batches = list(image_batches(images, 8, wanted, num_workers, pin_memory=True))
     assert torch.equal(torch.get_rng_state(), state)
-    assert [batch.indices.tolist() for batch in batches] == [[4, 0], [2]]
-    assert [batch.labels.tolist() for batch in batches] == [[1, 0], [1]]
-    assert batches[0].images.shape == (2, 3, 8, 8)
+    assert [batch.labels.tolist() for batch in batches] == [[3, 0], [1]]
     assert batches[0].images.dtype == torch.uint8
-    for batch in batches:
-        for pixels, index in zip(batch.images, batch.indices, strict=True):
-            expected = np.asarray(center_crop(open_rgb(images.paths[index]), 8))
-            np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+    for indices, batch in zip(wanted, batches, strict=True):
+        expected = [np.asarray(center_crop(open_rgb(images.paths[i]), 8)) for i in indices]
+        np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1), expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_corrupt_file_is_one_line_of_the_main_process(root: Path, num_workers: int) -> None:
+def test_a_corrupt_file_is_one_line_of_the_main_process(
+    root: Path, num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
     (root / "b" / "2.png").write_bytes(b"damaged")
-    batches = image_batches(list_images(root), 8, [np.arange(2), np.arange(2, 5)], num_workers)
-    assert next(batches).indices.tolist() == [0, 1]
+    images, wanted = list_images(root), [np.array([4, 5]), np.array([5]), np.array([6])]
+    batches = image_batches(images, 8, [wanted[2], *wanted], num_workers)
+    assert next(batches).labels.tolist() == [3]
     with pytest.raises(UserError, match=r"b/2\.png") as caught:
         next(batches)
     assert "\n" not in str(caught.value)
-
-
-def test_corrupt_file_can_be_left_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (root / "b" / "2.png").write_bytes(b"damaged")
-    batches = [np.array([2, 3]), np.array([3]), np.array([4])]
     with caplog.at_level(logging.WARNING):
-        found = list(image_batches(list_images(root), 8, batches, skip_bad=True))
-    assert [batch.indices.tolist() for batch in found] == [[2], [], [4]]
-    assert found[1].images.shape == (0, 3, 8, 8)
+        rest = list(image_batches(images, 8, wanted, num_workers, skip_bad=True))
+    assert [batch.images.shape for batch in rest] == [(1, 3, 8, 8), (0, 3, 8, 8), (1, 3, 8, 8)]
     assert [record.getMessage().count("2.png") for record in caplog.records] == [1, 1]
+
+
+def pack(tar: Path, *members: tuple[Path, str], format: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(tar, "w:", format=format) as archive:
+        for path, name in members:
+            archive.add(path, name)
+    return tar
+
+
+def assert_same(packed: ImageList, expected: ImageList, num_workers: int = 0) -> None:
+    assert packed.classes == expected.classes
+    np.testing.assert_array_equal(packed.labels, expected.labels)
+    assert [Path(name).name for name in packed.paths] == [path.name for path in expected.paths]
+    batches = [np.array([len(packed) - 1, 0]), np.arange(len(packed))]
+    for a, b in zip(
+        image_batches(packed, 8, batches, num_workers),
+        image_batches(expected, 8, batches),
+        strict=True,
+    ):
+        assert a.images.equal(b.images) and a.labels.equal(b.labels)
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "train/", "./train/", "any/train/", "any/"])
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_every_layout_is_the_folder_it_was_made_from(root: Path, prefix: str, format: int) -> None:
+    if prefix == "any/":  # an image of its own would make it a class
+        (root / "readme.png").unlink()
+    # In the system's order, which is not the sorted one, and without an entry for the prefix.
+    members = [(path, f"{prefix}{path.name}") for path in root.iterdir()]
+    if "/train" in f"/{prefix}":
+        members.append((root / "b", prefix.replace("train", "val") + "other"))
+        members.append((root / "b" / "2.png", prefix.replace("train/", "stray.png")))
+    packed = list_images(pack(root / "images.tar", *members, format=format))
+    assert_same(packed, list_images(root))
+    if not prefix:
+        assert_same(pickle.loads(pickle.dumps(packed)), list_images(root), num_workers=2)
+
+
+def test_a_class_of_images_alone_is_not_taken_for_the_packed_folder(root: Path) -> None:
+    images = list_images(pack(root / "b.tar", (root / "b", "b")))
+    assert images.classes == ("b",)
+    assert len(images) == 5
+
+
+def test_the_last_of_two_members_of_a_name_counts(root: Path) -> None:
+    tar = pack(root / "x.tar", *((root / "b" / name, "a/1.png") for name in ("é.png", "2.png")))
+    (batch,) = image_batches(list_images(tar), 8, [np.arange(1)])
+    assert batch.images.max() == 255 - NAMES.index("b/2.png")
+
+
+def link(folder: Path) -> Path:
+    (folder / "link.png").symlink_to("2.png")
+    return pack(folder / "x.tar", (folder / "link.png", "b/link.png"))
+
+
+def empty_class(folder: Path) -> Path:
+    (folder / "c").mkdir()
+    (folder / "readme.png").unlink()
+    return pack(folder / "x.tar", (folder, "data"))
+
+
+def spoilt(folder: Path, cut: int | None = None, change: bytes = b"") -> Path:
+    """Cut short at, or changed from, so many bytes behind the start of the second member."""
+    tar = pack(folder / "x.tar", *((folder / name, name) for name in NAMES))
+    content = tar.read_bytes()
+    with tarfile.open(tar) as archive:
+        start = archive.getmembers()[1].offset
+    if cut is not None:
+        tar.write_bytes(content[: start + cut])
+    else:
+        tar.write_bytes(content[:start] + change + content[start + len(change) :])
+    return tar
+
+
+def doubled(folder: Path) -> Path:
+    tar = pack(folder / "x.tar", (folder / "b", "b"))
+    tar.write_bytes(2 * tar.read_bytes())
+    return tar
+
+
+def compressed(folder: Path, kind: str) -> Path:
+    with tarfile.open(folder / "x.tar", f"w:{kind}") as archive:
+        archive.add(folder / "b", "b")
+    return folder / "x.tar"
+
+
+def sparse(folder: Path) -> Path:
+    """GNU tar's old form: type S, no extents."""
+    member = tarfile.TarInfo("b/1.png")
+    member.type = tarfile.GNUTYPE_SPARSE
+    with tarfile.open(folder / "x.tar", "w:", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(member)
+    return folder / "x.tar"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda f: compressed(f, "gz"), r"is compressed \(gzip\), expected an uncompressed tar"),
+        (lambda f: compressed(f, "bz2"), r"is compressed \(bzip2\)"),
+        (lambda f: compressed(f, "xz"), r"is compressed \(xz\)"),
+        (link, "b/link.png is a link or special file, expected plain files only"),
+        (sparse, "b/1.png is a sparse file"),
+        (lambda f: spoilt(f, cut=600), "is (cut short|no readable tar)"),
+        (lambda f: spoilt(f, cut=0), "is cut short or damaged at byte"),
+        (lambda f: spoilt(f, cut=100), "is cut short or damaged at byte"),
+        (lambda f: spoilt(f, change=b"\xff"), "is cut short or damaged at byte"),
+        (lambda f: spoilt(f, change=bytes(512)), "goes on after its end"),
+        (doubled, "goes on after its end, expected one tar, not several in a row"),
+        (empty_class, r"class folder .*x.tar: data/c holds no images"),
+        (lambda f: f / "readme.png", "is not a folder, .* no readable tar"),
+        (lambda f: pack(f / "x.tar", (f / "b" / "2.png", "2.png")), "holds no class folders"),
+    ],
+)
+def test_unusable_tars_are_one_line(root: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(UserError, match=f"^--data_path: .*{message}") as caught:
+        list_images(make(root))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_members_are_named(root: Path) -> None:
+    (root / "b" / "2.png").write_text("no image")
+    images = list_images(pack(root / "x.tar", (root / "b", "b")))
+    with pytest.raises(UserError, match=r"x\.tar: b/2\.png: cannot be decoded"):
+        list(image_batches(images, 8, [np.arange(len(images))]))
+    (root / "x.tar").unlink()
+    with pytest.raises(UserError, match=r"x\.tar: b/.*: .*No such file"):
+        list(image_batches(pickle.loads(pickle.dumps(images)), 8, [np.arange(1)]))

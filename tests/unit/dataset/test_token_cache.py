@@ -3,8 +3,7 @@
 import json
 import logging
 import os
-import pickle
-import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.token_cache import MappedCache, check_cache, open_cache
+from dataset.token_cache import check_cache, open_cache
 from dataset.write_cache import (
     LABELS_FILE,
     MAX_SHARD_IMAGES,
@@ -50,16 +49,19 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
+def _edit_index(path: Path, **entries: object) -> None:
+    index = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps({**index, **entries}))
+
+
 @pytest.mark.parametrize("length", [0, 200])
 def test_a_cache_that_is_cut_under_a_run_is_noticed(path: Path, length: int) -> None:
     """Reading on would be zeros, or the end of the process."""
     cache = open_cache(path)
-    again = pickle.loads(pickle.dumps(cache))
     cache.read(np.arange(9), np.zeros(9))
     os.truncate(path / TOKENS_FILE, length)
-    for opened in (cache, again):
-        with pytest.raises(UserError, match=f"^--cached_path: .*was changed: {length} bytes, exp"):
-            opened.read(np.arange(9), np.zeros(9))
+    with pytest.raises(UserError, match=f"^--cached_path: .*was changed: {length} bytes, exp"):
+        cache.read(np.arange(9), np.zeros(9))
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,8 +83,7 @@ def test_round_trip(tmp_path: Path, vocab_size: int, dtype: type) -> None:
     grid = TokenGrid(16, 4, vocab_size)
     tokens = _write(tmp_path, grid)
     cache = open_cache(tmp_path)
-    assert (cache.num_images, cache.num_tokens) == (9, 16)
-    assert (cache.vocab_size, cache.image_size, cache.grid) == (vocab_size, 16, grid)
+    assert (cache.num_images, cache.num_tokens, cache.grid) == (9, 16, grid)
     assert cache.classes == ("ant", "bee", "cat")
     assert cache.fingerprint == "f" * 64
     assert cache.labels.dtype == np.int64
@@ -100,15 +101,6 @@ def test_round_trip(tmp_path: Path, vocab_size: int, dtype: type) -> None:
         cache.read(np.array([9]), np.array([False]))
 
 
-def test_pickled_cache_reads_the_same(path: Path) -> None:
-    indices, flipped = np.arange(9), np.zeros(9, dtype=bool)
-    cache = open_cache(path)
-    pickled = pickle.dumps(cache)
-    assert len(pickled) < 2000
-    found = pickle.loads(pickled).read(indices, flipped)
-    np.testing.assert_array_equal(found, cache.read(indices, flipped))
-
-
 def test_large_cache_is_mapped_not_loaded(tmp_path: Path) -> None:
     """1,281,167 images in a sparse file: 1.3 GB that neither opening nor reading may load."""
     count = 1_281_167
@@ -119,21 +111,12 @@ def test_large_cache_is_mapped_not_loaded(tmp_path: Path) -> None:
         np.lib.format.write_array_header_1_0(stream, header)
         stream.truncate(stream.tell() + count * 2 * 256 * 2)
     _edit_index(tmp_path, num_images=count)
-    before = _own_memory()
+    started = time.process_time()
     cache = open_cache(tmp_path)
-    assert isinstance(cache, MappedCache)
     indices = np.arange(0, count, 5000)
     assert not cache.read(indices, indices % 2 == 0).any()
-    if before is not None:
-        assert _own_memory() - before < 100e6
+    assert time.process_time() - started < 2
     assert isinstance(cache._tokens.base, np.memmap)
-
-
-def _own_memory() -> int | None:
-    """Bytes that are this process's own, mapped files not counted; None where that is unknown."""
-    status = Path("/proc/self/status")
-    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024 if found else None
 
 
 def test_write_shard_refuses_indices_beyond_the_vocabulary(tmp_path: Path) -> None:
@@ -152,37 +135,20 @@ def test_write_index_refuses_a_damaged_shard(tmp_path: Path) -> None:
     assert not (tmp_path / "index.json").exists()
 
 
-def _edit_index(path: Path, **entries: object) -> None:
-    index = json.loads((path / "index.json").read_text())
-    (path / "index.json").write_text(json.dumps({**index, **entries}))
-
-
-def _truncate(path: Path) -> None:
-    file = path / TOKENS_FILE
-    file.write_bytes(file.read_bytes()[:-8])
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: (p / TOKENS_FILE).unlink(), "cache-tokens.npy: is missing"),
-        (_truncate, "cache-tokens.npy: is damaged"),
         (lambda p: (p / TOKENS_FILE).write_text("x"), "cache-tokens.npy: "),
-        (lambda p: np.save(p / TOKENS_FILE, np.zeros((9, 2, 16))), "cache-tokens.npy: holds"),
         (lambda p: (p / LABELS_FILE).unlink(), "cache-labels.npy: is missing"),
-        (lambda p: np.save(p / LABELS_FILE, np.full(9, 3, dtype=np.int32)), "labels from 3"),
-        (lambda p: (p / "index.json").write_text("{"), "index.json: is damaged"),
         (lambda p: (p / "index.json").write_text("[1]"), "not the index of a token cache"),
-        (lambda p: (p / "index.json").unlink(), "no index.json"),
-        (lambda p: _edit_index(p, version=1), "version 1, expected 2"),
         (lambda p: _edit_index(p, num_images=8), "cache-labels.npy: holds int32"),
         (lambda p: _edit_index(p, image_size=17), "not a multiple"),
         (lambda p: _edit_index(p, crc32={"../x": 0}), "found checksums"),
         (lambda p: _edit_index(p, num_images=0), "found 0 images"),
-        (lambda p: _edit_index(p, classes=None), "no usable entry 'classes'"),
     ],
 )
 def test_damaged_cache_is_one_line(path: Path, damage: object, message: str) -> None:
+    """More cases are in the table of bad input."""
     damage(path)  # type: ignore[operator]
     with pytest.raises(UserError, match=f"^--cached_path: .*{message}") as caught:
         open_cache(path)
@@ -259,7 +225,7 @@ def test_published_layout(published: Path, caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         check_cache(cache, GRID, "f" * 64, num_classes=2)
     assert len(caplog.records) == 1
-    assert (cache.grid, cache.vocab_size) == (GRID, 50)
+    assert cache.grid == GRID
     tokens = np.load(published.parent / "expected.npy")
     indices, flipped = np.array([3, 0, 3]), np.array([True, False, False])
     found = cache.read(indices, flipped)
@@ -288,12 +254,3 @@ def test_published_files_are_checked_on_read(
     np.savez(published / "n02" / "c.npz", **arrays)
     with pytest.raises(UserError, match=rf"^--cached_path: .*n02/c\.npz .*{message}"):
         cache.read(np.array([0, 2]), np.array([False, False]))
-
-
-def test_damaged_published_files_are_named(published: Path) -> None:
-    file = published / "n01" / "a.JPEG.npz"
-    intact = file.read_bytes()
-    for content in (b"", b"text", intact[:100], intact[:-40]):
-        file.write_bytes(content)
-        with pytest.raises(UserError, match=r"a\.JPEG\.npz cannot be read"):
-            open_cache(published)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from models.cuda_graphs import CaptureError
 from tokenizers import fast_decoder
-from tokenizers.fast_decoder import MIN_AGREEMENT, FastDecoder
+from tokenizers.fast_decoder import MAX_GRAPHS, MIN_AGREEMENT, FastDecoder
 from tokenizers.vq_model import VQModel
 from util.images import to_uint8
 
@@ -22,6 +22,7 @@ SMALL = {
     "num_res_blocks": 1,
     "z_channels": 16,
 }
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def make(seed=0):
@@ -29,69 +30,78 @@ def make(seed=0):
     return VQModel(**SMALL).eval().requires_grad_(False)
 
 
-@pytest.fixture
-def tokenizer():
-    return make()
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
+def device(request):
+    return request.param
 
 
 @pytest.fixture
-def indices():
-    return torch.randint(0, 24, (3, TOKENS), generator=torch.Generator().manual_seed(5))
+def tokenizer(device):
+    return make().to(device)
+
+
+def codes(device, batch_size=3, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 24, (batch_size, TOKENS), generator=generator).to(device)
+
+
+@pytest.fixture
+def indices(device):
+    return codes(device)
+
+
+def without_tf32(decode, indices):
+    """As `FastDecoder` decodes: PyTorch's default rounds a convolution's inputs to TF32 on GPUs."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return decode(indices)
 
 
 def plain(tokenizer, indices):
-    return to_uint8(tokenizer.decode_code(indices))
+    return to_uint8(without_tf32(tokenizer.decode_code, indices))
 
 
-def assert_same_images(found, expected):
-    assert found.dtype == torch.uint8
-    assert found.shape == expected.shape
-    assert found.is_contiguous()
+def assert_same_images(images, expected):
+    assert images.dtype == torch.uint8
+    assert images.shape == expected.shape
+    assert images.is_contiguous()
     assert expected.float().std() > 10  # not flat images, which would agree whatever happens
-    close = (found.int() - expected.int()).abs() <= 1
+    close = (images.int() - expected.int()).abs() <= 1
     assert close.float().mean() >= MIN_AGREEMENT
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
 def test_images_are_the_plain_ones(tokenizer, indices, dtype):
     decoder = FastDecoder(tokenizer, TOKENS, dtype=dtype)
-    assert decoder.dtype == (dtype or torch.float32)
+    usual = torch.float16 if indices.is_cuda else torch.float32
+    assert decoder.dtype == (dtype or usual)
     assert decoder.agreement >= MIN_AGREEMENT
     for batch in (indices, indices[:1]):
-        assert_same_images(decoder(batch), plain(tokenizer, batch))
-
-
-def test_float32_is_nearly_exact(tokenizer, indices):
-    found, expected = FastDecoder(tokenizer, TOKENS)(indices), plain(tokenizer, indices)
-    assert (found == expected).float().mean() > 0.999
+        images, expected = decoder(batch), plain(tokenizer, batch)
+        assert_same_images(images, expected)
+        if decoder.dtype == torch.float32:
+            assert (images == expected).float().mean() > 0.999
 
 
 def test_the_copy_is_channels_last_in_its_precision(tokenizer, indices):
-    half = FastDecoder(tokenizer, TOKENS, dtype=torch.float16)._half
-    assert {p.dtype for p in half.state_dict().values()} == {torch.float16}
-    seen = [p for p in half.parameters() if p.ndim == 4]
-    for module in half.decoder.modules():
+    copy = FastDecoder(tokenizer, TOKENS, dtype=torch.float16)._copy
+    assert {p.dtype for p in copy.state_dict().values()} == {torch.float16}
+    seen = [p for p in copy.parameters() if p.ndim == 4]
+    for module in copy.decoder.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm):
             module.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    half(indices)
+    copy(indices)
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
 def test_a_rejected_precision_gives_way_to_float32(tokenizer, indices, caplog, monkeypatch):
+    expected = FastDecoder(tokenizer, TOKENS, dtype=torch.float32)(indices)
     monkeypatch.setattr(fast_decoder, "MIN_AGREEMENT", 1.1)
     with caplog.at_level(logging.INFO):
         decoder = FastDecoder(tokenizer, TOKENS, dtype=torch.bfloat16)
-    assert decoder.dtype == torch.float32
-    assert decoder.agreement == 1
+    assert (decoder.dtype, decoder.agreement) == (torch.float32, 1)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("VQ decoder: bfloat16 keeps")
-    assert "rejected" in line
-    assert torch.equal(decoder(indices), FastDecoder(tokenizer, TOKENS)(indices))
-
-
-def test_an_overflow_is_rejected(tokenizer):
-    tokenizer.decoder.conv_in.weight *= 1e7  # beyond float16, nothing to the norms of float32
-    assert FastDecoder(tokenizer, TOKENS, dtype=torch.float16).dtype == torch.float32
+    assert line.startswith("VQ decoder: bfloat16 keeps") and "rejected" in line
+    assert torch.equal(decoder(indices), expected)
 
 
 def test_the_agreement_is_measured_and_logged(tokenizer, caplog):
@@ -99,10 +109,10 @@ def test_the_agreement_is_measured_and_logged(tokenizer, caplog):
         decoder = FastDecoder(tokenizer, TOKENS, dtype=torch.float16)
     (line,) = [record.getMessage() for record in caplog.records]
     assert f"float16 keeps {100 * decoder.agreement:.3f} % of grey levels" in line
-    assert decoder._measure(decoder._half) == decoder.agreement  # the probe is always the same
+    assert decoder._measure(decoder._copy) == decoder.agreement  # the probe is always the same
     with torch.no_grad():
-        decoder._half.decoder.conv_out.bias += 2 / 127.5  # two grey levels brighter
-    assert decoder._measure(decoder._half) < 0.5
+        decoder._copy.decoder.conv_out.bias += 2 / 127.5  # two grey levels brighter
+    assert decoder._measure(decoder._copy) < 0.5
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
@@ -112,20 +122,21 @@ def test_the_agreement_is_measured_and_logged(tokenizer, caplog):
 def test_a_weight_changed_in_place_is_seen(tokenizer, indices, dtype, name):
     decoder = FastDecoder(tokenizer, TOKENS, dtype=dtype)
     before = decoder(indices)
-    addresses = [p.data_ptr() for p in decoder._half.state_dict().values()]
+    addresses = [p.data_ptr() for p in decoder._copy.state_dict().values()]
     tokenizer.get_parameter(name).neg_()
     after = decoder(indices)
     assert not torch.equal(before, after)
     assert_same_images(after, plain(tokenizer, indices))
     # A captured graph reads the same memory.
-    assert [p.data_ptr() for p in decoder._half.state_dict().values()] == addresses
+    assert [p.data_ptr() for p in decoder._copy.state_dict().values()] == addresses
 
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_loaded_weights_are_seen(tokenizer, indices, assign):
     decoder = FastDecoder(tokenizer, TOKENS)
     before = decoder(indices)
-    tokenizer.load_state_dict(make(seed=1).state_dict(), assign=assign)
+    other = make(seed=1).to(indices.device)
+    tokenizer.load_state_dict(other.state_dict(), assign=assign)
     after = decoder(indices)
     assert not torch.equal(before, after)
     assert_same_images(after, plain(tokenizer, indices))
@@ -143,7 +154,7 @@ def test_weights_replaced_at_the_same_address_are_seen(tokenizer, indices):
 
 def test_unchanged_weights_are_not_copied(tokenizer, indices, monkeypatch):
     decoder = FastDecoder(tokenizer, TOKENS)
-    monkeypatch.setattr(decoder._half, "load", None)
+    monkeypatch.setattr(decoder._copy, "load", None)
     decoder(indices)
 
 
@@ -154,7 +165,7 @@ def test_the_precision_is_judged_again_with_new_weights(tokenizer, indices):
     decoder(indices)
     assert decoder.dtype == torch.float16
     assert decoder.agreement >= MIN_AGREEMENT
-    tokenizer.decoder.conv_in.weight *= 1e7
+    tokenizer.decoder.conv_in.weight *= 1e7  # beyond float16, nothing to the norms of float32
     assert_same_images(decoder(indices), plain(tokenizer, indices))
     assert decoder.dtype == torch.float32
 
@@ -166,9 +177,9 @@ def test_a_failed_change_of_copies_is_tried_again(tokenizer, indices, monkeypatc
         raise torch.OutOfMemoryError("full")
 
     tokenizer.decoder.conv_out.weight.neg_()
-    for step in ("_measure", "_copy"):
+    for owner, step in ((decoder, "_measure"), (fast_decoder, "DecoderCopy")):
         with monkeypatch.context() as patch:
-            patch.setattr(decoder, step, fail)
+            patch.setattr(owner, step, fail)
             patch.setattr(fast_decoder, "MIN_AGREEMENT", 1.1)  # the next copy is called for
             with pytest.raises(torch.OutOfMemoryError):
                 decoder(indices)
@@ -176,9 +187,9 @@ def test_a_failed_change_of_copies_is_tried_again(tokenizer, indices, monkeypatc
     assert decoder.dtype == torch.float16
 
 
-def test_weights_that_count_no_changes_are_copied_at_every_call(indices):
+def test_weights_that_count_no_changes_are_copied_at_every_call(device, indices):
     with torch.inference_mode():
-        tokenizer = make()
+        tokenizer = make().to(device)
         decoder = FastDecoder(tokenizer, TOKENS)
         before = decoder(indices)
         tokenizer.decoder.conv_out.weight.neg_()
@@ -191,17 +202,19 @@ def test_large_batches_are_decoded_in_parts(tokenizer, indices, monkeypatch):
     whole = FastDecoder(tokenizer, TOKENS)(indices)
     monkeypatch.setattr(fast_decoder, "MAX_PIXELS", 2 * 8**2)
     decoder = FastDecoder(tokenizer, TOKENS)
+    decoder._graphs = None
     sizes = []
-    decoder._half.register_forward_pre_hook(lambda half, inputs: sizes.append(len(inputs[0])))
+    decoder._copy.register_forward_pre_hook(lambda copy, inputs: sizes.append(len(inputs[0])))
     assert (decoder(indices).int() - whole.int()).abs().max() <= 1
     assert sizes == [2, 1]
 
 
-def test_autocast_around_changes_nothing(tokenizer, indices):
+def test_autocast_and_inference_mode_around_change_nothing(tokenizer, indices):
     expected = FastDecoder(tokenizer, TOKENS)(indices)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast(indices.device.type, torch.bfloat16):
         decoder = FastDecoder(tokenizer, TOKENS)
         assert torch.equal(decoder(indices), expected)
+    assert torch.equal(decoder(indices), expected)
 
 
 class Graphs:
@@ -220,53 +233,74 @@ class Graphs:
         self.cleared += 1
 
 
-def test_every_batch_size_is_a_graph(tokenizer, indices):
-    decoder = FastDecoder(tokenizer, TOKENS)
-    expected = decoder(indices)
-    decoder._graphs = graphs = Graphs()
-    assert torch.equal(decoder(indices), expected)
-    decoder(indices[:1])
-    assert graphs.keys == ["VQ decoder, batch of 3", "VQ decoder, batch of 1"]
-
-
-def test_without_memory_it_frees_the_graphs_and_decodes(tokenizer, indices):
-    decoder = FastDecoder(tokenizer, TOKENS)
+def test_without_memory_or_graphs_it_decodes(caplog):
+    decoder, indices = FastDecoder(make(), TOKENS), codes("cpu")
     expected = decoder(indices)
     decoder._graphs = graphs = Graphs(torch.OutOfMemoryError("full"))
     for calls in (1, 2):  # the next call may find room for a graph again
         assert torch.equal(decoder(indices), expected)
         assert graphs.cleared == len(graphs.keys) == calls
-
-
-def test_without_graphs_it_says_so_once_and_decodes(tokenizer, indices, caplog):
-    decoder = FastDecoder(tokenizer, TOKENS)
-    expected = decoder(indices)
-    decoder._graphs = graphs = Graphs(CaptureError("no graph today"))
+    graphs.error = CaptureError("no graph today")
     for _ in range(2):
         assert torch.equal(decoder(indices), expected)
-    assert len(graphs.keys) == 1
+    assert len(graphs.keys) == 3
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.endswith("decoding without CUDA graphs, because no graph today")
 
 
 @pytest.mark.parametrize("shape", [(TOKENS,), (2, TOKENS + 1), (1, 2, TOKENS)])
-def test_other_shapes_are_refused(tokenizer, shape):
-    decoder = FastDecoder(tokenizer, TOKENS)
+def test_other_shapes_are_refused(shape):
+    decoder = FastDecoder(make(), TOKENS)
     with pytest.raises(ValueError, match=r"expected \(B, 16\)"):
         decoder(torch.zeros(shape, dtype=torch.int64))
-
-
-def test_tokens_must_form_a_square(tokenizer):
     with pytest.raises(ValueError, match="square"):
-        FastDecoder(tokenizer, 15)
+        FastDecoder(make(), 15)
 
 
-def test_float16_group_norm_accumulates_in_float32():
+def test_float16_group_norm_accumulates_in_float32(device):
     """Sums of squares beyond float16's 65,504 must not overflow, nor small spreads vanish."""
     x = torch.randn(2, 32, 64, 64, generator=torch.Generator().manual_seed(0)) * 100 + 300
     for layout in (torch.contiguous_format, torch.channels_last):
-        half = x.half().contiguous(memory_format=layout)
+        half = x.to(device, torch.float16, memory_format=layout)
         expected = F.group_norm(half.float(), 8, eps=1e-6)
         torch.testing.assert_close(
             F.group_norm(half, 8, eps=1e-6).float(), expected, atol=3e-3, rtol=1e-3
         )
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_graphs_compute_what_their_function_does_and_are_bounded(dtype):
+    decoder = FastDecoder(make().to("cuda"), TOKENS, dtype=dtype)
+    sizes = range(1, MAX_GRAPHS + 3)
+    batches = [codes("cuda", size, seed) for seed in range(3) for size in sizes]
+    images = [decoder(indices) for indices in batches]
+    assert len(decoder._graphs) == MAX_GRAPHS
+    # All at the end: no replay overwrote what an earlier one had returned.
+    for one, indices in zip(images, batches, strict=True):
+        assert torch.equal(one, without_tf32(decoder._copy, indices))
+
+
+@needs_gpu
+def test_memory_of_graphs_is_given_back():
+    decoder = FastDecoder(make().to("cuda"), TOKENS)
+    decoder(codes("cuda", 2))
+    before = torch.cuda.memory_allocated()
+    for size in (8, 4, 2, 1):
+        decoder(codes("cuda", size))
+    decoder._graphs.clear()
+    decoder(codes("cuda", 2))
+    assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+@needs_gpu
+def test_a_tokenizer_that_moves_is_followed():
+    tokenizer, indices = make().to("cuda"), codes("cuda", 2)
+    decoder = FastDecoder(tokenizer, TOKENS)
+    before = decoder(indices)
+    tokenizer.to("cpu")
+    on_cpu = decoder(indices.cpu())
+    assert on_cpu.device.type == "cpu"
+    tokenizer.to("cuda")
+    assert torch.equal(decoder(indices), before)
+    assert_same_images(on_cpu, before.cpu())
