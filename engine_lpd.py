@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
@@ -21,13 +19,12 @@ from dataset.batches import Batch, TokenSource, epoch_batches, steps_per_epoch
 from dataset.image_folder import ImageList, image_batches
 from dataset.write_cache import CacheInProgress
 from evaluation.evaluation import Evaluation
-from evaluation.features import Features, FeatureShare, extract, extract_share, gather_features
+from evaluation.features import FeatureShare, extract_share, gather_features
 from evaluation.image_sources import ImageSource
 from evaluation.metrics import Scores
-from evaluation.samples import PngWriters, SampleFolder, image_ids_in, read_images
+from evaluation.samples import SampleFolder, generate_images, kept_share, make_share
 from evaluation.scoring import Scoring
-from models.cuda_graphs import largest_that_fits
-from models.decoding import eval_mode, generate
+from models.decoding import eval_mode
 from models.lpd import LPD
 from tokenizers.encoding import encode_both_ways, log_share_changed
 from tokenizers.vq_model import VQModel, fingerprint
@@ -36,8 +33,7 @@ from training.recipe import TrainingRecipe
 from training.scalars import ScalarLog
 from training.watch import RunWatch
 from util import distributed, streams
-from util.device import HostCopy
-from util.errors import UserError, is_out_of_memory
+from util.errors import UserError
 from util.geometry import TokenGrid
 from util.images import image_grid
 from util.logs import logging_redirect_tqdm, progress
@@ -208,15 +204,13 @@ def evaluate(
     # No process waits for another before its share is done: let all fail if one does.
     with eval_mode(model):
         kept = distributed.fail_together(
-            lambda: _kept_share(evaluation, image_folder, model.grid.image_size)
+            lambda: kept_share(evaluation, image_folder, model.grid.image_size)
         )
         there = np.concatenate(distributed.gather(kept.ids))
         if len(there):
             logger.info("%d of %d images are there already", len(there), evaluation.num_images)
         to_do = np.setdiff1d(np.arange(evaluation.num_images), there)
-        made = distributed.fail_together(
-            lambda: _make_share(model, evaluation, image_folder, to_do)
-        )
+        made = distributed.fail_together(lambda: make_share(model, evaluation, image_folder, to_do))
     if evaluation.scoring is None:
         return None
     return _score_on_main(evaluation.scoring, [kept, made])
@@ -239,7 +233,7 @@ def show_samples(model: LPD, evaluation: Evaluation, most: int = 16) -> np.ndarr
     count = min(most, evaluation.num_images)
     image_ids = np.arange(count) * evaluation.num_images // count
     with eval_mode(model):
-        images = _generate_images(model, evaluation, image_ids)
+        images = generate_images(model, evaluation, image_ids)
     return image_grid(images, columns=math.ceil(math.sqrt(count)))
 
 
@@ -269,119 +263,6 @@ def _score_on_main(scoring: Scoring, shares: list[FeatureShare]) -> Scores | Non
         return scoring.score(features) if features is not None else None
 
     return distributed.fail_together(work)
-
-
-def _kept_share(
-    evaluation: Evaluation, image_folder: SampleFolder | None, image_size: int
-) -> FeatureShare:
-    """This process's part of the images that an earlier evaluation left, if they are whole."""
-    if image_folder is None:
-        return FeatureShare.join([], [])
-    present = image_ids_in(image_folder.path, evaluation.num_images)
-    mine = present[present % distributed.world_size() == distributed.rank()]
-    if not len(mine):
-        return FeatureShare.join([], [])
-    ids, features = [], []
-    with progress(total=len(mine), desc="images there already", unit="image") as bar:
-        for start in range(0, len(mine), evaluation.batch_size):
-            batch = mine[start : start + evaluation.batch_size]
-            whole, images = read_images(image_folder, batch, image_size)
-            ids.append(whole)
-            if evaluation.scoring is not None and len(whole):
-                found = extract(evaluation.scoring.extractor, torch.from_numpy(images))
-                features.append(found.cpu())
-            bar.update(len(batch))
-    return FeatureShare.join(ids, features)
-
-
-def _make_share(
-    model: LPD, evaluation: Evaluation, image_folder: SampleFolder | None, to_do: np.ndarray
-) -> FeatureShare:
-    """Make this process's part of the images `to_do`, (n,) ids."""
-    batches = list(_image_id_batches(to_do, evaluation.batch_size))
-    features: list[Features] = []
-    total = sum(map(len, batches))
-    if not total:
-        return FeatureShare.join([], [])
-    with (
-        PngWriters(image_folder) as writers,
-        progress(total=total, desc="evaluate", unit="image") as bar,
-    ):
-
-        def settle(image_ids: np.ndarray, samples: HostCopy) -> None:
-            images, *found = samples.wait()
-            writers.write(images.numpy(), image_ids)
-            if found:
-                # Page-locked memory is for the way only.
-                features.append(Features(*(values.clone() for values in found)))
-            bar.update(len(image_ids))
-
-        # While a GPU makes one batch, the host handles the one before.
-        waiting: deque[tuple[np.ndarray, HostCopy]] = deque()
-        for image_ids in batches:
-            waiting.append((image_ids, _start_batch(model, evaluation, image_ids)))
-            if len(waiting) > 1:
-                settle(*waiting.popleft())
-        for batch in waiting:
-            settle(*batch)
-    return FeatureShare.join(batches, features)
-
-
-def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> HostCopy:
-    """Images and, if something scores them, their features, on their way to the host.
-
-    Raises:
-        UserError: the batch does not fit into the device's memory; the message says what does.
-    """
-
-    def start(ids: np.ndarray) -> HostCopy:
-        images = _generate_images(model, evaluation, ids)
-        if evaluation.scoring is None:
-            return HostCopy(images)
-        return HostCopy(images, *extract(evaluation.scoring.extractor, images).tensors())
-
-    try:
-        return start(image_ids)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    # Only out of that block is the failed attempt's memory free.
-    size = len(image_ids)
-
-    def attempt(smaller: int) -> None:
-        model.fast_path.graphs.clear()  # whose memory would count against this attempt
-        start(image_ids[:smaller]).wait()
-
-    fits = largest_that_fits(attempt, size)
-    raise UserError(
-        f"--eval_bsz: {size} images at a time do not fit into the memory of "
-        f"{model.pos_embed.device}, "
-        + (f"expected at most {fits}" if fits else "and neither does a single one")
-    )
-
-
-def _image_id_batches(image_ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """This process's part of image ids: every world-size-th batch of them."""
-    first, stride = distributed.rank() * size, distributed.world_size() * size
-    for start in range(first, len(image_ids), stride):
-        yield image_ids[start : start + size]
-
-
-def _generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> torch.Tensor:
-    """(B,) image ids -> (B, S, S, 3) uint8 on the device."""
-    device = model.pos_embed.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=evaluation.bf16):
-        tokens = generate(
-            model,
-            evaluation.labels(image_ids),
-            evaluation.orders(image_ids, evaluation.group_sizes),
-            evaluation.group_sizes,
-            evaluation.sampling,
-            seed=evaluation.seed,
-            image_ids=image_ids,
-            sampler=evaluation.sampler,
-        )
-    return evaluation.decode(tokens)
 
 
 def cache_latents(

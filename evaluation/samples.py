@@ -10,7 +10,7 @@ import re
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,10 +25,17 @@ from torch import nn
 from dataset.pictures import open_rgb
 from dataset.write_cache import checksum
 from evaluation.evaluation import Evaluation
+from evaluation.features import Features, FeatureShare, extract
+from models.cuda_graphs import largest_that_fits
+from models.decoding import generate
+from models.lpd import LPD
+from util import distributed
 from util.cli import available_cores
-from util.errors import UserError
+from util.device import HostCopy
+from util.errors import UserError, is_out_of_memory
 from util.files import open_file, read_json, replacing, write_json
 from util.images import MADE_BY, Pixels, as_pixels, save_png
+from util.logs import progress
 
 logger = logging.getLogger(__name__)
 
@@ -275,3 +282,116 @@ def write_npz_archive(path: str | Path, images: Iterable[Pixels], count: int) ->
             member.write(pixels.data)
         if written != max(count, 1):
             raise ValueError(f"found {written} images, expected {max(count, 1)}")
+
+
+def kept_share(
+    evaluation: Evaluation, image_folder: SampleFolder | None, image_size: int
+) -> FeatureShare:
+    """This process's part of the images that an earlier evaluation left, if they are whole."""
+    if image_folder is None:
+        return FeatureShare.join([], [])
+    present = image_ids_in(image_folder.path, evaluation.num_images)
+    mine = present[present % distributed.world_size() == distributed.rank()]
+    if not len(mine):
+        return FeatureShare.join([], [])
+    ids, features = [], []
+    with progress(total=len(mine), desc="images there already", unit="image") as bar:
+        for start in range(0, len(mine), evaluation.batch_size):
+            batch = mine[start : start + evaluation.batch_size]
+            whole, images = read_images(image_folder, batch, image_size)
+            ids.append(whole)
+            if evaluation.scoring is not None and len(whole):
+                found = extract(evaluation.scoring.extractor, torch.from_numpy(images))
+                features.append(found.cpu())
+            bar.update(len(batch))
+    return FeatureShare.join(ids, features)
+
+
+def make_share(
+    model: LPD, evaluation: Evaluation, image_folder: SampleFolder | None, to_do: np.ndarray
+) -> FeatureShare:
+    """Make this process's part of the images `to_do`, (n,) ids."""
+    batches = list(_image_id_batches(to_do, evaluation.batch_size))
+    features: list[Features] = []
+    total = sum(map(len, batches))
+    if not total:
+        return FeatureShare.join([], [])
+    with (
+        PngWriters(image_folder) as writers,
+        progress(total=total, desc="evaluate", unit="image") as bar,
+    ):
+
+        def settle(image_ids: np.ndarray, samples: HostCopy) -> None:
+            images, *found = samples.wait()
+            writers.write(images.numpy(), image_ids)
+            if found:
+                # Page-locked memory is for the way only.
+                features.append(Features(*(values.clone() for values in found)))
+            bar.update(len(image_ids))
+
+        # While a GPU makes one batch, the host handles the one before.
+        waiting: deque[tuple[np.ndarray, HostCopy]] = deque()
+        for image_ids in batches:
+            waiting.append((image_ids, _start_batch(model, evaluation, image_ids)))
+            if len(waiting) > 1:
+                settle(*waiting.popleft())
+        for batch in waiting:
+            settle(*batch)
+    return FeatureShare.join(batches, features)
+
+
+def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> HostCopy:
+    """Images and, if something scores them, their features, on their way to the host.
+
+    Raises:
+        UserError: the batch does not fit into the device's memory; the message says what does.
+    """
+
+    def start(ids: np.ndarray) -> HostCopy:
+        images = generate_images(model, evaluation, ids)
+        if evaluation.scoring is None:
+            return HostCopy(images)
+        return HostCopy(images, *extract(evaluation.scoring.extractor, images).tensors())
+
+    try:
+        return start(image_ids)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only out of that block is the failed attempt's memory free.
+    size = len(image_ids)
+
+    def attempt(smaller: int) -> None:
+        model.fast_path.graphs.clear()  # whose memory would count against this attempt
+        start(image_ids[:smaller]).wait()
+
+    fits = largest_that_fits(attempt, size)
+    raise UserError(
+        f"--eval_bsz: {size} images at a time do not fit into the memory of "
+        f"{model.pos_embed.device}, "
+        + (f"expected at most {fits}" if fits else "and neither does a single one")
+    )
+
+
+def _image_id_batches(image_ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """This process's part of image ids: every world-size-th batch of them."""
+    first, stride = distributed.rank() * size, distributed.world_size() * size
+    for start in range(first, len(image_ids), stride):
+        yield image_ids[start : start + size]
+
+
+def generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> torch.Tensor:
+    """(B,) image ids -> (B, S, S, 3) uint8 on the device."""
+    device = model.pos_embed.device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=evaluation.bf16):
+        tokens = generate(
+            model,
+            evaluation.labels(image_ids),
+            evaluation.orders(image_ids, evaluation.group_sizes),
+            evaluation.group_sizes,
+            evaluation.sampling,
+            seed=evaluation.seed,
+            image_ids=image_ids,
+            sampler=evaluation.sampler,
+        )
+    return evaluation.decode(tokens)

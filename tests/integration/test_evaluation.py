@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import engine_lpd
 import main_lpd
+from evaluation import samples
 from evaluation.digits import DigitsClassifier
 from evaluation.features import build_extractor, extract
 from evaluation.metrics import Reference, Statistics, score
@@ -166,7 +166,7 @@ def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return generate(model, labels, *args, **options)
 
-    monkeypatch.setattr(engine_lpd, "generate", generate_three_at_most)
+    monkeypatch.setattr(samples, "generate", generate_three_at_most)
     main_lpd.main([*world.eval_flags(tmp_path / "fits"), "--eval_bsz", "3"])
     expected = (
         "--eval_bsz: 9 images at a time do not fit into the memory of cpu, expected at most 3"
@@ -257,7 +257,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ids.extend(image_ids.tolist())
         return generate(*arguments, image_ids=image_ids, **options)
 
-    monkeypatch.setattr(engine_lpd, "generate", count)
+    monkeypatch.setattr(samples, "generate", count)
     return ids
 
 
@@ -327,7 +327,7 @@ def test_a_finished_evaluation_is_scored_again_without_the_model(
         raise AssertionError("the model ran")
 
     monkeypatch.setattr(LPD, "forward", refuse)
-    monkeypatch.setattr(engine_lpd, "generate", refuse)
+    monkeypatch.setattr(samples, "generate", refuse)
     monkeypatch.setattr(VQModel, "decode_code", refuse)
     monkeypatch.setattr(PngWriters, "write", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))

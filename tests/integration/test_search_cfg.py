@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import engine_lpd
+from evaluation import samples
 from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from orders.locality import random_orders
@@ -68,13 +68,13 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Numbers of images of the batches that are generated."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     sizes: list[int] = []
-    generate = engine_lpd.generate
+    generate = samples.generate
 
     def count(model: object, labels: torch.Tensor, *rest: object, **more: object) -> torch.Tensor:
         sizes.append(len(labels))
         return generate(model, labels, *rest, **more)
 
-    monkeypatch.setattr(engine_lpd, "generate", count)
+    monkeypatch.setattr(samples, "generate", count)
     return sizes
 
 
