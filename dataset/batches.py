@@ -29,14 +29,10 @@ _END = object()
 
 
 def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
-    """Yield the same items, made by a background thread while the caller is busy.
+    """Yield the same items, made up to `depth` ahead by a background thread.
 
     An error of `items` is raised where its item would have come. The thread ends with the items, or
     when this generator is closed.
-
-    Args:
-        items: what to go through; from the first item on only the thread touches it.
-        depth: items made ahead, at least 1.
     """
     source = iter(items)
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
@@ -50,11 +46,10 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
 
 
 class BadData:
-    """What the data of this process met, until all processes know and stop together.
+    """The first error in the data of this process, until all processes stop together.
 
     A process that stopped by itself would leave the others waiting for its gradients. So it takes
-    part in the step with a substitute; the processes tell one another after the step, and nothing
-    is saved of it.
+    part in the step with a substitute, and nothing is saved of that step.
     """
 
     def __init__(self) -> None:
@@ -62,14 +57,12 @@ class BadData:
 
     @property
     def found(self) -> bool:
-        """Whether this process has met some."""
         return self._error is not None
 
     def read(self, work: Callable[[], T], substitute: Callable[[], T]) -> T:
         """Return the result of `work`; of `substitute` from the first bad input on.
 
-        Raises:
-            UserError: bad input, where this process is the only one.
+        A single process raises the `UserError` at once.
         """
         if distributed.world_size() == 1:
             return work()
@@ -83,11 +76,7 @@ class BadData:
         return substitute()
 
     def check(self) -> None:
-        """See whether any process has met some; all processes call it.
-
-        Raises:
-            UserError: on all processes, if so.
-        """
+        """Raise a `UserError` on all processes if any has met bad data; all processes call it."""
 
         def tell() -> None:
             if self._error is not None:
@@ -97,42 +86,27 @@ class BadData:
 
 
 class Batch(NamedTuple):
-    """This process's share of one optimiser step, on the training device.
+    """This process's share of one optimiser step, on the training device."""
 
-    Attributes:
-        tokens: (B, N) int64, raster order.
-        labels: (B,) int64.
-        orders: (B, N) int64, a permutation of the positions per image.
-        label_drop: (B,) bool, True where the class is dropped.
-    """
-
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    orders: torch.Tensor
-    label_drop: torch.Tensor
+    tokens: torch.Tensor  # (B, N) int64, raster order
+    labels: torch.Tensor  # (B,) int64
+    orders: torch.Tensor  # (B, N) int64, a permutation of the positions per image
+    label_drop: torch.Tensor  # (B,) bool, True where the class is dropped
 
 
 class TokenSource(Protocol):
-    """Where tokens come from: a cache, or images encoded on the fly.
+    """Where tokens come from: a cache, or images encoded on the fly."""
 
-    Attributes:
-        num_samples: images in the data.
-        num_tokens: N, tokens per image.
-        bad_data: what could not be read, where other processes have to know of it.
-    """
-
-    num_samples: int
-    num_tokens: int
+    num_samples: int  # images in the data
+    num_tokens: int  # N, tokens per image
     bad_data: BadData
 
     def read(
         self, batches: np.ndarray, flipped: np.ndarray
     ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """Tokens (B, N) int64 and labels (B,) int64 of every row of sample indices.
+        """Yield tokens (B, N) int64 and labels (B,) int64 of every row of sample indices.
 
-        Args:
-            batches: (steps, B) sample indices.
-            flipped: (steps, B) bool, whether the image is mirrored.
+        Both arguments are (steps, B): indices, and whether the image is mirrored.
         """
 
 
@@ -218,8 +192,7 @@ class EncodedImages:
 def steps_per_epoch(num_samples: int, batch_size: int, world_size: int) -> int:
     """Count the optimiser steps of an epoch; a rest below one global batch is left out.
 
-    Raises:
-        ValueError: no images in a batch, or fewer images than one global batch.
+    Raises a `ValueError` if there are fewer images than one global batch.
     """
     if batch_size < 1:
         raise ValueError(f"found {batch_size}, expected at least 1")
@@ -250,8 +223,7 @@ def epoch_batches(
         epoch: from 0.
         batch_size: images per process and step.
         seed: names the random streams.
-        flip_prob: share of visits that see the mirrored image.
-        label_drop_prob: share of visits without a class.
+        flip_prob, label_drop_prob: shares of visits that see the mirrored image, or no class.
         device: where the batches go.
         order: one of `orders.sources.TRAINING_ORDERS`.
         first_step: the step to begin with.
@@ -272,18 +244,17 @@ def epoch_batches(
             yield Batch(tokens, labels, send(orders, device), send(drop, device))
 
 
-def epoch_samples(num_samples: int, epoch: int, batch_size: int, seed: int) -> np.ndarray:
-    """Draw which samples each step of an epoch sees.
+def epoch_samples(
+    num_samples: int, epoch: int, batch_size: int, seed: int, purpose: str = "data order"
+) -> np.ndarray:
+    """Draw which samples each step sees: (steps, processes, batch_size) int64.
 
     A global batch is a stretch of the epoch's permutation of all samples; process r takes its
     r-th part. So another number of processes with the same global batch sees the same.
-
-    Returns:
-        (steps, processes, batch_size) int64.
     """
     processes = distributed.world_size()
     steps = steps_per_epoch(num_samples, batch_size, processes)
-    shuffled = streams.permutations("data order", seed, epoch, count=num_samples)[0]
+    shuffled = streams.permutations(purpose, seed, epoch, count=num_samples)[0]
     return shuffled[: steps * batch_size * processes].reshape(steps, processes, batch_size)
 
 
@@ -297,7 +268,7 @@ def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a staged tensor to the device; the host does not wait for it."""
+    """Copy a staged tensor to the device without waiting for it."""
     return tensor.to(device, non_blocking=True)
 
 

@@ -20,17 +20,11 @@ _WHITE = 128
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A square picture and what of it is to be generated.
+    """A square picture and what of it is to be generated."""
 
-    Attributes:
-        pixels: (S, S, 3) uint8; beside a padded picture its mirror image.
-        mask: (S, S) bool, True where a pixel is to be generated; never beside the picture.
-        rows, columns: where the picture lies, all of the square unless it is padded.
-    """
-
-    pixels: np.ndarray
-    mask: np.ndarray
-    rows: slice
+    pixels: np.ndarray  # (S, S, 3) uint8; beside a padded picture its mirror image
+    mask: np.ndarray  # (S, S) bool, True where to generate; never beside the picture
+    rows: slice  # where the picture lies, all of the square unless it is padded
     columns: slice
 
     def token_mask(self, stride: int) -> np.ndarray:
@@ -50,16 +44,9 @@ class Canvas:
         return images[..., self.rows, self.columns, :]
 
     def composite(self, images: np.ndarray, feather: int) -> np.ndarray:
-        """Blend: weight max(0, 1 - distance to the mask / (feather + 1)) for `images`.
+        """Blend `images` (B, S, S, 3) uint8 with weight max(0, 1 - distance / (feather + 1)).
 
-        So all that is `feather` + 1 pixels or more beside the mask is the original, bit for bit.
-
-        Args:
-            images: (B, S, S, 3) uint8.
-            feather: pixels over which an image fades into the original.
-
-        Returns:
-            (B, S, S, 3) uint8.
+        All that is `feather` + 1 pixels or more beside the mask is the original, bit for bit.
         """
         if not self.mask.any():  # which has no distance to anything
             return np.broadcast_to(self.pixels, images.shape).copy()
@@ -89,11 +76,7 @@ def open_mask(path: str | Path) -> np.ndarray:
 
 
 def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Make a mask (H, W), True in x0 <= x < x1, y0 <= y < y1.
-
-    Raises:
-        ValueError: the box is empty or not inside the image.
-    """
+    """Make a mask (H, W), True in x0 <= x < x1, y0 <= y < y1; `ValueError` outside the image."""
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height):
         raise ValueError(
@@ -108,8 +91,7 @@ def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
 def outpaint(image: Image.Image, side: str, count: int) -> tuple[Image.Image, np.ndarray]:
     """Add `count` pixels at one of `SIDES`: the mirrored image, and a mask (H, W) of what is new.
 
-    Raises:
-        ValueError: more than the image's longer side.
+    Raises a `ValueError` for more than the image's longer side.
     """
     if not 1 <= count <= max(image.size):
         raise ValueError(
@@ -145,12 +127,12 @@ def fit(
     how: str = "crop",
     towards: str | None = None,
 ) -> Canvas:
-    """Make a square of an image and its mask.
+    """Make a square of side `size` of an RGB image and its mask.
 
     Args:
-        image: RGB, of any size.
+        image: of any size.
         mask: (H, W) bool; of the image's size, or another of the same proportions.
-        size: side of the square, S.
+        size: S, pixels.
         how: `crop` cuts the middle out, exactly as for training data (method section 8); `pad`
             shows all of it, in the middle.
         towards: the side, one of `SIDES`, at which `crop` cuts instead.

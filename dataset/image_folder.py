@@ -36,12 +36,7 @@ _COMPRESSED = {
 
 
 class TarMembers:
-    """Contents of members of a tar.
-
-    Args:
-        path: the tar.
-        places: (n, 2) int64, offset and size of each content, bytes.
-    """
+    """Contents of members of a tar; `places` (n, 2) are their offsets and sizes, bytes."""
 
     def __init__(self, path: Path, places: np.ndarray) -> None:
         self.path = path
@@ -49,11 +44,7 @@ class TarMembers:
         self._file: int | None = None
 
     def read(self, index: int) -> bytes:
-        """Return the content of one member.
-
-        Raises:
-            OSError: the tar has gone or cannot be read.
-        """
+        """Return the content of one member."""
         if self._file is None:
             # The first use opens it: in every worker process, not in the one that starts them.
             self._file = os.open(self.path, os.O_RDONLY)
@@ -69,14 +60,7 @@ class TarMembers:
 
 
 def _tar_files(path: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    """List the images of a tar: name -> (offset, size), and all folders; hidden ones left out.
-
-    Of members with the same name the last one counts, as it does in unpacking.
-
-    Raises:
-        ValueError: compressed or no tar, cut short, or an image is a link or sparse.
-        OSError: it cannot be read.
-    """
+    """List the images of a tar: name -> (offset, size), and all folders; hidden ones left out."""
     places: dict[str, tuple[int, int]] = {}
     folders: set[str] = set()
     end = path.stat().st_size
@@ -92,7 +76,7 @@ def _tar_files(path: Path) -> tuple[dict[str, tuple[int, int]], set[str]]:
                 raise ValueError(f"{name} is {kind}, expected plain files only")
             if member.offset_data + member.size > end:
                 raise ValueError(f"is cut short inside {name}")
-            places[name] = (member.offset_data, member.size)
+            places[name] = (member.offset_data, member.size)  # the last of a name, as in unpacking
             folders.add(name.rpartition("/")[0])
     for folder in list(folders):  # a tar need not hold the folders above its members
         while folder := folder.rpartition("/")[0]:
@@ -128,29 +112,18 @@ def _tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 @dataclass(frozen=True)
 class ImageList:
-    """The files of an image folder, on their own or inside a tar.
+    """The files of an image folder, class by class, sorted by path inside a class."""
 
-    Attributes:
-        paths: (n) files, class by class, sorted by path inside a class; in a tar, names of members.
-        labels: (n,) int64 class index of each file.
-        classes: class names, sorted; a label is an index into them.
-        tar: where the files lie in a tar; None if they lie in folders.
-    """
-
-    paths: tuple[Path, ...] | tuple[str, ...]
-    labels: np.ndarray
-    classes: tuple[str, ...]
+    paths: tuple[Path, ...] | tuple[str, ...]  # in a tar, names of members
+    labels: np.ndarray  # (n,) int64, indices into `classes`
+    classes: tuple[str, ...]  # names, sorted
     tar: TarMembers | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        """Decode an image to RGB.
-
-        Raises:
-            UserError: it cannot be read; the message names it.
-        """
+        """Decode an image to RGB; raises a `UserError` that names it."""
         path = self.paths[index]
         if self.tar is None:
             return open_rgb(path)
@@ -161,15 +134,10 @@ class ImageList:
 
 
 class ImageBatch(NamedTuple):
-    """Decoded and cropped images.
+    """Decoded and cropped images."""
 
-    Attributes:
-        images: (B, 3, S, S) uint8, channels last in memory, as they were decoded.
-        labels: (B,) int64.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: torch.Tensor  # (B, 3, S, S) uint8, channels last in memory
+    labels: torch.Tensor  # (B,) int64
 
 
 def list_images(root: str | Path, flag: str = "--data_path") -> ImageList:
@@ -232,14 +200,8 @@ def _packed_root(names: Collection[str], folders: Collection[str]) -> str:
 def list_classes(root: Path, suffixes: tuple[str, ...], flag: str, kind: str) -> ImageList:
     """List the files with one of `suffixes` below every sub-folder of `root`, hidden ones left out.
 
-    Args:
-        root: the folder whose sub-folders are the classes.
-        suffixes: file name endings in lower case; the case of the names does not matter.
-        flag: the flag that named `root`, for messages.
-        kind: what the files are, for messages.
-
-    Raises:
-        UserError: as for `list_images`.
+    The suffixes are in lower case, whatever the files' names are; `flag` and `kind` say in messages
+    what named `root` and what the files are. Raises as `list_images`.
     """
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
@@ -298,11 +260,8 @@ def image_batches(
         batches: integer sample indices of each batch.
         num_workers: processes that decode, at most one per core; 0 decodes in this one.
         pin_memory: return page-locked memory (ignored without a GPU).
-        skip_bad: leave files that cannot be decoded out, with a warning each. A batch is then
-            smaller, possibly empty.
-
-    Raises:
-        UserError: a file cannot be decoded (without `skip_bad`); the message names it.
+        skip_bad: leave out files that cannot be decoded, with a warning each, instead of raising
+            a `UserError`. A batch is then smaller, possibly empty.
     """
     samples = _Samples(images, image_size)
     loader = DataLoader(

@@ -20,8 +20,8 @@ from dataset.write_cache import (
     TOKENS_FILE,
     VERSION,
     checksum,
-    holds_unfinished,
     token_dtype,
+    unfinished_files,
 )
 from util.arrays import map_npy, read_npz
 from util.errors import UserError, blame
@@ -32,12 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
-    """Open a token cache, this project's or the published layout.
+    """Open a token cache, this project's or the published layout, or raise a `UserError`.
 
     File sizes and types are checked against the index, checksums are not (`TokenCache.verify`).
-
-    Raises:
-        UserError: no cache, another version, or a file of it is missing or damaged.
     """
     if not str(path):
         raise UserError(f"{flag}: found nothing, expected the folder of a token cache")
@@ -47,7 +44,7 @@ def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
         raise UserError(f"{flag}: {path} {problem}, expected the folder of a token cache")
     if (path / INDEX_FILE).exists():
         return MappedCache(path, flag)
-    if holds_unfinished(path):
+    if unfinished_files(path):
         raise UserError(
             f"{flag}: {path} holds tokens but no {INDEX_FILE}, expected a finished token cache"
         )
@@ -64,13 +61,12 @@ def check_cache(
 
     Args:
         cache: what `open_cache` returned.
-        grid: image size, stride and vocabulary of the run.
+        grid: of the run.
         fingerprint: of the run's tokenizer; None does not compare it.
-        num_classes: classes of the model.
+        num_classes: of the model; the cache may have fewer.
 
     Raises:
-        UserError: another number of tokens, image size, vocabulary or tokenizer, more classes, or
-            other bytes than were written.
+        UserError: it differs, or its bytes are others than were written.
     """
     name = f"{cache.flag}: {cache.path}"
     if cache.grid is None and cache.num_tokens != grid.num_tokens:
@@ -102,27 +98,17 @@ def check_cache(
 
 
 class TokenCache(ABC):
-    """The tokens of a data set, plain and mirrored.
-
-    Attributes:
-        path: the folder.
-        flag: what named it, for messages.
-        classes: class names; a label is an index into them.
-        labels: (n,) int64.
-        num_tokens: N, tokens per image.
-        grid: image size, stride and vocabulary; None for the published layout, which does not
-            record them, until `check_cache` supplies it.
-        fingerprint: of the tokenizer, None where the cache does not record it.
-    """
+    """The tokens of a data set, plain and mirrored."""
 
     classes: tuple[str, ...]
-    labels: np.ndarray
-    num_tokens: int
+    labels: np.ndarray  # (n,) int64, indices into `classes`
+    num_tokens: int  # N, per image
+    # The published layout records neither; there `check_cache` supplies the grid.
     grid: TokenGrid | None = None
     fingerprint: str | None = None
 
     def __init__(self, path: Path, flag: str) -> None:
-        self.path, self.flag = path, flag
+        self.path, self.flag = path, flag  # the folder, and what named it
 
     @property
     def num_images(self) -> int:
@@ -130,26 +116,14 @@ class TokenCache(ABC):
 
     @abstractmethod
     def read(self, indices: np.ndarray, flipped: np.ndarray) -> np.ndarray:
-        """Fetch tokens.
+        """Fetch tokens (B, N) int64, raster order, of images `indices` (B,).
 
-        Args:
-            indices: (B,) integers in [0, num_images).
-            flipped: (B,) bool, True for the mirrored image.
-
-        Returns:
-            (B, N) int64, raster order.
-
-        Raises:
-            IndexError: no such image.
-            UserError: a file has gone or is damaged.
+        `flipped` (B,) is True for mirrored ones. Raises an `IndexError` if there is no such image,
+        a `UserError` if a file has gone or is damaged.
         """
 
     def verify(self) -> None:  # noqa: B027 (the published layout has nothing to compare)
-        """Read everything once and compare checksums, where there are any; 1.5 GB/s.
-
-        Raises:
-            UserError: the first file that differs from what was written.
-        """
+        """Read all and compare checksums, where there are any (1.5 GB/s), or raise `UserError`."""
 
 
 class MappedCache(TokenCache):
@@ -239,10 +213,7 @@ def _check_index(index: Any) -> None:
 
 
 class PublishedCache(TokenCache):
-    """The published layout: `<class>/<image name>.npz` with `indices` and `indices_flip`.
-
-    Every file is opened when it is read, so this is the slow way.
-    """
+    """The published layout: `<class>/<image name>.npz` with `indices` and `indices_flip`; slow."""
 
     def __init__(self, path: Path, flag: str) -> None:
         super().__init__(path, flag)

@@ -20,6 +20,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,6 @@ _UNFINISHED = re.compile(
     r"\.?(shard-\d{5,}\.np[yz]|cache-(tokens|labels)\.npy|unfinished\.json)(\.part)?"
     rf"|\.(index\.json|{re.escape(RECORD_OF_RUNS)})\.part"
 )
-_SHARD = re.compile(r"shard-\d{5,}\.npz")
 
 
 class Shard(NamedTuple):
@@ -68,39 +68,30 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def require_new_cache(path: Path) -> None:
-    """Refuse a folder that holds anything but what an interrupted run left behind.
-
-    Raises:
-        UserError: a finished cache, or files that are not of a cache.
-    """
+    """Raise a `UserError` if a folder holds more than what an interrupted run leaves behind."""
     if (path / INDEX_FILE).exists():
         raise UserError(
             f"--cached_path: {path} already holds a finished token cache, expected a new folder"
         )
-    for name in sorted(file.name for file in _entries(path)):
+    for name in sorted(file.name for file in path.glob("*")):
         if name not in _RECORDS and not _UNFINISHED.fullmatch(name):
             raise UserError(f"--cached_path: {path} holds {name}, expected a new or empty folder")
 
 
+def unfinished_files(path: Path) -> list[Path]:
+    """List the cache files that an interrupted or failed run left in a folder."""
+    return [file for file in path.glob("*") if _UNFINISHED.fullmatch(file.name)]
+
+
 def remove_unfinished(path: Path) -> None:
-    """Delete the cache files that an interrupted or failed run left in a folder."""
-    for file in _entries(path):
-        if _UNFINISHED.fullmatch(file.name):
-            file.unlink(missing_ok=True)
-
-
-def holds_unfinished(path: Path) -> bool:
-    """Tell whether an interrupted or failed run left cache files in a folder."""
-    return any(_UNFINISHED.fullmatch(file.name) for file in _entries(path))
+    """Delete these files."""
+    for file in unfinished_files(path):
+        file.unlink(missing_ok=True)
 
 
 def count_shards(path: Path) -> int:
     """Count the finished shards in the folder of an unfinished cache."""
-    return sum(_SHARD.fullmatch(file.name) is not None for file in _entries(path))
-
-
-def _entries(path: Path) -> list[Path]:
-    return list(path.iterdir()) if path.is_dir() else []
+    return len(list(path.glob("shard-*.npz")))
 
 
 def write_shard(
@@ -111,13 +102,9 @@ def write_shard(
     Args:
         path: the cache folder.
         number: the shard's place in the cache.
-        tokens: (n, 2, N) integers, plain and mirrored.
+        tokens: (n, 2, N) integers below `vocab_size`, plain and mirrored.
         labels: (n,) integers, classes of the images.
         vocab_size: decides the tokens' type on disk.
-
-    Raises:
-        ValueError: an index is not below `vocab_size`, or tokens and labels do not agree.
-        OSError: the file cannot be written.
     """
     if len(tokens) != len(labels):
         raise ValueError(f"found tokens of {len(tokens)} images and {len(labels)} labels")
@@ -157,19 +144,13 @@ def write_index(
     shards: Sequence[Shard],
     precision: str = "float32",
 ) -> None:
-    """Join the shards, then write the index: the cache is finished.
+    """Join the shards in folder `path`, then write the index: the cache is finished.
 
     Args:
-        path: the cache folder, which holds the shards; they go once the cache is finished.
-        grid: what the tokens are.
-        fingerprint: of the tokenizer that made them.
+        path: as above; the shards go once the cache is finished.
+        grid, fingerprint, precision: of the tokens, their tokenizer and its arithmetic.
         classes: class names.
-        shards: in order.
-        precision: of the arithmetic that made them, for the record.
-
-    Raises:
-        ValueError: a shard is not as it was written.
-        OSError: a file cannot be written.
+        shards: in order; a `ValueError` if one is not as it was written.
     """
     _join_shards(path, shards, grid)
     index = {
@@ -226,13 +207,8 @@ def plan_shards(
     """Cut images 0, 1, ... into batches and those into shards that divide well over processes.
 
     The batches do not depend on the number of processes, so neither do the tokens, even where a
-    GPU's kernels round differently for other batch sizes.
-
-    Args:
-        num_images: images in the data.
-        batch_size: images encoded at a time.
-        processes: how many encode.
-        batches_per_shard: instead of a division over processes; of a run that is taken up.
+    GPU's kernels round differently for other batch sizes. `batches_per_shard` of a run that is
+    taken up replaces the division.
 
     Returns:
         For every shard its batches, each an array of consecutive image indices; at most
@@ -249,7 +225,8 @@ def plan_shards(
 class CacheInProgress:
     """The shards of a cache and which of them are done; the same on every process.
 
-    An unfinished cache of these settings in the folder is taken up.
+    An unfinished cache of these settings in the folder is taken up; one of others is a `UserError`
+    on all processes.
 
     Args:
         path: an existing folder, of which `require_new_cache` approves.
@@ -262,9 +239,6 @@ class CacheInProgress:
         shards: for every shard its batches, each an array of image indices.
         earlier: shards that an interrupted run of the same settings left whole.
         to_do: numbers of the others.
-
-    Raises:
-        UserError: on all processes, if the folder holds shards of other settings.
     """
 
     def __init__(
@@ -286,16 +260,15 @@ class CacheInProgress:
             "batch_size": batch_size,
             "images": _names_digest(images),
         }
-        plan = plan_shards(len(images), batch_size, distributed.world_size())
+        plan = partial(plan_shards, len(images), batch_size, distributed.world_size())
 
         def settle() -> int:
             if not distributed.is_main():
                 return 0
             with blame(f"--cached_path: {path}"):
-                return _take_up(path, settings, len(plan[0]))
+                return _take_up(path, settings, len(plan()[0]))
 
-        size = distributed.gather(distributed.fail_together(settle))[0]
-        self.shards = plan_shards(len(images), batch_size, distributed.world_size(), size)
+        self.shards = plan(distributed.gather(distributed.fail_together(settle))[0])
         self.earlier = self._whole_shards(skip_bad)
         done = {shard.number for shard in self.earlier}
         self.to_do = [number for number in range(len(self.shards)) if number not in done]
@@ -313,19 +286,15 @@ class CacheInProgress:
         return list(chain.from_iterable(distributed.gather(whole)))
 
     def write(self, number: int, tokens: np.ndarray, labels: np.ndarray) -> None:
-        """Keep a shard: tokens (n, 2, N) and classes (n,) of its images, both integers."""
+        """Write a shard: tokens (n, 2, N) and classes (n,) of its images, both integers."""
         with blame(f"--cached_path: {self._path}"):
             shard = write_shard(self._path, number, tokens, labels, self._grid.vocab_size)
         self._written.append(shard)
 
     def finish(self) -> tuple[int, int]:
-        """Make one cache of all processes' shards.
+        """Make one cache of all shards; return its images, and how many this run encoded.
 
-        Returns:
-            Images in it, and how many of them this run encoded.
-
-        Raises:
-            UserError: on all processes, if there is no image or a file cannot be written.
+        Raises a `UserError` on all processes if there is no image or a file cannot be written.
         """
         new = list(chain.from_iterable(distributed.gather(self._written)))
         shards = sorted(self.earlier + new)
@@ -349,11 +318,7 @@ class CacheInProgress:
 
 
 def _take_up(path: Path, settings: dict[str, Any], batches_per_shard: int) -> int:
-    """Begin a cache, or go on with the unfinished one in the folder; return batches per shard.
-
-    Raises:
-        ValueError: the folder holds finished shards of other settings.
-    """
+    """Begin a cache, or go on with the unfinished one in the folder; return batches per shard."""
     try:
         record = read_json(path / RECORD_FILE)
         recorded_size = int(record.get("batches_per_shard"))

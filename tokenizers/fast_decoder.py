@@ -70,27 +70,19 @@ def _decoding_weights(tokenizer: VQModel) -> list[Tensor]:
 
 
 class FastDecoder:
-    """Code indices -> uint8 images, at the precision and memory layout that are fast on the device.
+    """Decode code indices of images of `num_tokens` to pixels, as fast as the device can.
 
     Stands for `to_uint8(tokenizer.decode_code(indices))`, within one grey level for 99.9 % of the
     values of a probe batch, or else in float32. On a CUDA device float16 and bfloat16 are tried and
     the decoder runs in CUDA graphs. A CPU uses float32: bfloat16 is not accurate enough there
-    either, and float16 is slow.
+    either, and float16 is slow. `dtype` tries that one only.
 
     Changed or moved weights are noticed at the next call, except writes through `.data`, which
     PyTorch does not count.
 
-    Args:
-        tokenizer: in eval mode; stays the owner of the weights.
-        num_tokens: of one image, N.
-        dtype: try this precision only; None tries those that are fast on the device.
-
     Attributes:
         dtype: the precision in use.
         agreement: share of the probe's values within one grey level of float32; 1 for float32.
-
-    Raises:
-        ValueError: `num_tokens` is not a square number.
     """
 
     def __init__(
@@ -105,11 +97,7 @@ class FastDecoder:
 
     @torch.no_grad()
     def __call__(self, indices: Tensor) -> Tensor:
-        """Decode (B, N) int64 indices in raster order to (B, S, S, 3) uint8, contiguous.
-
-        Raises:
-            ValueError: the indices have another shape.
-        """
+        """Decode (B, N) int64 indices in raster order to (B, S, S, 3) uint8, contiguous."""
         if indices.ndim != 2 or indices.shape[1] != self._num_tokens:
             shape = tuple(indices.shape)
             raise ValueError(f"indices: found shape {shape}, expected (B, {self._num_tokens})")

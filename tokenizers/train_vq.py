@@ -9,7 +9,7 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.batches import epoch_samples
 from dataset.image_folder import ImageList, image_batches, list_images
 from hub.weights import plain_flags
 from tokenizers.vq_loss import vq_losses
@@ -49,11 +50,14 @@ def build_parser() -> Parser:
     group.add_argument("--data_path", required=True, help="ImageFolder, or one under train/")
     add_flags(group, "--img_size", "--flip_prob", "--num_workers")
     group = parser.add_argument_group("model")
-    group.add_argument("--codebook_size", type=whole(1), default=16384, help="number of codes")
-    group.add_argument(
-        "--codebook_embed_dim", type=whole(1), default=8, help="dimensions of a code"
-    )
-    group.add_argument("--ch", type=whole(1), default=128, help="base width, a multiple of 32")
+    for name, default, means in (
+        ("--codebook_size", 16384, "number of codes"),
+        ("--codebook_embed_dim", 8, "dimensions of a code"),
+        ("--ch", 128, "base width, a multiple of 32"),
+        ("--num_res_blocks", 2, "per encoder level"),
+        ("--z_channels", 256, "width around the codebook"),
+    ):
+        group.add_argument(name, type=whole(1), default=default, help=means)
     group.add_argument(
         "--ch_mult",
         type=whole(1),
@@ -61,8 +65,6 @@ def build_parser() -> Parser:
         default=[1, 1, 2, 2, 4],
         help="width of each level in units of --ch, finest first; n levels: stride 2**(n-1)",
     )
-    group.add_argument("--num_res_blocks", type=whole(1), default=2, help="per encoder level")
-    group.add_argument("--z_channels", type=whole(1), default=256, help="width around the codebook")
     group = parser.add_argument_group("training")
     add_flags(group, "--batch_size", default=16, help="images per process and step")
     add_flags(group, "--epochs", default=40)
@@ -94,13 +96,8 @@ def build_model(args: argparse.Namespace) -> VQModel:
     torch.manual_seed(streams.torch_seed("vq init", args.seed))
     with blame("--codebook_size, --codebook_embed_dim, --ch, --ch_mult, ..."):
         model = VQModel(
-            codebook_size=args.codebook_size,
-            codebook_embed_dim=args.codebook_embed_dim,
-            ch=args.ch,
-            encoder_ch_mult=args.ch_mult,
-            decoder_ch_mult=args.ch_mult,
-            num_res_blocks=args.num_res_blocks,
-            z_channels=args.z_channels,
+            *(args.codebook_size, args.codebook_embed_dim, args.ch, args.ch_mult, args.ch_mult),
+            *(args.num_res_blocks, args.z_channels),
         )
     if args.img_size % model.stride:
         raise UserError(
@@ -110,38 +107,23 @@ def build_model(args: argparse.Namespace) -> VQModel:
     return model
 
 
-class Pictures:
-    """The pixels of an image folder: kept in memory if small, else decoded when needed."""
+def picture_reader(
+    images: ImageList, image_size: int, num_workers: int
+) -> Callable[[Iterable[np.ndarray]], Iterator[Tensor]]:
+    """Return what yields (B, 3, S, S) uint8 of each array of sample indices.
 
-    def __init__(self, images: ImageList, image_size: int, num_workers: int) -> None:
-        self._options = (images, image_size)
-        self._num_workers = num_workers
-        self._kept: Tensor | None = None
-        if len(images) * 3 * image_size**2 <= IN_MEMORY_BYTES:
-            every = np.array_split(np.arange(len(images)), math.ceil(len(images) / 256))
-            self._kept = torch.cat(list(self.batches(logs.progress(every, desc="read images"))))
+    Small data sets are decoded once and kept in memory.
+    """
 
-    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Yield (B, 3, S, S) uint8 for each array of sample indices.
+    def decode(batches: Iterable[np.ndarray]) -> Iterator[Tensor]:
+        for loaded in image_batches(images, image_size, batches, num_workers):
+            yield loaded.images
 
-        Raises:
-            UserError: an image cannot be decoded.
-        """
-        if self._kept is not None:
-            for batch in batches:
-                yield self._kept[torch.from_numpy(batch)]
-        else:
-            for loaded in image_batches(*self._options, batches, num_workers=self._num_workers):
-                yield loaded.images
-
-
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Draw this process's sample indices of one epoch, (steps, batch_size); a rest is left out."""
-    order = streams.permutations("vq order", seed, epoch, count=count)[0]
-    together = batch_size * distributed.world_size()
-    steps = count // together
-    shares = order[: steps * together].reshape(steps, distributed.world_size(), batch_size)
-    return shares[:, distributed.rank()]
+    if len(images) * 3 * image_size**2 > IN_MEMORY_BYTES:
+        return decode
+    every = np.array_split(np.arange(len(images)), math.ceil(len(images) / 256))
+    kept = torch.cat(list(decode(logs.progress(every, desc="read images"))))
+    return lambda batches: (kept[torch.from_numpy(batch)] for batch in batches)
 
 
 @torch.no_grad()
@@ -149,12 +131,7 @@ def revive_unused_codes(quantizer: VectorQuantizer, latents: Tensor, seed: int, 
     """Move the codes missing from the usage record to randomly chosen latents.
 
     Without it, codes that start far from all latents are never chosen and so never learn. The first
-    process decides for all.
-
-    Args:
-        quantizer: its record must be full.
-        latents: (..., E) unit vectors of the current batch.
-        seed, step: name the random choice.
+    process decides for all. The record must be full; `latents` (..., E) are of the current batch.
     """
     codebook = quantizer.embedding.weight
     uses = torch.bincount(quantizer.codebook_used.long(), minlength=len(codebook))
@@ -169,14 +146,10 @@ def revive_unused_codes(quantizer: VectorQuantizer, latents: Tensor, seed: int, 
 def train(
     args: argparse.Namespace, model: VQModel, data: ImageList, device: torch.device, folder: Path
 ) -> None:
-    """Run all epochs; vq.pt in `folder` is the tokenizer as it is after each.
-
-    Raises:
-        UserError: an image cannot be read, a file not be written, or the loss is not finite.
-    """
+    """Run all epochs; vq.pt in `folder` is the tokenizer as it is after each."""
     count, processes, quantizer = len(data), distributed.world_size(), model.quantize
     with blame("--data_path"):
-        pictures = Pictures(data, args.img_size, args.num_workers)
+        read = picture_reader(data, args.img_size, args.num_workers)
     batch_size = min(args.batch_size, count // processes)
     if batch_size < 1:
         raise UserError(
@@ -197,13 +170,10 @@ def train(
 
     for epoch in range(args.epochs):
         model.train()
-        batches = epoch_batches(count, batch_size, args.seed, epoch)
-        bar = logs.progress(
-            pictures.batches(batches),
-            total=steps,
-            desc=f"epoch {epoch} of {args.epochs}",
-            unit="step",
-        )
+        batches = epoch_samples(count, epoch, batch_size, args.seed, "vq order")
+        batches = batches[:, distributed.rank()]
+        desc = f"epoch {epoch} of {args.epochs}"
+        bar = logs.progress(read(batches), total=steps, desc=desc, unit="step")
         for step, (indices, images) in enumerate(zip(batches, bar, strict=True), epoch * steps):
             flips = streams.uniforms("vq flip", args.seed, epoch, indices, count=1) < args.flip_prob
             flips = torch.from_numpy(flips).view(-1, 1, 1, 1)
@@ -237,7 +207,9 @@ def train(
 
     if distributed.is_main():
         with blame("--output_dir"):
-            psnr = show_reconstructions(model, pictures, count, folder)
+            shown = np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(np.int64)
+            (images,) = read([shown])
+            psnr = show_reconstructions(model, images, folder / "reconstructions.png")
         scalars.add(args.epochs * steps, {"psnr": psnr})
     scalars.close()
     distributed.barrier()
@@ -249,11 +221,9 @@ def codes_used(quantizer: VectorQuantizer) -> int:
 
 
 @torch.no_grad()
-def show_reconstructions(model: VQModel, pictures: Pictures, count: int, folder: Path) -> float:
-    """Write some of `count` images beside their reconstructions; return and log their PSNR, dB."""
+def show_reconstructions(model: VQModel, images: Tensor, path: Path) -> float:
+    """Write images beside their reconstructions; return and log their PSNR, dB."""
     model.eval()
-    shown = np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(np.int64)
-    (images,) = pictures.batches([shown])
     device = model.quantize.embedding.weight.device
     indices = model.encode_indices(to_float(images.to(device)))
     decoded = to_uint8(model.decode_code(indices)).cpu()
@@ -262,8 +232,7 @@ def show_reconstructions(model: VQModel, pictures: Pictures, count: int, folder:
     psnr = 10 * math.log10(255**2 / max(mse, 1e-12))
     used, size = codes_used(model.quantize), model.codebook_size
     logger.info("PSNR %.2f dB, %d of %d codes in use", psnr, used, size)
-    pairs = torch.stack([images, decoded], dim=1).flatten(0, 1)
-    save_grid(pairs, folder / "reconstructions.png", columns=8)
+    save_grid(torch.stack([images, decoded], dim=1).flatten(0, 1), path, columns=8)
     return psnr
 
 

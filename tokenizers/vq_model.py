@@ -202,19 +202,12 @@ class VectorQuantizer(nn.Module):
 
 @dataclass(frozen=True)
 class Autoencoded:
-    """What training needs of one pass; G is the token grid's side.
+    """What training needs of one pass."""
 
-    Attributes:
-        images: (B, 3, S, S) reconstructions.
-        latents: (B, G*G, E) unit vectors from the encoder.
-        codes: (B, G*G, E) the unit codes that replace them, with gradient to the codebook.
-        indices: (B, G*G) int64, raster order.
-    """
-
-    images: Tensor
-    latents: Tensor
-    codes: Tensor
-    indices: Tensor
+    images: Tensor  # (B, 3, S, S) reconstructions
+    latents: Tensor  # (B, N, E) unit vectors from the encoder
+    codes: Tensor  # (B, N, E) the unit codes that replace them, with gradient to the codebook
+    indices: Tensor  # (B, N) int64, raster order
 
 
 class VQModel(nn.Module, Pretrained, tags=["image-tokenizer"]):
@@ -343,17 +336,10 @@ def save_tokenizer(path: str | Path, model: VQModel, **extra: Any) -> None:
 
 
 def load_tokenizer(path: str | Path, codebook_size: int | None = None) -> VQModel:
-    """Read a tokenizer, published or ours, for inference.
-
-    Args:
-        path: what `read_weights` reads; one that does not say has the published layout.
-        codebook_size: the number of codes it must have.
-
-    Returns:
-        The model in eval mode on the CPU, float32, without gradients.
+    """Read a tokenizer, published or ours, for inference: on the CPU, in float32 and eval mode.
 
     Raises:
-        UserError: not such a file, or another number of codes; begins with `--vqgan_path`.
+        UserError: not such a file, or not of `codebook_size` codes; begins with `--vqgan_path`.
     """
     what = f"--vqgan_path: {path}"
     model = VQModel.from_weights(read_weights(path, "--vqgan_path"), what)

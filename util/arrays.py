@@ -34,9 +34,7 @@ def map_npy(path: Path) -> np.ndarray:
     """Memory-map the array of an .npy file, read-only.
 
     Raises:
-        ValueError: not such a file, or another size than its header says; the message leaves the
-            file's name to the caller.
-        OSError: it cannot be read.
+        ValueError: not such a file, or of another size than its header says; without its name.
     """
     with open_file(path) as stream:
         if stream.read(4) == b"PK\x03\x04":
@@ -61,7 +59,6 @@ def read_npz(
     Raises:
         KeyError: there is no array of that name.
         ValueError: damaged, an array of Python objects or one above `max_bytes`.
-        OSError: the file cannot be read.
     """
     arrays = {}
     with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
@@ -79,14 +76,11 @@ def read_npz(
 
 
 class ArrayStream(NamedTuple):
-    """An array that is read piece by piece.
-
-    Attributes:
-        read: a number -> the next so many entries of the first axis, or all that are left.
-    """
+    """An array that is read piece by piece."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    # A number -> the next so many entries of the first axis, or all that are left.
     read: Callable[[int], np.ndarray]
 
 
@@ -99,7 +93,6 @@ def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
     Raises:
         KeyError: there is no array of that name.
         ValueError: damaged, cut short, an array of Python objects or one in Fortran's order.
-        OSError: the file cannot be read.
     """
     with ExitStack() as files:
         with _naming_damage():
@@ -153,11 +146,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
 
 
 def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read shape, whether it is in Fortran's order, and type; the data follow in the stream.
-
-    Raises:
-        ValueError: damaged, or the type is of Python objects.
-    """
+    """Read shape, whether it is in Fortran's order, and type; the data follow in the stream."""
     try:
         read = _HEADER_READERS[np.lib.format.read_magic(stream)]
         shape, fortran_order, dtype = read(stream)

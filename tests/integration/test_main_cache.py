@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import signal
 import sys
 import tarfile
@@ -17,10 +18,9 @@ from PIL import Image
 
 import engine_lpd
 import main_cache
-from dataset import write_cache as cache_in_progress
+from dataset import write_cache
 from dataset.image_folder import image_batches, list_images
 from dataset.token_cache import open_cache
-from dataset.write_cache import Shard
 from tests.commands import ROOT, results_in, run_command, run_program, succeed
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
 from util.errors import UserError
@@ -126,9 +126,10 @@ def test_two_processes_write_what_one_does_and_leave_out_bad_images(
     for text in (caplog.text, log):
         assert text.count("07.png") == 1
         assert text.count("left out 1 of 11 images") == 1
-    names = ["cache-labels.npy", "cache-tokens.npy", "index.json"]
-    assert [file.name for file in results_in(two)] == names
-    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    assert {file.name for file in results_in(two)} == {
+        *("cache-labels.npy", "cache-tokens.npy", "index.json")
+    }
+    _assert_same_files(one, two)
     expected = _encode_directly(workspace)
     assert len(expected) == NUM_IMAGES - 1
     for path in (one, two):
@@ -143,8 +144,7 @@ def test_a_tar_gives_the_cache_of_its_folder(workspace: Path, main: Main) -> Non
     main(_flags(workspace, "--cached_path", workspace / "one"))
     more = ("--data_path", workspace / "data.tar", "--num_workers", 2)
     main(_flags(workspace, "--cached_path", workspace / "two", *more))
-    for file in results_in(workspace / "one"):
-        assert file.read_bytes() == (workspace / "two" / file.name).read_bytes()
+    _assert_same_files(workspace / "one", workspace / "two")
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
@@ -173,24 +173,16 @@ def test_corrupt_image_is_one_line_and_leaves_nothing_torn(workspace: Path) -> N
         open_cache(path)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ((), "--cached_path: not given"),
-        (("--cached_path", "{}/c", "--img_size", "18"), "--img_size: image size 18 is not a"),
-        (("--cached_path", "{}/c", "--vqgan_stride", "16"), "--vqgan_stride: found 16, expected 4"),
-        (("--cached_path", "{}/c", "--vqgan_vocab_size", "16384"), "--vqgan_path: "),
-        (("--cached_path", "{}/vq.pt"), "--cached_path: "),
-        (("--cached_path", "{}/c", "--data_path", "{}/no"), "--data_path: "),
-        (("--cached_path", "{}/c", "--tf32", "--bf16"), "--bf16: not allowed with argument --tf32"),
-        (("--cached_path", "{}/c", "--batch_size", "0"), "--batch_size: found '0', expected"),
-    ],
-)
-def test_bad_flags_raise_before_anything_is_written(
-    workspace: Path, main: Main, flags: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(UserError, match=f"^{message}"):
-        main(_flags(workspace, *(flag.format(workspace) for flag in flags)))
+def test_bad_flags_raise_before_anything_is_written(workspace: Path, main: Main) -> None:
+    """More cases are in the table of bad input."""
+    for flags, message in (
+        ("", "--cached_path: not given"),
+        ("--cached_path {}/c --vqgan_stride 16", "--vqgan_stride: found 16, expected 4"),
+        ("--cached_path {}/c --vqgan_vocab_size 16384", "--vqgan_path: "),
+        ("--cached_path {}/vq.pt", "--cached_path: "),
+    ):
+        with pytest.raises(UserError, match=f"^{message}"):
+            main(_flags(workspace, *flags.format(workspace).split()))
     assert not (workspace / "c").exists()
 
 
@@ -223,34 +215,47 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def _kill_after(shards: int, monkeypatch: pytest.MonkeyPatch, main: Main, flags: list[str]) -> None:
+@pytest.fixture
+def kill_after(main: Main, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, list[str]], None]:
     """Run, but not beyond so many shards: in the middle of writing the next."""
-    write, count = cache_in_progress.write_shard, 0
+    write = write_cache.write_shard
 
-    def write_or_die(path: Path, number: int, *arguments: object) -> Shard:
-        nonlocal count
-        count += 1
-        if count > shards:
-            for name in (f".shard-{number:05d}.npz.part", ".commands.sh.part"):
-                (path / name).write_bytes(b"torn")
-            raise Killed
-        return write(path, number, *arguments)
+    def run(shards: int, flags: list[str]) -> None:
+        left = iter(range(shards))
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(cache_in_progress, "write_shard", write_or_die)
-        main(flags)
+        def write_or_die(path: Path, number: int, *arguments: object) -> write_cache.Shard:
+            if next(left, None) is None:
+                for name in (f".shard-{number:05d}.npz.part", ".commands.sh.part"):
+                    (path / name).write_bytes(b"torn")
+                raise Killed
+            return write(path, number, *arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(write_cache, "write_shard", write_or_die)
+            main(flags)
+
+    return run
+
+
+KillAfter = Callable[[int, list[str]], None]
+
+
+def _assert_same_files(one: Path, other: Path) -> None:
+    names = [file.name for file in results_in(one)]
+    assert names == [file.name for file in results_in(other)]
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 def test_a_killed_run_is_taken_up_and_nothing_encoded_twice(
-    workspace: Path, main: Main, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+    workspace: Path, main: Main, encoded: list[int], kill_after: KillAfter
 ) -> None:
     path, whole = workspace / "cache", workspace / "whole"
     main(_flags(workspace, "--cached_path", whole))
     assert encoded == [3, 3, 3, 2]
     encoded.clear()
     flags = _flags(workspace, "--cached_path", path)
-    _kill_after(1, monkeypatch, main, flags)
-    _kill_after(1, monkeypatch, main, flags)
+    kill_after(1, flags)
+    kill_after(1, flags)
     assert encoded == [3, 3, 3, 3]  # two of them died with their runs
     damaged = path / "shard-00000.npz"
     content = bytearray(damaged.read_bytes())
@@ -259,23 +264,20 @@ def test_a_killed_run_is_taken_up_and_nothing_encoded_twice(
     encoded.clear()
     main(flags)
     assert encoded == [3, 3, 2]  # the damaged one and the two that were missing
-    assert [file.name for file in results_in(path)] == [file.name for file in results_in(whole)]
-    for file in results_in(whole):
-        assert file.read_bytes() == (path / file.name).read_bytes()
+    _assert_same_files(path, whole)
 
 
 def test_two_processes_take_up_what_one_has_left(
-    workspace: Path, main: Main, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+    workspace: Path, main: Main, encoded: list[int], kill_after: KillAfter
 ) -> None:
     path, whole = workspace / "cache", workspace / "whole"
     main(_flags(workspace, "--cached_path", whole))
     flags = _flags(workspace, "--cached_path", path)
-    _kill_after(2, monkeypatch, main, flags)
+    kill_after(2, flags)
     log = succeed("main_cache.py", *flags, processes=2).stderr
     assert "2 of 4 shards are there already" in log
     assert "encoded 5 images" in log
-    for file in results_in(whole):
-        assert file.read_bytes() == (path / file.name).read_bytes()
+    _assert_same_files(path, whole)
 
 
 STOPPED = """
@@ -283,19 +285,18 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import main_cache
 from util import errors
-from dataset import write_cache as cache_in_progress
-from dataset import write_cache as cache_writer
-cache_writer.MAX_SHARD_IMAGES = 3
-write = cache_in_progress.write_shard
+from dataset import write_cache
+write_cache.MAX_SHARD_IMAGES = 3
+write = write_cache.write_shard
 def write_and_ask(*arguments):
     shard = write(*arguments)
     if os.environ["RANK"] == "1":
-        while cache_writer.count_shards(arguments[0]) < 2:
+        while write_cache.count_shards(arguments[0]) < 2:
             time.sleep(0.01)
         os.kill(os.getppid(), signal.SIGUSR1)  # the launcher; rank 0 waits for this process
         time.sleep(60)
     return shard
-cache_in_progress.write_shard = write_and_ask
+write_cache.write_shard = write_and_ask
 errors.run(main_cache.main)
 """
 
@@ -327,13 +328,13 @@ def test_a_marker_in_the_cache_folder_goes_with_the_next_start(workspace: Path, 
 
 
 def test_shards_without_the_bad_images_are_not_taken_up_by_a_run_that_wants_all(
-    workspace: Path, main: Main, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+    workspace: Path, main: Main, encoded: list[int], kill_after: KillAfter
 ) -> None:
     bad = workspace / "data" / "cat" / "01.png"
     content = bad.read_bytes()
     flags = _flags(workspace, "--cached_path", workspace / "cache")
     bad.write_bytes(b"")
-    _kill_after(2, monkeypatch, main, [*flags, "--skip_bad_images"])
+    kill_after(2, [*flags, "--skip_bad_images"])
     bad.write_bytes(content)
     encoded.clear()
     main(flags)
@@ -341,41 +342,31 @@ def test_shards_without_the_bad_images_are_not_taken_up_by_a_run_that_wants_all(
     np.testing.assert_array_equal(_read_all(workspace / "cache"), _encode_directly(workspace))
 
 
-@pytest.mark.parametrize("changed", ["image_size", "fingerprint", "precision", "images"])
-def test_an_unfinished_cache_of_other_settings_is_refused(
-    workspace: Path,
-    main: Main,
-    encoded: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    changed: str,
+def test_an_unfinished_cache_is_taken_up_with_the_same_settings_only(
+    workspace: Path, main: Main, encoded: list[int], kill_after: KillAfter
 ) -> None:
     path = workspace / "cache"
     flags = _flags(workspace, "--cached_path", path)
-    _kill_after(2, monkeypatch, main, flags)
+    kill_after(3, flags)
     before = results_in(path)
-    if changed == "image_size":
-        flags += ["--img_size", "20"]
-    elif changed == "precision":
-        flags += ["--bf16"]
-    elif changed == "images":
-        (workspace / "data" / "dog" / "07.png").unlink()
-    else:
-        tokenizer = load_tokenizer(workspace / "vq.pt")
-        torch.nn.init.normal_(tokenizer.quantize.embedding.weight)
-        save_tokenizer(workspace / "vq.pt", tokenizer)
-    with pytest.raises(UserError, match=f"^--cached_path: .* unfinished cache with {changed} "):
-        main(flags)
-    assert results_in(path) == before
-
-
-def test_a_moved_data_set_is_the_same(
-    workspace: Path, main: Main, encoded: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = _flags(workspace, "--cached_path", workspace / "cache")
-    _kill_after(3, monkeypatch, main, flags)
-    (workspace / "data").rename(workspace / "elsewhere")
+    other = load_tokenizer(workspace / "vq.pt")
+    torch.nn.init.normal_(other.quantize.embedding.weight)
+    save_tokenizer(workspace / "other.pt", other)
+    (workspace / "data").rename(workspace / "elsewhere")  # which is the same data set
+    shutil.copytree(workspace / "elsewhere", workspace / "fewer_images")
+    (workspace / "fewer_images" / "dog" / "07.png").unlink()
+    flags += ["--data_path", str(workspace / "elsewhere")]
+    for changed, *more in (
+        ("image_size", "--img_size", "20"),
+        ("precision", "--bf16"),
+        ("images", "--data_path", str(workspace / "fewer_images")),
+        ("fingerprint", "--vqgan_path", str(workspace / "other.pt")),
+    ):
+        with pytest.raises(UserError, match=f"^--cached_path: .* unfinished cache with {changed} "):
+            main([*flags, *more])
+        assert results_in(path) == before
     encoded.clear()
-    main([*flags, "--data_path", str(workspace / "elsewhere")])
+    main(flags)
     assert encoded == [2]
 
 

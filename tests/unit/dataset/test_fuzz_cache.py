@@ -76,9 +76,11 @@ def check(files: dict[str, bytes]) -> None:
 
 
 @settings(deadline=None)
-@given(st.data(), st.sampled_from(sorted(CACHE)))
-def test_damaged_files(data: st.DataObject, name: str) -> None:
-    check({**CACHE, name: data.draw(damaged(CACHE[name]))})
+@given(st.data())
+def test_damaged_files(data: st.DataObject) -> None:
+    files = data.draw(st.sampled_from([CACHE, CACHE, PUBLISHED]))
+    name = data.draw(st.sampled_from(sorted(files)))
+    check({**files, name: data.draw(damaged(files[name]))})
 
 
 @settings(deadline=None)
@@ -117,12 +119,6 @@ def test_tokens_beyond_the_vocabulary_with_the_right_checksum_are_refused(tmp_pa
     assert cache.read(np.array([3]), np.array([False])).max() < 50
     with pytest.raises(UserError, match=r"cache-tokens\.npy holds index 50, expected \[0, 50\)$"):
         cache.read(np.array([3]), np.array([True]))
-
-
-@settings(deadline=None)
-@given(st.data(), st.sampled_from(sorted(PUBLISHED)))
-def test_damaged_published_files(data: st.DataObject, name: str) -> None:
-    check({**PUBLISHED, name: data.draw(damaged(PUBLISHED[name]))})
 
 
 def test_small_files_take_little_memory_and_time(tmp_path: Path) -> None:

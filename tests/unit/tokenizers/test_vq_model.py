@@ -45,18 +45,15 @@ def test_state_dict_is_the_published_one():
 @pytest.mark.parametrize("size", [8, 20])
 def test_shapes(small, size):
     images = torch.rand(3, 3, size, size) * 2 - 1
-    side = size // 4
     assert small.stride == 4
-    assert small.encode(images).shape == (3, 4, side, side)
-    indices = small.encode_indices(images)
-    assert indices.shape == (3, side**2)
-    assert indices.dtype == torch.int64
-    assert small.decode_code(indices).shape == images.shape
+    assert small.encode(images).shape == (3, 4, size // 4, size // 4)
+    assert small.decode_code(small.encode_indices(images)).shape == images.shape
 
 
 def test_decoding_indices_is_the_second_half_of_a_training_pass(small):
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     result = small(images)
+    assert result.indices.dtype == torch.int64
     assert torch.equal(result.indices, small.encode_indices(images))
     torch.testing.assert_close(result.images, small.decode_code(result.indices))
     torch.testing.assert_close(result.latents.norm(dim=-1), torch.ones(2, 16))
@@ -101,19 +98,16 @@ def test_usage_record_rolls(small):
     assert (quantizer.codebook_used == 3).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_impossible_sizes():
+    for change, message in (
         ({"ch": 48}, "found ch 48, expected a multiple of 32"),
         ({"codebook_size": 0}, "expected positive whole numbers"),
         ({"encoder_ch_mult": ()}, "expected as many decoder levels"),
         ({"encoder_ch_mult": (1, 2)}, "expected as many decoder levels"),
         ({"z_channels": 2.5}, "expected positive whole numbers"),
-    ],
-)
-def test_impossible_sizes(change, message):
-    with pytest.raises(ValueError, match=message):
-        VQModel(**{**SMALL, **change})
+    ):
+        with pytest.raises(ValueError, match=message):
+            VQModel(**{**SMALL, **change})
 
 
 def test_save_and_load(small, tmp_path):
@@ -121,8 +115,7 @@ def test_save_and_load(small, tmp_path):
     save_tokenizer(path, small, epoch=3)
     loaded = load_tokenizer(path, codebook_size=24)
     assert loaded.config == SMALL
-    assert not loaded.training
-    assert not any(p.requires_grad for p in loaded.parameters())
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     assert fingerprint(loaded) == fingerprint(small)
     images = torch.rand(1, 3, 8, 8) * 2 - 1
     assert torch.equal(loaded.encode(images), small.encode(images))
@@ -152,11 +145,9 @@ def test_fingerprint_covers_every_weight_but_not_the_usage_record(small):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda c: c.pop("model"), "holds no 'model' entry"),
         (lambda c: c["model"].pop("quant_conv.bias"), r"quant_conv.bias is missing.*\(4,\)"),
         (lambda c: c["model"].update(odd=torch.ones(2)), r"odd of shape \(2,\) is unexpected"),
         (lambda c: c.update(config={"width": 3}), "expected VQModel's arguments"),
-        (lambda c: c.update(config=[1]), "expected names and values"),
         (lambda c: c["config"].update(ch=33), "expected a multiple of 32"),
         (lambda c: c["config"].update(ch="32"), "expected positive whole numbers"),
         (lambda c: c["config"].update(encoder_ch_mult=7), "expected VQModel's arguments"),
