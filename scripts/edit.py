@@ -55,97 +55,55 @@ _GREY = 128
 
 
 def build_parser() -> Parser:
-    """All flags."""
     parser = Parser(description="Make parts of an image anew, with the weights that generate.")
     group = parser.add_argument_group("model")
     add_flags(group, "--pretrained_ckpt", required=True)
     add_flags(group, "--vqgan_path")
     group = parser.add_argument_group("image")
     group.add_argument("--image", required=True, help="of any size and mode")
-    group.add_argument(
-        "--fit",
-        default="crop",
-        choices=canvas.FITS,
-        help="crop cuts the middle square out; pad shows all of the image, and the result again "
-        "has its proportions",
+    help_text = "crop cuts the middle square out; pad shows all, and the result has its proportions"
+    group.add_argument("--fit", default="crop", choices=canvas.FITS, help=help_text)
+    group = parser.add_argument_group("what to make anew (one of them)")
+    group = group.add_mutually_exclusive_group(required=True)
+    help_text = "image, white where to make anew; of the image's size or proportions"
+    group.add_argument("--mask", help=help_text)
+    help_text = "pixels x0 <= x < x1, y0 <= y < y1 of the image as given"
+    corners = ("X0", "Y0", "X1", "Y1")
+    group.add_argument("--box", nargs=4, type=whole(), metavar=corners, help=help_text)
+    help_text = (
+        "N of the image's pixels beside its left, right, top or bottom; --fit crop then cuts at "
+        "that side"
     )
-    _add_mask_flags(parser)
+    group.add_argument("--outpaint", nargs=2, metavar=("SIDE", "N"), help=help_text)
     group = parser.add_argument_group("what to make")
     group.add_argument("--class", dest="label", metavar="CLASS", help="number or name; else none")
     add_flags(group, "--class_names")
     group.add_argument("--variants", type=whole(1, 10**5), default=4, help="how many")
-    group.add_argument(
-        "--composite", action="store_true", help="put the original's pixels outside the mask"
-    )
-    group.add_argument(
-        "--feather",
-        type=whole(0, 2**14),
-        default=4,
-        help="pixels of the result outside the mask over which --composite fades",
-    )
-    _add_sampling_flags(parser)
+    help_text = "put the original's pixels outside the mask"
+    group.add_argument("--composite", action="store_true", help=help_text)
+    help_text = "pixels of the result outside the mask over which --composite fades"
+    group.add_argument("--feather", type=whole(0, 2**14), default=4, help=help_text)
+    group = parser.add_argument_group("sampling")
+    help_text = "decoding steps, at most one per token; by default a whole image's in proportion"
+    group.add_argument("--steps", type=whole(1), help=help_text)
+    add_flags(group, "--seed", help="of orders and draws")
+    add_decoding_flags(group)
     group = parser.add_argument_group("run and output")
     add_flags(group, "--bf16", "--device")
-    add_flags(
-        group,
-        "--output_dir",
-        help="for images, record and log; older variants of higher numbers stay",
-    )
+    help_text = "for images, record and log; older variants of higher numbers stay"
+    add_flags(group, "--output_dir", help=help_text)
     add_flags(group, "--debug")
     return parser
 
 
-def _add_mask_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("what to make anew (one of them)")
-    group = group.add_mutually_exclusive_group(required=True)
-    group.add_argument(
-        "--mask", help="image, white where to make anew; of the image's size or proportions"
-    )
-    group.add_argument(
-        "--box",
-        nargs=4,
-        type=whole(),
-        metavar=("X0", "Y0", "X1", "Y1"),
-        help="pixels x0 <= x < x1, y0 <= y < y1 of the image as given",
-    )
-    group.add_argument(
-        "--outpaint",
-        nargs=2,
-        metavar=("SIDE", "N"),
-        help="N of the image's pixels beside its left, right, top or bottom; --fit crop then cuts "
-        "at that side",
-    )
-
-
-def _add_sampling_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--steps",
-        type=whole(1),
-        help="decoding steps, at most one per token; by default the share of a whole image's that "
-        "is made anew",
-    )
-    add_flags(group, "--seed", help="of orders and draws")
-    add_decoding_flags(group)
-
-
 @dataclass(frozen=True)
 class Job:
-    """All that one edit needs, checked.
-
-    Attributes:
-        model, tokenizer: on the device, in eval mode.
-        canvas: the picture and its mask.
-        mask: (N,) bool, tokens to be made anew.
-        steps: in which they are.
-        label: class, or None.
-        sampling: how codes are drawn.
-    """
+    """All that one edit needs, checked; model and tokenizer are on the device."""
 
     model: LPD
     tokenizer: VQModel
     canvas: Canvas
-    mask: torch.Tensor
+    mask: torch.Tensor  # (N,) bool, tokens to be made anew
     steps: int
     label: int | None
     sampling: SamplingSettings
@@ -170,11 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> Job:
-    """Check the flags and load what they name.
-
-    Raises:
-        UserError: a flag or file cannot work; the message names it.
-    """
+    """Check the flags and load what they name."""
     image, mask, towards = read_picture(args)
     model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
     sampling = read_sampling(args, model.label_drop_prob)
@@ -196,29 +150,18 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Job:
     if not tokens.any():
         logger.warning("%s: nothing is white, the variants show the reconstruction", flag)
     with blame("--steps"):
-        steps = count_steps(model.grid.num_tokens, int(tokens.sum()), args.steps)
+        masked = int(tokens.sum())
+        asked = args.steps and min(args.steps, masked)
+        num_tokens = model.grid.num_tokens
+        steps = len(remaining_group_sizes(num_tokens, num_tokens - masked, asked))
     if args.bf16:
         model.round_products()
     mask = torch.from_numpy(tokens)
     return Job(model.to(device), tokenizer.to(device), fitted, mask, steps, label, sampling)
 
 
-def count_steps(num_tokens: int, masked: int, asked: int | None) -> int:
-    """In how many steps `masked` of an image's tokens are made; 0 for none of them.
-
-    Raises:
-        ValueError: it cannot be done in so many.
-    """
-    steps = asked and min(asked, masked)
-    return len(remaining_group_sizes(num_tokens, num_tokens - masked, steps))
-
-
 def require_other_files(args: argparse.Namespace, folder: Path) -> None:
-    """Refuse to write over what was given.
-
-    Raises:
-        UserError: --image or --mask has the name of a file that is to be written.
-    """
+    """Refuse to write over --image or --mask."""
     written = {GRID_FILE, *(image_file(folder, place).name for place in range(args.variants))}
     for flag, path in (("--image", args.image), ("--mask", args.mask)):
         found = Path(path).resolve() if path else None
@@ -227,7 +170,7 @@ def require_other_files(args: argparse.Namespace, folder: Path) -> None:
 
 
 def read_picture(args: argparse.Namespace) -> tuple[Image.Image, np.ndarray, str | None]:
-    """The image, its mask (H, W) bool, and the side at which to cut if it is not the middle."""
+    """Read the image, its mask (H, W) bool, and at which side to cut if not around the middle."""
     path = require_file(args.image, "--image", "an image file")
     with blame("--image"):
         image = canvas.open_picture(path)
@@ -249,7 +192,7 @@ def read_picture(args: argparse.Namespace) -> tuple[Image.Image, np.ndarray, str
 
 
 def read_label(args: argparse.Namespace, model: LPD, guided: bool) -> int | None:
-    """The number of the class."""
+    """Return the number of the class."""
     with blame("--class_names"):
         names = read_class_names(args.class_names, model.class_num)
     if args.label is None:
@@ -263,7 +206,7 @@ def read_label(args: argparse.Namespace, model: LPD, guided: bool) -> int | None
 
 @torch.no_grad()
 def make(args: argparse.Namespace, job: Job) -> np.ndarray:
-    """The variants (V, S, S, 3) uint8; number i draws by (seed, i)."""
+    """Make the variants (V, S, S, 3) uint8; number i draws by (seed, i)."""
     grid, device = job.model.grid, job.model.pos_embed.device
     pixels = torch.from_numpy(job.canvas.pixels).permute(2, 0, 1)[None]
     tokens = encode(job.tokenizer, pixels)
@@ -293,13 +236,9 @@ def make(args: argparse.Namespace, job: Job) -> np.ndarray:
 
 
 def write(job: Job, variants: np.ndarray, folder: Path, blank: bool) -> None:
-    """The variants, numbered, and all of them beside the original and what is made anew.
+    """Write the variants, and all of them beside the original and what is made anew.
 
-    Args:
-        job: what was edited.
-        variants: (V, S, S, 3) uint8.
-        folder: where the files go.
-        blank: the original has nothing to show under the mask.
+    `blank`: the original has nothing to show under the mask.
     """
     original = job.canvas.pixels.copy()
     if blank:
@@ -308,16 +247,12 @@ def write(job: Job, variants: np.ndarray, folder: Path, blank: bool) -> None:
     shown = job.canvas.picture(np.stack(tiles))
     for place, variant in enumerate(shown[2:]):
         save_png(variant, image_file(folder, place))
-    save_grid(shown, folder / GRID_FILE, columns(len(shown)))
-
-
-def columns(images: int) -> int:
-    """How many in a row: the grid is about square, and its first row shows a variant."""
-    return max(3, int(np.ceil(np.sqrt(images))))
+    # About square, and the first row shows a variant.
+    save_grid(shown, folder / GRID_FILE, max(3, int(np.ceil(np.sqrt(len(shown))))))
 
 
 def show_mask(job: Job) -> np.ndarray:
-    """The picture (S, S, 3) uint8 under red: half of it over tokens, most over masked pixels."""
+    """Put red over the picture (S, S, 3) uint8: half over tokens, most over masked pixels."""
     stride = job.model.grid.stride
     cells = job.mask.view(job.model.grid.side, -1).numpy()
     cells = cells.repeat(stride, axis=0).repeat(stride, axis=1)

@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from orders.sources import ORDERS, OrderSource, build_orders, parse_order, read_
 from tokenizers.vq_model import VQModel
 from training.flags import add_sampling_flags
 from util import distributed, logs
-from util.cli import Parser, add_flags, number, pixels, whole
+from util.cli import Parser, add_flags, number, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
 from visualization.class_names import parse_classes, read_class_names
@@ -60,7 +59,6 @@ DECODED = 16
 
 
 def build_parser() -> Parser:
-    """A command for each kind of picture."""
     parser = Parser(description="Pictures of orders, generations, samples and training runs.")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help="what to draw (COMMAND --help)"
@@ -79,76 +77,54 @@ def build_parser() -> Parser:
 
 
 def add_order_flags(parser: Parser) -> None:
-    """Flags of `order`."""
     group = parser.add_argument_group("orders")
-    group.add_argument(
-        "--lpd_order_file", help="file or published name of the lpd among --orders; else made anew"
-    )
+    group.add_argument("--lpd_order_file", help="file or published name of the lpd among --orders")
     group.add_argument(
         "--orders",
         nargs="+",
         default=list(ORDERS),
         metavar="ORDER",
-        help="side by side: lpd, lpd:R, lpd:R:P (repulsion R, proximity P), random, raster or an "
-        "order file",
+        help="side by side: lpd, lpd:R, lpd:R:P (repulsion R, proximity P), random, raster, a file",
     )
     group.add_argument("--image_id", type=whole(), default=0, help="whose order is shown")
-    group.add_argument(
-        "--num_orders",
-        type=whole(1),
-        help=f"orders in the mean distances; by default {NUM_ORDERS}, or all of a smaller file",
-    )
+    help_text = f"orders in the mean distances; by default {NUM_ORDERS}, or all of a smaller file"
+    group.add_argument("--num_orders", type=whole(1), help=help_text)
     add_flags(group, "--seed", help="of orders that are made")
     group = parser.add_argument_group("grid and steps")
-    group.add_argument(
-        "--img_size", type=pixels(), help="pixels; by default the order file's, else 256"
-    )
+    add_flags(group, "--img_size", default=None, help="by default the order file's, else 256")
     add_flags(group, "--vqgan_stride", default=16)
-    add_flags(
-        group,
-        "--generation_steps",
-        help="K; by default what the order file's name says, as in res256_steps20_repulsion2",
-    )
+    help_text = "K; by default by the order file's name, as in res256_steps20_repulsion2"
+    add_flags(group, "--generation_steps", help=help_text)
     add_flags(group, "--group_sizes")
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output_dir",
-        required=True,
-        help=f"folder for {MAPS_FILE}, {GROUPS_FILE} and {DISTANCES_FILE}",
-    )
-    add_gif_flags(group)
+    help_text = f"folder for {MAPS_FILE}, {GROUPS_FILE} and {DISTANCES_FILE}"
+    group.add_argument("--output_dir", required=True, help=help_text)
+    add_gif_flag(group)
 
 
 def add_generation_flags(parser: Parser) -> None:
-    """Flags of `generation`."""
     add_model_flags(parser, "one a class")
     group = add_output_flags(parser, ".gif for an animation, .png for a film strip; or both")
-    group.add_argument(
-        "--strip_steps", type=whole(1), default=12, help="most steps that the strip shows"
-    )
-    add_gif_flags(group)
+    group.add_argument("--strip_steps", type=whole(1), default=12, help="most steps of a strip")
+    add_gif_flag(group)
 
 
 def add_samples_flags(parser: Parser) -> None:
-    """Flags of `samples`."""
     add_model_flags(parser, "eight a class")
     group = add_output_flags(parser, ".png")
     group.add_argument("--eval_bsz", type=whole(1), default=64, help="images at a time")
 
 
 def add_training_flags(parser: Parser) -> None:
-    """Flags of `training`."""
     group = parser.add_argument_group("run")
     group.add_argument("--log_dir", required=True, help="the run's TensorBoard folder")
-    group.add_argument(
-        "--loss_axis", choices=LOSS_AXES, default=LOSS_AXES[0], help="how the loss is scaled"
-    )
+    axis, *_ = LOSS_AXES
+    group.add_argument("--loss_axis", choices=LOSS_AXES, default=axis, help="scale of the loss")
     group = parser.add_argument_group("output")
     add_flags(group, "--output", nargs=1, required=True, help=".png")
 
 
 def add_model_flags(parser: Parser, num_images: str) -> None:
-    """What is generated, of which model."""
     group = parser.add_argument_group("model")
     add_flags(group, "--pretrained_ckpt", required=True)
     add_flags(group, "--vqgan_path", "--device", "--bf16")
@@ -159,38 +135,24 @@ def add_model_flags(parser: Parser, num_images: str) -> None:
         metavar="CLASS",
         help="numbers or names; by default all of up to ten, else ten evenly spread",
     )
-    group.add_argument(
-        "--class_names",
-        help="digits for the demo's, or a file: one name a line, or JSON (a list, or names by "
-        "number)",
-    )
-    group.add_argument(
-        "--num_images", type=whole(1), help=f"a multiple of the classes; by default {num_images}"
-    )
+    add_flags(group, "--class_names")
+    help_text = f"a multiple of the classes; by default {num_images}"
+    group.add_argument("--num_images", type=whole(1), help=help_text)
     add_flags(group, "--seed", default=1)
     add_sampling_flags(parser)
     parser.set_defaults(order="lpd")
 
 
 def add_output_flags(parser: Parser, files: str) -> argparse._ArgumentGroup:
-    """Where to, and how large."""
     group = parser.add_argument_group("output")
     add_flags(group, "--output", nargs="+", required=True, metavar="FILE", help=files)
-    group.add_argument(
-        "--side",
-        type=whole(16, 4096),
-        default=128,
-        help="of an image on the picture, pixels: small ones are enlarged by whole numbers, "
-        "larger ones shrunk",
-    )
+    help_text = "of an image, pixels: enlarged by whole numbers, or shrunk"
+    group.add_argument("--side", type=whole(16, 4096), default=128, help=help_text)
     return group
 
 
-def add_gif_flags(group: argparse._ArgumentGroup) -> None:
-    """How fast."""
-    group.add_argument(
-        "--seconds", type=number(0.02, 60), default=0.4, help="for which a GIF shows a step"
-    )
+def add_gif_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--seconds", type=number(0.02, 60), default=0.4, help="a step, in a GIF")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -202,62 +164,59 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def draw_order(args: argparse.Namespace) -> None:
-    """Maps of the steps, the groups as an animation, and the distances that an order trades."""
+    """Draw maps of the steps, the groups as an animation, and the distances an order trades."""
     resolve_flags(args)
     shown, sizes = choose_orders(args)
     folder = require_writable_folder(args.output_dir, "--output_dir")
     with blame("--output_dir"):
         save(plot_step_maps(shown, sizes), folder / MAPS_FILE)
-        frames = logs.progress(
-            group_frames(shown, sizes), total=len(sizes), desc="frames", unit="step"
-        )
-        save(list(frames), folder / GROUPS_FILE, args.seconds)
+        frames = group_frames(shown, sizes)
+        bar = logs.progress(frames, total=len(sizes), desc="frames", unit="step")
+        save(list(bar), folder / GROUPS_FILE, args.seconds)
         save(plot_distances(shown, sizes), folder / DISTANCES_FILE)
 
 
 def choose_orders(args: argparse.Namespace) -> tuple[list[ShownOrders], list[int]]:
-    """The orders of every kind, and the group sizes."""
-    on_file = None
-    if args.lpd_order_file:
+    """Read or make the orders of every kind; also return the group sizes."""
+    path, on_file = args.lpd_order_file, None
+    if path:
         if "lpd" not in args.orders:
             raise UserError("--lpd_order_file: found no lpd in --orders, expected it there")
         num_tokens = (args.img_size // args.vqgan_stride) ** 2 if args.img_size else None
         with blame("--lpd_order_file"):
-            on_file = read_orders(args.lpd_order_file, num_tokens)
+            on_file = read_orders(path, num_tokens)
             side = grid_side(on_file.shape[1])
         grid = TokenGrid(side * args.vqgan_stride, args.vqgan_stride, vocab_size=1)
+        if args.generation_steps is None and args.group_sizes is None:
+            args.generation_steps = steps_in_name(path)
     else:
         with blame("--img_size, --vqgan_stride"):
             grid = TokenGrid(args.img_size or 256, args.vqgan_stride, vocab_size=1)
-    if args.generation_steps is None and args.group_sizes is None and args.lpd_order_file:
-        args.generation_steps = steps_in_name(args.lpd_order_file)
     sizes = read_group_sizes(args, grid.num_tokens)
     most = NUM_ORDERS if on_file is None else min(NUM_ORDERS, len(on_file))
-    count = most if args.num_orders is None else args.num_orders
+    count = args.num_orders or most
     needed = max(count, args.image_id + 1)
-    from_file = None
-    if on_file is not None:
+    if path:
         with blame("--lpd_order_file"):
             expected = f"at least {needed} (--num_orders, --image_id)"
-            from_file = stored(on_file, args.lpd_order_file, needed, expected)
-        warn_of_steps(args.lpd_order_file, [len(sizes)])
+            from_file = stored(on_file, path, needed, expected)
+        warn_of_steps(path, [len(sizes)])
     shown = []
     for text in args.orders:
         warn_of_steps(text, [len(sizes)], "--orders")
         with blame("--orders"):
-            if text == "lpd" and from_file is not None:
+            if text == "lpd" and path:
                 orders = from_file
             else:
-                orders = parse_order(
-                    published.resolve(text, published.ORDERS), grid, args.seed, needed
-                )
+                named = published.resolve(text, published.ORDERS)
+                orders = parse_order(named, grid, args.seed, needed)
         order = orders(np.array([args.image_id]), sizes)[0]
         shown.append(ShownOrders(order_title(text), order, orders(np.arange(count), sizes)))
     return shown, sizes
 
 
 def order_title(text: str) -> str:
-    """What people call an order of the command line."""
+    """Name an order of the command line for people."""
     kind, *thresholds = text.split(":")
     if kind == "lpd":
         named = [f"{name} = {value}" for name, value in zip("rp", thresholds, strict=False)]
@@ -267,42 +226,23 @@ def order_title(text: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What to generate, checked.
-
-    Attributes:
-        model, tokenizer: on the device, in eval mode.
-        labels: (B,) int64, as many of each class, one class after another.
-        classes: how many there are; the same one may be asked for twice.
-        names: of the B images' classes.
-        group_sizes: K sizes.
-        orders: of every image.
-        sampling: how codes are drawn.
-        options: `seed` and `sampler`, as of `generate`.
-        bf16: run the network under bfloat16 autocast.
-    """
+    """What to generate, checked: as many images of each class, one class after another."""
 
     model: LPD
     tokenizer: VQModel
     labels: torch.Tensor
-    classes: int
+    classes: int  # the same one may be asked for twice
     names: list[str]
     group_sizes: list[int]
     orders: OrderSource
     sampling: SamplingSettings
     options: dict[str, Any]
-    bf16: bool
+    autocast: torch.autocast
 
     def arguments(self, ids: np.ndarray) -> tuple[Any, ...]:
-        """Those of `generate` that stand at the front, for some of the images."""
+        """Return those of `generate` that stand at the front, for some of the images."""
         orders = self.orders(ids, self.group_sizes)
         return self.model, self.labels[ids], orders, self.group_sizes, self.sampling
-
-    @contextmanager
-    def precision(self) -> Iterator[None]:
-        """What the network runs in."""
-        device = self.model.pos_embed.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):
-            yield
 
 
 def read_request(args: argparse.Namespace, per_class: int) -> Request:
@@ -324,7 +264,7 @@ def read_request(args: argparse.Namespace, per_class: int) -> Request:
     labels = np.repeat(classes, args.num_images // len(classes))
     sizes = read_group_sizes(args, model.grid.num_tokens)
     orders = build_orders(args, model.grid, len(sizes))
-    sampling = read_sampling(args, model)
+    sampling = read_sampling(args, model.label_drop_prob)
     if args.bf16:
         model.round_products()
     return Request(
@@ -337,29 +277,27 @@ def read_request(args: argparse.Namespace, per_class: int) -> Request:
         orders=orders,
         sampling=sampling,
         options={"seed": args.seed, "sampler": args.sampler},
-        bf16=args.bf16,
+        autocast=torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16),
     )
 
 
 def draw_generation(args: argparse.Namespace) -> None:
-    """The images after every step: an animation, a film strip of some steps, or both."""
+    """Draw the images after every step: an animation, a film strip of some steps, or both."""
     check_output(args.output, ".gif", ".png")
     request = read_request(args, per_class=1)
     count, steps = len(request.labels), len(request.group_sizes)
-    with request.precision():
+    with request.autocast:
         states = generate_steps(*request.arguments(np.arange(count)), **request.options)
         states = list(logs.progress(states, total=steps, desc="decoding", unit="step"))
     some = strip_steps(steps, args.strip_steps)
     wanted = range(steps) if any(path.suffix == ".gif" for path in args.output) else some
     bar = logs.progress(wanted, desc="images", unit="step")
     images = {step: shown_images(request.tokenizer, states[step], args.side) for step in bar}
-    titles = step_titles(request.group_sizes)
     for path in args.output:
         if path.suffix == ".gif":
-            words = {"captions": request.names, "titles": titles}
+            words = {"captions": request.names, "titles": step_titles(request.group_sizes)}
             sheet = Sheet(min(count, COLUMNS), **words, side=args.side)
-            frames = [sheet.draw(images[step], step) for step in range(steps)]
-            save(frames, path, args.seconds)
+            save([sheet.draw(images[step], step) for step in range(steps)], path, args.seconds)
         else:
             columns = [f"step {step + 1}" for step in some]
             sheet = Sheet(len(some), request.names, columns, side=args.side)
@@ -368,36 +306,34 @@ def draw_generation(args: argparse.Namespace) -> None:
 
 
 def shown_images(tokenizer: VQModel, tokens: torch.Tensor, side: int) -> np.ndarray:
-    """Images of what is decoded so far, a few at a time, in the size in which they are shown."""
+    """Draw what is decoded so far, a few images at a time, in the size in which they are shown."""
     parts = [images_so_far(tokenizer, part).cpu().numpy() for part in tokens.split(DECODED)]
     return np.stack([resized(image, side) for part in parts for image in part])
 
 
 def draw_samples(args: argparse.Namespace) -> None:
-    """A row of samples for every class, or one sample of each."""
+    """Draw a row of samples for every class, or one sample of each."""
     check_output(args.output, ".png")
     request = read_request(args, per_class=8)
     decode = build_decoder(request.tokenizer, request.model.grid, args.sampler)
-    images = []
-    with logs.progress(total=len(request.labels), desc="samples", unit="image") as bar:
-        for ids in np.split(
-            np.arange(len(request.labels)), range(args.eval_bsz, len(request.labels), args.eval_bsz)
-        ):
-            with request.precision():
+    count, images = len(request.labels), []
+    with logs.progress(total=count, desc="samples", unit="image") as bar:
+        for ids in np.split(np.arange(count), range(args.eval_bsz, count, args.eval_bsz)):
+            with request.autocast:
                 tokens = generate(*request.arguments(ids), **request.options, image_ids=ids)
             images.append(decode(tokens).cpu().numpy())
             bar.update(len(ids))
-    columns = len(request.labels) // request.classes
+    columns = count // request.classes
     if columns > 1:
         sheet = Sheet(columns, row_names=request.names[::columns], side=args.side)
     else:
-        sheet = Sheet(min(len(request.names), COLUMNS), captions=request.names, side=args.side)
+        sheet = Sheet(min(count, COLUMNS), captions=request.names, side=args.side)
     for path in args.output:
         save(sheet.draw(np.concatenate(images)), path)
 
 
 def draw_training(args: argparse.Namespace) -> None:
-    """Loss, learning rate and scores over the epochs."""
+    """Draw loss, learning rate and scores over the epochs."""
     check_output(args.output, ".png")
     with blame("--log_dir"):
         figure = plot_training(read_history(args.log_dir), args.loss_axis)
