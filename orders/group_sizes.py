@@ -9,6 +9,7 @@ import math
 import re
 import reprlib
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,7 @@ from util.files import read_json
 
 # Image size (at stride 16) under which the published tables file the lists of N tokens.
 _TABLE_KEYS = {256: "256", 1024: "512"}
-# Of the published evaluations (section 9).
-_DEFAULT_STEPS = {256: 20, 1024: 48}
+_PUBLISHED_STEPS = {256: 20, 1024: 48}
 
 # The shape of the published tables and the cosine rule; others are powers.
 RULE = "rule"
@@ -42,7 +42,7 @@ def _published(num_tokens: int) -> dict[int, tuple[int, ...]]:
 
 
 def group_sizes(num_tokens: int, steps: int) -> list[int]:
-    """Group sizes of a grid and number of steps: the published list, else the cosine rule.
+    """Return the published list of a grid and number of steps, else that of the cosine rule.
 
     Args:
         num_tokens: tokens of one image, N.
@@ -59,47 +59,49 @@ def group_sizes(num_tokens: int, steps: int) -> list[int]:
 
 
 def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
-    """The cosine rule of method section 5; arguments, result and errors as for `group_sizes`.
+    """Apply the cosine rule of method section 5; arguments and errors as for `group_sizes`.
 
     Sizes start from round(N * (cos(a_i) - cos(a_{i+1}))), at least 1, with a_i = pi * i / (2K) and
     the first size fixed at 1. Until they sum to N, the size moves by 1 that stays sorted and is
-    then closest to its unrounded value. Closeness is compared to nine decimals, far coarser than
-    the error of a float64 cosine, so that equal distances really tie; the later size then moves.
+    then closest to its unrounded value; of equals the later one.
     """
-    if not (2 <= steps <= num_tokens or steps == num_tokens == 1):
+    if not _splits(num_tokens, steps):
         raise ValueError(f"found {steps} steps, expected 2 to {num_tokens} for {num_tokens} tokens")
     cosines = [math.cos(math.pi * i / (2 * steps)) for i in range(steps + 1)]
     unrounded = -num_tokens * np.diff(cosines)
     sizes = np.maximum(np.rint(unrounded), 1).astype(np.int64)
     sizes[0] = 1
     while sizes.sum() != num_tokens:
-        # Growing, only the last size is sure to have room; shrinking, only the first above 1.
-        grow = sizes.sum() < num_tokens
-        moved = sizes + (1 if grow else -1)
+        change = 1 if sizes.sum() < num_tokens else -1
+        moved = sizes + change
         stays_sorted = np.ones(steps, dtype=bool)
-        if grow:
+        if change > 0:
             stays_sorted[:-1] = moved[:-1] <= sizes[1:]
         else:
             stays_sorted[1:] = moved[1:] >= sizes[:-1]
         stays_sorted[0] = False
+        # Nine decimals, far coarser than the error of a float64 cosine: equal distances do tie.
         distance = np.where(stays_sorted, np.abs(moved - unrounded).round(9), np.inf)
         chosen = steps - 1 - np.argmin(distance[::-1])
-        sizes[chosen] = moved[chosen]
+        sizes[chosen] += change
     return sizes.tolist()
+
+
+def _splits(num_tokens: int, steps: int) -> bool:
+    """Whether there is a list: only the first group is always 1."""
+    return 2 <= steps <= num_tokens or steps == num_tokens == 1
 
 
 def default_steps(num_tokens: int) -> int:
     """Steps for a whole image: the published 20 of 256 and 48 of 1024 tokens, else 1.5 a row."""
-    return _DEFAULT_STEPS.get(num_tokens) or math.ceil(1.5 * math.sqrt(num_tokens))
+    return _PUBLISHED_STEPS.get(num_tokens) or math.ceil(1.5 * math.sqrt(num_tokens))
 
 
 def remaining_group_sizes(num_tokens: int, num_known: int, steps: int | None = None) -> list[int]:
-    """Group sizes for the tokens that are not known yet, of an image of which some are.
+    """Split the tokens that are not known yet, along the rest of the cosine curve.
 
-    They follow the cosine curve of section 5 from where as many tokens are generated on it as are
-    known here: its angles are divided equally between there and its end. So the first group need
-    not be 1, and the more is known, the more alike are the groups. With nothing known they are
-    `group_sizes`.
+    The curve's angles from where as many tokens are generated as are known here to its end are
+    divided equally (method section 10). With nothing known these are `group_sizes`.
 
     Args:
         num_tokens: tokens of one image, N.
@@ -123,12 +125,7 @@ def remaining_group_sizes(num_tokens: int, num_known: int, steps: int | None = N
     if not 1 <= steps <= left:
         raise ValueError(f"found {steps} steps, expected 1 to {left} for {left} tokens")
     angles = np.linspace(math.acos(left / num_tokens), math.pi / 2, steps + 1)
-    made = np.rint(left - num_tokens * np.cos(angles)).astype(np.int64)
-    # At least one token a step, now and in all steps to come.
-    step = np.arange(steps + 1)
-    made = np.maximum.accumulate(made - step) + step
-    made = np.minimum(made, left - step[::-1])
-    return sorted(np.diff(made).tolist())
+    return sorted(_sizes_between(np.rint(left - num_tokens * np.cos(angles)), left))
 
 
 def shaped_group_sizes(num_tokens: int, steps: int, shape: str) -> list[int]:
@@ -154,16 +151,19 @@ def shaped_group_sizes(num_tokens: int, steps: int, shape: str) -> list[int]:
         raise ValueError(f"found shape {shape!r}, expected {RULE} or a positive number")
     if not 2 <= steps <= num_tokens:
         raise ValueError(f"found {steps} steps, expected 2 to {num_tokens} for {num_tokens} tokens")
-    step = np.arange(steps)
-    known = np.rint(1 + (num_tokens - 1) * (step / (steps - 1)) ** power).astype(np.int64)
-    # At least one token a step, now and in all steps to come.
-    known = np.maximum.accumulate(known - step) + step
-    known = np.minimum(known, num_tokens - step[::-1])
-    return np.diff(known, prepend=0).tolist()
+    grown = (np.arange(steps) / (steps - 1)) ** power
+    return [1, *_sizes_between(np.rint(1 + (num_tokens - 1) * grown), num_tokens)]
+
+
+def _sizes_between(known: np.ndarray, total: int) -> list[int]:
+    """Sizes of the steps between (K + 1,) counts that end at `total`, moved to be at least 1."""
+    step = np.arange(len(known))
+    known = np.maximum.accumulate(known.astype(np.int64) - step) + step
+    return np.diff(np.minimum(known, total - step[::-1])).tolist()
 
 
 def training_group_sizes(num_tokens: int) -> list[list[int]]:
-    """The lists one training step draws from uniformly (method section 3).
+    """Return the lists that a training step draws from uniformly (method section 3).
 
     A grid with published lists uses all of them. Others use the lists of N, N/2, N/4, N/8, 12 and
     6 steps (rounded down), without those a tiny grid has no list for or would repeat.
@@ -171,20 +171,12 @@ def training_group_sizes(num_tokens: int) -> list[list[int]]:
     published = _published(num_tokens)
     if published:
         return [list(sizes) for sizes in published.values()]
-    lists: list[list[int]] = []
-    for steps in (*(num_tokens // part for part in (1, 2, 4, 8)), 12, 6):
-        valid = 2 <= steps <= num_tokens or steps == num_tokens == 1
-        if valid and all(len(sizes) != steps for sizes in lists):
-            lists.append(group_sizes(num_tokens, steps))
-    return lists
+    counts = dict.fromkeys([*(num_tokens // part for part in (1, 2, 4, 8)), 12, 6])
+    return [group_sizes(num_tokens, steps) for steps in counts if _splits(num_tokens, steps)]
 
 
 def validate_group_sizes(sizes: Sequence[int], num_tokens: int) -> None:
-    """Check that `sizes` are positive whole numbers that sum to `num_tokens`.
-
-    Raises:
-        ValueError: they are not; says what was found and expected.
-    """
+    """Raise `ValueError` unless `sizes` are positive whole numbers that sum to `num_tokens`."""
     for step, size in enumerate(sizes):
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
             raise ValueError(f"group {step}: found {size!r:.40}, expected a whole number")
@@ -206,11 +198,9 @@ def read_group_sizes_list(path: str | Path, num_tokens: int) -> list[list[int]]:
         OSError: the file cannot be read.
     """
     lists = read_json(path)
-    expected = "expected a JSON list of lists of group sizes"
-    if not isinstance(lists, list) or not all(isinstance(sizes, list) for sizes in lists):
-        raise ValueError(f"{path}: found something else, {expected}")
-    if not lists:
-        raise ValueError(f"{path}: found an empty list, {expected}")
+    if not lists or not isinstance(lists, list) or not all(isinstance(one, list) for one in lists):
+        kind = "an empty list" if lists == [] else "something else"
+        raise ValueError(f"{path}: found {kind}, expected a JSON list of lists of group sizes")
     for number, sizes in enumerate(lists):
         try:
             validate_group_sizes(sizes, num_tokens)
@@ -230,71 +220,52 @@ def parse_group_sizes(text: str, num_tokens: int) -> list[int]:
     """
     if len(text) > _MAX_CHARACTERS:
         raise ValueError(f"found {len(text)} characters, expected at most {_MAX_CHARACTERS}")
+    depth = accumulate((character in "[(") - (character in ")]") for character in text)
     # Checked before Python's parser sees the text: it recurses once per level and operator.
-    if (
-        not _TEXT.fullmatch(text)
-        or sum(map(text.count, "*+-")) > _MAX_OPERATORS
-        or _depth(text) > _MAX_DEPTH
-    ):
-        raise _not_understood(text)
+    readable = (
+        _TEXT.fullmatch(text)
+        and sum(map(text.count, "*+-")) <= _MAX_OPERATORS
+        and max(depth, default=0) <= _MAX_DEPTH
+    )
     try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except SyntaxError as error:
-        raise _not_understood(text) from error
-    sizes = _read_list(tree.body, text)
+        sizes = _value(ast.parse(text.strip(), mode="eval").body) if readable else None
+    except SyntaxError:
+        sizes = None
+    if not isinstance(sizes, list):
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise ValueError(
+            f"found {shown!r}, expected group sizes such as '[1] * 256', '[1]*4 + [2]*126' or "
+            "'[1, 3]'"
+        )
     validate_group_sizes(sizes, num_tokens)
     return sizes
 
 
-def _not_understood(text: str) -> ValueError:
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return ValueError(
-        f"found {shown!r}, expected group sizes such as '[1] * 256', '[1]*4 + [2]*126' or '[1, 3]'"
-    )
-
-
-def _depth(text: str) -> int:
-    """Deepest nesting of brackets."""
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "[(") - (character in ")]")
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _read_list(node: ast.expr, text: str) -> list[int]:
-    """The group sizes a syntax tree stands for."""
+def _value(node: ast.expr) -> int | list[int] | None:
+    """The number or list of numbers that a syntax tree stands for; None for anything else."""
     match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(number))):
+            return -number
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
-            sizes = [_read_number(element, text) for element in elements]
-        case ast.BinOp(op=ast.Add()):
-            left, right = _read_list(node.left, text), _read_list(node.right, text)
-            _check_length(len(left) + len(right))
-            sizes = left + right
-        case ast.BinOp(op=ast.Mult(), left=ast.List() | ast.Tuple() | ast.BinOp()):
-            sizes = _repeat(_read_list(node.left, text), _read_number(node.right, text))
-        case ast.BinOp(op=ast.Mult()):
-            sizes = _repeat(_read_list(node.right, text), _read_number(node.left, text))
-        case _:
-            raise _not_understood(text)
-    return sizes
-
-
-def _repeat(sizes: list[int], times: int) -> list[int]:
-    _check_length(len(sizes) * times)
-    return sizes * times
+            numbers = [_value(element) for element in elements]
+            return numbers if all(isinstance(value, int) for value in numbers) else None
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            sizes, times = _value(left), _value(right)
+            if isinstance(sizes, int):
+                sizes, times = times, sizes
+            if isinstance(sizes, list) and isinstance(times, int):
+                _check_length(len(sizes) * times)
+                return sizes * times
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            first, second = _value(left), _value(right)
+            if isinstance(first, list) and isinstance(second, list):
+                _check_length(len(first) + len(second))
+                return first + second
+    return None
 
 
 def _check_length(groups: int) -> None:
     if groups > _MAX_GROUPS:
         raise ValueError(f"found {groups} groups, expected at most {_MAX_GROUPS}")
-
-
-def _read_number(node: ast.expr, text: str) -> int:
-    match node:
-        case ast.Constant(value=int(value)):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
-            return -value
-        case _:
-            raise _not_understood(text)

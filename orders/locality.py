@@ -37,7 +37,7 @@ def locality_aware_orders(
     image_ids: Sequence[int] | np.ndarray | None = None,
     known: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Orders that decode near what is known and far apart within a group (method section 6).
+    """Make orders that decode near what is known and far apart within a group (method section 6).
 
     Args:
         num: number of orders, B.
@@ -74,16 +74,27 @@ def locality_aware_orders(
     from orders.locality_kernel import make_orders
 
     orders = np.empty((num, num_tokens), dtype=np.int64)
+    settings = group_sizes, grid_size, proximity_threshold, repulsion_threshold, seed
     for rows in _batches(num, num_tokens):
-        orders[rows] = make_orders(
-            ids[rows],
-            known[rows],
-            group_sizes,
-            grid_size,
-            proximity_threshold,
-            repulsion_threshold,
-            seed,
-        )
+        orders[rows] = make_orders(ids[rows], known[rows], *settings)
+    return orders
+
+
+def random_orders(
+    num: int,
+    num_tokens: int,
+    seed: int = 0,
+    image_ids: Sequence[int] | np.ndarray | None = None,
+) -> np.ndarray:
+    """Make uniformly random orders; arguments and errors as for `locality_aware_orders`.
+
+    Returns:
+        (B, N) int64: raster positions in generation order.
+    """
+    ids = _image_ids(num, image_ids)
+    orders = np.empty((num, num_tokens), dtype=np.int64)
+    for rows in _batches(num, num_tokens):
+        orders[rows] = streams.permutations("random order", seed, ids[rows], count=num_tokens)
     return orders
 
 
@@ -101,24 +112,6 @@ def _check_known(known: np.ndarray, num: int, num_tokens: int) -> None:
         )
     if (ranked[:, 1:] == ranked[:, :-1]).any():
         raise ValueError("found a known position repeated, expected each once")
-
-
-def random_orders(
-    num: int,
-    num_tokens: int,
-    seed: int = 0,
-    image_ids: Sequence[int] | np.ndarray | None = None,
-) -> np.ndarray:
-    """Uniformly random orders; arguments and errors as for `locality_aware_orders`.
-
-    Returns:
-        (M, N) int64: raster positions in generation order.
-    """
-    ids = _image_ids(num, image_ids)
-    orders = np.empty((num, num_tokens), dtype=np.int64)
-    for rows in _batches(num, num_tokens):
-        orders[rows] = streams.permutations("random order", seed, ids[rows], count=num_tokens)
-    return orders
 
 
 def _batches(num: int, num_tokens: int) -> Iterator[slice]:

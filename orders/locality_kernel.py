@@ -16,6 +16,7 @@ import logging
 import math
 import pickle
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 from numba import int32, int64, njit, uint64
@@ -62,33 +63,25 @@ def make_orders(
     repulsion_threshold: float,
     seed: int,
 ) -> np.ndarray:
-    """(B, N) int64 orders of the images `ids` (B,), as `orders.locality` describes them.
-
-    They begin with the positions `known` (B, M).
-    """
-    steps = np.arange(len(group_sizes))
-    states = streams.starting_states("order", seed, ids[:, None], steps)
+    """Make orders (B, N) int64 of images `ids` (B,), which begin with `known` positions (B, M)."""
+    sizes = np.array(group_sizes, dtype=np.int64)
+    states = streams.starting_states("order", seed, ids[:, None], np.arange(len(sizes)))
     num_known = known.shape[1]
     orders = np.empty((len(ids), side * side), dtype=np.int64)
     orders[:, :num_known] = known
     reach = min(math.floor(repulsion_threshold), side - 1)
-    near = lowest_near_score(proximity_threshold)
-    sizes = np.array(group_sizes, dtype=np.int64)
-    _search(orders, states, sizes, num_known, side, reach, near)
+    _search(orders, states, sizes, num_known, side, reach, lowest_near_score(proximity_threshold))
     return orders
 
 
 def lowest_near_score(proximity_threshold: float) -> int:
     """The lowest whole-number score that reaches the threshold; one above all if none does."""
-    return min(
-        (
-            EDGE * edges + CORNER * corners
-            for edges in range(5)
-            for corners in range(5)
-            if edges + corners / math.sqrt(2) >= proximity_threshold - _TOLERANCE
-        ),
-        default=_ABOVE_ALL,
+    reaching = (
+        EDGE * edges + CORNER * corners
+        for edges, corners in product(range(5), repeat=2)
+        if edges + corners / math.sqrt(2) >= proximity_threshold - _TOLERANCE
     )
+    return min(reaching, default=_ABOVE_ALL)
 
 
 def _compiled(function: Callable) -> Callable:

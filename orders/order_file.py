@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from util.files import open_file, replacing
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".json", ".npy")
 # Rows checked at once: bounds the memory used beside the orders themselves.
 _ROWS = 2048
 
@@ -59,47 +58,44 @@ def validate_orders(orders: Any, num_tokens: int | None = None) -> np.ndarray:
         bad = outside.any(axis=1) | ~seen.all(axis=1)
         if bad.any():
             row = int(bad.argmax())
-            raise ValueError(f"row {start + row}: {_describe(block[row], outside[row])}")
+            raise ValueError(f"row {start + row}: {_describe(block[row])}")
     return orders
 
 
 def _stack(rows: list[np.ndarray], num_tokens: int | None) -> np.ndarray:
     """One array of all rows, which must be as long as expected or as the first."""
-    if not rows:
-        raise ValueError("found no orders, expected at least one")
-    length = num_tokens if num_tokens is not None else rows[0].size
     for number, row in enumerate(rows):
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(f"row {number}: expected a list of whole numbers")
+        length = rows[0].size if num_tokens is None else num_tokens
         if row.size != length:
             raise ValueError(f"row {number}: found length {row.size}, expected {length}")
+    if not rows:
+        raise ValueError("found no orders, expected at least one")
     return np.stack(rows)
 
 
-def _describe(row: np.ndarray, outside: np.ndarray) -> str:
-    """What is wrong with one bad row."""
-    if outside.any():
-        return f"found position {row[outside.argmax()]}, expected 0..{row.size - 1}"
+def _describe(row: np.ndarray) -> str:
+    """What is wrong with a bad row."""
+    outside = row[(row < 0) | (row >= row.size)]
+    if outside.size:
+        return f"found position {outside[0]}, expected 0..{row.size - 1}"
     positions, times = np.unique(row, return_counts=True)
     return f"found position {positions[times > 1][0]} repeated, expected every position once"
 
 
 def require_suffix(path: str | Path) -> str:
-    """The suffix of an order file: `.json` or `.npy`.
-
-    Raises:
-        ValueError: another one.
-    """
+    """Return the suffix of an order file; raise `ValueError` for any but `.json` and `.npy`."""
     suffix = Path(path).suffix
-    if suffix not in _SUFFIXES:
+    if suffix not in (".json", ".npy"):
         raise ValueError(f"found {Path(path).name!r}, expected a name ending in .json or .npy")
     return suffix
 
 
 def steps_in_name(path: str | Path) -> int | None:
     """The decoding steps that an order file's name states, as published ones do, if it does."""
-    found = re.search(r"(?:^|_)steps(\d{1,4})(?:_|$)", Path(path).stem)
-    return int(found[1]) if found else None
+    steps = re.search(r"(?:^|_)steps(\d{1,4})(?:_|$)", Path(path).stem)
+    return int(steps[1]) if steps else None
 
 
 def warn_of_steps(
@@ -151,70 +147,48 @@ def read_orders(path: str | Path, num_tokens: int | None = None) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from error
 
 
+# A row of a JSON list of rows, and what divides it from the next.
+_JSON_ROW = re.compile(rb"\s*(\[[^\[\]]*\])\s*([],])")
+
+
 def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
+    """The rows are parsed one at a time: all at once would take 20 times the memory."""
     with open_file(path) as stream:
-        text = stream.read()
+        text = stream.read().rstrip()
     # Nothing else occurs in lists of lists of whole numbers: no text, fraction, true or null.
-    foreign = text.translate(None, b"0123456789-[], \t\r\n")
+    foreign = re.search(rb"[^-0-9\[\], \t\r\n]", text)
     if foreign:
-        where = text.index(foreign[:1])
         raise ValueError(
-            f"found {text[where : where + 1]!r} at byte {where}, "
+            f"found {foreign[0]!r} at byte {foreign.start()}, "
             "expected a JSON list of lists of whole numbers"
         )
-    rows = []
-    for values in _json_lists(text.decode("ascii")):
+    opening = re.match(rb"\s*\[", text)
+    if opening is None:
+        raise ValueError("damaged JSON: found no list, expected one of lists of whole numbers")
+    rows: list[np.ndarray] = []
+    at, divider = opening.end(), b","
+    while divider == b",":
+        match = _JSON_ROW.match(text, at)
+        if match is None:
+            seen = text[at : at + 20].decode() or "the end"
+            raise ValueError(
+                f"damaged JSON: found {seen!r} at byte {at}, expected row {len(rows)}: a list of "
+                "whole numbers"
+            )
         try:
-            row = np.array(values, dtype=np.int64)
+            row = np.array(json.loads(match[1]), dtype=np.int64)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"row {len(rows)}: expected a list of whole numbers") from error
+            raise ValueError(f"row {len(rows)}: {error}, expected whole numbers") from error
         narrow = row.astype(compact_dtype(max(row.size, 1)))
         rows.append(narrow if np.array_equal(narrow, row) else row)
+        at, divider = match.end(), match[2]
+    if at < len(text):
+        raise ValueError(f"damaged JSON: found {text[at : at + 20]!r} after the end of the list")
     return _stack(rows, num_tokens)
 
 
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _json_lists(text: str) -> Iterator[Any]:
-    """The values of a JSON list one at a time; all at once would take 20 times the memory.
-
-    Raises:
-        ValueError: the text is not a JSON list.
-    """
-    decode = json.JSONDecoder().raw_decode
-
-    def expect(characters: str, start: int) -> int:
-        """Where the next character that is no space stands; it must be one of `characters`."""
-        at = _SPACE.match(text, start).end()
-        found = text[at : at + 1]
-        if not found or found not in characters:
-            shown = repr(found) if found else "the end"
-            raise ValueError(
-                f"damaged JSON: found {shown} at character {at}, expected {' or '.join(characters)}"
-            )
-        return at
-
-    at = expect("[", 0)
-    if text[expect("[]", at + 1)] == "]":
-        return
-    while text[at] != "]":
-        start = expect("[", at + 1)
-        try:
-            value, at = decode(text, start)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"damaged JSON in the row at character {start}: {error}") from error
-        yield value
-        at = expect(",]", at)
-    rest = text[at + 1 :].strip()
-    if rest:
-        raise ValueError(f"damaged JSON: found {rest[:20]!r} after the end of the list")
-
-
 def write_orders(path: str | Path, orders: Any) -> None:
-    """Write an order file in the form its name asks for; see `read_orders`.
-
-    The file appears complete or not at all.
+    """Write an order file in the form its name asks for; it appears complete or not at all.
 
     Raises:
         ValueError: the suffix is unknown or the orders are not valid.

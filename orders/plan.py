@@ -11,8 +11,6 @@ import torch
 from orders.group_sizes import validate_group_sizes
 from orders.order_file import validate_orders
 
-__all__ = ["GenerationPlan", "validate_orders"]
-
 
 @dataclass(frozen=True, eq=False)
 class GenerationPlan:
@@ -33,7 +31,7 @@ class GenerationPlan:
     def build(
         cls, orders: Any, group_sizes: Sequence[int], num_tokens: int, num_known: int = 0
     ) -> GenerationPlan:
-        """Check orders and group sizes once; whoever is handed the plan may trust it.
+        """Check orders and group sizes once: whoever is handed the plan may trust it.
 
         Args:
             orders: (B, N) whole numbers: tensor (the plan stays on its device), array or lists.
@@ -51,13 +49,8 @@ class GenerationPlan:
             raise ValueError(f"found {num_known} known tokens, expected 0 to {num_tokens}")
         validate_group_sizes(group_sizes, num_tokens - num_known)
         # Always a copy: later changes to what the caller holds must not reach the plan.
-        return cls(
-            orders=torch.tensor(
-                checked.astype("int64"), device=orders.device if is_tensor else None
-            ),
-            group_sizes=tuple(int(size) for size in group_sizes),
-            num_known=num_known,
-        )
+        copy = torch.tensor(checked.astype("int64"), device=orders.device if is_tensor else None)
+        return cls(copy, tuple(int(size) for size in group_sizes), num_known)
 
     @property
     def batch_size(self) -> int:

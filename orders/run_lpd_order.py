@@ -18,9 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from orders.locality import check_grid_size, locality_aware_orders
+from orders.locality import check_grid_size
 from orders.order_file import compact_dtype, require_suffix, write_orders
-from orders.sources import read_group_sizes
+from orders.sources import locality_aware, read_group_sizes
 from util import logs
 from util.cli import Parser, add_flags, available_cores, whole
 from util.errors import UserError, blame, require_writable_folder, run
@@ -52,11 +52,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Check everything, make the orders, write the file.
-
-    Raises:
-        UserError: a flag cannot work; nothing has been written.
-    """
+    """Check everything, make the orders, write the file."""
     parser = build_parser()
     args = parser.parse_args(argv)
     logs.setup()
@@ -68,21 +64,14 @@ def main(argv: list[str] | None = None) -> None:
     with blame("--output_file"):
         record_run(parser, args, args.output_file.parent)
     orders = np.empty((args.num_runs, grid.num_tokens), dtype=compact_dtype(grid.num_tokens))
+    source = locality_aware(grid, args.seed, args.repulsion_threshold, args.proximity_threshold)
 
-    def make(rows: range) -> int:
-        orders[rows.start : rows.stop] = locality_aware_orders(
-            len(rows),
-            sizes,
-            grid.side,
-            args.proximity_threshold,
-            args.repulsion_threshold,
-            args.seed,
-            image_ids=rows,
-        )
-        return len(rows)
+    def make(ids: np.ndarray) -> int:
+        orders[ids] = source(ids, sizes)
+        return len(ids)
 
-    starts = range(0, args.num_runs, _ORDERS_PER_TASK)
-    tasks = [range(start, min(start + _ORDERS_PER_TASK, args.num_runs)) for start in starts]
+    every = np.arange(args.num_runs)
+    tasks = np.split(every, every[_ORDERS_PER_TASK::_ORDERS_PER_TASK])
     # The search holds no lock, so that threads run side by side.
     with (
         logs.logging_redirect_tqdm(),

@@ -1,8 +1,7 @@
 """The two distances that an order trades: to the known context, and within a group.
 
-Near context a token is easy to predict; far from what is decoded at the same time it is nearly
-independent of it (paper section 3.3). The two pull apart: positions near the same context are often
-near one another.
+Near context a token is easy to predict, far from what is decoded with it nearly independent of it
+(paper section 3.3); positions near the same context are often near one another.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _BATCH_PAIRS = 1 << 22
 def group_distances(
     orders: np.ndarray, group_sizes: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far each group's positions are from the context and from one another.
+    """Measure how far each group's positions are from the context and from one another.
 
     Distances are Euclidean, in grid positions: 1 between edge neighbours.
 
@@ -47,19 +46,16 @@ def group_distances(
     to_context = np.full((num, len(stops)), np.nan)
     within = to_context.copy()
     batch = max(1, _BATCH_PAIRS // num_tokens**2)
-    for first in range(0, num, batch):
-        rows = slice(first, first + batch)
+    for rows in (slice(first, first + batch) for first in range(0, num, batch)):
         positions = orders[rows].astype(np.int64)
         in_order = apart[positions[:, :, None], positions[:, None, :]]
         for step, (stop, size) in enumerate(zip(stops, group_sizes, strict=True)):
             start = stop - size
+            group = in_order[:, start:stop]
             if start:
-                to_context[rows, step] = _mean_of_nearest(in_order[:, start:stop, :start])
+                nearest = group[:, :, :start].min(axis=2)
+                to_context[rows, step] = nearest.mean(axis=1, dtype=np.float64)
             if size > 1:
-                within[rows, step] = _mean_of_nearest(in_order[:, start:stop, start:stop])
+                nearest = group[:, :, start:stop].min(axis=2)
+                within[rows, step] = nearest.mean(axis=1, dtype=np.float64)
     return to_context, within
-
-
-def _mean_of_nearest(apart: np.ndarray) -> np.ndarray:
-    """(M, g, n) distances from g positions to n others -> (M,)."""
-    return apart.min(axis=2).mean(axis=1, dtype=np.float64)
