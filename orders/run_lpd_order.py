@@ -23,7 +23,7 @@ from orders.order_file import compact_dtype, require_suffix, write_orders
 from orders.sources import locality_aware, read_group_sizes
 from util import logs
 from util.cli import Parser, add_flags, available_cores, whole
-from util.errors import UserError, blame, require_writable_folder, run
+from util.errors import UserError, blame, require_writable_file, run
 from util.geometry import TokenGrid
 from util.run_record import record_run
 
@@ -91,9 +91,7 @@ def _check_output(path: Path | None) -> None:
         raise UserError("--output_file: not given, expected a .json or .npy file")
     with blame("--output_file"):
         require_suffix(path)
-    if path.is_dir():
-        raise UserError(f"--output_file: {path} is a folder, expected a file")
-    require_writable_folder(path.parent, "--output_file")
+    require_writable_file(path, "--output_file")
 
 
 if __name__ == "__main__":

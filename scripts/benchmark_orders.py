@@ -12,7 +12,6 @@ import logging
 import statistics
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,41 +19,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.sources import published_repulsion
+from performance.timing import markdown_table
 from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import blame, require_writable_folder, run
 from util.files import write_json
-from util.geometry import TokenGrid
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Setting:
-    """One published order file.
-
-    Attributes:
-        image_size: side of the image, pixels.
-        steps: of the generation, K.
-        release_ms: time per order of the published release, measured on a 2-core CPU machine.
-    """
-
-    image_size: int
-    steps: int
-    release_ms: float
-
-
-SETTINGS = (Setting(256, 20, 23.5), Setting(256, 32, 31.4), Setting(512, 48, 554.0))
+# Image size, steps, and ms per order of the published release, measured on a 2-core CPU machine.
+SETTINGS = ((256, 20, 23.5), (256, 32, 31.4), (512, 48, 554.0))
 STRIDE = 16
-# Title and number format by key.
+# Title, number format and factor by key.
 COLUMNS = {
-    "image_size": ("pixels", "d"),
-    "steps": ("steps", "d"),
-    "repulsion": ("repulsion", "g"),
-    "release_ms": ("release, ms", ".1f"),
-    "median_us": ("median, us", ".1f"),
-    "best_us": ("best, us", ".1f"),
-    "ratio": ("times faster", ".0f"),
+    "image_size": ("pixels", "d", 1),
+    "steps": ("steps", "d", 1),
+    "repulsion": ("repulsion", "g", 1),
+    "release_ms": ("release, ms", ".1f", 1),
+    "median_us": ("median, us", ".1f", 1),
+    "best_us": ("best, us", ".1f", 1),
+    "ratio": ("times faster", ".0f", 1),
 }
 
 
@@ -74,45 +58,35 @@ def main(args: argparse.Namespace) -> None:
     locality_aware_orders(1, [1], 1)
     start_up = time.perf_counter() - start
     logger.info("the first order took %.2f s: compiling, or reading what was compiled", start_up)
-    rows = [
-        measure(setting, args.num_orders, args.repeats)
-        for setting in logs.progress(SETTINGS, desc="orders", unit="setting")
-    ]
-    sys.stdout.write(table(rows))
+    bar = logs.progress(SETTINGS, desc="orders", unit="setting")
+    rows = [measure(*setting, args.num_orders, args.repeats) for setting in bar]
+    sys.stdout.write(markdown_table(COLUMNS, rows))
     if args.output is not None:
         with blame("--output"):
             write_json({"start_up_s": start_up, "settings": rows}, args.output)
 
 
-def measure(setting: Setting, num_orders: int, repeats: int) -> dict[str, float]:
+def measure(
+    image_size: int, steps: int, release_ms: float, num_orders: int, repeats: int
+) -> dict[str, float]:
     """The row of a setting: times per order; `ratio` is the release's time over the median."""
-    grid = TokenGrid(setting.image_size, STRIDE, vocab_size=1)
-    sizes = group_sizes(grid.num_tokens, setting.steps)
-    repulsion = published_repulsion(grid.num_tokens, setting.steps)
+    side = image_size // STRIDE
+    sizes, repulsion = group_sizes(side**2, steps), published_repulsion(side**2, steps)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        locality_aware_orders(num_orders, sizes, grid.side, repulsion_threshold=repulsion)
+        locality_aware_orders(num_orders, sizes, side, repulsion_threshold=repulsion)
         times.append((time.perf_counter() - start) * 1e6 / num_orders)
     median = statistics.median(times)
     return {
-        "image_size": setting.image_size,
-        "steps": setting.steps,
+        "image_size": image_size,
+        "steps": steps,
         "repulsion": repulsion,
-        "release_ms": setting.release_ms,
+        "release_ms": release_ms,
         "median_us": median,
         "best_us": min(times),
-        "ratio": setting.release_ms * 1e3 / median,
+        "ratio": release_ms * 1e3 / median,
     }
-
-
-def table(rows: list[dict[str, float]]) -> str:
-    """The rows as lines of aligned text."""
-    lines = ["  ".join(title for title, _ in COLUMNS.values())]
-    for row in rows:
-        cells = (f"{row[key]:{len(title)}{kind}}" for key, (title, kind) in COLUMNS.items())
-        lines.append("  ".join(cells))
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

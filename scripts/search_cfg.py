@@ -15,11 +15,11 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,13 @@ from evaluation.samples import sample_settings
 from hub.published import pinned_flags, resolve_flags
 from models.sampling import warn_of_guidance
 from orders.order_file import read_orders
-from performance import timing as benchmark
+from performance.timing import markdown_table
 from training.flags import build_parser as build_main_parser
 from training.scalars import ScalarLog
 from util import distributed, logs
 from util.cli import Parser, number
 from util.errors import UserError, require_writable_folder, run
-from util.files import replacing, write_json
+from util.files import read_json, replacing, write_json
 from util.folder_lock import folder_lock
 from util.run_record import flags_of, launcher, record_run
 
@@ -56,18 +56,12 @@ def build_parser() -> Parser:
     parser = build_main_parser()
     parser.description = "Evaluate at several guidance strengths and say which is best."
     group = parser.add_argument_group("search")
-    group.add_argument(
-        "--cfgs", type=number(), nargs="+", required=True, help="guidance strengths to try"
-    )
-    group.add_argument(
-        "--temperatures",
-        type=number(),
-        nargs="+",
-        help="to try with each; by default --temperature",
-    )
-    group.add_argument(
-        "--keep_images", action="store_true", help="keep the images of settings with results"
-    )
+    numbers = {"type": number(), "nargs": "+"}
+    group.add_argument("--cfgs", **numbers, required=True, help="guidance strengths to try")
+    about = "to try with each; by default --temperature"
+    group.add_argument("--temperatures", **numbers, help=about)
+    about = "keep the images of settings with results"
+    group.add_argument("--keep_images", action="store_true", help=about)
     return parser
 
 
@@ -88,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         warn_of_guidance(model.label_drop_prob, "--cfgs: found guidance")
     shown = shown_results(evaluation)
     folder = require_writable_folder(args.output_dir, "--output_dir")
+    temperatures = sorted(set(args.temperatures or [args.temperature]))
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
@@ -95,36 +90,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         main_lpd.on_main(lambda: record_run(parser, pinned_flags(args), folder))
         evaluation = evaluation.with_reference()
         settings = sample_settings(args, evaluation, model, tokens.fingerprint)
-        scoring = evaluation.scoring.digest()
-        records = []
-        for point in points(args):
+        settings |= {**evaluation.scoring.about(), "scoring": evaluation.scoring.digest()}
+        records: list[Record] = []
+        for temperature, cfg in product(temperatures, sorted(set(args.cfgs))):
+            point = {"cfg": cfg, "temperature": temperature}
             one = replace(evaluation, sampling=replace(evaluation.sampling, **point))
-            wanted = {**settings, **point, **one.scoring.about(), "scoring": scoring}
-            evaluate = partial(
-                main_lpd.evaluate_checkpoint,
-                model=model,
-                weights=weights,
-                evaluation=one,
-                tokens=tokens,
-                scalars=ScalarLog(None),
-            )
-            records.append(evaluate_point(args, point, wanted, evaluate))
+            made = dict(model=model, weights=weights, evaluation=one, tokens=tokens)
+            evaluate = partial(main_lpd.evaluate_checkpoint, **made, scalars=ScalarLog(None))
+            records.append(evaluate_point(args, point, settings | point, evaluate))
             main_lpd.on_main(lambda: keep(folder, records, shown))
         if distributed.is_main():
             sys.stdout.write(report(args, records, shown))
 
 
-def keep(folder: Path, records: Sequence[Record], shown: Sequence[Shown]) -> None:
-    """Write the results so far, and their plot."""
-    write_json({"settings": records}, folder / RESULTS_FILE)
-    plot(records, shown, folder / PLOT_FILE)
+def shown_results(evaluation: Evaluation) -> dict[str, str]:
+    """Titles of the distance and the score, as far as they are computed, by key in `metrics.json`.
 
-
-def points(args: argparse.Namespace) -> Iterator[dict[str, float]]:
-    """The settings to evaluate, each guidance strength once."""
-    temperatures = args.temperatures or [args.temperature]
-    for temperature, cfg in product(sorted(set(temperatures)), sorted(set(args.cfgs))):
-        yield {"cfg": cfg, "temperature": temperature}
+    The first one decides; a `UserError` where there is neither.
+    """
+    scoring = evaluation.scoring
+    if scoring is None:
+        raise UserError("--feature_extractor: found none, expected one that scores")
+    kind = scoring.extractor.kind
+    titles = Scores(kind, evaluation.num_images, {})
+    shown = {
+        kind.names[name].key + end: titles.title(name)
+        for name, end in (("fid", ""), ("is", "_mean"))
+        if name in scoring.metrics
+    }
+    if not shown:
+        raise UserError(f"--metrics: found {','.join(scoring.metrics)}, expected fid or is in it")
+    return shown
 
 
 def evaluate_point(
@@ -133,114 +129,71 @@ def evaluate_point(
     wanted: dict[str, Any],
     evaluate: Callable[[argparse.Namespace], None],
 ) -> Record:
-    """The results of one setting: those an earlier run left, or new ones.
-
-    Args:
-        args: the run's flags.
-        point: the setting.
-        wanted: all that decides the results.
-        evaluate: makes and scores the samples by the flags it is given.
-    """
+    """Return the results of one setting: new ones, or those that an earlier run left."""
     name = "_".join(f"{key}{value:g}" for key, value in point.items())
     folder = Path(args.output_dir) / name
-    known = distributed.gather(_known_results(folder, wanted))[0]
+    known = known_results(folder, wanted)
     if known is not None:
         logger.info("%s: results are there already", name)
         return known
     logger.info("%s", name)
     # New scores must not stand beside the settings of old ones, wherever this is stopped.
     main_lpd.on_main(lambda: (folder / SETTING_FILE).unlink(missing_ok=True))
-    flags = argparse.Namespace(**{**vars(args), **point, "output_dir": str(folder)})
-    evaluate(flags)
-
-    def finish() -> None:
-        write_json(wanted, folder / SETTING_FILE)
-        if not args.keep_images:
-            shutil.rmtree(folder / "images")
-
-    main_lpd.on_main(finish)
-    return distributed.gather(_known_results(folder, wanted))[0]
+    evaluate(argparse.Namespace(**{**vars(args), **point, "output_dir": str(folder)}))
+    main_lpd.on_main(lambda: write_json(wanted, folder / SETTING_FILE))
+    if not args.keep_images:
+        main_lpd.on_main(lambda: shutil.rmtree(folder / "images"))
+    return known_results(folder, wanted)
 
 
-def _known_results(folder: Path, wanted: dict[str, Any]) -> Record | None:
-    """`metrics.json` of a folder, if it was made with these settings; read on rank 0."""
-    if not distributed.is_main():
-        return None
-    try:
-        made_with, found = (
-            json.loads((folder / name).read_text(encoding="utf-8"))
-            for name in (SETTING_FILE, "metrics.json")
-        )
-    except (OSError, ValueError):
-        return None
-    return found if made_with == json.loads(json.dumps(wanted)) else None
+def known_results(folder: Path, wanted: dict[str, Any]) -> Record | None:
+    """`metrics.json` of a folder, if it was made with these settings; rank 0 reads for all."""
+    record = None
+    if distributed.is_main():
+        try:
+            if read_json(folder / SETTING_FILE) == json.loads(json.dumps(wanted)):
+                record = read_json(folder / "metrics.json")
+        except (OSError, ValueError):
+            record = None
+    return distributed.gather(record)[0]
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A result that is plotted.
-
-    Attributes:
-        name: `fid` or `is`.
-        key: what `metrics.json` calls it.
-        title: what people call it, with the number of images.
-    """
-
-    name: str
-    key: str
-    title: str
+def is_score(key: str) -> bool:
+    """Whether more is better: only scores are means over parts."""
+    return key.endswith("_mean")
 
 
-def shown_results(evaluation: Evaluation) -> list[Shown]:
-    """The distance and the score, as far as they are computed; the first one decides.
-
-    Raises:
-        UserError: neither is.
-    """
-    scoring = evaluation.scoring
-    if scoring is None:
-        raise UserError("--feature_extractor: found none, expected one that scores")
-    titles = Scores(scoring.extractor.kind, evaluation.num_images, {})
-    found = [
-        Shown(name, scoring.extractor.kind.names[name].key + end, titles.title(name))
-        for name, end in (("fid", ""), ("is", "_mean"))
-        if name in scoring.metrics
-    ]
-    if not found:
-        raise UserError(f"--metrics: found {','.join(scoring.metrics)}, expected fid or is in it")
-    return found
-
-
-def best_of(records: Sequence[Record], shown: Sequence[Shown]) -> Record:
-    """The record with the lowest distance; without a reference, with the highest score."""
-    best = min if shown[0].name == "fid" else max
-    return best(records, key=lambda record: record[shown[0].key])
-
-
-def plot(records: Sequence[Record], shown: Sequence[Shown], path: Path) -> None:
-    """Distance and score against guidance, one line per temperature, as PNG."""
+def keep(folder: Path, records: Sequence[Record], shown: dict[str, str]) -> None:
+    """Write the results so far, and the plot: a line for each temperature, against guidance."""
     from matplotlib.figure import Figure  # slow to import
 
+    write_json({"settings": records}, folder / RESULTS_FILE)
     figure = Figure(figsize=(4.5 * len(shown), 3.6), layout="constrained")
-    for axes, result in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (key, title) in zip(panels, shown.items(), strict=True):
         for temperature in sorted({record["temperature"] for record in records}):
             line = [record for record in records if record["temperature"] == temperature]
-            cfgs, values = ([record[key] for record in line] for key in ("cfg", result.key))
+            cfgs, values = ([record[name] for record in line] for name in ("cfg", key))
             axes.plot(cfgs, values, marker="o", label=f"temperature {temperature:g}")
-        better = "lower" if result.name == "fid" else "higher"
-        axes.set(xlabel="cfg", ylabel=result.title, title=f"{better} is better")
+        better = "higher" if is_score(key) else "lower"
+        axes.set(xlabel="cfg", ylabel=title, title=f"{better} is better")
         axes.legend()
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+    with replacing(folder / PLOT_FILE) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
-def report(args: argparse.Namespace, records: Sequence[Record], shown: Sequence[Shown]) -> str:
-    """The table, the best setting and the line that evaluates it in full."""
-    titles = {"cfg": "cfg", "temperature": "temperature"} | {one.key: one.title for one in shown}
+def report(args: argparse.Namespace, records: Sequence[Record], shown: dict[str, str]) -> str:
+    """The table, the best setting and the line that evaluates it in full.
+
+    Best is the lowest distance; without a reference, the highest score.
+    """
+    titles = {"cfg": "cfg", "temperature": "temperature"} | shown
     columns = {key: (title, ".4g", 1) for key, title in titles.items()}
-    best = best_of(records, shown)
+    decisive = next(iter(shown))
+    choose = max if is_score(decisive) else min
+    best = choose(records, key=lambda record: record[decisive])
     return (
-        f"{benchmark.markdown_table(columns, records)}"
+        f"{markdown_table(columns, records)}"
         f"best: cfg {best['cfg']:g}, temperature {best['temperature']:g} "
         f"({', '.join(best['scores'])})\n{launch_line(args, best)}\n"
     )
@@ -257,10 +210,8 @@ def launch_line(args: argparse.Namespace, best: Record) -> str:
             count -= count % args.class_num
     chosen = {"cfg": best["cfg"], "temperature": best["temperature"], "num_images": count}
     chosen |= {"output_dir": folder, "log_dir": folder}
-    flags = flags_of(
-        build_main_parser(), argparse.Namespace(**{**vars(pinned_flags(args)), **chosen}), False
-    )
-    words = [word for flag in flags for word in flag]
+    flags = argparse.Namespace(**{**vars(pinned_flags(args)), **chosen})
+    words = chain.from_iterable(flags_of(build_main_parser(), flags, defaults=False))
     return shlex.join([*launcher(), "main_lpd.py", *words])
 
 

@@ -79,13 +79,7 @@ def build_parser() -> Parser:
 def add_order_flags(parser: Parser) -> None:
     group = parser.add_argument_group("orders")
     group.add_argument("--lpd_order_file", help="file or published name of the lpd among --orders")
-    group.add_argument(
-        "--orders",
-        nargs="+",
-        default=list(ORDERS),
-        metavar="ORDER",
-        help="side by side: lpd, lpd:R, lpd:R:P (repulsion R, proximity P), random, raster, a file",
-    )
+    add_flags(group, "--orders", default=list(ORDERS))
     group.add_argument("--image_id", type=whole(), default=0, help="whose order is shown")
     help_text = f"orders in the mean distances; by default {NUM_ORDERS}, or all of a smaller file"
     group.add_argument("--num_orders", type=whole(1), help=help_text)

@@ -6,19 +6,27 @@ that is what the negative log-likelihood (NLL) rises by against the same orders 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from dataset.token_cache import TokenCache
+from dataset.token_cache import TokenCache, check_cache
+from hub import published
+from hub.weights import read_weights
 from models.likelihood import token_nll
 from models.lpd import LPD
+from orders.group_sizes import group_sizes, parse_group_sizes, training_group_sizes
+from orders.order_file import warn_of_steps
 from orders.plan import GenerationPlan
-from orders.sources import OrderSource
+from orders.sources import OrderSource, parse_order
 from util import distributed
+from util.errors import blame
+from util.geometry import TokenGrid
 from util.logs import progress
 
 _HASHED_TOGETHER = 1024
@@ -42,8 +50,36 @@ class Setting:
 
     @property
     def steps(self) -> int:
-        """Decoding steps, K."""
         return len(self.group_sizes)
+
+
+def read_settings(args: argparse.Namespace, grid: TokenGrid, num_images: int) -> list[Setting]:
+    """Each of `--orders` with all of `--steps` and `--group_sizes`, those of one list together.
+
+    Raises:
+        UserError: one of them cannot be, or an order file does not serve so many images.
+    """
+    with blame("--orders"):
+        paths = [published.resolve(text, published.ORDERS) for text in args.orders]
+        sources = [parse_order(path, grid, args.seed, num_images) for path in paths]
+    steps = args.steps
+    if steps is None:
+        trained = training_group_sizes(grid.num_tokens)
+        steps = [] if args.group_sizes else [len(sizes) for sizes in trained]
+    with blame("--steps"):
+        lists = [(group_sizes(grid.num_tokens, count), "") for count in steps]
+    with blame("--group_sizes"):
+        for text in args.group_sizes:
+            sizes = parse_group_sizes(text, grid.num_tokens)
+            earlier = sum(len(other) == len(sizes) and bool(name) for other, name in lists)
+            lists.append((sizes, f"as listed, {earlier + 1}" if earlier else "as listed"))
+    for text in args.orders:
+        warn_of_steps(text, [len(sizes) for sizes, _ in lists], "--orders", "--steps")
+    return [
+        Setting(order, source, tuple(sizes), name)
+        for sizes, name in lists
+        for order, source in zip(args.orders, sources, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -67,7 +103,6 @@ class Measured:
     """A setting on n images.
 
     Attributes:
-        setting: orders and group sizes.
         by_step: (n, K) float64, NLL of each step's tokens, nats.
         one_by_one: the same tokens if they came one at a time in the same orders; None if that was
             not measured.
@@ -87,6 +122,24 @@ class Measured:
         """(n, K): how much more than one by one, nats."""
         return self.by_step - self.one_by_one
 
+    @property
+    def price(self) -> np.ndarray:
+        """(n,) nats an image."""
+        return self.price_by_step.sum(axis=1)
+
+
+def load_model(path: str, cache: TokenCache, bf16: bool) -> LPD:
+    """The network of `--pretrained_ckpt`, for the cache's grid, in eval mode."""
+    weights = read_weights(Path(path), "--pretrained_ckpt")
+    config = {}
+    if cache.grid is not None:
+        config = {"img_size": cache.grid.image_size, "vqgan_stride": cache.grid.stride}
+    model = LPD.from_weights(weights, f"--pretrained_ckpt: {path}", config)
+    check_cache(cache, model.grid, model.tokenizer_fingerprint, model.class_num)
+    if bf16:
+        model.round_products()
+    return model.requires_grad_(False)
+
 
 def measure(
     model: LPD,
@@ -98,10 +151,10 @@ def measure(
     bf16: bool = False,
     one_by_one: bool = True,
 ) -> list[Measured]:
-    """Each setting's NLL of each image; every process takes its share of the images.
+    """Measure each setting's NLL of each image; every process takes its share of the images.
 
     Args:
-        model: the network, on the device to be used.
+        model: on the device to be used.
         cache: holds the tokens.
         settings: what to compare, all on the same images.
         image_ids: (n,) places in the cache, which also name the images' orders.
@@ -116,22 +169,64 @@ def measure(
     Raises:
         UserError: a file of the cache is damaged, on all processes.
     """
-    share = distributed.fail_together(
-        lambda: _measure_share(model, cache, settings, image_ids, batch_size, bf16, one_by_one)
-    )
-    shares = distributed.gather(share)
+    starts = range(0, len(image_ids), batch_size)
+    batches = [image_ids[start : start + batch_size] for start in starts]
+    mine = batches[distributed.rank() :: distributed.world_size()]
+
+    def measure_share() -> list[list[np.ndarray]]:
+        share = []
+        with progress(total=sum(map(len, mine)) * len(settings), desc="NLL", unit="image") as bar:
+            for ids in mine:
+                by_setting = []
+                for nll in _batch_nll(model, cache, settings, ids, bf16, one_by_one):
+                    by_setting.append(nll)
+                    bar.update(len(ids))
+                share.append(by_setting)
+        return share
+
+    shares = distributed.gather(distributed.fail_together(measure_share))
     # Process r has batches r, r + world size, ...
-    batches = -(-len(image_ids) // batch_size)
-    in_turn = [shares[batch % len(shares)][batch // len(shares)] for batch in range(batches)]
+    in_turn = [shares[i % len(shares)][i // len(shares)] for i in range(len(batches))]
     joined = [np.concatenate(parts) for parts in zip(*in_turn, strict=True)]
     return [
-        Measured(setting, found[:, 0], found[:, 1] if one_by_one else None)
-        for setting, found in zip(settings, joined, strict=True)
+        Measured(setting, nll[:, 0], nll[:, 1] if one_by_one else None)
+        for setting, nll in zip(settings, joined, strict=True)
     ]
 
 
+def _batch_nll(
+    model: LPD,
+    cache: TokenCache,
+    settings: Sequence[Setting],
+    ids: np.ndarray,
+    bf16: bool,
+    one_by_one: bool,
+) -> Iterator[np.ndarray]:
+    """Each setting's NLL by step, (B, 1 or 2, K): as decoded and, if asked for, one by one."""
+    device = model.pos_embed.device
+    tokens = torch.from_numpy(cache.read(ids, np.zeros(len(ids), dtype=bool))).to(device)
+    labels = torch.from_numpy(cache.labels[ids]).to(device)
+    num_tokens = tokens.shape[1]
+    # Random and raster orders are the same at every step count, and so then is one by one.
+    measured: dict[tuple[bytes, tuple[int, ...]], np.ndarray] = {}
+    for setting in settings:
+        orders = setting.orders(ids, setting.group_sizes)
+        lists = [setting.group_sizes]
+        if one_by_one:
+            lists.append((1,) * num_tokens)
+        keys = [(orders.tobytes(), sizes) for sizes in lists]
+        for key in keys:
+            if key not in measured:
+                plan = GenerationPlan.build(orders, key[1], num_tokens)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                    nll = token_nll(model, tokens, labels, plan)
+                measured[key] = nll.cpu().numpy().astype(np.float64)
+        starts = np.cumsum((0, *setting.group_sizes[:-1]))
+        yield np.add.reduceat(np.stack([measured[key] for key in keys], axis=1), starts, axis=2)
+
+
 def images_digest(cache: TokenCache, image_ids: np.ndarray) -> str:
-    """Which images these are: sha256 (hex) over their labels and tokens, (n,) places in the cache.
+    """Say which images these are: sha256 (hex) of labels and tokens at (n,) places in the cache.
 
     Raises:
         UserError: a file of the cache is damaged.
@@ -141,67 +236,3 @@ def images_digest(cache: TokenCache, image_ids: np.ndarray) -> str:
         ids = image_ids[start : start + _HASHED_TOGETHER]
         digest.update(cache.read(ids, np.zeros(len(ids), dtype=bool)).astype(np.int64))
     return digest.hexdigest()
-
-
-def _measure_share(
-    model: LPD,
-    cache: TokenCache,
-    settings: Sequence[Setting],
-    image_ids: np.ndarray,
-    batch_size: int,
-    bf16: bool,
-    one_by_one: bool,
-) -> list[list[np.ndarray]]:
-    """This process's batches: for each the settings' (B, 1 or 2, K) NLL by step."""
-    batches = list(_batches(image_ids, batch_size))
-    total = sum(map(len, batches)) * len(settings)
-    found = []
-    with progress(total=total, desc="NLL", unit="image") as bar:
-        for ids in batches:
-            batch = _BatchNLL(model, cache, ids, bf16)
-            by_setting = []
-            for setting in settings:
-                by_setting.append(batch.by_step(setting, one_by_one))
-                bar.update(len(ids))
-            found.append(by_setting)
-    return found
-
-
-def _batches(image_ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """This process's batches; who takes a batch has no influence on what is in it."""
-    first, stride = distributed.rank() * size, distributed.world_size() * size
-    for start in range(first, len(image_ids), stride):
-        yield image_ids[start : start + size]
-
-
-class _BatchNLL:
-    """The images of one batch, and what is known of them already."""
-
-    def __init__(self, model: LPD, cache: TokenCache, ids: np.ndarray, bf16: bool) -> None:
-        device = model.pos_embed.device
-        self._model, self._ids, self._bf16 = model, ids, bf16
-        not_mirrored = np.zeros(len(ids), dtype=bool)
-        self._tokens = torch.from_numpy(cache.read(ids, not_mirrored)).to(device)
-        self._labels = torch.from_numpy(cache.labels[ids]).to(device)
-        # Random and raster orders are the same at every step count, and so then is one by one.
-        self._known: dict[tuple[bytes, tuple[int, ...]], np.ndarray] = {}
-
-    def by_step(self, setting: Setting, one_by_one: bool) -> np.ndarray:
-        """(B, 1 or 2, K) float64: as decoded and, if asked for, one by one."""
-        orders = setting.orders(self._ids, setting.group_sizes)
-        lists = [setting.group_sizes]
-        if one_by_one:
-            lists.append((1,) * self._tokens.shape[1])
-        starts = np.cumsum((0, *setting.group_sizes[:-1]))
-        tokens = np.stack([self._token_nll(orders, sizes) for sizes in lists], axis=1)
-        return np.add.reduceat(tokens, starts, axis=2)
-
-    def _token_nll(self, orders: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-        key = orders.tobytes(), sizes
-        if key not in self._known:
-            plan = GenerationPlan.build(orders, sizes, self._tokens.shape[1])
-            device = self._tokens.device.type
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=self._bf16):
-                found = token_nll(self._model, self._tokens, self._labels, plan)
-            self._known[key] = found.cpu().numpy().astype(np.float64)
-        return self._known[key]

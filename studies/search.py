@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ import numpy as np
 from orders.group_sizes import RULE, group_sizes, shaped_group_sizes
 from orders.sources import locality_aware
 from studies.likelihood import Estimate, Measured, Setting
+from studies.report import named
 from util import streams
 from util.geometry import TokenGrid
 
-# Settings, image ids -> what they cost there.
+# Settings, image ids -> what they cost there, the same on every process.
 Measure = Callable[[Sequence[Setting], np.ndarray], list[Measured]]
 
 ORDERS_IN_FILE = 60000
@@ -34,11 +35,7 @@ class Candidate:
     shape: str
 
     def setting(self, grid: TokenGrid, steps: int, seed: int) -> Setting:
-        """What they come to on a grid, in a number of steps.
-
-        Raises:
-            ValueError: there is no such shape, or no split into so many steps.
-        """
+        """What they come to; raises `ValueError` where there is no such shape or split."""
         name = f"lpd:{self.repulsion:g}:{self.proximity:g}"
         orders = locality_aware(grid, seed, self.repulsion, self.proximity)
         sizes = shaped_group_sizes(grid.num_tokens, steps, self.shape)
@@ -46,8 +43,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The outcome of a search.
+class Outcome:
+    """What a search comes to.
 
     Attributes:
         candidates: all of them and what they cost on the first half, best first.
@@ -61,17 +58,25 @@ class Found:
     confirmed: Measured
     usual_there: Measured
 
+    @property
+    def best(self) -> Candidate:
+        return self.candidates[0][0]
+
+    @property
+    def steps(self) -> int:
+        return self.usual.setting.steps
+
 
 def all_candidates(
     repulsions: Sequence[float], proximities: Sequence[float], shapes: Sequence[str]
 ) -> list[Candidate]:
     """Every combination that differs; from proximity `REPULSION_ALONE` up repulsions are alike."""
-    found: dict[tuple, Candidate] = {}
-    for repulsion, proximity, shape in itertools.product(repulsions, proximities, shapes):
-        alone = proximity >= REPULSION_ALONE
-        orders = (shape,) if alone else (repulsion, proximity, shape)
-        found.setdefault(orders, Candidate(repulsion, proximity, shape))
-    return list(found.values())
+    candidates: dict[tuple, Candidate] = {}
+    for candidate in (Candidate(*values) for values in product(repulsions, proximities, shapes)):
+        alone = candidate.proximity >= REPULSION_ALONE
+        key = (candidate.shape,) if alone else tuple(vars(candidate).values())
+        candidates.setdefault(key, candidate)
+    return list(candidates.values())
 
 
 def search(
@@ -81,14 +86,10 @@ def search(
     steps: int,
     seed: int,
     image_ids: np.ndarray,
-) -> Found:
-    """The candidate of lowest mean NLL on one half of the images, measured again on the other.
+) -> Outcome:
+    """Find the candidate of lowest mean NLL on one half of the images, and measure it on the other.
 
     Args:
-        measure: of settings on images; the same on every process.
-        candidates: what to choose from.
-        grid: of the images.
-        steps: K.
         seed: of the orders and of the halves.
         image_ids: (n,) images, at least 4.
 
@@ -103,7 +104,7 @@ def search(
     pairs = zip(candidates, measured, strict=True)
     ranked = sorted(pairs, key=lambda pair: pair[1].nll.mean())
     usual_there, confirmed = measure([usual, ranked[0][1].setting], second)
-    return Found(ranked, usual_here, confirmed, usual_there)
+    return Outcome(ranked, usual_here, confirmed, usual_there)
 
 
 def halves(image_ids: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,73 +114,60 @@ def halves(image_ids: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image_ids[np.sort(shuffled[:middle])], image_ids[np.sort(shuffled[middle:])]
 
 
-def table(found: Found, rows: int = 10) -> list[str]:
+def table(outcome: Outcome, rows: int = 10) -> list[str]:
     """Markdown lines: the best candidates on the first half, and the confirmation."""
-    steps = found.usual.setting.steps
     lines = [
-        f"| {steps} steps | repulsion | proximity | sizes | nats an image | minus published |",
+        f"| {outcome.steps} steps | repulsion | proximity | sizes | nats an image "
+        "| minus published |",
         "|---|---|---|---|---|---|",
-        f"| searched | published | published | {RULE} | {Estimate.of(found.usual.nll)} | |",
     ]
-    for candidate, measured in found.candidates[:rows]:
-        lines.append(_row("searched", candidate, measured, found.usual))
-    best = found.candidates[0][0]
-    lines.append(
-        f"| confirmed | published | published | {RULE} | {Estimate.of(found.usual_there.nll)} | |"
-    )
-    lines.append(_row("confirmed", best, found.confirmed, found.usual_there))
+    confirmed = [(outcome.best, outcome.confirmed)]
+    for half, usual, candidates in (
+        ("searched", outcome.usual, outcome.candidates[:rows]),
+        ("confirmed", outcome.usual_there, confirmed),
+    ):
+        lines.append(f"| {half} | published | published | {RULE} | {Estimate.of(usual.nll)} | |")
+        for candidate, measured in candidates:
+            lines.append(
+                f"| {half} | {candidate.repulsion:g} | {candidate.proximity:g} | {candidate.shape} "
+                f"| {Estimate.of(measured.nll)} | {Estimate.of(measured.nll - usual.nll)} |"
+            )
     return lines
 
 
-def _row(half: str, candidate: Candidate, measured: Measured, usual: Measured) -> str:
-    cells = (
-        half,
-        f"{candidate.repulsion:g}",
-        f"{candidate.proximity:g}",
-        candidate.shape,
-        str(Estimate.of(measured.nll)),
-        str(Estimate.of(measured.nll - usual.nll)),
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-def entry(found: Found, command: str) -> dict[str, Any]:
+def entry(outcome: Outcome, command: str) -> dict[str, Any]:
     """The same, of all candidates, for a JSON file."""
-    best = found.candidates[0][0]
+
+    def figures(measured: Measured, usual: Measured) -> dict[str, float]:
+        difference = Estimate.of(measured.nll - usual.nll)
+        return named("nll", Estimate.of(measured.nll)) | named("minus_published", difference)
+
     return {
-        "steps": found.usual.setting.steps,
+        "steps": outcome.steps,
         "best": {
-            **vars(best),
-            "group_sizes": str(list(found.confirmed.setting.group_sizes)),
+            **vars(outcome.best),
+            "group_sizes": str(list(outcome.confirmed.setting.group_sizes)),
             "order_file_command": command,
-            **_figures(found.confirmed, found.usual_there),
+            **figures(outcome.confirmed, outcome.usual_there),
         },
         "candidates": [
-            {**vars(candidate), **_figures(measured, found.usual)}
-            for candidate, measured in found.candidates
+            {**vars(candidate), **figures(measured, outcome.usual)}
+            for candidate, measured in outcome.candidates
         ],
     }
 
 
-def _figures(measured: Measured, usual: Measured) -> dict[str, float]:
-    nll, difference = Estimate.of(measured.nll), Estimate.of(measured.nll - usual.nll)
-    return {
-        "nll": round(nll.mean, 6),
-        "nll_se": round(nll.se, 6),
-        "minus_published": round(difference.mean, 6),
-        "minus_published_se": round(difference.se, 6),
-    }
-
-
-def order_file_command(found: Found, grid: TokenGrid, seed: int) -> str:
+def order_file_command(outcome: Outcome, grid: TokenGrid, seed: int) -> str:
     """The command that writes the order file of the best candidate."""
-    best = found.candidates[0][0]
-    steps = found.usual.setting.steps
-    sizes = list(found.confirmed.setting.group_sizes)
-    name = f"orders/{grid.side}x{grid.side}_steps{steps}_best.npy"
-    words = ["python", "orders/run_lpd_order.py"]
-    words += ["--img_size", grid.image_size, "--vqgan_stride", grid.stride, "--group_sizes", sizes]
-    words += ["--proximity_threshold", f"{best.proximity:g}"]
-    words += ["--repulsion_threshold", f"{best.repulsion:g}"]
-    words += ["--seed", seed, "--num_runs", ORDERS_IN_FILE, "--output_file", name]
-    return shlex.join(map(str, words))
+    flags = {
+        "img_size": grid.image_size,
+        "vqgan_stride": grid.stride,
+        "group_sizes": list(outcome.confirmed.setting.group_sizes),
+        "proximity_threshold": f"{outcome.best.proximity:g}",
+        "repulsion_threshold": f"{outcome.best.repulsion:g}",
+        "seed": seed,
+        "num_runs": ORDERS_IN_FILE,
+        "output_file": f"orders/{grid.side}x{grid.side}_steps{outcome.steps}_best.npy",
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["python", "orders/run_lpd_order.py", *words])

@@ -117,6 +117,18 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--no_pin_mem": {"action": "store_false", "dest": "pin_mem", "help": "ordinary memory"},
     "--generation_steps": {"type": whole(1), "help": "K; replaces --group_sizes"},
     "--group_sizes": {"help": "tokens per step, for example '[1]*4 + [2]*126'"},
+    "--orders": {
+        "nargs": "+",
+        "metavar": "ORDER",
+        "help": "lpd (published repulsion), lpd:R, lpd:R:P (repulsion R, proximity P), random, "
+        "raster, or an order file or its published name",
+    },
+    "--steps": {
+        "nargs": "+",
+        "type": whole(1),
+        "metavar": "K",
+        "help": "numbers of decoding steps",
+    },
     "--proximity_threshold": {
         "type": number(),
         "default": 1.0,

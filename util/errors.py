@@ -80,6 +80,15 @@ def require_writable_folder(path: str | Path, flag: str) -> Path:
     return path
 
 
+def require_writable_file(path: str | Path, flag: str) -> Path:
+    """Return the path of a file to write, its folder made; a `UserError` if it cannot be."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder, expected a file")
+    require_writable_folder(path.parent, flag)
+    return path
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; end with one line and exit code 2 on bad input.
 

@@ -61,10 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--feature_extractor_weights", help="digits: what demo_digits.py features wrote"
     )
-    parser.add_argument("--orders", nargs="+", default=list(ORDERS), metavar="ORDER", help="kinds")
-    parser.add_argument(
-        "--steps", nargs="+", type=whole(1), required=True, metavar="K", help="numbers of steps"
-    )
+    add_flags(parser, "--orders", default=list(ORDERS))
+    add_flags(parser, "--steps", required=True)
     add_flags(parser, "--cfg")
     parser.add_argument("--samples", type=whole(2), default=500, help="as many of each class")
     add_flags(parser, "--seed", help="of orders and draws")

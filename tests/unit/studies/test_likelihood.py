@@ -1,4 +1,4 @@
-"""Measuring, comparing, showing and searching, on images with nothing to gain from an order."""
+"""Measuring and searching, on images with nothing to gain from an order."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ import pytest
 import torch
 
 from models.likelihood import token_nll
-from orders.group_sizes import group_sizes
 from orders.plan import GenerationPlan
 from orders.sources import locality_aware, parse_order
 from studies import likelihood as order_study
-from studies import report as order_report
 from studies import search as order_search
 from studies.likelihood import Estimate, Measured, Setting, images_digest, measure
 from studies.search import (
@@ -71,52 +69,23 @@ def study(settings: list[Setting] = SETTINGS, ids: np.ndarray = IDS, **options) 
 
 
 def test_it_is_the_likelihood_by_image_and_step() -> None:
-    found = study()[0]
-    orders = SETTINGS[0].orders(IDS, SIZES)
-    plan = GenerationPlan.build(orders, SIZES, NUM_TOKENS)
     labels = torch.from_numpy(IDS % 5)
-    by_token = token_nll(small_lpd(), torch.from_numpy(tokens()), labels, plan).double().numpy()
-    by_step = np.stack([by_token[:, a:b].sum(axis=1) for a, b in plan.steps()], axis=1)
-    np.testing.assert_allclose(found.by_step, by_step, rtol=1e-6)
-    np.testing.assert_allclose(found.nll, by_token.sum(axis=1), rtol=1e-6)
-    one_by_one = GenerationPlan.build(orders, [1] * 16, NUM_TOKENS)
-    alone = token_nll(small_lpd(), torch.from_numpy(tokens()), labels, one_by_one)
-    total = found.price_by_step.sum(axis=1)
-    np.testing.assert_allclose(total, found.nll - alone.sum(dim=1).numpy(), atol=1e-4)
-    assert np.abs(total).max() > 0.1  # the network does make a difference
-
-
-def test_every_setting_is_measured_by_its_own_orders() -> None:
-    labels = torch.from_numpy(IDS % 5)
-    for found, one in zip(study(), SETTINGS, strict=True):
+    for result, one in zip(study(), SETTINGS, strict=True):
         orders = one.orders(IDS, one.group_sizes)
-        plan = GenerationPlan.build(orders, one.group_sizes, NUM_TOKENS)
-        nats = token_nll(small_lpd(), torch.from_numpy(tokens()), labels, plan).sum(dim=1)
-        np.testing.assert_allclose(found.nll, nats.numpy(), rtol=1e-5)
-
-
-def test_differences_are_to_the_first_order_of_the_same_sizes() -> None:
-    found = study()
-    first = {len(result.setting.group_sizes): result for result in reversed(found)}
-    for result, entry in zip(found, order_report.entries(found), strict=True):
-        base = first[result.setting.steps]
-        if result is base:
-            assert "minus_first_order" not in entry
-            continue
-        expected = Estimate.of(result.nll - base.nll)
-        assert entry["minus_first_order"] == pytest.approx(expected.mean, abs=1e-5)
-        assert entry["minus_first_order_se"] == pytest.approx(expected.se, abs=1e-5)
-        prices = [each.price_by_step.sum(axis=1) for each in (result, base)]
-        expected = Estimate.of(prices[0] - prices[1])
-        assert entry["price_minus_first_order"] == pytest.approx(expected.mean, abs=1e-5)
-        assert entry["price_minus_first_order_se"] == pytest.approx(expected.se, abs=1e-5)
-
-
-def test_the_file_has_every_image() -> None:
-    for result, entry in zip(study(), order_report.entries(study()), strict=True):
-        for name, values in (("nll", result.nll), ("price", result.price_by_step.sum(axis=1))):
-            found = ast.literal_eval(entry[f"{name}_by_image"])
-            np.testing.assert_allclose(found, values, rtol=0, atol=5.001e-4)
+        by_token, alone = (
+            token_nll(small_lpd(), torch.from_numpy(tokens()), labels, plan).double().numpy()
+            for plan in (
+                GenerationPlan.build(orders, sizes, NUM_TOKENS)
+                for sizes in (one.group_sizes, [1] * NUM_TOKENS)
+            )
+        )
+        stops = np.cumsum(one.group_sizes)[:-1]
+        parts = np.split(by_token, stops, axis=1)
+        by_step = np.stack([part.sum(axis=1) for part in parts], axis=1)
+        np.testing.assert_allclose(result.by_step, by_step, rtol=1e-5)
+        np.testing.assert_allclose(result.price, (by_token - alone).sum(axis=1), atol=1e-4)
+        # The network does make a difference.
+        assert (np.abs(result.price).max() > 0.1) == (result.setting.steps < NUM_TOKENS)
 
 
 def test_one_token_at_a_time_has_no_price() -> None:
@@ -199,33 +168,6 @@ def test_an_estimate_has_the_standard_error_of_a_mean() -> None:
     assert str(found) == "3.00 ± 1.08"
 
 
-def results() -> list[Measured]:
-    """Two orders of 16 tokens in 2 steps; images differ much, orders little."""
-    raster, other = (setting(text, [1, 15]) for text in ("raster", "random"))
-    first = np.array([[1.0, 10.0], [1.0, 30.0], [1.0, 50.0]])
-    step = np.array([[0.0, 1.0], [0.0, 1.5], [0.0, 2.0]])
-    return [Measured(raster, first, first - 2 * step), Measured(other, first + step, first)]
-
-
-def test_the_table_pairs_images() -> None:
-    head, _, first, second = order_report.table(results())
-    assert head == "| steps | order | nats an image | nats a token | price | minus raster |"
-    assert first == "| 2 | raster | 31.00 ± 11.55 | 1.9375 ± 0.7217 | 3.00 ± 0.58 |  |"
-    assert second == "| 2 | random | 32.50 ± 11.84 | 2.0312 ± 0.7397 | 1.50 ± 0.29 | 1.50 ± 0.29 |"
-
-
-def test_the_file_has_every_step() -> None:
-    first, second = order_report.entries(results())
-    assert "minus_first_order" not in first
-    assert second["minus_first_order"] == 1.5
-    assert second["minus_first_order_se"] == pytest.approx(0.288675)
-    assert second["nll"] == 32.5 and second["nll_per_token"] == pytest.approx(32.5 / 16)
-    assert ast.literal_eval(second["nll_by_step"]) == [1.0, 31.5]
-    assert ast.literal_eval(second["price_by_step"]) == [0.0, 1.5]
-    assert ast.literal_eval(second["price_by_step_se"]) == [0.0, 0.2887]
-    assert ast.literal_eval(second["group_sizes"]) == [1, 15]
-
-
 def test_halves_are_halves() -> None:
     ids = np.arange(0, 22, 2)
     first, second = halves(ids, seed=1)
@@ -298,12 +240,3 @@ def test_repulsion_alone_is_one_candidate_for_each_shape() -> None:
     for thresholds in ((2, REPULSION_ALONE), (0, 100), (4, 1e9)):
         assert np.array_equal(orders(*thresholds), alone)
     assert not np.array_equal(orders(0, 6.8), alone)
-
-
-def test_the_published_setting_is_the_measure_of_all() -> None:
-    candidate = Candidate(1, 1, "rule").setting(GRID, 5, seed=0)
-    published = parse_order("lpd", GRID, 0, IMAGES)
-    assert candidate.group_sizes == tuple(group_sizes(16, 5))
-    assert np.array_equal(
-        candidate.orders(IDS, candidate.group_sizes), published(IDS, candidate.group_sizes)
-    )

@@ -1,0 +1,162 @@
+"""A study's table, JSON entries and picture, whose numbers are read off the drawn lines."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from studies.likelihood import Estimate, Measured, Setting
+from studies.report import draw, entries, plot, table
+
+IMAGES = 5
+SIZES = {4: (1, 3, 5, 7), 3: (2, 6, 8), 16: (1,) * 16}
+ORDERS = ("lpd", "random", "raster")
+
+
+def measured(order: str, steps: int, sizes: tuple[int, ...] = (), name: str = "") -> Measured:
+    """Images that differ by hundreds of nats, orders by a few."""
+    sizes = sizes or SIZES[steps]
+    draws = np.random.default_rng([len(order), steps])
+    images = np.random.default_rng(0).uniform(100, 900, size=(IMAGES, 1))
+    alone = images / steps + draws.uniform(size=(IMAGES, steps))
+    price = draws.uniform(-1, 3, size=(IMAGES, steps)) * (max(sizes) > 1)
+    return Measured(Setting(order, None, sizes, name), alone + price, alone)
+
+
+# As a study has them: fewer steps later, orders of one number of steps together.
+RESULTS = [measured(order, steps) for steps in (16, 4, 3) for order in ORDERS]
+
+
+def two_orders() -> list[Measured]:
+    """16 tokens in 2 steps; images differ much, orders little."""
+    raster, other = (Setting(order, None, (1, 15)) for order in ("raster", "random"))
+    first = np.array([[1.0, 10.0], [1.0, 30.0], [1.0, 50.0]])
+    step = np.array([[0.0, 1.0], [0.0, 1.5], [0.0, 2.0]])
+    return [Measured(raster, first, first - 2 * step), Measured(other, first + step, first)]
+
+
+def test_the_table_pairs_images() -> None:
+    head, _, first, second = table(two_orders())
+    assert head == "| steps | order | nats an image | nats a token | price | minus raster |"
+    assert first == "| 2 | raster | 31.00 ± 11.55 | 1.9375 ± 0.7217 | 3.00 ± 0.58 |  |"
+    assert second == "| 2 | random | 32.50 ± 11.84 | 2.0312 ± 0.7397 | 1.50 ± 0.29 | 1.50 ± 0.29 |"
+
+
+def test_the_file_has_every_step() -> None:
+    first, second = entries(two_orders())
+    assert "minus_first_order" not in first and "price_minus_first_order" not in first
+    assert second["minus_first_order"] == 1.5
+    assert second["minus_first_order_se"] == pytest.approx(0.288675)
+    assert second["price_minus_first_order"] == -1.5
+    assert second["price_minus_first_order_se"] == pytest.approx(0.288675)
+    assert second["nll"] == 32.5 and second["nll_per_token"] == pytest.approx(32.5 / 16)
+    assert ast.literal_eval(second["nll_by_step"]) == [1.0, 31.5]
+    assert ast.literal_eval(second["price_by_step"]) == [0.0, 1.5]
+    assert ast.literal_eval(second["price_by_step_se"]) == [0.0, 0.2887]
+    assert ast.literal_eval(second["group_sizes"]) == [1, 15]
+
+
+def test_the_file_has_every_image_and_differences_of_the_same_sizes() -> None:
+    for place, (result, entry) in enumerate(zip(RESULTS, entries(RESULTS), strict=True)):
+        for name, values in (("nll", result.nll), ("price", result.price)):
+            written = ast.literal_eval(entry[f"{name}_by_image"])
+            np.testing.assert_allclose(written, values, rtol=0, atol=5.001e-4)
+        first = RESULTS[place - place % 3]
+        if result is not first:
+            difference = Estimate.of(result.nll - first.nll)
+            assert entry["minus_first_order"] == pytest.approx(difference.mean, abs=1e-5)
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    [axes] = [axes for axes in figure.axes if axes.get_title() == title]
+    return axes
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.axison]
+
+
+def bars(axes: Axes) -> dict[str, np.ndarray]:
+    """Steps, means, and lower and upper ends of the error bars of each line, (4, points)."""
+    points = {}
+    for container in axes.containers:
+        line, _, [bars] = container.lines
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()]).T
+        points[container.get_label()] = np.array([*line.get_data(), *ends], dtype=float)
+    return points
+
+
+@pytest.mark.parametrize(
+    ("title", "orders", "values"),
+    [
+        ("NLL", ORDERS, lambda own, _: own.by_step.sum(axis=1)),
+        ("NLL minus lpd's, paired", ORDERS[1:], lambda own, first: own.nll - first.nll),
+        ("price of parallelism", ORDERS, lambda own, _: (own.by_step - own.one_by_one).sum(axis=1)),
+    ],
+)
+def test_against_steps_are_the_tables_columns(title: str, orders: tuple, values) -> None:
+    axes = panel(draw(RESULTS), title)
+    assert axes.get_xlabel() == "decoding steps"
+    drawn = bars(axes)
+    assert tuple(drawn) == orders
+    for order in orders:
+        for place, steps in enumerate(sorted(SIZES)):
+            estimate = Estimate.of(values(measured(order, steps), measured(ORDERS[0], steps)))
+            expected = (estimate.mean, estimate.mean - estimate.se, estimate.mean + estimate.se)
+            np.testing.assert_allclose(drawn[order][:, place], (steps, *expected), atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [4, 3])
+def test_prices_add_up_along_each_generation(steps: int) -> None:
+    axes = panel(draw(RESULTS), f"{steps} steps")
+    lines = {line.get_label(): line for line in axes.lines if line.get_label() in ORDERS}
+    assert tuple(lines) == ORDERS
+    assert len({line.get_color() for line in lines.values()}) == 3
+    for (order, line), band in zip(lines.items(), axes.collections, strict=True):
+        so_far = measured(order, steps).price_by_step.cumsum(axis=1)
+        mean, error = so_far.mean(axis=0), so_far.std(axis=0, ddof=1) / np.sqrt(IMAGES)
+        decoded = np.cumsum(SIZES[steps]) / 16
+        np.testing.assert_allclose(line.get_xdata(), decoded)
+        np.testing.assert_allclose(line.get_ydata(), mean)
+        # A band goes round: along its lower edge, back along its upper one.
+        [path] = band.get_paths()
+        for place, share in enumerate(decoded):
+            heights = path.vertices[np.isclose(path.vertices[:, 0], share), 1]
+            assert heights.min() == pytest.approx(mean[place] - error[place])
+            assert heights.max() == pytest.approx(mean[place] + error[place])
+
+
+def test_panels_are_those_that_have_something_to_show() -> None:
+    first = ["NLL", "NLL minus lpd's, paired", "price of parallelism"]
+    assert titles(draw(RESULTS)) == [*first, "4 steps", "3 steps"]  # one by one pays nothing
+    alone = [result for result in RESULTS if result.setting.order == "lpd"]
+    assert titles(draw(alone)) == [first[0], first[2], "4 steps", "3 steps"]
+    assert titles(draw([measured("lpd", 16)])) == [first[0], first[2]]
+    counts = range(2, 10)
+    many = [measured("lpd", k, sizes=(*(1,) * (k - 1), 17 - k)) for k in counts]
+    assert titles(draw(many))[2:] == [f"{k} steps" for k in reversed(counts)]
+
+
+def test_two_lists_of_as_many_steps_are_two_lines() -> None:
+    lists = (((1, 3, 5, 7), ""), ((4, 4, 4, 4), "as listed"))
+    figure = draw([measured(order, 4, *one) for one in lists for order in ORDERS[:2]])
+    names = ("lpd", "random", "lpd as listed", "random as listed")
+    assert tuple(bars(panel(figure, "NLL"))) == names
+    # Each list's orders against the first order of that list.
+    assert tuple(bars(panel(figure, "NLL minus lpd's, paired"))) == names[1::2]
+    along = {line.get_label(): line for line in panel(figure, "4 steps").lines}
+    assert np.allclose(along["random as listed"].get_xdata(), [0.25, 0.5, 0.75, 1])
+    assert len({along[name].get_color() for name in names}) == 4
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    plot(RESULTS, tmp_path / "orders.png")
+    with Image.open(tmp_path / "orders.png") as image:
+        assert image.format == "PNG" and image.size == (1300, 700)
+    assert [path.name for path in tmp_path.iterdir()] == ["orders.png"]
