@@ -84,34 +84,30 @@ def test_a_search_ends_in_an_order_file_that_costs_what_it_says(
     assert made["nll"] == pytest.approx((costs[0] + best["nll"]) / 2, abs=1e-4)
 
 
-def miniature(folder: Path, study: str, **options: str) -> Path:
-    """Run a study on next to nothing; the folder of its JSON files and plots."""
-    results = folder / "results"
-    options = dict(options, OUT=str(folder / study), RESULTS=str(results), SEEDS="1")
-    script = ROOT / "scripts" / "evidence" / f"{study}.sh"
-    result = run_program("bash", script, timeout=1800, **options, VQ_EPOCHS="1", EPOCHS="1")
-    assert result.returncode == 0, result.stderr[-3000:]
-    # Nothing is done twice.
-    again = run_program("bash", script, timeout=60, **options)
-    assert again.returncode == 0 and "==" not in again.stderr
-    return results
-
-
 def table(*arguments: object) -> list[list[str]]:
     """The cells of a table of docs/evidence.md."""
     lines = succeed("scripts/evidence/tables.py", *arguments).stdout.splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def check_tables(results: Path, study: str, steps: list[int]) -> None:
-    """The tables of a study's JSON files say what the files do."""
-    file = results / f"{study}_1.json"
+@pytest.mark.slow
+def test_the_digits_study_in_miniature(tmp_path: Path) -> None:
+    results, script = tmp_path / "results", ROOT / "scripts" / "evidence" / "digits.sh"
+    options = dict(ABLATION_SEEDS="1", NUM_IMAGES="40", SAMPLES="100", SEEDS="1")
+    options |= dict(OUT=str(tmp_path / "digits"), RESULTS=str(results))
+    result = run_program("bash", script, timeout=1800, **options, VQ_EPOCHS="1", EPOCHS="1")
+    assert result.returncode == 0, result.stderr[-3000:]
+    # Nothing is done twice.
+    again = run_program("bash", script, timeout=60, **options)
+    assert again.returncode == 0 and "==" not in again.stderr
+
+    # The tables of the study's JSON files say what the files do.
+    file, thresholds = results / "digits_1.json", results / "digits_thresholds_1.json"
     entries = {(e["steps"], e["order"]): e for e in json.loads(file.read_text())["results"]}
     head, _, *rows = table("nll", file)
     assert head == ["steps", "lpd", "random", "raster", "random - lpd", "raster - lpd"]
-    assert [int(row[0]) for row in rows] == steps
-    prices = table("prices", file)[2:]
-    for row, priced in zip(rows, prices, strict=True):
+    assert [int(row[0]) for row in rows] == [64, 32, 16, 12, 8, 6, 4]
+    for row, priced in zip(rows, table("prices", file)[2:], strict=True):
         for place, order in enumerate(("lpd", "random", "raster"), start=1):
             entry = entries[int(row[0]), order]
             # The images' figures have three decimals.
@@ -119,43 +115,14 @@ def check_tables(results: Path, study: str, steps: list[int]) -> None:
                 mean, error = map(float, cell.split(" ± "))
                 assert mean == pytest.approx(entry[name], abs=0.006)
                 assert error == pytest.approx(entry[f"{name}_se"], abs=0.006)
-    assert len(table("alone", file)) == 2 + len(steps)
+    assert len(table("alone", file)) == 2 + len(rows)
     # Repulsion 1 is what lpd has where nothing is published.
-    thresholds = results / f"{study}_thresholds_1.json"
     few, _, *rows = table("nll", file, thresholds, "--orders", "lpd", "lpd:1", "lpd:0:100")
     assert few[-1] == "lpd:0:100 - lpd" and rows[-1][-2] == "0.00 ± 0.00"
-
-
-@pytest.mark.slow
-def test_the_digits_study_in_miniature(tmp_path: Path) -> None:
-    options = dict(ABLATION_SEEDS="1", NUM_IMAGES="40", SAMPLES="100")
-    results = miniature(tmp_path, "digits", **options)
-    check_tables(results, "digits", [64, 32, 16, 12, 8, 6, 4])
     for kind in ("blind", "raster"):
-        assert len(table("against", results / "digits_1.json", results / f"digits_{kind}_1.json"))
+        assert len(table("against", file, results / f"digits_{kind}_1.json"))
     head, _, *rows = table("samples", results / "digits_samples_1.json")
     assert head[1] == "lpd, accuracy, %"
     assert len(rows) == 7 and all(0 <= float(cell) <= 100 for row in rows for cell in row[1:4])
     with Image.open(results / "digits_1.png") as image:
         assert image.size[1] > 900  # two rows of generations
-
-
-@pytest.mark.slow
-def test_the_study_of_photographs_in_miniature(tmp_path: Path) -> None:
-    results = miniature(tmp_path, "photographs", SPACING="120", NUM_IMAGES="4", SAMPLES="20")
-    counts = [256, 128, 64, 32, 20, 16, 12, 8]
-    check_tables(results, "photographs", counts)
-    file = results / "photographs_1.json"
-    by_class = [table("nll", "--class", name, file)[2:] for name in ("china", "flower")]
-    for whole, *parts in zip(table("nll", file)[2:], *by_class, strict=True):
-        means = [float(cell.split(" ± ")[0]) for cell in (whole[1], *(part[1] for part in parts))]
-        assert means[0] == pytest.approx((means[1] + means[2]) / 2, abs=0.011)
-    [found] = json.loads((results / "photographs_search.json").read_text())["searches"]
-    assert found["steps"] == 20 and len(found["candidates"]) == 105
-    assert (results / "photographs_1.png").exists()
-    samples = results / "photographs_samples_1.json"
-    assert [int(row[0]) for row in table("samples", samples)[2:]] == counts
-    assert [row[0] for row in table("yardsticks", samples)[2:]] == ["real", "reconstructed"]
-    with Image.open(results / "photographs_samples_1.png") as image:
-        # Real, reconstructed, and two numbers of steps in three orders; three of each photograph.
-        assert image.size == (6 * 66 - 2, 8 * 66 - 2)

@@ -127,17 +127,12 @@ def chebyshev(a: tuple[int, int], b: tuple[int, int]) -> int:
     return max(abs(a[0] - b[0]), abs(a[1] - b[1]))
 
 
-def statistics(
-    order: list[int], group_sizes: list[int], grid_size: int
-) -> tuple[list[float], list[float]]:
-    """Per group: mean score against earlier groups, smallest distance inside (NaN for one)."""
+def mean_scores(order: list[int], group_sizes: list[int], grid_size: int) -> list[float]:
+    """Per group: mean score against earlier groups."""
     cells = [divmod(position, grid_size) for position in order]
-    scores, smallest = [], []
-    start = 0
+    scores, start = [], 0
     for size in group_sizes:
         group, decoded = cells[start : start + size], set(cells[:start])
         scores.append(sum(proximity_score(cell, decoded) for cell in group) / size)
-        distances = [math.dist(a, b) for i, a in enumerate(group) for b in group[:i]]
-        smallest.append(min(distances, default=math.nan))
         start += size
-    return scores, smallest
+    return scores

@@ -8,15 +8,19 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orders.group_sizes import (
     cosine_group_sizes,
+    default_steps,
     group_sizes,
     parse_group_sizes,
     read_group_sizes_list,
+    remaining_group_sizes,
+    shaped_group_sizes,
     training_group_sizes,
     validate_group_sizes,
 )
@@ -187,15 +191,6 @@ def test_texts_that_are_refused_at_once(text: str) -> None:
     assert len(str(caught.value)) < 250
 
 
-@given(st.text(alphabet="123[](),*+- \n", max_size=40))
-def test_any_text_gives_sizes_or_a_value_error(text: str) -> None:
-    try:
-        sizes = parse_group_sizes(text, 9)
-    except ValueError:
-        return
-    validate_group_sizes(sizes, 9)
-
-
 def test_list_file(tmp_path: Path) -> None:
     path = tmp_path / "lists.json"
     path.write_text(json.dumps([[1, 8], [1] * 9]))
@@ -232,3 +227,62 @@ def test_binary_and_missing_list_file(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe[[\x81")
     with pytest.raises(ValueError, match=r"lists\.json"):
         read_group_sizes_list(path, 9)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 16, 25, 64, 256, 1024])
+def test_group_sizes_of_the_rest(num_tokens: int) -> None:
+    for num_known in {0, 1, num_tokens // 3, num_tokens // 2, num_tokens - 1, num_tokens}:
+        left = num_tokens - num_known
+        default = remaining_group_sizes(num_tokens, num_known)
+        full = min(default_steps(num_tokens), num_tokens)
+        assert len(default) == math.ceil(full * left / num_tokens)
+        least = 2 if not num_known else 1
+        for steps in {least, len(default), left // 2, left} & set(range(least, left + 1)):
+            sizes = remaining_group_sizes(num_tokens, num_known, steps)
+            assert len(sizes) == steps and sum(sizes) == left and min(sizes) >= 1
+            assert sizes == sorted(sizes)
+
+
+def test_group_sizes_follow_the_curve() -> None:
+    # Half of 256 known: 60 degrees on the curve; ten equal steps to 90.
+    angles = np.radians(np.linspace(60, 90, 11))
+    np.testing.assert_allclose(
+        remaining_group_sizes(256, 128, 10), -256 * np.diff(np.cos(angles)), atol=1
+    )
+    assert remaining_group_sizes(256, 0, 20) == group_sizes(256, 20)
+    assert remaining_group_sizes(64, 0, 7) == cosine_group_sizes(64, 7)
+    assert remaining_group_sizes(64, 32) == [5, 5, 5, 5, 6, 6]
+    assert default_steps(256) == 20 and default_steps(1024) == 48 and default_steps(64) == 12
+
+
+@pytest.mark.parametrize(("known", "steps"), [(32, 33), (32, 0), (0, 1), (0, 65)])
+def test_impossible_numbers_of_steps(known: int, steps: int) -> None:
+    with pytest.raises(ValueError, match=f"found {steps} steps"):
+        remaining_group_sizes(64, known, steps)
+
+
+def test_shapes() -> None:
+    assert shaped_group_sizes(256, 20, "rule") == group_sizes(256, 20)
+    assert shaped_group_sizes(13, 5, "1") == [1, 3, 3, 3, 3]
+    assert shaped_group_sizes(17, 5, "2") == [1, 1, 3, 5, 7]
+    assert shaped_group_sizes(9, 9, "3") == [1] * 9
+
+
+@pytest.mark.parametrize("shape", ["0.2", "1", "1.5", "2", "3", "40"])
+def test_every_shape_fits_every_number_of_steps(shape: str) -> None:
+    for num_tokens in (4, 16, 64, 256):
+        for steps in {2, 3, num_tokens // 2, num_tokens - 1, num_tokens}:
+            if steps > num_tokens:
+                continue
+            sizes = shaped_group_sizes(num_tokens, steps, shape)
+            assert len(sizes) == steps and sum(sizes) == num_tokens
+            assert min(sizes) >= 1 and sizes[0] == 1
+
+
+def test_shapes_that_cannot_be_are_refused() -> None:
+    for shape in ("cosine", "0", "-1", "nan", "inf"):
+        with pytest.raises(ValueError, match=f"found shape '{shape}', expected rule or a positive"):
+            shaped_group_sizes(256, 20, shape)
+    for steps in (0, 1, 257):
+        with pytest.raises(ValueError, match=f"found {steps} steps, expected 2 to 256"):
+            shaped_group_sizes(256, steps, "2")

@@ -6,17 +6,18 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
 
 from orders import locality
-from orders.group_sizes import group_sizes
+from orders.group_sizes import group_sizes, remaining_group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import validate_orders
 from orders.sources import published_repulsion
+from orders.statistics import group_distances
 from tests.unit.orders import literal_reference
 
 # (grid side, group sizes, proximity threshold, repulsion threshold)
@@ -53,11 +54,11 @@ def make_literally(setting: tuple, num: int, seed: int = 0) -> np.ndarray:
     )
 
 
-def choices(setting: tuple, order: np.ndarray) -> list[tuple[tuple[int, int], list]]:
+def choices(setting: tuple, order: np.ndarray, num_known: int = 0) -> list[tuple]:
     """Every choice of an order with those the rules allowed."""
     side, sizes, proximity, repulsion = setting
     cells = [divmod(int(position), side) for position in order]
-    made, start = [], 0
+    made, start = [], num_known
     for size in sizes:
         decoded = set(cells[:start])
         for at in range(start, start + size):
@@ -68,71 +69,25 @@ def choices(setting: tuple, order: np.ndarray) -> list[tuple[tuple[int, int], li
     return made
 
 
-def order_statistics(
-    orders: np.ndarray, group_sizes: Sequence[int], grid_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """How near to what is decoded, and how far apart, the positions of each group are.
-
-    Args:
-        orders: (M, N) whole numbers: valid orders of a G x G grid.
-        group_sizes: K sizes that sum to N.
-        grid_size: side of the grid, G.
-
-    Returns:
-        Two (M, K) float64 arrays: the mean score of a group's positions against earlier groups
-        (method section 6), and the smallest Euclidean distance, in positions, between two of them
-        (NaN for groups of one).
-    """
-    num, num_tokens = orders.shape
-    orders = orders.astype(np.int64)
-    sizes = np.asarray(group_sizes)
-    starts = np.cumsum(sizes) - sizes
-    step_of = np.full((num, grid_size + 2, grid_size + 2), len(sizes))
-    y, x = np.divmod(orders, grid_size)
-    step_of[np.arange(num)[:, None], y + 1, x + 1] = np.repeat(np.arange(len(sizes)), sizes)
-    own = step_of[:, 1:-1, 1:-1]
-    scores = np.zeros(own.shape)
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            if dy or dx:
-                rows = slice(1 + dy, grid_size + 1 + dy)
-                columns = slice(1 + dx, grid_size + 1 + dx)
-                scores += (step_of[:, rows, columns] < own) / math.hypot(dy, dx)
-    in_order = np.take_along_axis(scores.reshape(num, num_tokens), orders, axis=1)
-    mean_scores = np.add.reduceat(in_order, starts, axis=1) / sizes
-
-    smallest = np.full((num, len(sizes)), np.nan)
-    for step, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        if size < 2:
-            continue
-        squared = np.full(num, np.iinfo(np.int64).max)
-        for offset in range(1, size):
-            first, second = slice(start, start + size - offset), slice(start + offset, start + size)
-            apart = (y[:, first] - y[:, second]) ** 2 + (x[:, first] - x[:, second]) ** 2
-            squared = np.minimum(squared, apart.min(axis=1))
-        smallest[:, step] = np.sqrt(squared)
-    return mean_scores, smallest
-
-
-@settings
-def test_every_position_once(setting: tuple) -> None:
-    validate_orders(make(setting, 200), setting[0] ** 2)
-
-
-@settings
-def test_every_choice_is_legal_and_ties_are_random(setting: tuple) -> None:
-    num = 3 if setting[0] == 16 else 20
+def check_choices(setting: tuple, orders: np.ndarray, num_known: int = 0) -> None:
+    """Every choice is legal, and ties are broken uniformly."""
+    validate_orders(orders, setting[0] ** 2)
     quantiles = []
-    for order in make(setting, num):
-        for chosen, legal in choices(setting, order):
+    for order in orders:
+        for chosen, legal in choices(setting, order, num_known):
             assert chosen in legal
             if len(legal) > 1:
                 # Where among its equals the choice lies; of mean 0 and variance 1 if uniform.
                 centred = legal.index(chosen) - (len(legal) - 1) / 2
                 quantiles.append(centred / math.sqrt((len(legal) ** 2 - 1) / 12))
-    assert len(quantiles) > 100
-    assert abs(np.mean(quantiles)) * math.sqrt(len(quantiles)) < 4.5
-    assert np.var(quantiles) == pytest.approx(1, abs=5 / math.sqrt(len(quantiles)))
+    if len(quantiles) > 100:
+        assert abs(np.mean(quantiles)) * math.sqrt(len(quantiles)) < 4.5
+        assert np.var(quantiles) == pytest.approx(1, abs=5 / math.sqrt(len(quantiles)))
+
+
+@settings
+def test_every_choice_is_legal_and_ties_are_random(setting: tuple) -> None:
+    check_choices(setting, make(setting, 3 if setting[0] == 16 else 20))
 
 
 @pytest.mark.parametrize("name", ["8x8 in 12", "8x8, large late groups", "5x5"])
@@ -141,15 +96,27 @@ def test_the_literal_orders_are_legal_too(name: str) -> None:
         assert all(chosen in legal for chosen, legal in choices(SETTINGS[name], order))
 
 
+def mean_scores(orders: np.ndarray, sizes: list[int], side: int) -> np.ndarray:
+    """(M, K): the mean score of each group against earlier groups."""
+    num, groups = len(orders), np.repeat(np.arange(len(sizes)), sizes)
+    step_of = np.full((num, side + 2, side + 2), len(sizes))
+    y, x = np.divmod(orders.astype(np.int64), side)
+    step_of[np.arange(num)[:, None], y + 1, x + 1] = groups
+    scores = np.zeros(orders.shape)
+    for dy, dx in product((-1, 0, 1), repeat=2):
+        if dy or dx:
+            around = step_of[np.arange(num)[:, None], y + 1 + dy, x + 1 + dx]
+            scores += (around < groups) / math.hypot(dy, dx)
+    return np.add.reduceat(scores, np.cumsum(sizes) - sizes, axis=1) / sizes
+
+
 @settings
 def test_statistics_agree_with_the_literal_reading(setting: tuple) -> None:
     side, sizes = setting[:2]
-    literal = make_literally(setting, 40 if side == 16 else 200)
-    for ours, theirs in zip(
-        order_statistics(make(setting, 2000), sizes, side),
-        order_statistics(literal, sizes, side),
-        strict=True,
-    ):
+    orders, literal = make(setting, 2000), make_literally(setting, 40 if side == 16 else 200)
+    within = (group_distances(rows, sizes)[1] for rows in (orders, literal))
+    scores = (mean_scores(rows, sizes, side) for rows in (orders, literal))
+    for ours, theirs in (scores, within):
         both = np.concatenate([ours, theirs])
         error = both.std(axis=0) * math.sqrt(1 / len(ours) + 1 / len(theirs))
         difference = np.abs(ours.mean(axis=0) - theirs.mean(axis=0))
@@ -196,14 +163,11 @@ def test_fill_prefers_higher_scores_among_low_ones() -> None:
     assert seen == {0, 2}
 
 
-def test_statistics_are_those_of_the_literal_reading() -> None:
+def test_scores_are_those_of_the_literal_reading() -> None:
     for side, sizes, *_ in SETTINGS.values():
         orders = random_orders(2, side * side, seed=3)
-        scores, smallest = order_statistics(orders.astype(np.uint16), sizes, side)
-        for row, order in enumerate(orders.tolist()):
-            expected = literal_reference.statistics(order, sizes, side)
-            np.testing.assert_allclose(scores[row], expected[0], atol=1e-12)
-            np.testing.assert_allclose(smallest[row], expected[1], atol=1e-12)
+        literal = [literal_reference.mean_scores(o, sizes, side) for o in orders.tolist()]
+        np.testing.assert_allclose(mean_scores(orders, sizes, side), literal, atol=1e-12)
 
 
 def test_rows_depend_on_seed_and_image_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,3 +241,79 @@ def test_published_repulsion() -> None:
     assert published_repulsion(256, 20) == published_repulsion(256, 32) == 2
     assert published_repulsion(1024, 48) == 4
     assert published_repulsion(256, 64) == published_repulsion(64, 12) == 1
+
+
+def block(side: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    """Raster positions outside a rectangle."""
+    masked = np.zeros((side, side), dtype=bool)
+    masked[top:bottom, left:right] = True
+    return np.flatnonzero(~masked)
+
+
+def scattered(side: int, count: int) -> np.ndarray:
+    return np.random.default_rng(count).permutation(side * side)[:count]
+
+
+# (grid side, known positions, steps, proximity threshold, repulsion threshold)
+KNOWN = {
+    "lower half": (8, block(8, 4, 0, 8, 8), None, 1.0, 1.0),
+    "hole": (8, block(8, 2, 2, 6, 7), None, 1.0, 2.0),
+    "hole at once": (8, block(8, 2, 2, 6, 7), 1, 1.0, 1.0),
+    "all but a corner": (8, block(8, 0, 0, 7, 8), 6, 1.5, 1.0),
+    "scattered": (8, scattered(8, 30), 5, 1.0, 1.0),
+    "nearly nothing known": (8, np.array([63]), None, 1.0, 1.0),
+    "nearly all known": (8, scattered(8, 62), None, 1.0, 1.0),
+    "none near": (8, block(8, 4, 0, 8, 8), None, 50.0, 1.0),
+    "all near": (8, block(8, 4, 0, 8, 8), None, 0.0, 0.0),
+    "one by one": (5, block(5, 1, 1, 4, 4), 9, 1.0, 1.0),
+    "16 x 16": (16, block(16, 5, 5, 16, 16), None, 1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("setting", KNOWN.values(), ids=KNOWN.keys())
+def test_every_choice_after_known_positions_is_legal(setting: tuple) -> None:
+    side, known, steps, *thresholds = setting
+    num = 4 if side == 16 else 20
+    sizes = remaining_group_sizes(side * side, len(known), steps)
+    rows = np.tile(known, (num, 1))
+    orders = locality_aware_orders(num, sizes, side, *thresholds, known=rows)
+    assert (orders[:, : len(known)] == known).all()
+    check_choices((side, sizes, *thresholds), orders, len(known))
+
+
+def test_a_row_depends_on_what_is_known_of_it_only() -> None:
+    known = np.stack([scattered(8, 30), block(8, 0, 0, 2, 17)[:30], scattered(8, 30)[::-1]])
+    sizes = remaining_group_sizes(64, 30)
+    options = {"grid_size": 8, "seed": 3}
+    orders = locality_aware_orders(3, sizes, image_ids=[5, 6, 5], known=known, **options)
+    for row in range(3):
+        ids = [[5, 6, 5][row]]
+        alone = locality_aware_orders(1, sizes, image_ids=ids, known=known[[row]], **options)
+        np.testing.assert_array_equal(alone[0], orders[row])
+    # The same positions in another order are the same knowledge.
+    np.testing.assert_array_equal(orders[0, 30:], orders[2, 30:])
+
+
+def test_nothing_known_is_as_without() -> None:
+    sizes = group_sizes(64, 12)
+    nothing = np.empty((5, 0), dtype=np.int64)
+    np.testing.assert_array_equal(
+        locality_aware_orders(5, sizes, 8, known=nothing), locality_aware_orders(5, sizes, 8)
+    )
+    assert locality_aware_orders(1, [], 2, known=[[3, 1, 0, 2]]).tolist() == [[3, 1, 0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ([[0, 1]], r"known positions of shape \(1, 2\) and type int64, expected rows .* 2 orders"),
+        ([[0.5], [1.0]], "type float64"),
+        ([[0], [16]], r"known positions 0\.\.16, expected 0\.\.15"),
+        ([[0], [-1]], r"known positions -1\.\.0, expected 0\.\.15"),
+        ([[3, 3], [0, 1]], "known position repeated"),
+        ([[3, 1], [0, 1]], "sum to 15, expected a sum of 14"),
+    ],
+)
+def test_bad_known_positions(known: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        locality_aware_orders(2, [15], 4, known=known)

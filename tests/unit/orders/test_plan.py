@@ -13,22 +13,14 @@ from orders.plan import GenerationPlan
 ORDERS = [[3, 1, 2, 0], [0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize(
-    "orders",
-    [
-        ORDERS,
-        np.array(ORDERS, dtype=np.uint8),
-        np.array(ORDERS, dtype=np.int32),
-        torch.tensor(ORDERS),
-        torch.tensor(ORDERS, dtype=torch.int32),
-    ],
-)
-def test_build(orders: object) -> None:
-    plan = GenerationPlan.build(orders, [1, 3], 4)
-    assert plan.orders.dtype == torch.int64
-    assert plan.orders.tolist() == ORDERS
-    assert plan.group_sizes == (1, 3)
-    assert (plan.batch_size, plan.num_tokens, plan.num_steps) == (2, 4, 2)
+def test_build() -> None:
+    arrays = [np.array(ORDERS, dtype=dtype) for dtype in (np.uint8, np.int32)]
+    tensors = [torch.tensor(ORDERS, dtype=dtype) for dtype in (torch.int64, torch.int32)]
+    for orders in (ORDERS, *arrays, *tensors):
+        plan = GenerationPlan.build(orders, [1, 3], 4)
+        assert plan.orders.dtype == torch.int64 and plan.orders.tolist() == ORDERS
+        assert plan.group_sizes == (1, 3)
+        assert (plan.batch_size, plan.num_tokens, plan.num_steps) == (2, 4, 2)
 
 
 def test_steps_cover_the_order() -> None:
@@ -72,16 +64,13 @@ def test_a_plan_is_a_value(make: object) -> None:
     [
         ([[0, 1, 2, 3], [0, 1, 1, 3]], "row 1: found position 1 repeated"),
         ([[0, 1, 2, 300]], r"row 0: found position 300, expected 0\.\.3"),
-        ([[0, 1, 2, -1]], "row 0: found position -1"),
-        ([[0, 1, 2, 3], [0, 1, 2]], "row 1: found length 3, expected 4"),
         (np.zeros((2, 9), dtype=np.int64), "length 9, expected 4"),
-        ([], "found no orders"),
         (np.zeros((0, 4), dtype=np.int64), "found no orders"),
+        ([], "found no orders"),
+        ([[0, 1, 2, 3], [0, 1, 2]], "row 1: found length 3, expected 4"),
         ([0, 1, 2, 3], "row 0: expected a list"),
-        (torch.tensor([0, 1, 2, 3]), "expected rows of whole numbers"),
         (torch.tensor([[0.0, 1.0, 2.0, 3.0]]), "expected rows of whole numbers"),
         (np.array([[False, True]]), "expected rows of whole numbers"),
-        ([[0, 1, 2, 3.5]], "row 0: expected a list of whole numbers"),
     ],
 )
 def test_bad_orders(orders: object, message: str) -> None:
@@ -89,7 +78,7 @@ def test_bad_orders(orders: object, message: str) -> None:
         GenerationPlan.build(orders, [1, 3], 4)
 
 
-@pytest.mark.parametrize("sizes", [[1, 2], [0, 4], [1, -1, 4], [], [1.0, 3.0]])
-def test_bad_group_sizes(sizes: list) -> None:
-    with pytest.raises(ValueError, match="found"):
-        GenerationPlan.build(ORDERS, sizes, 4)
+def test_bad_group_sizes() -> None:
+    for sizes in ([1, 2], [0, 4], [1, -1, 4], [], [1.0, 3.0]):
+        with pytest.raises(ValueError, match="found"):
+            GenerationPlan.build(ORDERS, sizes, 4)

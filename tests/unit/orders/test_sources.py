@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from orders.group_sizes import group_sizes, shaped_group_sizes
+from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
 from orders.sources import parse_order
@@ -54,33 +54,3 @@ def test_thresholds_that_are_none_are_refused(text: str) -> None:
 def test_anything_else_is_refused() -> None:
     with pytest.raises(ValueError, match=r"found 'spiral', expected random, raster, lpd"):
         parse_order("spiral", GRID, 0, 50)
-
-
-def test_shapes() -> None:
-    assert shaped_group_sizes(256, 20, "rule") == group_sizes(256, 20)
-    assert shaped_group_sizes(13, 5, "1") == [1, 3, 3, 3, 3]
-    assert shaped_group_sizes(17, 5, "2") == [1, 1, 3, 5, 7]
-    assert shaped_group_sizes(9, 9, "3") == [1] * 9
-
-
-@pytest.mark.parametrize("shape", ["0.2", "1", "1.5", "2", "3", "40"])
-def test_every_shape_fits_every_number_of_steps(shape: str) -> None:
-    for num_tokens in (4, 16, 64, 256):
-        for steps in {2, 3, num_tokens // 2, num_tokens - 1, num_tokens}:
-            if steps > num_tokens:
-                continue
-            sizes = shaped_group_sizes(num_tokens, steps, shape)
-            assert len(sizes) == steps and sum(sizes) == num_tokens
-            assert min(sizes) >= 1 and sizes[0] == 1
-
-
-@pytest.mark.parametrize("shape", ["cosine", "0", "-1", "nan", "inf"])
-def test_shapes_that_are_none_are_refused(shape: str) -> None:
-    with pytest.raises(ValueError, match=f"found shape '{shape}', expected rule or a positive"):
-        shaped_group_sizes(256, 20, shape)
-
-
-@pytest.mark.parametrize("steps", [0, 1, 257])
-def test_steps_that_cannot_be_are_refused(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"found {steps} steps, expected 2 to 256"):
-        shaped_group_sizes(256, steps, "2")
