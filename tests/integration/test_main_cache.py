@@ -22,6 +22,7 @@ from dataset import write_cache
 from dataset.image_folder import image_batches, list_images
 from dataset.token_cache import open_cache
 from tests.commands import ROOT, results_in, run_command, run_program, succeed
+from tests.integration.tiny_world import tiny_tokenizer
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
 from util.errors import UserError
 from util.folder_lock import folder_lock
@@ -35,18 +36,7 @@ Main = Callable[[list[str]], None]
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """A random small tokenizer, and images of two classes."""
-    torch.manual_seed(0)
-    tokenizer = VQModel(
-        codebook_size=64,
-        codebook_embed_dim=4,
-        ch=32,
-        encoder_ch_mult=(1, 1, 1),
-        decoder_ch_mult=(1, 1, 1),
-        num_res_blocks=1,
-        z_channels=32,
-    )
-    torch.nn.init.normal_(tokenizer.quantize.embedding.weight)
-    save_tokenizer(tmp_path / "vq.pt", tokenizer)
+    save_tokenizer(tmp_path / "vq.pt", tiny_tokenizer())
     rng = np.random.default_rng(0)
     for i in range(NUM_IMAGES):
         file = tmp_path / "data" / ("cat" if i < 6 else "dog") / f"{i:02d}.png"
@@ -78,13 +68,6 @@ def _read_all(path: Path) -> np.ndarray:
     return np.stack(ways, axis=1)
 
 
-def _damage(workspace: Path) -> Path:
-    """Cut an image short; with two processes it is the second one's."""
-    bad = workspace / "data" / "dog" / "07.png"
-    bad.write_bytes(bad.read_bytes()[:200])
-    return bad
-
-
 def _encode_directly(workspace: Path) -> np.ndarray:
     """Tokens (n, 2, N) of the readable images, encoded in one batch each way."""
     tokenizer = load_tokenizer(workspace / "vq.pt")
@@ -100,23 +83,20 @@ def test_cache_equals_direct_encoding(workspace: Path, main: Main) -> None:
     main(_flags(workspace, "--cached_path", path))
     expected = _encode_directly(workspace)
     assert len(expected) == NUM_IMAGES
-    assert len(np.unique(expected)) > 10
+    assert len(np.unique(expected)) > 5
     np.testing.assert_array_equal(_read_all(path), expected)
     cache = open_cache(path)
     assert cache.labels.tolist() == [0] * 6 + [1] * 5
     assert cache.classes == ("cat", "dog")
     assert cache.fingerprint == fingerprint(load_tokenizer(workspace / "vq.pt"))
-
-    again = run_command("main_cache.py", *_flags(workspace, "--cached_path", path))
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: --cached_path: ")
-    assert again.stderr.count("\n") == 1
+    with pytest.raises(UserError, match="^--cached_path: .* already holds a finished token cache"):
+        main(_flags(workspace, "--cached_path", path))
 
 
 def test_two_processes_write_what_one_does_and_leave_out_bad_images(
     workspace: Path, main: Main, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _damage(workspace)
+    (workspace / "data" / "dog" / "07.png").write_bytes(b"damaged")
     one, two = workspace / "one", workspace / "two"
     two.mkdir()
     (two / "shard-00009.npy").write_text("left over by a run that was killed")
@@ -162,7 +142,8 @@ def test_another_precision_says_what_it_changes(
 
 
 def test_corrupt_image_is_one_line_and_leaves_nothing_torn(workspace: Path) -> None:
-    path, bad = workspace / "cache", _damage(workspace)
+    path, bad = workspace / "cache", workspace / "data" / "dog" / "07.png"
+    bad.write_bytes(bad.read_bytes()[:200])  # the second process has it
     result = run_command("main_cache.py", *_flags(workspace, "--cached_path", path), processes=2)
     assert result.returncode == 1  # torchrun's own; its workers' is 2
     assert result.stderr.count(f"error: {bad}: cannot be decoded") == 1
@@ -187,11 +168,10 @@ def test_bad_flags_raise_before_anything_is_written(workspace: Path, main: Main)
 
 
 def test_published_launch_line_parses() -> None:
-    args = main_cache.build_parser().parse_args([])
-    assert (args.vqgan_path, args.img_size) == ("tokenizers/vq_ds16_c2i.pt", 256)
-    assert (args.batch_size, args.num_workers, args.seed) == (128, 10, 0)
-    assert (args.device, args.data_path, args.cached_path) == ("cuda", "./data/imagenet", "")
-    assert args.pin_mem
+    args = vars(main_cache.build_parser().parse_args([]))
+    expected = dict(vqgan_path="tokenizers/vq_ds16_c2i.pt", data_path="./data/imagenet", seed=0)
+    expected |= dict(img_size=256, batch_size=128, num_workers=10, pin_mem=True)
+    assert args.items() >= {**expected, "device": "cuda", "cached_path": ""}.items()
     flags = ["--vqgan_vocab_size", "16384", "--vqgan_stride", "16", "--no_pin_mem"]
     assert not main_cache.build_parser().parse_args(flags).pin_mem
 
@@ -319,14 +299,6 @@ def test_a_signal_leaves_a_marker_and_the_finished_shards(workspace: Path, main:
     np.testing.assert_array_equal(_read_all(path), _encode_directly(workspace))
 
 
-def test_a_marker_in_the_cache_folder_goes_with_the_next_start(workspace: Path, main: Main) -> None:
-    path = workspace / "cache"
-    path.mkdir()
-    leave_marker(path, signal.SIGTERM, shards=0)
-    main(_flags(workspace, "--cached_path", path))
-    assert not (path / MARKER).exists()
-
-
 def test_shards_without_the_bad_images_are_not_taken_up_by_a_run_that_wants_all(
     workspace: Path, main: Main, encoded: list[int], kill_after: KillAfter
 ) -> None:
@@ -382,7 +354,10 @@ def test_a_variable_that_rounds_convolutions_is_warned_of(
 def test_a_second_job_in_the_same_folder_is_refused(workspace: Path, main: Main) -> None:
     path = workspace / "cache"
     path.mkdir()
+    leave_marker(path, signal.SIGTERM, shards=0)
     busy = pytest.raises(UserError, match="^--cached_path: .* is in use by another run")
     with folder_lock(path, "cache"), busy:
         main(_flags(workspace, "--cached_path", path))
+    assert (path / MARKER).exists()
     main(_flags(workspace, "--cached_path", path))
+    assert not (path / MARKER).exists()  # it goes with the next start

@@ -235,22 +235,15 @@ def test_published_layout(published: Path, caplog: pytest.LogCaptureFixture) -> 
         check_cache(open_cache(published), TokenGrid(32, 4, 50), None, 2)
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"indices": np.full(16, 50)}, r"from 50 to 50, expected 16 in \[0, 50\)"),
-        ({"indices": np.full(16, -1)}, "from -1"),
-        ({"indices": np.zeros(15, dtype=int)}, "15 indices"),
-        ({"indices": np.zeros(16)}, "float64"),
-        ({"indices": np.array([{}] * 16)}, "cannot be read"),
-        ({"other": np.zeros(16, dtype=int)}, "cannot be read"),
-    ],
-)
-def test_published_files_are_checked_on_read(
-    published: Path, arrays: dict[str, np.ndarray], message: str
-) -> None:
+def test_published_files_are_checked_on_read(published: Path) -> None:
+    """More cases are in the table of bad input."""
     cache = open_cache(published)
     check_cache(cache, GRID, None, num_classes=2)
-    np.savez(published / "n02" / "c.npz", **arrays)
-    with pytest.raises(UserError, match=rf"^--cached_path: .*n02/c\.npz .*{message}"):
-        cache.read(np.array([0, 2]), np.array([False, False]))
+    for arrays, message in (
+        ({"indices": np.full(16, 50)}, r"from 50 to 50, expected 16 in \[0, 50\)"),
+        ({"indices": np.full(16, -1)}, "from -1"),
+        ({"other": np.zeros(16, dtype=int)}, "cannot be read"),
+    ):
+        np.savez(published / "n02" / "c.npz", **arrays)
+        with pytest.raises(UserError, match=rf"^--cached_path: .*n02/c\.npz .*{message}"):
+            cache.read(np.array([0, 2]), np.array([False, False]))
