@@ -28,6 +28,7 @@ from evaluation.evaluation import Evaluation
 from evaluation.features import Features, FeatureShare, extract
 from models.cuda_graphs import largest_that_fits
 from models.decoding import generate
+from models.fast import FastPath
 from models.lpd import LPD
 from util import distributed
 from util.cli import available_cores
@@ -362,7 +363,7 @@ def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> H
     size = len(image_ids)
 
     def attempt(smaller: int) -> None:
-        model.fast_path.graphs.clear()  # whose memory would count against this attempt
+        FastPath.of(model).graphs.clear()  # whose memory would count against this attempt
         start(image_ids[:smaller]).wait()
 
     fits = largest_that_fits(attempt, size)

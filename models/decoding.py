@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from models.cuda_graphs import CaptureError
-from models.fast import FastNetwork
+from models.fast import FastNetwork, FastPath
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
-from orders import group_sizes as sizes_of
+from orders.group_sizes import remaining_group_sizes
 from orders.plan import GenerationPlan
 from orders.sources import locality_aware
 from util import streams
@@ -26,22 +26,6 @@ from util.errors import compile_failure
 SAMPLERS = ("fast", "plain")
 # In the place of a code, where a position has not been decoded yet.
 UNDECIDED = -1
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What to generate: checked, and on the model's device.
-
-    Attributes:
-        plan: orders and group sizes.
-        settings: how codes are drawn.
-        inputs: orders (B, N), uniform numbers (B, N) in raster order, known codes (B, M) and, if
-            there are any, labels (B,).
-    """
-
-    plan: GenerationPlan
-    settings: SamplingSettings
-    inputs: list[torch.Tensor]
 
 
 @torch.no_grad()
@@ -86,29 +70,18 @@ def generate(
     Raises:
         ValueError: an argument is out of range, or guidance is asked for without labels.
     """
-    settings = SamplingSettings.of(sampling, fields)
-    job = _prepare(model, labels, orders, group_sizes, known, settings, seed, image_ids, sampler)
-    if sampler == "fast":
-        tokens = _decode_fast(model, job)
-        if tokens is not None:
-            return tokens
-    with eval_mode(model):
-        return _last(_decode(model, job.plan, job.settings, *job.inputs))
+    options = {"known": known, "seed": seed, "image_ids": image_ids, "sampler": sampler}
+    job = _prepare(model, labels, orders, group_sizes, sampling, **options, **fields)
+    tokens = _decode_fast(model, job) if sampler == "fast" else None
+    if tokens is None:
+        with eval_mode(model):
+            tokens = _last(job.decode(model))
+    return tokens
 
 
 @torch.no_grad()
 def generate_steps(
-    model: LPD,
-    labels: torch.Tensor | Sequence[int] | None,
-    orders: torch.Tensor | np.ndarray | None,
-    group_sizes: Sequence[int] | int,
-    sampling: SamplingSettings | None = None,
-    *,
-    known: torch.Tensor | None = None,
-    seed: int = 0,
-    image_ids: Sequence[int] | np.ndarray | None = None,
-    sampler: str = "fast",
-    **fields: Any,
+    model: LPD, *arguments: Any, sampler: str = "fast", **options: Any
 ) -> Iterator[torch.Tensor]:
     """As `generate`, one step at a time; arguments and errors are the same, and come at the call.
 
@@ -119,9 +92,26 @@ def generate_steps(
         An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
         not decided yet. The last of them is what `generate` returns; all known, it is the only one.
     """
-    settings = SamplingSettings.of(sampling, fields)
-    job = _prepare(model, labels, orders, group_sizes, known, settings, seed, image_ids, sampler)
+    job = _prepare(model, *arguments, sampler=sampler, **options)
     return _in_steps(model, job, sampler)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What to generate: checked, and on the model's device.
+
+    Attributes:
+        inputs: orders (B, N), uniform numbers (B, N) in raster order, known codes (B, M) and, if
+            there are any, labels (B,).
+    """
+
+    plan: GenerationPlan
+    settings: SamplingSettings
+    inputs: list[torch.Tensor]
+
+    def decode(self, network: LPD | FastNetwork) -> Iterator[torch.Tensor]:
+        """See `_decode`."""
+        return _decode(network, self.plan, self.settings, *self.inputs)
 
 
 def _prepare(
@@ -129,101 +119,74 @@ def _prepare(
     labels: torch.Tensor | Sequence[int] | None,
     orders: torch.Tensor | np.ndarray | None,
     group_sizes: Sequence[int] | int,
-    known: torch.Tensor | None,
-    settings: SamplingSettings,
-    seed: int,
-    image_ids: Sequence[int] | np.ndarray | None,
+    sampling: SamplingSettings | None = None,
+    *,
+    known: torch.Tensor | None = None,
+    seed: int = 0,
+    image_ids: Sequence[int] | np.ndarray | None = None,
     sampler: str,
+    **fields: Any,
 ) -> _Job:
     """Check the arguments of `generate` and put them where the model is."""
+    settings = SamplingSettings.of(sampling, fields)
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: found {sampler!r}, expected one of {SAMPLERS}")
-    labels = None if labels is None else torch.as_tensor(labels)
-    num_tokens = model.grid.num_tokens
-    num_known = 0 if known is None else known.shape[-1]
+    if labels is not None:
+        labels = torch.as_tensor(labels)
+    elif settings.guided:
+        raise ValueError(f"cfg: found {settings.cfg} without labels, expected 1")
+    num_tokens, num_known = model.grid.num_tokens, 0 if known is None else known.shape[-1]
     if isinstance(group_sizes, int):
-        group_sizes = sizes_of.remaining_group_sizes(num_tokens, num_known, group_sizes)
+        group_sizes = remaining_group_sizes(num_tokens, num_known, group_sizes)
     if orders is None:
         if known is not None:
             raise ValueError("orders: found none, expected those that begin with what is known")
-        orders = _locality_aware(model, labels, group_sizes, seed, image_ids)
+        images = labels if image_ids is None else image_ids
+        if images is None:
+            raise ValueError("orders: found none, and no labels or image_ids, expected one of them")
+        ids = np.arange(len(images)) if image_ids is None else np.asarray(image_ids)
+        orders = locality_aware(model.grid, seed)(ids, group_sizes)
     plan = GenerationPlan.build(orders, group_sizes, num_tokens, num_known)
-    ids = np.arange(plan.batch_size) if image_ids is None else np.asarray(image_ids)
+    batch_size = plan.batch_size
+    ids = np.arange(batch_size) if image_ids is None else np.asarray(image_ids)
     if known is None:
-        known = torch.empty(plan.batch_size, 0, dtype=torch.int64)
-    _check_arguments(model, labels, ids, known, plan, settings)
+        known = torch.empty(batch_size, 0, dtype=torch.int64)
+    check_whole("image_ids", ids, (batch_size,))
+    check_whole("known", known, (batch_size, num_known), model.grid.vocab_size)
     device = model.pos_embed.device
     inputs = [
         to_device(plan.orders, device),
-        to_device(torch.from_numpy(position_uniforms(seed, ids, plan.num_tokens)), device),
+        to_device(torch.from_numpy(position_uniforms(seed, ids, num_tokens)), device),
         to_device(known.to(torch.int64), device),
     ]
     if labels is not None:
+        check_whole("labels", labels, (batch_size,), model.class_num)
         inputs.append(to_device(labels.to(torch.int64), device))
     return _Job(plan, settings, inputs)
 
 
-def _locality_aware(
-    model: LPD,
-    labels: torch.Tensor | None,
-    group_sizes: Sequence[int],
-    seed: int,
-    image_ids: Sequence[int] | np.ndarray | None,
-) -> np.ndarray:
-    """Orders (B, N) made on the spot, with the published repulsion."""
-    images = labels if image_ids is None else image_ids
-    if images is None:
-        raise ValueError("orders: found none, and no labels or image_ids, expected one of them")
-    ids = np.arange(len(images)) if image_ids is None else np.asarray(image_ids)
-    return locality_aware(model.grid, seed)(ids, group_sizes)
+def check_whole(
+    name: str,
+    values: torch.Tensor | np.ndarray,
+    shape: tuple[int, ...],
+    stop: int | None = None,
+) -> None:
+    """Raise ValueError unless an argument holds whole numbers of a shape, in [0, stop)."""
+    is_whole = "int" in str(values.dtype)  # of PyTorch or NumPy
+    if tuple(values.shape) != shape or not is_whole:
+        raise ValueError(
+            f"{name}: found {values.dtype} of shape {tuple(values.shape)}, expected whole numbers "
+            f"{shape}"
+        )
+    if stop is not None and 0 not in shape and (values.min() < 0 or values.max() >= stop):
+        raise ValueError(
+            f"{name}: found {int(values.min())}..{int(values.max())}, expected 0..{stop - 1}"
+        )
 
 
 def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.ndarray:
     """The number that each token consumes: (B, N) float32 in [0, 1), raster order."""
     return streams.uniforms("sampling", seed, image_ids, count=num_tokens)
-
-
-def _fast_network(model: LPD) -> FastNetwork | None:
-    """The model with prepared weights; None where that is impossible."""
-    if type(model).decode_step is not LPD.decode_step:
-        model.fast_path.use_plain(f"{type(model).__name__} has a decode_step of its own")
-        return None
-    return model.fast_path.network(model)
-
-
-def _no_autocast(model: LPD) -> torch.autocast:
-    """The fast network casts what it wants cast."""
-    # Without its cache, as where its rows were compiled: other states would compile them again.
-    return torch.autocast(model.pos_embed.device.type, enabled=False, cache_enabled=False)
-
-
-def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:
-    """`_decode` with prepared weights and on a GPU as one graph; None where that is impossible."""
-    network = _fast_network(model)
-    if network is None:
-        return None
-
-    def decode(*inputs: torch.Tensor) -> torch.Tensor:
-        return _last(_decode(network, job.plan, job.settings, *inputs))
-
-    fast_path = model.fast_path
-    with _no_autocast(model):
-        if model.pos_embed.device.type != "cuda":
-            return decode(*job.inputs)
-        try:
-            # Shapes tell guided, labelled, what is known and batch sizes apart; the grid belongs
-            # to the model.
-            return fast_path.graphs.run((job.plan.group_sizes, job.settings), decode, *job.inputs)
-        except CaptureError as error:
-            fast_path.use_plain(str(error))
-            return None
-        except RuntimeError as error:
-            # A shape that the compiler sees for the first time may fail it.
-            reason = compile_failure(error)
-            if reason is None:
-                raise
-            fast_path.use_plain(f"it cannot be compiled: {reason}")
-            return None
 
 
 def _decode(
@@ -243,7 +206,6 @@ def _decode(
     Yields:
         The tokens so far, (B, N), after each step: one tensor, which the next step writes to.
     """
-    batch_size = len(orders)
     uniforms = uniforms.gather(1, orders)
     scales = guidance_scales(settings, plan.num_tokens, orders.device)
     known_positions = orders[:, : plan.num_known]
@@ -252,13 +214,17 @@ def _decode(
         yield tokens
         return
 
-    context = network.embed_class(labels, batch_size)
+    def both_halves(x: torch.Tensor) -> torch.Tensor:
+        """The same tokens for the conditional and, under guidance, the unconditional half."""
+        return torch.cat([x, x]) if settings.guided else x
+
+    context = network.embed_class(labels, len(orders))
     if settings.guided:
-        context = torch.cat([context, network.embed_class(None, batch_size)])
+        context = torch.cat([context, network.embed_class(None, len(orders))])
     if plan.num_known:
-        known_context = _both_halves(network.embed_tokens(known, known_positions), settings)
+        known_context = both_halves(network.embed_tokens(known, known_positions))
         context = torch.cat([context, known_context], dim=1)
-    all_queries = _both_halves(network.embed_queries(orders), settings)
+    all_queries = both_halves(network.embed_queries(orders))
     cache = network.new_cache(len(context))
     for start, stop in plan.steps():
         positions = orders[:, start:stop]
@@ -266,7 +232,7 @@ def _decode(
         drawn = pick(logits, scales[start:stop], uniforms[:, start:stop], settings)
         tokens.scatter_(1, positions, drawn)
         yield tokens
-        context = _both_halves(network.embed_tokens(drawn, positions), settings)
+        context = both_halves(network.embed_tokens(drawn, positions))
 
 
 def _last(steps: Iterator[torch.Tensor]) -> torch.Tensor:
@@ -274,15 +240,50 @@ def _last(steps: Iterator[torch.Tensor]) -> torch.Tensor:
     return deque(steps, maxlen=1).pop()
 
 
+def _no_autocast(model: LPD) -> torch.autocast:
+    """The fast network casts what it wants cast."""
+    # Without its cache, as where its rows were compiled: other states would compile them again.
+    return torch.autocast(model.pos_embed.device.type, enabled=False, cache_enabled=False)
+
+
+def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:
+    """Decode with prepared weights, on a GPU as one graph; None where that is impossible."""
+    fast_path = FastPath.of(model)
+    network = fast_path.network(model)
+    if network is None:
+        return None
+
+    def decode(*inputs: torch.Tensor) -> torch.Tensor:
+        return _last(_decode(network, job.plan, job.settings, *inputs))
+
+    with _no_autocast(model):
+        if model.pos_embed.device.type != "cuda":
+            return decode(*job.inputs)
+        try:
+            # Shapes tell guided, labelled, what is known and batch sizes apart; the grid belongs
+            # to the model.
+            return fast_path.graphs.run((job.plan.group_sizes, job.settings), decode, *job.inputs)
+        except CaptureError as error:
+            reason = str(error)
+        except RuntimeError as error:
+            # A shape that the compiler sees for the first time may fail it.
+            reason = compile_failure(error)
+            if reason is None:
+                raise
+            reason = f"it cannot be compiled: {reason}"
+    fast_path.use_plain(reason)
+    return None
+
+
 def _in_steps(model: LPD, job: _Job, sampler: str) -> Iterator[torch.Tensor]:
     """Copies of what each step leaves; what surrounds one holds while it is computed only."""
     device = model.pos_embed.device.type
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
     mode, autocast = partial(eval_mode, model), partial(torch.autocast, device, dtype, enabled)
-    network = _fast_network(model) if sampler == "fast" else None
+    network = FastPath.of(model).network(model) if sampler == "fast" else None
     if network is not None:
         mode, autocast = nullcontext, partial(_no_autocast, model)
-    steps = _decode(network or model, job.plan, job.settings, *job.inputs)
+    steps = job.decode(network or model)
     while True:
         # A tensor of a caller's inference mode could not be written to by a step outside it.
         with torch.inference_mode(False), torch.no_grad(), mode(), autocast():
@@ -290,49 +291,6 @@ def _in_steps(model: LPD, job: _Job, sampler: str) -> Iterator[torch.Tensor]:
         if tokens is None:
             return
         yield tokens.clone()
-
-
-def _both_halves(x: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """The same tokens for the conditional and, under guidance, the unconditional half."""
-    return torch.cat([x, x]) if settings.guided else x
-
-
-def _check_arguments(
-    model: LPD,
-    labels: torch.Tensor | None,
-    image_ids: np.ndarray,
-    known: torch.Tensor,
-    plan: GenerationPlan,
-    settings: SamplingSettings,
-) -> None:
-    if labels is None:
-        if settings.guided:
-            raise ValueError(f"cfg: found {settings.cfg} without labels, expected 1")
-    elif labels.shape != (plan.batch_size,) or labels.is_floating_point():
-        raise ValueError(
-            f"labels: found {labels.dtype} of shape {tuple(labels.shape)}, expected whole numbers "
-            f"({plan.batch_size},)"
-        )
-    elif labels.min() < 0 or labels.max() >= model.class_num:
-        raise ValueError(
-            f"labels: found {int(labels.min())}..{int(labels.max())}, "
-            f"expected 0..{model.class_num - 1}"
-        )
-    if image_ids.shape != (plan.batch_size,) or image_ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"image_ids: found {image_ids.dtype} of shape {image_ids.shape}, expected whole "
-            f"numbers ({plan.batch_size},)"
-        )
-    if known.shape != (plan.batch_size, plan.num_known) or known.is_floating_point():
-        raise ValueError(
-            f"known: found {known.dtype} of shape {tuple(known.shape)}, expected whole numbers "
-            f"({plan.batch_size}, {plan.num_known})"
-        )
-    if known.numel() and (known.min() < 0 or known.max() >= model.grid.vocab_size):
-        raise ValueError(
-            f"known: found codes {int(known.min())}..{int(known.max())}, "
-            f"expected 0..{model.grid.vocab_size - 1}"
-        )
 
 
 @contextmanager

@@ -7,13 +7,12 @@ inside are decoded in locality-aware groups that start next to what is known.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.decoding import UNDECIDED, generate, generate_steps
+from models.decoding import UNDECIDED, check_whole, generate, generate_steps
 from models.lpd import LPD
 from models.sampling import SamplingSettings
 from orders.group_sizes import default_steps, remaining_group_sizes
@@ -62,17 +61,35 @@ def edit(
     Raises:
         ValueError: an argument is out of range.
     """
-    thresholds = proximity_threshold, repulsion_threshold
-    parts = _split(model, tokens, mask, labels, image_ids, num_steps, *thresholds, seed)
+    plan = {
+        "num_steps": num_steps,
+        "proximity_threshold": proximity_threshold,
+        "repulsion_threshold": repulsion_threshold,
+    }
+    options = {"sampling": sampling, "seed": seed, **options}
+    parts = _split(model, tokens, mask, labels, image_ids=image_ids, **plan, **options)
     result = _kept(model, tokens, mask)
-    for part in parts:
-        result[part.rows] = generate(
-            model, *part.plan, sampling, **part.options, seed=seed, **options
-        )
+    for rows, arguments in parts:
+        result[rows] = generate(model, **arguments)
     return result
 
 
 def edit_steps(
+    model: LPD, tokens: torch.Tensor, mask: torch.Tensor, *arguments: Any, **options: Any
+) -> Iterator[torch.Tensor]:
+    """As `edit`, one step at a time; arguments and errors are the same, see `generate_steps`.
+
+    Returns:
+        An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
+        not decided yet. Images that need fewer steps than others are done sooner. The last of them
+        is what `edit` returns; with nothing masked it is the only one.
+    """
+    parts = _split(model, tokens, mask, *arguments, **options)
+    running = [(rows, generate_steps(model, **arguments)) for rows, arguments in parts]
+    return _side_by_side(_kept(model, tokens, mask), running)
+
+
+def _split(
     model: LPD,
     tokens: torch.Tensor,
     mask: torch.Tensor,
@@ -85,66 +102,26 @@ def edit_steps(
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
     **options: Any,
-) -> Iterator[torch.Tensor]:
-    """As `edit`, one step at a time; arguments and errors are the same, see `generate_steps`.
+) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """Check what `generate` cannot, and part the images by how many tokens are masked.
 
     Returns:
-        An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
-        not decided yet. Images that need fewer steps than others are done sooner. The last of them
-        is what `edit` returns; with nothing masked it is the only one.
+        For each number but 0: which images have it (b,), and the arguments of `generate` for them.
     """
-    thresholds = proximity_threshold, repulsion_threshold
-    parts = _split(model, tokens, mask, labels, image_ids, num_steps, *thresholds, seed)
-    options = {"seed": seed, **options}
-    running = [
-        (part.rows, generate_steps(model, *part.plan, sampling, **part.options, **options))
-        for part in parts
-    ]
-    return _side_by_side(_kept(model, tokens, mask), running)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The images of a batch that have as many masked tokens.
-
-    Attributes:
-        rows: (b,) their places in the batch.
-        plan: labels, orders and group sizes, as `generate` takes them.
-        options: by name, the known codes and image ids.
-    """
-
-    rows: torch.Tensor
-    plan: tuple[torch.Tensor | None, np.ndarray, list[int]]
-    options: dict[str, Any]
-
-
-def _split(
-    model: LPD,
-    tokens: torch.Tensor,
-    mask: torch.Tensor,
-    labels: torch.Tensor | Sequence[int] | None,
-    image_ids: Sequence[int] | np.ndarray | None,
-    num_steps: int | None,
-    proximity_threshold: float,
-    repulsion_threshold: float | None,
-    seed: int,
-) -> list[_Part]:
-    """Check what `generate` cannot, and plan the decoding of each part; none without a mask."""
     num_tokens, batch_size = model.grid.num_tokens, len(tokens)
-    for name, given, wanted in (("tokens", tokens, "whole numbers"), ("mask", mask, "bool")):
-        fits = given.dtype == torch.bool if name == "mask" else not given.is_floating_point()
-        if given.shape != (batch_size, num_tokens) or not fits:
-            raise ValueError(
-                f"{name}: found {given.dtype} of shape {tuple(given.shape)}, expected {wanted} "
-                f"({batch_size}, {num_tokens})"
-            )
-    if num_steps is not None and num_steps < 1:
-        raise ValueError(f"num_steps: found {num_steps}, expected at least 1")
     labels = None if labels is None else torch.as_tensor(labels)
     ids = np.arange(batch_size) if image_ids is None else np.asarray(image_ids)
-    for name, values in (("labels", labels), ("image_ids", ids)):
-        if values is not None and tuple(values.shape) != (batch_size,):
-            raise ValueError(f"{name}: found shape {tuple(values.shape)}, expected ({batch_size},)")
+    check_whole("tokens", tokens, (batch_size, num_tokens))
+    check_whole("image_ids", ids, (batch_size,))
+    if labels is not None:
+        check_whole("labels", labels, (batch_size,))
+    if mask.shape != tokens.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask: found {mask.dtype} of shape {tuple(mask.shape)}, expected bool "
+            f"{tuple(tokens.shape)}"
+        )
+    if num_steps is not None and num_steps < 1:
+        raise ValueError(f"num_steps: found {num_steps}, expected at least 1")
     if repulsion_threshold is None:
         repulsion_threshold = published_repulsion(num_tokens, default_steps(num_tokens))
     tokens, mask = tokens.cpu(), mask.cpu()
@@ -155,7 +132,8 @@ def _split(
         steps = num_steps and min(num_steps, count)
         sizes = remaining_group_sizes(num_tokens, num_tokens - count, steps)
         # Positions of False, as many in every row.
-        positions = torch.nonzero(~mask[rows])[:, 1].view(len(rows), num_tokens - count)
+        known = torch.nonzero(~mask[rows])[:, 1].view(len(rows), num_tokens - count)
+        row_ids = ids[rows.numpy()]
         orders = locality_aware_orders(
             len(rows),
             sizes,
@@ -163,13 +141,20 @@ def _split(
             proximity_threshold,
             repulsion_threshold,
             seed,
-            image_ids=ids[rows.numpy()],
-            known=positions.numpy(),
+            image_ids=row_ids,
+            known=known.numpy(),
         )
-        known = tokens[rows].gather(1, positions)
-        part_labels = None if labels is None else labels[rows.to(labels.device)]
-        options = {"known": known, "image_ids": ids[rows.numpy()]}
-        parts.append(_Part(rows, (part_labels, orders, sizes), options))
+        arguments = {
+            "labels": None if labels is None else labels[rows.to(labels.device)],
+            "orders": orders,
+            "group_sizes": sizes,
+            "known": tokens[rows].gather(1, known),
+            "sampling": sampling,
+            "seed": seed,
+            "image_ids": row_ids,
+            **options,
+        }
+        parts.append((rows, arguments))
     return parts
 
 

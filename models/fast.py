@@ -1,4 +1,4 @@
-"""The network as the fast path runs it: weights laid out for the processor, rows worked on once.
+"""The network as the fast sampler runs it: weights laid out for the processor, rows worked on once.
 
 Between two attentions every row of a step goes through the same chain (projection, MLP, the next
 block's query, key and value), so the network is three functions of rows with attention in between.
@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import nn
 
+from models.cpu import Dropout
 from models.cuda_graphs import GraphCache, WeightState
-from models.transformer import LAYER_NORM_EPS, Attention, Block, Dropout, KVCache, split_heads
+from models.lpd import LPD
+from models.transformer import LAYER_NORM_EPS, Attention, Block, KVCache, split_heads
 
 logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from models.lpd import LPD
 
 # An evaluation uses two: for its full batches and for the last one.
 MAX_GRAPHS = 4
@@ -41,129 +40,10 @@ _KNOWN_PARTS = {
 _METHODS = {"forward", "decode", "decode_step"}
 
 
-class FastPath:
-    """Prepares a model's weights when they are first used, and again when they have changed.
-
-    Changes are seen by the parameters' version counters. Optimisers that write through `.data`
-    leave those alone, so weights also count as changed while the model is in training mode and
-    after it was.
-
-    Attributes:
-        graphs: of whole generations, CUDA only; empty whenever the weights have moved.
-    """
-
-    def __init__(self) -> None:
-        self.graphs = GraphCache(MAX_GRAPHS)
-        self._weights: NetworkWeights | None = None
-        self._rows = Rows()
-        self._state: WeightState | None = None
-        self._expired = False
-        self._obstacle: str | None = None
-
-    def expire(self) -> None:
-        """Prepare the weights anew before their next use, whatever their version says."""
-        self._expired = True
-
-    def network(self, model: LPD) -> FastNetwork | None:
-        """The model with prepared weights of today, in its `compute_dtype`.
-
-        Returns:
-            None where the fast path does not serve the model; the log says why, once.
-        """
-        dtype = model.compute_dtype()
-        obstacle = _find_obstacle(model, dtype)
-        if obstacle is not None:
-            self.use_plain(obstacle)
-            return None
-        weights = list(model.parameters())
-        # Copies made in inference mode could not be refreshed outside it.
-        with torch.inference_mode(False), torch.no_grad():
-            self._follow(model, weights, dtype)
-        return FastNetwork(model, self._weights, self._rows)
-
-    def _follow(self, model: LPD, weights: list[nn.Parameter], dtype: torch.dtype) -> None:
-        """Prepare the weights if they are new, moved or changed."""
-        if (
-            self._state is None
-            or self._weights.dtype != dtype
-            or not self._state.same_tensors(weights)
-        ):
-            self._state = None
-            self.graphs.clear()
-            self._weights = None  # the old copies go before the new ones come
-            on_cpu = model.pos_embed.device.type == "cpu"
-            self._weights = NetworkWeights.prepare(model, dtype, packed=on_cpu)
-            if not on_cpu:
-                self._rows = _compile(self._weights)
-            self._state = WeightState(weights)
-        elif self._expired or model.training or not self._state.is_current(weights):
-            self._weights.refresh(model)
-            self._state = WeightState(weights)
-        self._expired = False
-
-    def use_plain(self, reason: str) -> None:
-        """Say once that, and why, the plain sampler stands in."""
-        if reason != self._obstacle:
-            logger.warning("the plain sampler stands in for the fast one: %s", reason)
-        self._obstacle = reason
-
-
-def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
-    """Why the fast path does not serve a model, if so."""
-    device = model.pos_embed.device.type
-    if device not in ("cpu", "cuda"):
-        return f"it knows no device of type {device}"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"it computes in float32 or bfloat16, not {dtype}"
-    if device == "cpu":
-        if not torch.backends.mkldnn.is_available():
-            return "this PyTorch was built without oneDNN"
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return "this processor has no bfloat16 products"
-    for name, part in model.named_modules():
-        if part is not model and type(part) not in _KNOWN_PARTS:
-            return f"{name} is a {type(part).__name__}, which it does not know"
-        if isinstance(part, nn.LayerNorm):
-            if part.eps != LAYER_NORM_EPS:
-                return f"{name} has eps {part.eps}, which it does not know"
-            if part.weight is None or part.bias is None:
-                return f"{name} lacks weights, which it does not know"
-        if isinstance(part, nn.GELU) and part.approximate != "none":
-            return f"{name} approximates, which it does not"
-        if part._forward_hooks or part._forward_pre_hooks:
-            return f"{name or 'the model'} has a forward hook"
-        replaced = sorted(_METHODS & vars(part).keys())
-        if replaced:
-            return f"{name or 'the model'} has a {replaced[0]} of its own"
-    return None
-
-
-def _compile(weights: NetworkWeights) -> Rows:
-    """The functions of rows, compiled if that works here."""
-    logger.info("compiling the fast sampler (once per process, up to half a minute)")
-    started = time.monotonic()
-    try:
-        rows = Rows.compiled(weights)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # no Triton, no compiler, ...
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        logger.warning("going on without compilation: %s", reason)
-        return Rows()
-    logger.info("compiled in %.0f s", time.monotonic() - started)
-    return rows
-
-
-if TYPE_CHECKING:
-    from models.lpd import LPD
-
-
 class Linear(NamedTuple):
-    """Weights of a linear layer.
+    """Weight (out, in) and bias (out,) of a linear layer.
 
     Attributes:
-        weight: (out, in).
-        bias: (out,) if there is one.
         packed: the weight lies in blocks as oneDNN multiplies them (CPU only).
     """
 
@@ -191,14 +71,14 @@ class Linear(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """Weights of a LayerNorm, both (C,), float32."""
+    """Weight and bias of a LayerNorm, (C,) float32 whatever the model's dtype."""
 
     weight: torch.Tensor
     bias: torch.Tensor
 
     @classmethod
     def prepare(cls, layer: nn.LayerNorm) -> Norm:
-        """Float32 whatever the model's dtype."""
+        """Cast to float32."""
         return cls(layer.weight.detach().float(), layer.bias.detach().float())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -215,18 +95,6 @@ class BlockWeights(NamedTuple):
     norm2: Norm
     fc1: Linear
     fc2: Linear
-
-    @classmethod
-    def prepare(cls, block: Block, dtype: torch.dtype, packed: bool) -> BlockWeights:
-        """See `Linear.prepare`."""
-        return cls(
-            norm1=Norm.prepare(block.norm1),
-            qkv=Linear.prepare(block.attn.qkv, dtype, packed),
-            proj=Linear.prepare(block.attn.proj, dtype, packed),
-            norm2=Norm.prepare(block.norm2),
-            fc1=Linear.prepare(block.mlp.fc1, dtype, packed),
-            fc2=Linear.prepare(block.mlp.fc2, dtype, packed),
-        )
 
 
 def rows_in(x: torch.Tensor, block: BlockWeights) -> torch.Tensor:
@@ -266,30 +134,38 @@ class NetworkWeights:
 
     @classmethod
     def prepare(cls, model: LPD, dtype: torch.dtype, packed: bool) -> NetworkWeights:
-        """Cast, and pack, the weights of a model once.
-
-        Args:
-            model: the network.
-            dtype: of the matrix products, float32 or bfloat16.
-            packed: lay weights out as oneDNN multiplies them; CPU only.
-        """
-        return cls(
-            blocks=[BlockWeights.prepare(block, dtype, packed) for block in model.blocks],
-            norm=Norm.prepare(model.norm),
-            head=Linear.prepare(model.head, dtype, packed),
-            dtype=dtype,
-        )
+        """Cast the weights to the `dtype` of the products, and on a CPU pack them, once."""
+        *blocks, norm, head = _prepared(model, dtype, packed)
+        return cls(blocks, norm, head, dtype)
 
     def refresh(self, model: LPD) -> None:
-        """Take over the model's present values, at the same addresses if they are not packed."""
-        for old, block in zip(self.blocks, model.blocks, strict=True):
-            _overwrite(old, BlockWeights.prepare(block, self.dtype, self.head.packed))
-        _overwrite(self.norm, Norm.prepare(model.norm))
-        _overwrite(self.head, Linear.prepare(model.head, self.dtype, self.head.packed))
+        """Copy the model's present values, to the same addresses if they are not packed."""
+        parts = (*self.blocks, self.norm, self.head)
+        for old, new in zip(parts, _prepared(model, self.dtype, self.head.packed), strict=True):
+            for target, source in zip(_tensors(old), _tensors(new), strict=True):
+                # An uncast weight is the parameter itself: a copy would count as a change of it.
+                if target.is_mkldnn or target.data_ptr() != source.data_ptr():
+                    target.copy_(source)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """All weights."""
         return _tensors((*self.blocks, self.norm, self.head))
+
+
+def _prepared(model: LPD, dtype: torch.dtype, packed: bool) -> Iterator[tuple]:
+    """Weights of each block, of the last LayerNorm and of the head, one after another."""
+    linear = partial(Linear.prepare, dtype=dtype, packed=packed)
+    for block in model.blocks:
+        yield BlockWeights(
+            norm1=Norm.prepare(block.norm1),
+            qkv=linear(block.attn.qkv),
+            proj=linear(block.attn.proj),
+            norm2=Norm.prepare(block.norm2),
+            fc1=linear(block.mlp.fc1),
+            fc2=linear(block.mlp.fc2),
+        )
+    yield Norm.prepare(model.norm)
+    yield linear(model.head)
 
 
 def _tensors(parts: tuple) -> Iterator[torch.Tensor]:
@@ -298,13 +174,6 @@ def _tensors(parts: tuple) -> Iterator[torch.Tensor]:
             yield part
         elif isinstance(part, tuple):
             yield from _tensors(part)
-
-
-def _overwrite(old: tuple, new: tuple) -> None:
-    for target, source in zip(_tensors(old), _tensors(new), strict=True):
-        # What needs no preparation is the parameter itself; a copy would count as a change of it.
-        if target.is_mkldnn or target.data_ptr() != source.data_ptr():
-            target.copy_(source)
 
 
 @dataclass(frozen=True)
@@ -322,22 +191,14 @@ class Rows:
     def compiled(
         cls, weights: NetworkWeights, backend: str | Callable[..., Any] = "inductor"
     ) -> Rows:
-        """Compiled once for any number of images and tokens.
-
-        Args:
-            weights: unpacked; their shapes count as constants.
-            backend: of `torch.compile`.
-
-        Raises:
-            RuntimeError: compilation does not work here.
-        """
+        """Compile once for any number of rows of unpacked `weights`; RuntimeError if that fails."""
         for weight in weights.tensors():
             torch._dynamo.mark_static(weight)
         compile_ = partial(torch.compile, dynamic=True, backend=backend)
         rows = cls(compile_(rows_in), compile_(rows_between), compile_(rows_out))
         width, device = weights.norm.weight.numel(), weights.norm.weight.device
         x = torch.zeros(6, width, device=device)
-        attended = torch.zeros(6, width, device=device, dtype=weights.dtype)
+        attended = torch.zeros_like(x, dtype=weights.dtype)
         # Compiled code holds for one state of autocast: that of a capture.
         with torch.no_grad(), torch.autocast(device.type, enabled=False, cache_enabled=False):
             rows.into(x, weights.blocks[0])
@@ -347,13 +208,7 @@ class Rows:
 
 
 class FastNetwork:
-    """Stands in for an LPD in the decoding loop.
-
-    Args:
-        model: whose embeddings are used.
-        weights: prepared from it.
-        rows: the functions of rows.
-    """
+    """Stands in for an LPD in the decoding loop, with its embeddings and prepared weights."""
 
     def __init__(self, model: LPD, weights: NetworkWeights, rows: Rows) -> None:
         self._model = model
@@ -373,13 +228,12 @@ class FastNetwork:
         """As of LPD; the last block leaves the context tokens at their keys and values."""
         weights, blocks = self._weights, self._weights.blocks
         num_context, shape = context.shape[1], (len(context), -1)
-        x = torch.cat([context, queries], dim=1).float()
+        x = torch.cat([context, queries], dim=1).float().flatten(0, 1)
 
         def attend(layer: int, qkv: torch.Tensor, queries_only: bool = False) -> torch.Tensor:
             heads = split_heads(qkv.unflatten(0, shape), cache.heads)
             return cache.attend(layer, heads, num_context, queries_only).flatten(0, 1)
 
-        x = x.flatten(0, 1)
         qkv = self._rows.into(x, blocks[0])
         for layer, (block, following) in enumerate(itertools.pairwise(blocks)):
             x, qkv = self._rows.between(x, attend(layer, qkv), block, following)
@@ -388,3 +242,131 @@ class FastNetwork:
         x = x.unflatten(0, shape)[:, num_context:].flatten(0, 1).contiguous()
         logits = self._rows.out(x, attended, blocks[-1], weights.norm, weights.head)
         return logits.unflatten(0, shape)
+
+
+class FastPath:
+    """Prepared weights of one model, made when they are first used and again when they changed.
+
+    Attributes:
+        graphs: of whole generations, CUDA only; empty whenever the weights have moved.
+    """
+
+    _of_models: ClassVar[WeakKeyDictionary[LPD, FastPath]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.graphs = GraphCache(MAX_GRAPHS)
+        self._weights: NetworkWeights | None = None
+        self._rows = Rows()
+        self._state: WeightState | None = None
+        self._trained = False
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._obstacle: str | None = None
+
+    @classmethod
+    def of(cls, model: LPD) -> FastPath:
+        """Return the one of a model, which lives as long; a copy of the model has its own."""
+        return cls._of_models.setdefault(model, cls())
+
+    @classmethod
+    def forget(cls, model: LPD) -> None:
+        """Drop what was prepared and captured for a model."""
+        cls._of_models.pop(model, None)
+
+    def network(self, model: LPD) -> FastNetwork | None:
+        """Return a FastNetwork with current weights, or None if unsupported (logged once)."""
+        dtype = model.compute_dtype()
+        obstacle = _find_obstacle(model, dtype)
+        if obstacle is not None:
+            self.use_plain(obstacle)
+            return None
+        # Copies made in inference mode could not be refreshed outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._follow(model, dtype)
+        return FastNetwork(model, self._weights, self._rows)
+
+    def _follow(self, model: LPD, dtype: torch.dtype) -> None:
+        """Prepare the weights if they are new, moved or changed."""
+        weights = list(model.parameters())
+        if (
+            self._state is None
+            or self._weights.dtype != dtype
+            or not self._state.same_tensors(weights)
+        ):
+            self._state = None
+            self.graphs.clear()
+            self._weights = None  # the old copies go before the new ones come
+            on_cpu = model.pos_embed.device.type == "cpu"
+            self._weights = NetworkWeights.prepare(model, dtype, packed=on_cpu)
+            if not on_cpu:
+                self._rows = _compile(self._weights)
+        elif self._trained or model.training or not self._state.is_current(weights):
+            self._weights.refresh(model)
+        else:
+            return
+        self._watch(weights)
+
+    def _watch(self, weights: list[nn.Parameter]) -> None:
+        """Remember the weights as they are now, and notice when they are trained."""
+        self._state, self._trained = WeightState(weights), False
+        for hook in self._hooks:
+            hook.remove()
+        # Optimisers that write through `.data` leave version counters alone: a gradient is a
+        # change as well.
+        self._hooks = [
+            weight.register_post_accumulate_grad_hook(self._note_gradient)
+            for weight in weights
+            if weight.requires_grad
+        ]
+
+    def _note_gradient(self, weight: torch.Tensor) -> None:
+        self._trained = True
+
+    def use_plain(self, reason: str) -> None:
+        """Say once that, and why, the plain sampler stands in."""
+        if reason != self._obstacle:
+            logger.warning("the plain sampler stands in for the fast one: %s", reason)
+        self._obstacle = reason
+
+
+def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
+    """Return why the fast path does not serve a model, if so."""
+    device = model.pos_embed.device.type
+    if type(model).decode_step is not LPD.decode_step:
+        return f"{type(model).__name__} has a decode_step of its own"
+    if device not in ("cpu", "cuda"):
+        return f"it knows no device of type {device}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"it computes in float32 or bfloat16, not {dtype}"
+    if device == "cpu":
+        if not torch.backends.mkldnn.is_available():
+            return "this PyTorch was built without oneDNN"
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return "this processor has no bfloat16 products"
+    for name, part in model.named_modules():
+        if part is not model and type(part) not in _KNOWN_PARTS:
+            return f"{name} is a {type(part).__name__}, which it does not know"
+        if isinstance(part, nn.LayerNorm):
+            if part.eps != LAYER_NORM_EPS:
+                return f"{name} has eps {part.eps}, which it does not know"
+            if part.weight is None or part.bias is None:
+                return f"{name} lacks weights, which it does not know"
+        if isinstance(part, nn.GELU) and part.approximate != "none":
+            return f"{name} approximates, which it does not"
+        if part._forward_hooks or part._forward_pre_hooks:
+            return f"{name or 'the model'} has a forward hook"
+        for method in sorted(_METHODS & vars(part).keys()):
+            return f"{name or 'the model'} has a {method} of its own"
+    return None
+
+
+def _compile(weights: NetworkWeights) -> Rows:
+    """Compile the functions of rows if that works here."""
+    logger.info("compiling the fast sampler (once per process, up to half a minute)")
+    try:
+        return Rows.compiled(weights)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # no Triton, no compiler, ...
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        logger.warning("going on without compilation: %s", reason)
+        return Rows()

@@ -19,11 +19,11 @@ def token_nll(
 
     `generate` draws the tokens of a group independently given the earlier groups, so the sum over
     an image is exactly minus the logarithm of the probability with which it draws that image under
-    this plan (without guidance, at temperature 1, unfiltered). Honours an enclosing
-    `torch.autocast`; the logarithms are float32 either way.
+    this plan (without guidance, at temperature 1, unfiltered). Dropout is off while this runs;
+    honours an enclosing `torch.autocast`; the logarithms are float32 either way.
 
     Args:
-        model: the network; dropout is off while this runs.
+        model: the network.
         tokens: (B, N) int64 codes, raster order, on the model's device.
         labels: (B,) int64 classes; None for "no class".
         plan: B orders and the group sizes, on any device.
@@ -40,14 +40,12 @@ def token_nll(
             f"{tuple(plan.orders.shape)}"
         )
     orders = plan.orders.to(tokens.device)
+    images = max(1, LOGITS_AT_A_TIME // (plan.num_tokens * model.grid.vocab_size))
+    nll = []
     with eval_mode(model):
         x = model.forward_queries(tokens, labels, plan.group_sizes, orders)
         targets = tokens.gather(1, orders)
-        images = max(1, LOGITS_AT_A_TIME // (targets.shape[1] * model.grid.vocab_size))
-        parts = zip(x.split(images), targets.split(images), strict=True)
-        return torch.cat([_nll(model.head(part), wanted) for part, wanted in parts])
-
-
-def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(B, N, V) and (B, N) int64 -> (B, N) float32."""
-    return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+        for part, wanted in zip(x.split(images), targets.split(images), strict=True):
+            logits = model.head(part).float().transpose(1, 2)
+            nll.append(F.cross_entropy(logits, wanted, reduction="none"))
+    return torch.cat(nll)

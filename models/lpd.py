@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from hub.pretrained import Pretrained
 from hub.published import WEIGHTS
 from hub.weights import Weights
 from models.cross_entropy import linear_cross_entropy
-from models.fast import FastPath
 from models.masks import group_causal_block_mask, group_causal_mask
 from models.transformer import LAYER_NORM_EPS, Block, KVCache
 from util.geometry import TokenGrid, grid_side
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 # Width, depth and heads of each size.
 SIZES = {
-    "lpd_tiny": (192, 6, 6),
-    "lpd_l": (1024, 24, 16),
-    "lpd_xl": (1280, 36, 20),
-    "lpd_xxl": (1536, 48, 24),
+    "lpd_tiny": (192, 6, 6),  # for the demo and small grids
+    "lpd_l": (1024, 24, 16),  # 337 M parameters
+    "lpd_xl": (1280, 36, 20),  # 752 M
+    "lpd_xxl": (1536, 48, 24),  # 1412 M
 }
 # Pixels per token of the published tokenizer.
 _STRIDE = 16
@@ -43,7 +43,7 @@ _SAME_NAME = {
 def config_from_shapes(
     state: Mapping[str, Any], flags: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments that build an LPD model with weights of these shapes.
+    """Return the arguments that build an LPD model with weights of these shapes.
 
     Shapes say nothing of the heads, of the stride and of dropout. The heads are those of the size
     with this width and depth; the others are taken from the flags, else as published.
@@ -56,9 +56,18 @@ def config_from_shapes(
     Raises:
         ValueError: not the weights of an LPD model, or of no known size and no heads given.
     """
-    width = _shape(state, "pos_embed", 3)[2]
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        weight = state.get(name)
+        if not isinstance(weight, torch.Tensor) or weight.dim() != dimensions or 0 in weight.shape:
+            raise ValueError(
+                f"found no weight {name} as in LPD, expected the weights of an LPD model"
+            )
+        return tuple(weight.shape)
+
+    _, rows, width = shape("pos_embed", 3)
+    side = grid_side(rows - 1)
     depth = len({name.split(".")[1] for name in state if re.match(r"blocks\.\d+\.", name)})
-    side = grid_side(_shape(state, "pos_embed", 3)[1] - 1)
     heads = {size[:2]: size[2] for size in SIZES.values()}.get((width, depth))
     heads = given.get("decoder_num_heads", heads)
     if heads is None:
@@ -69,28 +78,20 @@ def config_from_shapes(
     img_size = flags.get("img_size")
     if not isinstance(img_size, int) or img_size < 1 or img_size % side:
         img_size = side * _STRIDE
+    same = {
+        name: flags[name] for name, kind in _SAME_NAME.items() if isinstance(flags.get(name), kind)
+    }
     return {
         "img_size": img_size,
         "vqgan_stride": img_size // side,
         "decoder_embed_dim": width,
         "decoder_depth": depth,
         "decoder_num_heads": heads,
-        "mlp_ratio": _shape(state, "blocks.0.mlp.fc1.weight", 2)[0] / width,
-        "class_num": _shape(state, "class_emb.weight", 2)[0],
-        "vqgan_vocab_size": _shape(state, "token_emb.weight", 2)[0],
-        **{
-            name: flags[name]
-            for name, kind in _SAME_NAME.items()
-            if isinstance(flags.get(name), kind)
-        },
+        "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "class_num": shape("class_emb.weight", 2)[0],
+        "vqgan_vocab_size": shape("token_emb.weight", 2)[0],
+        **same,
     }
-
-
-def _shape(state: Mapping[str, Any], name: str, dimensions: int) -> tuple[int, ...]:
-    found = state.get(name)
-    if not isinstance(found, torch.Tensor) or found.dim() != dimensions or 0 in found.shape:
-        raise ValueError(f"found no weight {name} as in LPD, expected the weights of an LPD model")
-    return tuple(found.shape)
 
 
 class LPD(nn.Module, Pretrained, tags=["image-generation"]):
@@ -141,7 +142,6 @@ model = LPD.from_pretrained("user/name")"""
         self.label_drop_prob = label_drop_prob
         self.grad_checkpointing = grad_checkpointing
         self.blind_queries = blind_queries
-        self.fast_path = FastPath()
         self._sparse_masks = False
         if attn_dropout > 0:
             logger.warning("attn_dropout %g applies; the published models had none", attn_dropout)
@@ -162,14 +162,9 @@ model = LPD.from_pretrained("user/name")"""
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Published initialisation (method section 8); LayerNorms keep ones and zeros."""
-        for table in (
-            self.class_emb.weight,
-            self.token_emb.weight,
-            self.pos_embed,
-            self.mask_token,
-            self.fake_latent,
-        ):
+        """Initialise as published (method section 8); LayerNorms keep ones and zeros."""
+        tables = self.class_emb.weight, self.token_emb.weight
+        for table in (*tables, self.pos_embed, self.mask_token, self.fake_latent):
             nn.init.normal_(table, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -182,30 +177,14 @@ model = LPD.from_pretrained("user/name")"""
         """See `Pretrained.config_of`: the size follows from the weights' shapes."""
         return config_from_shapes(weights.state, weights.flags, given)
 
-    def train(self, mode: bool = True) -> LPD:
-        """As of `nn.Module`; after training the fast path's copies of the weights are made anew."""
-        if mode:
-            self.fast_path.expire()
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles prepare their own weights and capture their own graphs.
-        return {**self.__dict__, "fast_path": FastPath()}
-
     # Input tokens
 
     def embed_class(
         self, labels: torch.Tensor | None, batch_size: int, drop: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The class token.
+        """Class token: labels (B,) int64, or None for "no class" throughout -> (B, 1, C).
 
-        Args:
-            labels: (B,) int64 in [0, class_num), or None for "no class" throughout.
-            batch_size: B.
-            drop: (B,) bool, True where "no class" replaces the label.
-
-        Returns:
-            (B, 1, C).
+        Where `drop` (B,) is True, "no class" replaces the label.
         """
         if labels is None:
             x = self.fake_latent.expand(batch_size, -1)
@@ -216,7 +195,7 @@ model = LPD.from_pretrained("user/name")"""
         return self.z_proj_ln(x[:, None] + self.pos_embed[:, :1])
 
     def embed_tokens(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Context tokens: known codes at raster positions, both (B, T) int64 -> (B, T, C)."""
+        """Context tokens: codes at raster positions, both (B, T) int64 -> (B, T, C)."""
         return self.z_proj_ln(self.token_emb(tokens) + self._position(positions))
 
     def embed_queries(self, positions: torch.Tensor) -> torch.Tensor:
@@ -266,12 +245,9 @@ model = LPD.from_pretrained("user/name")"""
         orders: torch.Tensor,
         label_drop: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Teacher-forced logits of every decoding step in one pass.
+        """Teacher-forced logits of every decoding step in one pass: (B, N, V), generation order.
 
         Arguments as for `forward`; `labels` None means "no class".
-
-        Returns:
-            (B, N, vocabulary), generation order.
         """
         return self.head(self.forward_queries(tokens, labels, group_sizes, orders, label_drop))
 
@@ -312,9 +288,7 @@ model = LPD.from_pretrained("user/name")"""
         return self.norm(x[:, -num_tokens:])
 
     def compile_blocks(self, sparse: bool, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Let the blocks be compiled when `forward` first runs them.
-
-        All blocks share one compiled program, whatever list of group sizes a step draws.
+        """Compile the blocks when `forward` first runs them, into one program for all lists.
 
         Args:
             sparse: attend with sparse masks where the network can (a GPU is needed to train so).
@@ -331,7 +305,7 @@ model = LPD.from_pretrained("user/name")"""
 
     @torch.no_grad()
     def round_products(self, dtype: torch.dtype = torch.bfloat16) -> LPD:
-        """Keep the weights of matrix products only as autocast rounds them: for inference.
+        """Round the weights of matrix products in place, as autocast does: for inference.
 
         Under `torch.autocast` in that dtype it changes no result, and saves half of their memory.
         """
@@ -348,7 +322,7 @@ model = LPD.from_pretrained("user/name")"""
         return self.pos_embed.dtype
 
     def new_cache(self, batch_size: int, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for one whole generation, by default in `compute_dtype`."""
+        """Make an empty cache for one generation, by default in `compute_dtype`."""
         attention = self.blocks[0].attn
         return KVCache(
             layers=len(self.blocks),
@@ -383,29 +357,8 @@ model = LPD.from_pretrained("user/name")"""
         return self.head(self.norm(x[:, num_context:]))
 
 
-def _of_size(name: str, options: dict[str, Any]) -> LPD:
-    width, depth, heads = SIZES[name]
-    return LPD(decoder_embed_dim=width, decoder_depth=depth, decoder_num_heads=heads, **options)
-
-
-def lpd_tiny(**options: object) -> LPD:
-    """For the demo and small grids: width 192, depth 6, 6 heads."""
-    return _of_size("lpd_tiny", options)
-
-
-def lpd_l(**options: object) -> LPD:
-    """LPD-L: width 1024, depth 24, 16 heads, 337 M parameters."""
-    return _of_size("lpd_l", options)
-
-
-def lpd_xl(**options: object) -> LPD:
-    """LPD-XL: width 1280, depth 36, 20 heads, 752 M parameters."""
-    return _of_size("lpd_xl", options)
-
-
-def lpd_xxl(**options: object) -> LPD:
-    """LPD-XXL: width 1536, depth 48, 24 heads, 1412 M parameters."""
-    return _of_size("lpd_xxl", options)
-
-
-MODELS = {"lpd_tiny": lpd_tiny, "lpd_l": lpd_l, "lpd_xl": lpd_xl, "lpd_xxl": lpd_xxl}
+MODELS = {
+    name: partial(LPD, decoder_embed_dim=width, decoder_depth=depth, decoder_num_heads=heads)
+    for name, (width, depth, heads) in SIZES.items()
+}
+lpd_tiny, lpd_l, lpd_xl, lpd_xxl = MODELS.values()

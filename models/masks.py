@@ -21,7 +21,7 @@ def group_causal_mask(
 
     Args:
         group_sizes: K positive sizes that sum to N.
-        device: where the mask is.
+        device: where to make the mask.
         blind_queries: the queries of a group do not see one another (an ablation).
 
     Returns:
@@ -34,18 +34,10 @@ def group_causal_mask(
 def group_causal_block_mask(
     group_sizes: Sequence[int], device: torch.device, blind_queries: bool = False
 ) -> BlockMask:
-    """The same rule as a sparse mask of one length, 2 * N, for every list of group sizes.
+    """The same as a sparse mask for `[class | first N - 1 tokens | N queries]`; made once.
 
-    The context `[class | first N - 1 tokens]` then holds all but one token of the last group: rows
-    that nobody looks at. One length lets a compiled network serve all lists.
-
-    Args:
-        group_sizes: K positive sizes that sum to N.
-        device: where the mask is.
-        blind_queries: as for `group_causal_mask`.
-
-    Returns:
-        For sequences `[class | N - 1 tokens | N queries]`; made once.
+    One length, 2 * N, lets a compiled network serve all lists of group sizes. Nobody looks at the
+    tokens of the last group that it adds to the context.
     """
     return _block_mask(tuple(group_sizes), device, blind_queries)
 
@@ -97,9 +89,9 @@ def _may_see(
     seen_is_query: torch.Tensor,
     queries_meet: torch.Tensor,
 ) -> torch.Tensor:
-    """Whether a token of `group` may look at one of group `seen`; broadcasts.
+    """The rule: whether a token of `group` may look at one of group `seen`; broadcasts.
 
-    `queries_meet` says whether they may, if both are queries.
+    If both are queries, `queries_meet` decides.
     """
     # A query sees the context of earlier groups only; a context token also that of its own.
     sees_context = ~seen_is_query & torch.where(is_query, seen < group, seen <= group)

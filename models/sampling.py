@@ -1,4 +1,4 @@
-"""From logits to one code: guidance, temperature, top-k, top-p and the draw (method section 4)."""
+"""Logits -> codes: guidance, temperature, top-k, top-p and the draw (method section 4)."""
 
 from __future__ import annotations
 
@@ -35,22 +35,20 @@ class SamplingSettings:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.cfg_schedule not in CFG_SCHEDULES:
-            raise ValueError(
-                f"cfg_schedule: found {self.cfg_schedule!r}, expected one of {CFG_SCHEDULES}"
-            )
-        if not 0 <= self.cfg < float("inf"):
-            raise ValueError(f"cfg: found {self.cfg}, expected a finite number of at least 0")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature: found {self.temperature}, expected at least 0")
-        if self.top_k < 0:
-            raise ValueError(f"top_k: found {self.top_k}, expected at least 0")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p: found {self.top_p}, expected a number in [0, 1]")
+        infinity = float("inf")
+        for name, valid, expected in (
+            ("cfg_schedule", self.cfg_schedule in CFG_SCHEDULES, f"one of {CFG_SCHEDULES}"),
+            ("cfg", 0 <= self.cfg < infinity, "a finite number of at least 0"),
+            ("temperature", 0 <= self.temperature < infinity, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 <= self.top_p <= 1, "a number in [0, 1]"),
+        ):
+            if not valid:
+                raise ValueError(f"{name}: found {getattr(self, name)!r}, expected {expected}")
 
     @classmethod
     def of(cls, sampling: SamplingSettings | None, fields: dict[str, Any]) -> SamplingSettings:
-        """Return `sampling`, by default none of its rules, with `fields` changed by name."""
+        """Return `sampling`, by default one of all defaults, with `fields` replaced by name."""
         return replace(sampling or cls(), **fields)
 
     @property
@@ -74,19 +72,14 @@ def read_sampling(args: argparse.Namespace, label_drop_prob: float) -> SamplingS
     return sampling
 
 
-def warn_of_guidance(label_drop_prob: float, found: str) -> None:
-    """Say that guidance cannot work where a model has never been without a class.
-
-    Args:
-        label_drop_prob: with which it was trained.
-        found: where guidance is asked for, the beginning of the message.
-    """
+def warn_of_guidance(label_drop_prob: float, asked_for: str) -> None:
+    """Warn, in a line that begins with `asked_for`, if a model was never without a class."""
     if label_drop_prob == 0:
         logger.warning(
             "%s, but the model was trained with --label_drop_prob 0: it never learned images "
             "without a class, which guidance leads away from, and spoils them; expected 1 (none), "
             "or a model trained with --label_drop_prob 0.1",
-            found,
+            asked_for,
         )
 
 
@@ -106,7 +99,7 @@ def pick(
     uniforms: torch.Tensor,
     settings: SamplingSettings,
 ) -> torch.Tensor:
-    """Guidance, filters and the draw.
+    """Guide, filter and draw.
 
     Args:
         logits: (B, g, V), under guidance (2B, g, V) with the conditional half first.
@@ -124,21 +117,13 @@ def pick(
 
 
 def guide(logits: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Classifier-free guidance.
-
-    Args:
-        logits: (2B, g, V), the conditional half first.
-        scales: (g,).
-
-    Returns:
-        (B, g, V).
-    """
+    """uncond + scales * (cond - uncond): (2B, g, V), conditional half first -> (B, g, V)."""
     cond, uncond = logits.chunk(2)
     return torch.addcmul(uncond, scales[:, None], cond - uncond)
 
 
 def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """Temperature, then top-k, then top-p.
+    """Apply temperature, then top-k, then top-p.
 
     Args:
         logits: (..., V) float32.
@@ -154,6 +139,7 @@ def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> 
     probs = logits.softmax(dim=-1)
     if settings.top_p < 1:
         ranked, codes = probs.sort(dim=-1, descending=True, stable=True)
+        # The mass before a token, so that the one that crosses top_p stays.
         mass_before = F.pad(ranked.cumsum(dim=-1)[..., :-1], (1, 0))
         ranked = ranked.masked_fill(mass_before > settings.top_p, 0)
         probs = torch.zeros_like(probs).scatter(-1, codes, ranked)
@@ -162,7 +148,7 @@ def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> 
 
 
 def draw(probs: torch.Tensor, uniforms: torch.Tensor, filtered: bool = True) -> torch.Tensor:
-    """Inverse-CDF draw in vocabulary order.
+    """Draw by the inverse CDF in vocabulary order.
 
     Args:
         probs: (..., V), summing to 1.

@@ -10,6 +10,8 @@ from timm.layers import Mlp
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from models.cpu import Dropout, scaled_dot_product_attention
+
 LAYER_NORM_EPS = 1e-6
 # Smaller heads do not fill the tiles of the sparse kernel.
 MIN_SPARSE_HEAD_SIZE = 16
@@ -18,10 +20,10 @@ MIN_SPARSE_HEAD_SIZE = 16
 class KVCache:
     """Keys and values of the context tokens, for all layers of a model.
 
-    Space is allocated once. A decoding step writes its context tokens and its queries behind the
-    `length` tokens known so far and then advances over the context tokens only, so that the next
-    step's context overwrites the queries. The first token of all is the class token, which sees
-    only itself whatever enters beside it.
+    A decoding step writes its context tokens and its queries behind the `length` tokens known so
+    far and then advances over the context tokens only, so that the next step's context overwrites
+    the queries. The first token of all is the class token, which sees only itself whatever enters
+    beside it.
 
     Attributes:
         entries: (layers, keys and values, B, heads, capacity, head size).
@@ -56,7 +58,7 @@ class KVCache:
         """Store a step's keys and values in one layer and attend to all it may see.
 
         Args:
-            layer: which one.
+            layer: its number.
             qkv: (3, B, heads, T, head size): of `num_context` new context tokens, then of this
                 step's queries.
             num_context: context tokens at the front.
@@ -110,25 +112,6 @@ def merge_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-class Dropout(nn.Dropout):
-    """As `nn.Dropout`, with a probability rounded to 16 bits on a CPU.
-
-    PyTorch's own generator there takes as long for a small model's dropout as all of its matrix
-    products; this one turns every random word into four decisions.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Any shape and dtype -> the same."""
-        dropped = round(self.p * 2**16)
-        draws_words = self.training and x.device.type == "cpu" and 0 < dropped < 2**16
-        if not draws_words or torch.compiler.is_compiling():
-            return super().forward(x)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        draws = words.view(torch.int16)[: x.numel()].view(x.shape)
-        scale = x.new_tensor(2**16 / (2**16 - dropped))
-        return x * torch.where(draws >= dropped - 2**15, scale, scale.new_zeros(()))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with biases on qkv; rows of `qkv` are (q, k, v) x heads x size."""
 
@@ -158,12 +141,8 @@ class Attention(nn.Module):
         dropout = self.attn_dropout if self.training else 0.0
         if isinstance(mask, BlockMask):
             x = flex_attention(*qkv, block_mask=mask)
-        elif qkv.requires_grad and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu":
-            # There the backward pass of bfloat16 attention takes twice as long as float32's.
-            with torch.autocast("cpu", enabled=False):
-                x = F.scaled_dot_product_attention(*qkv.float(), mask, dropout).to(qkv.dtype)
         else:
-            x = F.scaled_dot_product_attention(*qkv, mask, dropout)
+            x = scaled_dot_product_attention(*qkv, mask, dropout)
         return self.proj_drop(self.proj(merge_heads(x)))
 
     @property
@@ -172,16 +151,9 @@ class Attention(nn.Module):
         return self.attn_dropout == 0 and self.head_size >= MIN_SPARSE_HEAD_SIZE
 
     def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
-        """Attend from new context tokens and queries to the cache and to what they may see.
+        """Attend from a step's `num_context` context tokens, then its queries: (B, T, C) -> same.
 
-        Args:
-            x: (B, T, C): `num_context` new context tokens, then this step's queries.
-            num_context: context tokens at the front of `x`.
-            cache: written to, not advanced.
-            layer: this layer's place in the cache.
-
-        Returns:
-            (B, T, C).
+        The cache's `layer` is written to, the cache not advanced.
         """
         qkv = split_heads(self.qkv(x), self.num_heads)
         return self.proj_drop(self.proj(cache.attend(layer, qkv, num_context)))

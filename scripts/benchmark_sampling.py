@@ -92,7 +92,7 @@ class Case:
     def __init__(
         self, row: Row, model: LPD, tokenizer: VQModel, dtype: torch.dtype, batch_size: int
     ) -> None:
-        model.fast_path = FastPath()  # without what other cases prepared and captured
+        FastPath.forget(model)  # without what other cases prepared and captured
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.device, self.batch_size = model.pos_embed.device, batch_size
         self.settings = SamplingSettings(cfg=row.cfg)
@@ -131,7 +131,7 @@ class Case:
     def uses_packed_weights(self) -> bool:
         """Whether the fast sampler serves this case with weights laid out for a CPU."""
         with self.autocast():
-            served = self.model.fast_path.network(self.model) is not None
+            served = FastPath.of(self.model).network(self.model) is not None
         return served and self.device.type == "cpu"
 
 

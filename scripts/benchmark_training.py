@@ -36,8 +36,8 @@ from dataset.batches import Batch, CachedTokens, epoch_batches
 from dataset.token_cache import open_cache
 from dataset.write_cache import write_index, write_shard
 from models import masks
+from models.cpu import Dropout
 from models.lpd import LPD, lpd_l, lpd_tiny, lpd_xl, lpd_xxl
-from models.transformer import Dropout
 from orders.group_sizes import group_sizes, training_group_sizes
 from performance import timing as benchmark
 from performance.cost import num_parameters

@@ -158,7 +158,7 @@ def sampling(check: Check, batch_size: int) -> None:
     replay = generation
     if check.on_gpu:
         with check.attempt("replay"):
-            (captured,) = case.model.fast_path.graphs._graphs.values()
+            (captured,) = fast_path.FastPath.of(case.model).graphs._graphs.values()
             replay = captured.graph.replay
             check.keep(replay_s=check.medians(replay=replay)["replay"])
         host = []

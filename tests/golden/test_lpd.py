@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.decoding import SAMPLERS, generate
+from models.fast import FastPath
 from models.lpd import LPD, MODELS, lpd_l
 from tests.forced import forced_logits
 from tests.golden.weights import fill_golden_weights
@@ -54,7 +55,7 @@ def check_fast_logits(model: LPD, golden: dict[str, np.ndarray]) -> None:
     device = model.pos_embed.device
     tokens, labels, orders = (long(golden[k]).to(device) for k in ("tokens", "labels", "orders"))
     sizes = golden["group_sizes"].tolist()
-    logits = forced_logits(model.fast_path.network(model), tokens, labels, sizes, orders).cpu()
+    logits = forced_logits(FastPath.of(model).network(model), tokens, labels, sizes, orders).cpu()
     stored = torch.from_numpy(golden["train_logits"])
     assert (logits[..., : stored.shape[-1]] - stored).abs().max() < 1e-5
     assert torch.equal(logits.argmax(-1), long(golden["train_logits_argmax"]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.decoding import generate, generate_steps
-from models.fast import MAX_GRAPHS
+from models.fast import MAX_GRAPHS, FastPath
 from models.lpd import LPD
 from orders.group_sizes import group_sizes
 from orders.locality import random_orders
@@ -35,7 +35,7 @@ def check_equal(model: LPD, sizes: list[int], batch_size: int, **options: object
         fast = tokens_of(model, sizes, batch_size, seed, **options)
         plain = tokens_of(model, sizes, batch_size, seed, sampler="plain", **options)
         assert torch.equal(fast, plain)
-    assert len(model.fast_path.graphs) == 1
+    assert len(FastPath.of(model).graphs) == 1
 
 
 @pytest.mark.parametrize(("num_tokens", "steps"), TABLES)
@@ -66,7 +66,7 @@ def test_known_tokens_have_graphs_of_their_own_and_steps_need_none(options: dict
             assert torch.equal(fast, plain)
             *_, last = generate_steps(model, labels, orders, sizes, **given)
             assert torch.equal(last, fast)
-        graphs.add(len(model.fast_path.graphs))
+        graphs.add(len(FastPath.of(model).graphs))
     assert graphs == {1, 2, 3, 4}
 
 
@@ -97,7 +97,7 @@ def test_a_changed_weight_is_seen(change: Callable[[LPD], None], bf16: bool) -> 
 
 def test_one_graph_serves_all_orders_and_few_are_kept() -> None:
     model = small_lpd().to("cuda")
-    graphs = model.fast_path.graphs
+    graphs = FastPath.of(model).graphs
     for seed in range(4):
         tokens_of(model, seed=seed, cfg=2.0)
     assert len(graphs) == 1
@@ -119,7 +119,7 @@ def test_bfloat16_logits_are_within_its_rounding() -> None:
     batch = [x.to("cuda") for x in (tokens, labels, orders)]
     exact = model.forward_logits(batch[0], batch[1], SIZES, batch[2])
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        network = model.fast_path.network(model)
+        network = FastPath.of(model).network(model)
     fast = forced_logits(network, batch[0], batch[1], SIZES, batch[2])
     error = (fast.float() - exact).square().mean().sqrt() / exact.std()
     assert 1e-4 < error < 6 * 2**-8

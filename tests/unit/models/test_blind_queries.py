@@ -10,6 +10,7 @@ import torch
 
 from hub.weights import atomic_save
 from models.decoding import generate
+from models.fast import FastPath
 from models.lpd import LPD
 from models.masks import group_causal_block_mask, group_causal_mask
 from tests.forced import forced_logits
@@ -46,7 +47,7 @@ def test_a_blind_model_decodes_blind(seed: int) -> None:
     tokens, labels, orders = random_batch(generator)
     sizes = random_split(generator)
     forced = model.forward_logits(tokens, labels, sizes, orders)
-    for network in (model, model.fast_path.network(model)):
+    for network in (model, FastPath.of(model).network(model)):
         decoded = forced_logits(network, tokens, labels, sizes, orders)
         assert (forced - decoded).abs().max() < 1e-5
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from models.decoding import SAMPLERS, generate
+from models.fast import FastPath
 from tests.forced import forced_logits
 from tests.unit.models.small import NUM_TOKENS, SIDE, VOCAB, random_batch, random_split, small_lpd
 
@@ -18,7 +19,7 @@ def test_decoding_equals_the_teacher_forced_pass(seed: int) -> None:
     sizes = random_split(generator)
     forced = model.forward_logits(tokens, labels, sizes, orders)
     assert forced.std() > 0.5  # the comparison would be idle between constants
-    for network in (model, model.fast_path.network(model)):
+    for network in (model, FastPath.of(model).network(model)):
         decoded = forced_logits(network, tokens, labels, sizes, orders)
         assert (forced - decoded).abs().max() < 1e-5
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.decoding import SAMPLERS, UNDECIDED, generate, generate_steps
+from models.fast import FastPath
 from tests.forced import assert_same_but_for_ties, forced_logits
 from tests.unit.models.small import NUM_TOKENS, VOCAB, random_batch, random_split, small_lpd
 
@@ -27,7 +28,7 @@ def test_equals_the_teacher_forced_pass(num_known: int, labelled: bool, blind: b
     sizes = random_split(generator, NUM_TOKENS - num_known)
     forced = model.forward_logits(tokens, labels, [num_known, *sizes], orders)[:, num_known:]
     assert forced.std() > 0.5
-    for network in (model, model.fast_path.network(model)):
+    for network in (model, FastPath.of(model).network(model)):
         decoded = forced_logits(network, tokens, labels, sizes, orders, num_known)
         assert (forced - decoded).abs().max() < 1e-5
 
@@ -129,8 +130,8 @@ def test_bad_known_tokens_are_refused() -> None:
     for bad, message in [
         (known[:2], r"known: found torch.int64 of shape \(2, 4\), expected whole numbers \(3, 4\)"),
         (known.float(), "known: found torch.float32"),
-        (known - 1, r"known: found codes -1\.\.-1, expected 0\.\.22"),
-        (known + VOCAB, r"known: found codes 23\.\.23, expected 0\.\.22"),
+        (known - 1, r"known: found -1\.\.-1, expected 0\.\.22"),
+        (known + VOCAB, r"known: found 23\.\.23, expected 0\.\.22"),
     ]:
         with pytest.raises(ValueError, match=message):
             generate(model, labels, orders, [12], known=bad)

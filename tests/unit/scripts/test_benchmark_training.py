@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.batches import Batch
 from models import masks
+from models.cpu import Dropout
 from models.lpd import LPD, lpd_l
-from models.transformer import Dropout
 from performance import timing as benchmark
 from scripts import benchmark_training
 from scripts.benchmark_training import Effort, Products, Row, Step
