@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.changed:
             data = data[:-1] + bytes([data[-1] ^ 1])
         asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked else 0
+        start = int(asked[1]) if asked and not faults.whole else 0
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")

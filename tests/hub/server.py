@@ -59,6 +59,7 @@ class Faults:
     Attributes:
         cuts: after how many bytes each of the next downloads ends, in their order.
         reset: cut as a broken line does, not as a server that closes.
+        whole: ranges are not looked at.
         changed: contents are not what was announced.
         status: every request of files is answered with it, if not 0.
         gate: a download that is cut stays open until this is set, if given.
@@ -66,6 +67,7 @@ class Faults:
 
     cuts: list[int] = field(default_factory=list)
     reset: bool = False
+    whole: bool = False
     changed: bool = False
     status: int = 0
     gate: threading.Event | None = None

@@ -54,16 +54,16 @@ def test_a_first_download_and_a_second_without_the_server(weights: Hub, client: 
     assert client.fetched(NAME, HF_HUB_OFFLINE="1") == [path]
 
 
-@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_a_connection_cut_in_mid_file_is_resumed(weights: Hub, client: Client, reset: bool) -> None:
-    weights.faults.cuts, weights.faults.reset = [HALF], reset
+@pytest.mark.parametrize("fault", ["closed", "reset", "whole"])
+def test_a_connection_cut_in_mid_file_is_resumed(weights: Hub, client: Client, fault: str) -> None:
+    weights.faults.cuts, weights.faults.reset = [HALF], fault == "reset"
+    weights.faults.whole = fault == "whole"
     (path,) = client.fetched(NAME)
     assert path.read_bytes() == WEIGHTS
     first, second = [request.headers.get("range") for request in weights.downloads()]
     assert first is None
-    if reset:  # takes with it what was on its way
-        return
-    assert 0 < int(second.removeprefix("bytes=").rstrip("-")) <= HALF
+    if fault != "reset":  # which takes with it what was on its way
+        assert 0 < int(second.removeprefix("bytes=").rstrip("-")) <= HALF
 
 
 def test_a_killed_download_is_resumed_by_the_next(weights: Hub, client: Client) -> None:
@@ -153,9 +153,6 @@ def test_the_repository_is_listed_and_no_name_trusted(hub: Hub, client: Client) 
     hub.add("mit-han-lab/lpd_xl_256", a__pth=b"a", b__pth=b"b")
     line = "mit-han-lab/lpd_xl_256 holds a.pth, b.pth, expected one lpd_xl_256.pth"
     assert client.refused("lpd_xl_256") == f"NAME: lpd_xl_256: {line}"
-
-
-def test_orders_are_never_taken_for_others(hub: Hub, client: Client) -> None:
     two, three = "res256_steps20_repulsion2", "res256_steps20_repulsion3"
     hub.add("mit-han-lab/lpd_orders", **{f"{two}__json": b"[[0]]", "a__json": b"[[1]]"})
     assert client.fetched(two)[0].read_bytes() == b"[[0]]"
@@ -172,10 +169,8 @@ def test_a_token_is_for_the_hub_only(weights: Hub, client: Client) -> None:
             "expected the token of somebody who may read it: use `hf auth login` or HF_TOKEN"
         )
     assert client.fetched(NAME, HF_TOKEN="hf_right")[0].read_bytes() == WEIGHTS
-    with_token = {
-        request.server for request in weights.requests if "authorization" in request.headers
-    }
-    assert with_token == {"hub"}
+    asked = [one.server for one in weights.requests if "authorization" in one.headers]
+    assert set(asked) == {"hub"}
 
 
 @pytest.mark.parametrize(("token", "status"), [("", 401), ("hf_user", 403)])
@@ -194,11 +189,13 @@ def test_what_is_not_there(weights: Hub, client: Client) -> None:
         f"NAME: llamagen: FoundationVision/LlamaGen at {weights.url} does not exist (HTTP 404), "
         "expected a repository there"
     )
-    assert client.refused(f"{NAME}@v9").endswith(
-        "has no revision 'v9', expected a branch, a tag or a commit of it"
-    )
+    line = client.refused(f"{NAME}@v9")
+    assert line.endswith("has no revision 'v9', expected a branch, a tag or a commit of it")
     weights.faults.status = 503
     assert "answered with HTTP 503, expected the files" in client.refused(NAME)
+    elsewhere = Client(weights.content_url, client.home)
+    weights.contents[f"api/models/{REPOSITORY}/revision/main"] = b"<html>Welcome</html>"
+    assert "does not answer as a Hub does" in elsewhere.refused(NAME)
 
 
 def test_no_network(client: Client, hub: Hub) -> None:
@@ -209,15 +206,8 @@ def test_no_network(client: Client, hub: Hub) -> None:
     )
     assert hub.requests == []
     hub.stop()
-    assert "cannot be reached, or broke off ([Errno 111] Connection refused)" in client.refused(
-        NAME
-    )
-
-
-def test_something_else_than_a_hub(hub: Hub, client: Client) -> None:
-    elsewhere = Client(hub.content_url, client.home)
-    hub.contents[f"api/models/{REPOSITORY}/revision/main"] = b"<html>Welcome</html>"
-    assert "does not answer as a Hub does" in elsewhere.refused(NAME)
+    broken = "cannot be reached, or broke off ([Errno 111] Connection refused)"
+    assert broken in client.refused(NAME)
 
 
 def test_a_full_disk(weights: Hub, tmp_path: Path) -> None:
@@ -244,21 +234,13 @@ def test_a_disk_that_fills_up_meanwhile(
 
 
 def test_all_and_list(hub: Hub, client: Client) -> None:
-    hub.add("FoundationVision/LlamaGen", vq_ds16_c2i__pt=b"t", c2i_B_256__pt=b"x")
-    for name in ("lpd_l_256", "lpd_xl_256", "lpd_xxl_256", "lpd_l_512", "lpd_xl_512"):
-        hub.add(f"mit-han-lab/{name}", **{f"{name}__pth": name.encode()})
-    orders = [
-        "res256_steps20_repulsion2",
-        "res256_steps20_repulsion3",
-        "res256_steps32_repulsion2",
-        "res512_steps48_repulsion4",
-    ]
-    hub.add("mit-han-lab/lpd_orders", **{f"{name}__json": name.encode() for name in orders})
+    for name, entry in PUBLISHED.items():
+        repository = hub.repositories.get(entry.repository)
+        files = repository.commits[repository.revisions["main"]] if repository else {}
+        hub.add(entry.repository, **files, **{entry.file: name.encode()})
     listed = client.download("--list").stdout
     assert listed.count("not here") == len(listed.splitlines()) == 10
     paths = client.fetched("--all")
-    assert [path.read_bytes() for path in paths][:2] == [b"lpd_l_256", b"lpd_xl_256"]
-    assert [path.stem.encode() for path in paths[6:]] == [path.read_bytes() for path in paths[6:]]
+    assert [path.read_text() for path in paths] == list(PUBLISHED)
     listed = client.download("--list").stdout
-    assert listed.count("not here") == 0
-    assert listed.count("commit") == 10
+    assert (listed.count("not here"), listed.count("commit")) == (0, 10)

@@ -81,27 +81,25 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     assert torch.equal(LPD.from_pretrained(tmp_path).mask_token, model.mask_token)
 
 
-def test_the_card_holds_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
-    model = small()
-    model.save_pretrained(tmp_path / "none")
-    text = (tmp_path / "none" / "README.md").read_text()
+def test_the_card_holds_what_was_measured_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, card = small(), tmp_path / "README.md"
+    model.save_pretrained(tmp_path)
+    text = card.read_text()
     assert "None were measured for this card." in text
     assert f"{sum(value.numel() for value in model.parameters()):,} parameters" in text
     assert "| decoder_depth | 6 |" in text
+    card.unlink()
     results = {"FID-5K": 3.25, "cfg_schedule": "linear", "odd|name": [1, 2]}
-    model.save_pretrained(tmp_path / "some", model_card_kwargs={"results": results})
-    text = (tmp_path / "some" / "README.md").read_text()
+    model.save_pretrained(tmp_path, model_card_kwargs={"results": results})
+    text = card.read_text()
     for row in ("| FID-5K | 3.25 |", "| cfg_schedule | linear |", r"| odd\|name | [1, 2] |"):
         assert row in text
     assert "None were measured" not in text
-
-
-def test_a_card_that_is_there_is_kept_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "README.md").write_text("mine")
-    small().save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    assert not caplog.text
+    model.save_pretrained(tmp_path)
+    assert card.read_text() == text
     assert "its results may be of other weights" in caplog.text
 
 
@@ -220,34 +218,29 @@ def test_there_is_nothing(
         LPD.from_pretrained(name)
 
 
-def drop(state: dict[str, torch.Tensor]) -> None:
-    del state["norm.bias"]
-
-
-def add(state: dict[str, torch.Tensor]) -> None:
-    state["extra"] = torch.zeros(2)
-
-
-def spoil(state: dict[str, torch.Tensor]) -> None:
-    state["norm.bias"][0] = math.nan
-
-
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (drop, "weight norm.bias is missing"),
-        (add, "weight extra of shape .* is unexpected"),
-        (spoil, "weight norm.bias holds NaN"),
+        (lambda state: state.pop("norm.bias"), "weight norm.bias is missing"),
+        (
+            lambda state: state.update(extra=torch.zeros(2)),
+            "weight extra of shape .* is unexpected",
+        ),
+        (lambda state: state["norm.bias"].fill_(math.nan), "weight norm.bias holds NaN"),
     ],
 )
 def test_weights_are_loaded_strictly(
-    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], line: str
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], line: str
 ) -> None:
     small().save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
     change(state)
-    save_file(state, tmp_path / "model.safetensors")
+    save_file(state, file)
     with pytest.raises(UserError, match=f"^from_pretrained: .*safetensors: {line}"):
+        LPD.from_pretrained(tmp_path)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="^from_pretrained: .* cannot be read"):
         LPD.from_pretrained(tmp_path)
 
 
@@ -265,14 +258,6 @@ def test_configurations_that_do_not_fit(tmp_path: Path, config: str, line: str) 
     small().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match=f"^from_pretrained: .*({line})"):
-        LPD.from_pretrained(tmp_path)
-
-
-def test_damaged_safetensors(tmp_path: Path) -> None:
-    small().save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="^from_pretrained: .* cannot be read"):
         LPD.from_pretrained(tmp_path)
 
 

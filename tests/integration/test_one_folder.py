@@ -31,25 +31,17 @@ def training(world: TinyWorld, output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "main", "flags"),
-    [
-        ("training", main_lpd.main, training),
-        ("training", main_lpd.main, lambda world, output: [*resuming(world, output)]),
-        ("evaluation", main_lpd.main, TinyWorld.eval_flags),
-    ],
+    ("kind", "flags"),
+    [("training", training), ("training", resuming), ("evaluation", TinyWorld.eval_flags)],
 )
 def test_the_second_run_is_refused_and_leaves_no_trace(
-    world: TinyWorld,
-    tmp_path: Path,
-    kind: str,
-    main: Callable[[list[str]], None],
-    flags: Callable[[TinyWorld, Path], list[str]],
+    world: TinyWorld, tmp_path: Path, kind: str, flags: Callable[[TinyWorld, Path], list[str]]
 ) -> None:
     (tmp_path / "interrupted.json").write_text("of the first")
     with folder_lock(tmp_path, kind):
         before = sorted(tmp_path.iterdir())
         with pytest.raises(UserError, match=IN_USE):
-            main(flags(world, tmp_path))
+            main_lpd.main(flags(world, tmp_path))
         assert sorted(tmp_path.iterdir()) == before
 
 

@@ -7,16 +7,16 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from hub.weights import DamagedCheckpoint, atomic_save, load_weights, read_checkpoint
+from tests.commands import ROOT
 from util.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
+DAMAGED = r"^--ckpt: .*x\.pt is not a readable checkpoint"
 
 
 class Malicious:
@@ -27,39 +27,37 @@ class Malicious:
         return os.mkdir, (str(self.marker),)
 
 
+def refused(path, mmap=True):
+    with pytest.raises(DamagedCheckpoint, match=DAMAGED):
+        read_checkpoint(path, "--ckpt", mmap)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zip_format", [True, False])
-def test_reads_both_file_formats_and_a_namespace(tmp_path, zip_format):
-    path = tmp_path / "x.pt"
+def test_reads_both_file_formats_and_a_namespace_and_never_runs_code(tmp_path, zip_format):
+    path, marker = tmp_path / "x.pt", tmp_path / "ran"
     content = {"model": {"w": torch.arange(3.0)}, "args": argparse.Namespace(lr=0.1)}
     torch.save(content, path, _use_new_zipfile_serialization=zip_format)
     read = read_checkpoint(path, "--ckpt")
     assert torch.equal(read["model"]["w"], torch.arange(3.0))
     assert read["args"] == argparse.Namespace(lr=0.1)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("zip_format", [True, False])
-def test_never_runs_code(tmp_path, zip_format):
-    path, marker = tmp_path / "x.pt", tmp_path / "ran"
     torch.save({"model": Malicious(marker)}, path, _use_new_zipfile_serialization=zip_format)
-    with pytest.raises(UserError, match=r"^--ckpt: .*x\.pt is not a readable checkpoint"):
-        read_checkpoint(path, "--ckpt")
-    assert not marker.exists()
+    refused(path)
     path.write_bytes(pickle.dumps(Malicious(marker)))
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        read_checkpoint(path, "--ckpt")
+    refused(path)
     assert not marker.exists()
 
 
 def test_what_could_unpack_to_anything_is_refused(tmp_path):
     """A packed part is nothing torch.save writes, and neither is one that stands for several."""
-    path, packed, repeated = (tmp_path / name for name in ("x.pt", "packed.pt", "repeated.pt"))
+    path, bad = tmp_path / "good.pt", tmp_path / "x.pt"
     torch.save({"model": {"w": torch.zeros(5000)}}, path)
-    with zipfile.ZipFile(path) as parts, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as to:
+    with zipfile.ZipFile(path) as parts, zipfile.ZipFile(bad, "w", zipfile.ZIP_DEFLATED) as to:
         for part in parts.infolist():
             to.writestr(part.filename, parts.read(part))
-    assert packed.stat().st_size < path.stat().st_size / 10
-    with zipfile.ZipFile(path) as parts, zipfile.ZipFile(repeated, "w") as to:
+    assert bad.stat().st_size < path.stat().st_size / 10
+    refused(bad)
+    with zipfile.ZipFile(path) as parts, zipfile.ZipFile(bad, "w") as to:
         for part in parts.infolist():
             to.writestr(part.filename, parts.read(part))
         (large,) = (part for part in to.infolist() if part.file_size == 20000)
@@ -68,21 +66,18 @@ def test_what_could_unpack_to_anything_is_refused(tmp_path):
             other.filename = f"archive/data/{number + 1}"
             to.filelist.append(other)
             to.NameToInfo[other.filename] = other
-    for bad in (packed, repeated):
-        with pytest.raises(DamagedCheckpoint, match="is not a readable checkpoint"):
-            read_checkpoint(bad, "--ckpt")
+    refused(bad)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("zip_format", [True, False])
-def test_truncated_file(tmp_path, kept, zip_format):
+def test_a_truncated_file(tmp_path, zip_format):
     path = tmp_path / "x.pt"
     content = {"model": {"w": torch.randn(500)}}
     torch.save(content, path, _use_new_zipfile_serialization=zip_format)
     data = path.read_bytes()
-    path.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(UserError, match=r"^--ckpt: .*x\.pt is not a readable checkpoint"):
-        read_checkpoint(path, "--ckpt")
+    for kept in (0.0, 0.1, 0.5, 0.9, 0.999):
+        path.write_bytes(data[: int(kept * len(data))])
+        refused(path)
 
 
 @pytest.mark.parametrize("mmap", [False, True])
@@ -96,8 +91,7 @@ def test_a_flipped_bit_in_a_weight_is_found(tmp_path, mmap):
     for place in (start, start + 1999):
         flipped = bytes([intact[place] ^ 1])
         path.write_bytes(intact[:place] + flipped + intact[place + 1 :])
-        with pytest.raises(DamagedCheckpoint, match=r"^--ckpt: .*x\.pt is not a readable"):
-            read_checkpoint(path, "--ckpt", mmap)
+        refused(path, mmap)
 
 
 def test_other_bad_files(tmp_path):
@@ -105,14 +99,13 @@ def test_other_bad_files(tmp_path):
     with pytest.raises(UserError, match="does not exist, expected a checkpoint"):
         read_checkpoint(path, "--ckpt")
     path.write_bytes(bytes(range(256)) * 20)
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        read_checkpoint(path, "--ckpt")
+    refused(path)
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="holds a list, expected a dictionary"):
         read_checkpoint(path, "--ckpt")
 
 
-def test_failed_save_keeps_the_old_file(tmp_path):
+def test_a_failed_save_keeps_the_old_file(tmp_path):
     path = tmp_path / "x.pt"
     atomic_save({"epoch": 1}, path)
     with pytest.raises((AttributeError, pickle.PicklingError)):
@@ -121,7 +114,7 @@ def test_failed_save_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
     """A file-size limit stands in for the full disk."""
     code = (
         "import resource, sys, torch\n"
@@ -137,8 +130,10 @@ def test_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_load_weights_casts_and_copies():
-    model = nn.Linear(2, 3)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_weights_are_cast_and_copied_and_a_meta_model_gets_memory(device):
+    with torch.device(device):
+        model = nn.Linear(2, 3)
     state = {"weight": torch.ones(3, 2, dtype=torch.bfloat16), "bias": torch.zeros(3)}
     load_weights(model, state, "x.pt")
     assert model.weight.dtype == torch.float32
@@ -147,30 +142,24 @@ def test_load_weights_casts_and_copies():
     assert torch.equal(model.bias, torch.zeros(3))
 
 
-def test_load_weights_gives_a_meta_model_memory():
-    with torch.device("meta"):
-        model = nn.Linear(2, 3)
-    load_weights(model, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, "x.pt")
-    assert torch.equal(model.weight, torch.ones(3, 2))
+WEIGHT, BIAS = torch.ones(3, 2), torch.ones(3)
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
     [
         (3, "weights are a int, expected a dictionary"),
-        ({"weight": torch.ones(3, 2)}, r"weight bias is missing, expected shape \(3,\)"),
+        ({"weight": WEIGHT}, r"weight bias is missing, expected shape \(3,\)$"),
+        ({"weight": WEIGHT.T, "bias": BIAS}, r"weight weight has shape \(2, 3\), expected \(3, 2"),
+        ({"weight": "a", "bias": BIAS}, r"weight weight is a str, expected shape"),
+        ({"weight": WEIGHT, "bias": BIAS.int()}, "weight bias is torch.IntTensor, expected plain"),
         (
-            {"weight": torch.ones(2, 3), "bias": torch.ones(3)},
-            r"weight weight has shape \(2, 3\), expected \(3, 2\)",
-        ),
-        ({"weight": "a", "bias": torch.ones(3)}, r"weight weight is a str, expected shape"),
-        (
-            {"weight": torch.ones(3, 2), "bias": torch.ones(3), "extra": torch.ones(1), 5: 1},
+            {"weight": WEIGHT, "bias": BIAS, "extra": torch.ones(1), 5: 1},
             r"weight extra of shape \(1,\) is unexpected.*1 more",
         ),
     ],
 )
-def test_load_weights_names_the_first_difference(state, message):
+def test_the_first_difference_is_named(state, message):
     model = nn.Linear(2, 3)
     before = model.weight.clone()
     with pytest.raises(UserError, match=r"^--ckpt: x\.pt: " + message):

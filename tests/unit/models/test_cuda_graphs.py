@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import cuda_graphs
-from models.cuda_graphs import CaptureError, GraphCache, _Captured, _record
+from models.cuda_graphs import CaptureError, GraphCache, _Captured, _record, largest_that_fits
 
 
 class CpuGraph:
@@ -26,11 +26,11 @@ class CpuGraph:
 
 @pytest.fixture
 def captures(monkeypatch):
-    """The functions captured so far."""
+    """The functions captured so far, each with how many graphs were held at that time."""
     functions = []
 
     def capture(cache, function, inputs):
-        functions.append(function)
+        functions.append((function, len(cache)))
         graph = CpuGraph(function, tuple(x.clone() for x in inputs))
         return _Captured(graph, graph.inputs, graph.output)
 
@@ -42,7 +42,7 @@ def test_a_key_is_captured_once_and_replayed_with_new_inputs(captures):
     cache = GraphCache(2)
     first = cache.run("sum", torch.add, torch.tensor([1.0]), torch.tensor([2.0]))
     second = cache.run("sum", torch.add, torch.tensor([10.0]), torch.tensor([20.0]))
-    assert captures == [torch.add]
+    assert captures == [(torch.add, 0)]
     assert first.item() == 3  # not overwritten by the second replay
     assert second.item() == 30
 
@@ -51,8 +51,7 @@ def test_other_shapes_and_dtypes_are_other_graphs(captures):
     cache = GraphCache(4)
     for inputs in (torch.zeros(1), torch.zeros(3), torch.zeros(3, dtype=torch.int64)):
         result = cache.run("negative", torch.neg, inputs)
-        assert result.shape == inputs.shape
-        assert result.dtype == inputs.dtype
+        assert (result.shape, result.dtype) == (inputs.shape, inputs.dtype)
     assert len(captures) == len(cache) == 3
 
 
@@ -72,61 +71,23 @@ def test_other_settings_of_pytorch_are_other_graphs(captures):
     assert len(captures) == len(cache) == 3
 
 
-def test_the_least_recently_used_graph_is_dropped(captures):
+def test_the_least_recently_used_graph_is_dropped_before_another_is_captured(captures):
     cache = GraphCache(2)
-    for key in ("a", "b", "a", "c", "a"):  # c pushes out b
+    for key in ("a", "b", "a", "c", "a", "b"):  # c pushes out b
         cache.run(key, torch.neg, torch.zeros(1))
     assert len(cache) == 2
-    assert len(captures) == 3
-    cache.run("b", torch.neg, torch.zeros(1))
-    assert len(captures) == 4
+    assert [held for _, held in captures] == [0, 1, 1, 1]
     cache.clear()
     assert len(cache) == 0
-
-
-def test_a_graph_is_dropped_before_another_is_captured(captures, monkeypatch):
-    held = []
-    capture = GraphCache._capture
-    monkeypatch.setattr(
-        GraphCache,
-        "_capture",
-        lambda cache, *args: held.append(len(cache)) or capture(cache, *args),
-    )
-    cache = GraphCache(1)
-    for key in "ab":
-        cache.run(key, torch.neg, torch.zeros(1))
-    assert held == [0, 0]
-
-
-def test_a_failed_capture_leaves_nothing(monkeypatch):
-    def capture(cache, function, inputs):
-        raise CaptureError("it waits")
-
-    monkeypatch.setattr(GraphCache, "_capture", capture)
-    cache = GraphCache(2)
-    with pytest.raises(CaptureError, match="it waits"):
-        cache.run("a", torch.neg, torch.zeros(1))
-    assert len(cache) == 0
-
-
-def test_at_least_one_graph():
     with pytest.raises(ValueError, match="max_graphs: found 0"):
         GraphCache(0)
 
 
-class Recorder:
-    """Stands for `torch.cuda.CUDAGraph` and, in `recording`, for `torch.cuda.graph`."""
-
-    def __init__(self):
-        self.was_reset = False
-
-    def reset(self):
-        self.was_reset = True
-
-
 @pytest.fixture
 def recorder(monkeypatch):
-    made = Recorder()
+    """Stands for `torch.cuda.CUDAGraph`; `torch.cuda.graph` fails as CUDA's end of a capture."""
+    made = SimpleNamespace(was_reset=False)
+    made.reset = lambda: setattr(made, "was_reset", True)
     monkeypatch.setattr(cuda_graphs.torch.cuda, "CUDAGraph", lambda: made)
 
     @contextmanager
@@ -134,7 +95,7 @@ def recorder(monkeypatch):
         try:
             yield
         except RuntimeError as error:
-            if "invalid" in str(error):  # then the end of the capture fails too, as CUDA's does
+            if "invalid" in str(error):
                 raise RuntimeError("capture was invalidated") from None
             raise
 
@@ -143,35 +104,24 @@ def recorder(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("message", ["not permitted\nmore lines", "invalid wait"])
-def test_what_cannot_be_captured_is_one_line(recorder, message):
-    def function():
-        raise RuntimeError(message)
-
-    with pytest.raises(CaptureError) as caught:
-        _record(function, (), (0, 1), None)
-    first = message.splitlines()[0]
-    assert str(caught.value) == f"it cannot be captured: {first}"
-    assert recorder.was_reset
-
-
-def test_a_lack_of_memory_shows_through_the_failed_end_of_a_capture(recorder):
-    def function():
-        raise torch.OutOfMemoryError("invalid: full")
-
-    with pytest.raises(torch.OutOfMemoryError, match="full"):
-        _record(function, (), (0, 1), None)
-    assert recorder.was_reset
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), ValueError("bad")])
-def test_other_errors_pass_unchanged(recorder, error):
+@pytest.mark.parametrize(
+    ("error", "kind", "line"),
+    [
+        (RuntimeError("no\nmore lines"), CaptureError, "it cannot be captured: no"),
+        (RuntimeError("invalid wait"), CaptureError, "it cannot be captured: invalid wait"),
+        (torch.OutOfMemoryError("invalid: full"), torch.OutOfMemoryError, "invalid: full"),
+        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
+        (ValueError("bad"), ValueError, "bad"),
+    ],
+)
+def test_what_cannot_be_captured_says_what_the_function_did(recorder, error, kind, line):
     def function():
         raise error
 
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(RuntimeError if kind is not ValueError else ValueError) as caught:
         _record(function, (), (0, 1), None)
-    assert caught.value is error
+    assert (type(caught.value), str(caught.value)) == (kind, line)
+    assert kind is CaptureError or caught.value is error
     assert recorder.was_reset
 
 
@@ -217,16 +167,14 @@ class Captures211:
             "stream": nullcontext,
         }.items():
             monkeypatch.setattr(cuda_graphs.torch.cuda, name, fake)
+        release = lambda device, pool: self.released.append(pool)  # noqa: E731
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
-        monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
 
     def end(self, device, pool):
         if pool not in self.recording:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
         self.recording.remove(pool)
-
-    def release(self, device, pool):
-        self.released.append(pool)
 
     @contextmanager
     def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
@@ -270,6 +218,7 @@ def test_a_failed_capture_does_not_stand_in_the_way_of_later_ones(monkeypatch, o
         cache.run("before", torch.neg, x)
     with pytest.raises(CaptureError, match="^it cannot be captured: it waits$"):
         cache.run("waits", failing_when_captured("it waits"), x)
+    assert len(cache) == others
     failed, trivial = cuda.entered[others:]
     assert cuda.entered[:others] == [failed] * others  # graphs share their pool
     assert (cuda.released, cuda.recording, cuda.generator_captures) == ([failed], [], False)
@@ -300,3 +249,22 @@ def test_a_capture_that_could_be_ended_releases_its_pool_once(monkeypatch):
     with pytest.raises(CaptureError, match="not permitted"):
         GraphCache(1).run("fails", failing_when_captured("not permitted"), torch.ones(2))
     assert (cuda.released, cuda.recording, cuda.generator_captures) == ([], [], False)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 5, 62, 63])
+def test_the_largest_size_that_fits_is_found(limit):
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        if size > limit:
+            raise torch.OutOfMemoryError("too much")
+
+    assert largest_that_fits(attempt, 64) == limit
+    assert len(tried) <= 6  # bisection
+    assert 0 not in tried and 64 not in tried
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="something else"):
+        largest_that_fits(lambda size: (_ for _ in ()).throw(RuntimeError("something else")), 8)

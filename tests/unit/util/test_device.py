@@ -24,9 +24,7 @@ from util.device import plain_float32
 
 # Attributes of `torch`, and what a user sets them to, or calls them with.
 SETTERS = [
-    ("backends.fp32_precision", "tf32"),
-    ("backends.fp32_precision", "ieee"),
-    ("backends.fp32_precision", "bf16"),
+    *(("backends.fp32_precision", value) for value in ("tf32", "ieee", "bf16")),
     ("backends.mkldnn.fp32_precision", "bf16"),
     ("backends.mkldnn.matmul.fp32_precision", "bf16"),
     ("backends.mkldnn.conv.fp32_precision", "bf16"),
@@ -41,10 +39,22 @@ SETTERS = [
     ("set_float32_matmul_precision", "high"),
     ("set_float32_matmul_precision", "medium"),
 ]
+# Also the older ones, which some cannot be read with.
+READ = (
+    "backends.fp32_precision",
+    "backends.cudnn.fp32_precision",
+    "backends.cudnn.conv.fp32_precision",
+    "backends.cuda.matmul.fp32_precision",
+    "backends.mkldnn.conv.fp32_precision",
+    "backends.mkldnn.matmul.fp32_precision",
+    "get_float32_matmul_precision",
+    "backends.cudnn.allow_tf32",
+    "backends.cuda.matmul.allow_tf32",
+)
 
 
 @pytest.fixture(scope="module")
-def each_in_a_process(request: pytest.FixtureRequest) -> Iterator[ProcessPoolExecutor]:
+def each_in_a_process() -> Iterator[ProcessPoolExecutor]:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, mp_context=server, max_tasks_per_child=1) as executor:
@@ -64,24 +74,12 @@ def in_float32(folder: Path) -> list[torch.Tensor]:
     return [features.pool, features.logits, pictures, tokens, *latents]
 
 
-def all_settings() -> list[object]:
-    """Also the older ones, which some cannot be read with."""
-    backends = torch.backends
-    found: list[object] = [
-        x.fp32_precision
-        for x in (backends, backends.cudnn, backends.cudnn.conv, backends.cuda.matmul)
-    ]
-    found += [x.fp32_precision for x in (backends.mkldnn.conv, backends.mkldnn.matmul)]
-    for read in (
-        torch.get_float32_matmul_precision,
-        lambda: backends.cudnn.allow_tf32,
-        lambda: backends.cuda.matmul.allow_tf32,
-    ):
-        try:
-            found.append(read())
-        except RuntimeError:
-            found.append(None)
-    return found
+def setting(name: str) -> object:
+    try:
+        value = reduce(getattr, name.split("."), torch)
+        return value() if callable(value) else value
+    except RuntimeError:
+        return None
 
 
 def under(name: str, value: object, folder: Path) -> None:
@@ -92,7 +90,7 @@ def under(name: str, value: object, folder: Path) -> None:
         getattr(target, attribute)(value)
     else:
         setattr(target, attribute, value)
-    before = all_settings()
+    before = list(map(setting, READ))
     for number, (found, wanted) in enumerate(zip(in_float32(folder), expected, strict=True)):
         assert torch.equal(found, wanted), number
     for precision in PRECISIONS:
@@ -104,7 +102,7 @@ def under(name: str, value: object, folder: Path) -> None:
     with plain_float32(torch.device("cpu")):
         assert _settings()[1:3] == (False, False)
     assert _settings() == outside
-    assert all_settings() == before
+    assert list(map(setting, READ)) == before
 
 
 @pytest.mark.parametrize(("name", "value"), SETTERS)

@@ -13,24 +13,16 @@ from util.errors import UserError, blame, compile_failure, require_file, require
 
 def script(folder: Path, body: str) -> Path:
     path = folder / "script.py"
-    header = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+    header = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom util.errors import *\n"
     path.write_text(header + textwrap.dedent(body))
     return path
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    path = script(
-        tmp_path,
-        """
-        from util.errors import UserError, run
-        def main():
-            raise UserError("--flag: found this,\\nexpected that")
-        run(main)
-        """,
-    )
+    body = 'def main(): raise UserError("--flag: found this,\\nexpected that")\nrun(main)'
+    path = script(tmp_path, body)
     result = run_command(path)
-    assert result.returncode == 2
-    assert result.stdout == ""
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: --flag: found this, expected that\n"
     assert "Traceback" in run_command(path, "--debug").stderr
 
@@ -42,10 +34,7 @@ def test_torchrun_prints_the_line_once_and_every_worker_exits_2(
     path = script(
         tmp_path,
         f"""
-        import argparse, atexit
         from util import distributed
-        from util.errors import UserError, run
-        import util.errors
         exit_now = os._exit
         def note_exit(code):
             open(os.path.join({str(tmp_path)!r}, "exit" + os.environ["RANK"]), "w").write(str(code))
@@ -68,37 +57,24 @@ def test_torchrun_prints_the_line_once_and_every_worker_exits_2(
     result = run_command(path, processes=3)
     assert result.returncode == 1  # torchrun's own
     assert result.stderr.count("error: --flag: wrong") == 1
-    codes = [(tmp_path / f"exit{rank}").read_text() for rank in range(3)]
-    assert codes == ["2", "2", "2"]
+    assert [(tmp_path / f"exit{rank}").read_text() for rank in range(3)] == ["2", "2", "2"]
 
 
 def test_workers_end_without_the_shutdown_that_can_abort_them(tmp_path: Path) -> None:
-    path = script(
-        tmp_path,
-        """
-        import atexit
-        from util.errors import run
-        atexit.register(print, "shutting down")
-        run(lambda: print("done"))
-        """,
-    )
+    body = 'import atexit\natexit.register(print, "shutting down")\nrun(lambda: print("done"))'
+    path = script(tmp_path, body)
     assert run_command(path).stdout == "done\nshutting down\n"
     worker = run_command(path, WORLD_SIZE="2")
     assert (worker.returncode, worker.stdout) == (0, "done\n")
 
 
 def test_no_compiler_is_one_line(tmp_path: Path) -> None:
-    path = script(
-        tmp_path,
-        """
-        import torch
-        from util.errors import run
-        run(lambda: torch.compile(torch.nn.GELU())(torch.zeros(9)))
-        """,
-    )
+    body = "import torch\nrun(lambda: torch.compile(torch.nn.GELU())(torch.zeros(9)))"
     (tmp_path / "nothing").mkdir()
     result = run_command(
-        path, PATH=str(tmp_path / "nothing"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")
+        script(tmp_path, body),
+        PATH=str(tmp_path / "nothing"),
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
     )
     assert result.returncode == 2
     assert result.stderr.startswith("error: --compile: found that this machine cannot compile (")
@@ -132,7 +108,7 @@ def test_blame_names_the_flag() -> None:
         raise KeyError("a bug stays a bug")
 
 
-def test_require_file(tmp_path: Path) -> None:
+def test_a_file_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--f: .*missing does not exist, expected a thing"):
         require_file(tmp_path / "missing", "--f", "a thing")
     with pytest.raises(UserError, match="is not a file"):
@@ -141,17 +117,13 @@ def test_require_file(tmp_path: Path) -> None:
     assert require_file(tmp_path / "there", "--f", "a thing") == tmp_path / "there"
 
 
-def test_a_folder_that_not_all_files_can_name_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / os.fsdecode(b"caf\xe9")
-    with pytest.raises(UserError, match=r"^--log_dir: found .*caf\\udce9', expected a name"):
-        require_writable_folder(folder, "--log_dir")
-    assert not folder.exists()
-    require_writable_folder(tmp_path / "caf\u00e9", "--log_dir")
-
-
-def test_require_writable_folder(tmp_path: Path) -> None:
-    assert require_writable_folder(tmp_path / "a" / "b", "--f").is_dir()
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+def test_a_folder_must_be_writable_and_have_a_name_that_all_files_can_hold(tmp_path: Path) -> None:
+    assert require_writable_folder(tmp_path / "caf\u00e9" / "b", "--f").is_dir()
+    assert list((tmp_path / "caf\u00e9" / "b").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--f: .*expected a folder that can be written to"):
         require_writable_folder(tmp_path / "file" / "b", "--f")
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match=r"^--f: found .*caf\\udce9', expected a name"):
+        require_writable_folder(folder, "--f")
+    assert not folder.exists()

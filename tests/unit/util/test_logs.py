@@ -33,79 +33,6 @@ def main():
 
 run(main)
 """
-
-
-def start(*arguments: object, **options: object) -> subprocess.Popen:
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, **options)
-
-
-def run(*arguments: object, **variables: str) -> tuple[int, list[str]]:
-    """Exit code and lines on standard error."""
-    child = start(*arguments, stderr=subprocess.PIPE, env={**os.environ, **variables})
-    error = child.communicate(timeout=60)[1]
-    return child.returncode, error.splitlines()
-
-
-def test_off_a_terminal_progress_is_lines_of_the_log_and_of_a_file(tmp_path: Path) -> None:
-    code, lines = run(tmp_path)
-    assert code == 0
-    progress = [line for line in lines if "loop: " in line]
-    assert 2 <= len(progress) <= 10  # a busy machine takes longer over less
-    assert re.search(r"10/10 \[00:\d\d<00:00", progress[-1])
-    assert "image/s]" in progress[-1]
-    assert not [line for line in lines if "short" in line]
-    assert lines[-1].endswith("W said")
-    kept = (tmp_path / "log.txt").read_text().splitlines()
-    assert [line[11:] for line in kept] == lines  # the file's lines carry the date, too
-    run(tmp_path)
-    assert len((tmp_path / "log.txt").read_text().splitlines()) > len(kept)
-
-
-def test_on_a_terminal_progress_is_a_bar_and_there_is_no_file(tmp_path: Path) -> None:
-    leader, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 100))
-    child = start(tmp_path, stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            shown += chunk
-    except OSError:  # how a terminal says that nobody writes any more
-        pass
-    os.close(leader)
-    assert child.wait() == 0
-    assert b"\rloop: 100%" in shown
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_file_says_how_the_run_ended(tmp_path: Path) -> None:
-    code, lines = run(tmp_path, "--fail")
-    assert code == 2
-    assert lines[-1] == "error: --flag: found this"
-    assert (tmp_path / "log.txt").read_text().endswith("E error: --flag: found this\n")
-    code, lines = run(tmp_path, "--bug")
-    assert code == 1
-    assert lines.count("Traceback (most recent call last):") == 1
-    assert (tmp_path / "log.txt").read_text().endswith("KeyError: 'a bug'\n")
-
-
-def test_only_rank_0_speaks(tmp_path: Path) -> None:
-    code, lines = run(tmp_path, RANK="1")
-    assert (code, lines) == (0, [])
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
-def test_a_full_disk_ends_the_file_but_not_the_run(tmp_path: Path) -> None:
-    (tmp_path / "log.txt").symlink_to("/dev/full")
-    code, lines = run(tmp_path)
-    assert code == 0
-    assert sum("log.txt: cannot be written" in line for line in lines) == 1
-    assert not [line for line in lines if "Traceback" in line]
-    assert lines[-1].endswith("W said")
-
-
 THREADS = """
 import logging, sys, threading, time
 from util import logs
@@ -130,27 +57,84 @@ speaker.join()
 """
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_threads_may_log_beside_progress(terminal: bool) -> None:
-    """Each of two locks, the log's and tqdm's, was waited for by who had the other."""
-    command = [sys.executable, "-c", THREADS]
-    if not terminal:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0 and "epoch: " in done.stderr
-        return
+def run(script: str, *arguments: object, **variables: str) -> tuple[int, list[str]]:
+    """Exit code and lines on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stderr.splitlines()
+
+
+def run_on_terminal(script: str, *arguments: object) -> tuple[int, bytes]:
+    """Exit code and what the terminal shows."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    command = [sys.executable, "-c", script, *map(str, arguments)]
     child = subprocess.Popen(command, cwd=ROOT, stderr=theirs)
     os.close(theirs)
     watch = threading.Timer(60, child.kill)
     watch.start()
-    while read(ours):
-        pass
-    watch.cancel()
-    assert child.wait() == 0
-
-
-def read(terminal: int) -> bytes:
+    shown = b""
     try:
-        return os.read(terminal, 2**16)
-    except OSError:  # nobody writes to it any more
-        return b""
+        while chunk := os.read(ours, 2**16):
+            shown += chunk
+    except OSError:  # how a terminal says that nobody writes any more
+        pass
+    os.close(ours)
+    watch.cancel()
+    return child.wait(), shown
+
+
+def test_off_a_terminal_progress_is_lines_of_the_log_and_of_a_file(tmp_path: Path) -> None:
+    code, lines = run(SCRIPT, tmp_path)
+    assert code == 0
+    progress = [line for line in lines if "loop: " in line]
+    assert 2 <= len(progress) <= 10  # a busy machine takes longer over less
+    assert re.search(r"10/10 \[00:\d\d<00:00", progress[-1])
+    assert "image/s]" in progress[-1]
+    assert not [line for line in lines if "short" in line]
+    assert lines[-1].endswith("W said")
+    kept = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[11:] for line in kept] == lines  # the file's lines carry the date, too
+    code, lines = run(SCRIPT, tmp_path, "--fail")
+    assert (code, lines[-1]) == (2, "error: --flag: found this")
+    content = (tmp_path / "log.txt").read_text()
+    assert content.splitlines()[: len(kept)] == kept
+    assert content.endswith("E error: --flag: found this\n")
+    code, lines = run(SCRIPT, tmp_path, "--bug")
+    assert (code, lines.count("Traceback (most recent call last):")) == (1, 1)
+    assert (tmp_path / "log.txt").read_text().endswith("KeyError: 'a bug'\n")
+
+
+def test_on_a_terminal_progress_is_a_bar_and_there_is_no_file(tmp_path: Path) -> None:
+    code, shown = run_on_terminal(SCRIPT, tmp_path)
+    assert code == 0
+    assert b"\rloop: 100%" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_rank_0_speaks(tmp_path: Path) -> None:
+    assert run(SCRIPT, tmp_path, RANK="1") == (0, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_full_disk_ends_the_file_but_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    code, lines = run(SCRIPT, tmp_path)
+    assert code == 0
+    assert sum("log.txt: cannot be written" in line for line in lines) == 1
+    assert not [line for line in lines if "Traceback" in line]
+    assert lines[-1].endswith("W said")
+
+
+def test_threads_may_log_beside_progress() -> None:
+    """Each of two locks, the log's and tqdm's, was waited for by who had the other."""
+    code, lines = run(THREADS)
+    assert code == 0 and any("epoch: " in line for line in lines)
+    assert run_on_terminal(THREADS)[0] == 0

@@ -20,11 +20,8 @@ from util.run_record import RECORD_FILE, describe_run, flags_of, record_run
 LINES = [
     (build_parser, ""),
     (build_parser, "--evaluate --bf16 --save_npz --no_pin_mem --no-compile --seed=-5 --cfg 4.8"),
-    (
-        build_parser,
-        "--compile --lr 1e-3 --group_sizes [1]*4+[2] --wandb_run_name 'a b'",
-    ),
-    (build_parser, "--output_dir -strange"),
+    (build_parser, "--compile --lr 1e-3 --group_sizes [1]*4+[2] --wandb_run_name 'a b'"),
+    (build_parser, "--output_dir=-strange"),
     (main_cache.build_parser, "--cached_path 'a cache' --bf16"),
     (main_cache.build_parser, ""),
     (train_vq.build_parser, "--data_path d --ch_mult 1 2"),
@@ -34,7 +31,7 @@ LINES = [
 @pytest.mark.parametrize(("build", "line"), LINES)
 def test_flags_parse_to_the_same(build: object, line: str) -> None:
     parser = build()
-    args = parser.parse_args(shlex.split(line.replace("_dir -", "_dir=-")))
+    args = parser.parse_args(shlex.split(line))
     flags = [part for flag in flags_of(parser, args) for part in flag]
     assert parser.parse_args(flags) == args
     fewer = [part for flag in flags_of(parser, args, defaults=False) for part in flag]
@@ -53,21 +50,21 @@ def test_lists_and_positions() -> None:
 
 def test_a_block_can_be_pasted(tmp_path: Path) -> None:
     parser = build_parser()
-    args = parser.parse_args(["--output_dir", "a folder", "--evaluate"])
+    name = os.fsdecode(b"caf\xe9")  # names of files may be any bytes
+    args = parser.parse_args(["--output_dir", "a folder", "--evaluate", "--data_path", name])
     for _ in range(2):
         record_run(parser, args, tmp_path)
-    content = (tmp_path / "commands.sh").read_text()
+    content = os.fsdecode((tmp_path / RECORD_FILE).read_bytes())
     assert content.count("--evaluate") == 2
-    shown = 'python() { shift; printf "%s\\n" "$@"; }\n' + content
-    found = subprocess.run(["bash"], input=shown, text=True, capture_output=True, check=True)
-    assert found.stderr == ""
-    flags = found.stdout.splitlines()
+    shown = 'python() { shift; printf "%s\\0" "$@"; }\n' + content
+    done = subprocess.run(["bash"], input=os.fsencode(shown), capture_output=True, check=True)
+    assert done.stderr == b""
+    flags = os.fsdecode(done.stdout).split("\0")[:-1]
     assert parser.parse_args(flags[: len(flags) // 2]) == args
 
 
 def test_a_record_that_is_run_ends(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    record_run(parser, argparse.Namespace(), tmp_path)
+    record_run(argparse.ArgumentParser(), argparse.Namespace(), tmp_path)
     again = "import argparse, sys; sys.argv[0] = 'x'; from util.run_record import record_run; "
     again += f"record_run(argparse.ArgumentParser(), argparse.Namespace(), {str(tmp_path)!r})"
     python = (
@@ -90,17 +87,8 @@ def test_a_recorded_run_logs_beside_its_record(
     assert "said afterwards" in (tmp_path / logs.LOG_FILE).read_text()
 
 
-def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data_path")
-    name = os.fsdecode(b"caf\xe9")
-    record_run(parser, parser.parse_args(["--data_path", name]), tmp_path)
-    assert b"caf\xe9" in (tmp_path / RECORD_FILE).read_bytes()
-
-
 def test_versions_and_revision() -> None:
-    parser = build_parser()
-    text = describe_run(parser, parser.parse_args([]))
+    text = describe_run(build_parser(), build_parser().parse_args([]))
     assert re.search(r"# python 3\.\d+\.\d+, torch \d+\.\d+", text)
     known = (ROOT / ".git").exists()
     assert re.search(r"git [0-9a-f]{40}" if known else "git revision unknown", text)
@@ -113,6 +101,8 @@ def test_revision_says_whether_the_code_is_that_of_the_commit(
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.check_output(["git", *identity, *arguments], cwd=tmp_path, text=True)
 
+    monkeypatch.setattr(record, "_ROOT", tmp_path)
+    assert record.revision() == "git revision unknown"
     (tmp_path / "docs").mkdir()
     code, results = tmp_path / "code.py", tmp_path / "docs" / "results.json"
     for path in (code, results):
@@ -120,17 +110,11 @@ def test_revision_says_whether_the_code_is_that_of_the_commit(
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--quiet", "--message", "one")
-    monkeypatch.setattr(record, "_ROOT", tmp_path)
     commit = git("rev-parse", "HEAD").strip()
     results.write_text("2")
     assert record.revision() == f"git {commit}"
     code.write_text("2")
     assert record.revision() == f"git {commit} with changes"
-
-
-def test_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(record, "_ROOT", tmp_path)
-    assert record.revision() == "git revision unknown"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert record.revision() == "git revision unknown"
 
@@ -138,8 +122,7 @@ def test_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.launcher() == ["python"]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert record.launcher() == ["torchrun", "--standalone", "--nproc_per_node", "8"]
-    monkeypatch.setenv("WORLD_SIZE", "32")
-    assert record.launcher() == ["torchrun", "--nnodes", "4", "--nproc_per_node", "8"]
+    for world, nodes in (("8", ["--standalone"]), ("32", ["--nnodes", "4"])):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        assert record.launcher() == ["torchrun", *nodes, "--nproc_per_node", "8"]
