@@ -40,7 +40,6 @@ for _name in ("httpx", "httpx2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 logger = logging.getLogger(__name__)
 
-# What the Hub announces: the sha256 of a large file, or git's hash of a small one.
 _HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
@@ -95,8 +94,7 @@ def fetch(
         Paths `.../snapshots/<commit>/<name>`, as `choose` ordered them.
 
     Raises:
-        ValueError: not there, not allowed, unreachable, broken off or not what the Hub announces;
-            says what to do about it.
+        ValueError: says what to do about files that cannot be had.
     """
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise ValueError(f"found revision {revision!r}, expected a branch, a tag or a commit")
@@ -155,8 +153,8 @@ def _digest(path: Path, digest: hashlib._Hash) -> str:
     return digest.hexdigest()
 
 
-def _file_hash(path: Path, etag: str) -> str:
-    """Hash a file as `etag` does: by sha256, or as git does a blob."""
+def _hash_as(etag: str, path: Path) -> str:
+    """Hash a file as the Hub does: a large one by sha256, a small one as git does."""
     if len(etag) == 64:
         return sha256_of(path)
     header = b"blob %d\0" % path.stat().st_size
@@ -178,7 +176,7 @@ def _download_all(repository: str, choose: Choose, revision: str, access: Access
         if not _HASH.fullmatch(etag):
             raise TypeError(f"{etag!r} is no hash of {name}")
         blob = access.repository_folder(repository) / "blobs" / etag
-        if not blob.is_file() or (access.renew and _file_hash(blob, etag) != etag):
+        if not blob.is_file() or (access.renew and _hash_as(etag, blob) != etag):
             _download(url, name, announced.size, blob, access.token)
         # The content is there: the library only links the name to it.
         linked = hf.hf_hub_download(
@@ -219,11 +217,11 @@ def _download(url: str, name: str, size: int | None, blob: Path, token: str | bo
         if error.errno == errno.ENOSPC:  # a full disk is worse than a download from the start
             part.unlink()
         raise
-    found = _file_hash(part, blob.name)
-    if found != blob.name:
+    arrived = _hash_as(blob.name, part)
+    if arrived != blob.name:
         part.unlink()
         raise ValueError(
-            f"{name} arrived with hash {found[:12]}, expected {blob.name[:12]} as "
+            f"{name} arrived with hash {arrived[:12]}, expected {blob.name[:12]} as "
             f"{constants.ENDPOINT} announces; it was deleted: try again, and if it stays so, "
             "something on the way changes files"
         )

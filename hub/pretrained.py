@@ -59,12 +59,7 @@ class Pretrained(
     def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the constructor's arguments for weights whose file does not say them.
 
-        Args:
-            weights: of such a file.
-            given: arguments that the user gives.
-
-        Raises:
-            ValueError: they cannot be told.
+        `given` are those that the user gives. A `ValueError` if they cannot be told.
         """
         raise NotImplementedError
 
@@ -110,13 +105,8 @@ class Pretrained(
     ) -> T:
         """Make a network in eval mode with the weights of a file.
 
-        Args:
-            weights: what the file holds.
-            what: the file, for the message.
-            config: arguments of the constructor that are to differ from the file's.
-
-        Raises:
-            UserError: they are of another network.
+        `config` goes before the file's. A `UserError`, which begins with `what`, the file, if they
+        are of another network.
         """
         config = dict(config or {})
         with blame(what):

@@ -36,12 +36,9 @@ class Published:
     file: str
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """Find the file among those of the repository.
+        """Find the file among those of the repository, or raise a `ValueError`.
 
         Weights have a repository of their own: the only checkpoint there will do.
-
-        Raises:
-            ValueError: it is not there, or not clear which it is.
         """
         files = [name for name in names if PurePosixPath(name).name == self.file]
         if not files and self.kind == WEIGHTS:
@@ -72,11 +69,7 @@ def published_names(kind: str | None = None) -> list[str]:
 
 
 def parse(spec: str) -> tuple[Published, str]:
-    """Split `NAME` or `NAME@REVISION` into what it names and the revision.
-
-    Raises:
-        ValueError: no such name.
-    """
+    """Split `NAME` or `NAME@REVISION` into what it names and the revision."""
     name, at, revision = spec.partition("@")
     if name not in PUBLISHED:
         raise ValueError(f"found {name!r}, expected one of {', '.join(PUBLISHED)}")
@@ -86,11 +79,7 @@ def parse(spec: str) -> tuple[Published, str]:
 
 
 def download(spec: str, access: Access = DEFAULT_ACCESS) -> Path:
-    """Return the file of `NAME` or `NAME@REVISION`: from the cache, else from the Hub.
-
-    Raises:
-        ValueError: no such name, or see `hub.download.fetch`.
-    """
+    """Return the file of `NAME` or `NAME@REVISION`; raises as `hub.download.fetch`."""
     entry, revision = parse(spec)
     with blame(spec):
         (path,) = fetch(entry.repository, entry.choose, revision, access)
@@ -99,11 +88,7 @@ def download(spec: str, access: Access = DEFAULT_ACCESS) -> Path:
 
 
 def choose_weights(names: Sequence[str]) -> list[str]:
-    """Find the files of a folder or repository that hold one network's weights, those last.
-
-    Raises:
-        ValueError: there are none, or several.
-    """
+    """Find the files of a folder or repository that hold one network's weights, those last."""
     if SAFETENSORS in names and CONFIG in names:
         return [CONFIG, SAFETENSORS]
     files = [name for name in names if name.endswith(_CHECKPOINTS)]
@@ -114,12 +99,7 @@ def choose_weights(names: Sequence[str]) -> list[str]:
 
 
 def weights_in_folder(folder: Path) -> Path:
-    """Find the file of weights in a folder that holds one network's.
-
-    Raises:
-        ValueError: there is none, or several.
-        OSError: the folder cannot be read.
-    """
+    """Find the file of weights in a folder; a `ValueError` if it does not hold one network's."""
     names = sorted(file.name for file in folder.iterdir())
     with blame(str(folder)):
         return folder / choose_weights(names)[-1]
@@ -149,11 +129,7 @@ def resolve(value: str, kind: str) -> str:
 
 
 def resolve_flags(args: argparse.Namespace) -> None:
-    """Replace published names among a command's flags by the paths of their files.
-
-    Raises:
-        UserError: see `resolve`; names the flag.
-    """
+    """Replace published names among a command's flags by the paths of their files."""
     for name, kind in FLAGS.items():
         if value := getattr(args, name, None):
             with blame(f"--{name}"):

@@ -93,13 +93,7 @@ def _compare_checksums(path: Path) -> None:
 def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> None:
     """`torch.save` to `path` such that a reader sees the old file or the whole new one.
 
-    Args:
-        obj: what to save.
-        path: the file.
-        previous: where the old file goes, if there is one; None drops it.
-
-    Raises:
-        OSError: the file cannot be written; nothing of it is left behind.
+    The old one goes to `previous`, if given. Nothing is left of one that cannot be written.
     """
     try:
         with replacing(path, previous=previous) as temporary, temporary.open("wb") as file:
@@ -113,18 +107,14 @@ def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> Non
 
 
 def load_weights(model: nn.Module, state: Any, what: str) -> None:
-    """Copy `state` into `model`, whose names and shapes it must match exactly.
+    """Copy `state`, of any floating types, into `model`; names and shapes must match exactly.
 
     A model on the meta device gets memory on the CPU first, so that no weight is initialised in
     vain. (Buffers outside the state dict would stay undefined then.)
 
-    Args:
-        model: any module.
-        state: names to tensors of any floating type.
-        what: flag and file, the beginning of the message.
-
     Raises:
-        UserError: the first entry that is missing, unexpected, of another shape or not finite.
+        UserError: the first entry that is missing, unexpected, of another shape or not finite;
+            begins with `what`, flag and file.
     """
     if not isinstance(state, Mapping):
         raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")

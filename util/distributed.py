@@ -121,7 +121,7 @@ def barrier() -> None:
 
 
 def gather(value: T) -> list[T]:
-    """Every process's `value` (any picklable object), by rank, on every process."""
+    """Every process's `value` (any picklable object), by rank."""
     values: list[Any] = [value] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
@@ -129,7 +129,7 @@ def gather(value: T) -> list[T]:
 
 
 def gather_to_main(value: T) -> list[T] | None:
-    """Every process's `value` (any picklable object), by rank, on rank 0; None elsewhere."""
+    """The same on rank 0 only; None elsewhere."""
     values: list[Any] | None = [value] * world_size() if is_main() else None
     if dist.is_initialized():
         dist.gather_object(value, values)

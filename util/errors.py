@@ -116,8 +116,8 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
         _exit_together(f"error: {' '.join(message.split())}")
     if one_of_several:
-        # A sharded model keeps gloo's threads alive, and one that drops a Python tensor while the
-        # interpreter shuts down aborts the process: one run in forty on a busy machine.
+        # Not the interpreter's shutdown: a sharded model keeps gloo's threads alive, and one that
+        # drops a Python tensor meanwhile aborts the process, in one of forty runs.
         _leave(code)
 
 
@@ -162,7 +162,6 @@ def _world_size() -> int:
 
 
 def _leave(code: int) -> None:
-    """Exit at once, without the interpreter's shutdown."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -74,9 +74,7 @@ class SignalReceiver:
         self._numbers = numbers
 
     def __enter__(self: Receiver) -> Receiver:
-        self._handlers_before = {
-            number: signal.signal(number, self._receive) for number in self._numbers
-        }
+        self._handlers_before = {one: signal.signal(one, self._receive) for one in self._numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -144,10 +142,12 @@ class StopSignals(SignalReceiver):
         while number := os.read(self._told, 1)[0]:
             if number not in self._numbers:
                 continue
+            # Two of Ctrl-C are two, however soon; only torchrun would pass the first on.
+            typed = first == number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ
             if not first:
                 first, since = number, time.monotonic()
                 self._leave(number)
-            elif time.monotonic() - since > ECHO_SECONDS or _typed_twice(first, number):
+            elif typed or time.monotonic() - since > ECHO_SECONDS:
                 os._exit(exit_code(number))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -168,16 +168,9 @@ class StopSignals(SignalReceiver):
             if self._last_words is None:
                 return
             try:
-                self._last_words(number)
+                with self.locks:
+                    self._last_words(number)
             except OSError as error:
                 logger.error("no marker is left: %s", describe_os_error(error))
             finally:
-                try:
-                    self.locks.close()
-                finally:
-                    os._exit(exit_code(number))
-
-
-def _typed_twice(first: int, second: int) -> bool:
-    """Whether both are Ctrl-C, however soon; only torchrun would pass the first on."""
-    return first == second == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ
+                os._exit(exit_code(number))
