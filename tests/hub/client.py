@@ -13,12 +13,7 @@ from tests.commands import ROOT, run_command
 
 @dataclass(frozen=True)
 class Client:
-    """Where commands look for a Hub.
-
-    Attributes:
-        url: HF_ENDPOINT.
-        home: HF_HOME.
-    """
+    """Where commands look for a Hub: HF_ENDPOINT and HF_HOME."""
 
     url: str
     home: Path

@@ -10,7 +10,7 @@ import socket
 import struct
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from tests.hub.server import Hub, Repository
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 LARGE = 1000
 
 _INFO = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
-_TREE = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
 _RESOLVE = re.compile(r"/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 _PREUPLOAD = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)")
 _COMMIT = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)")
@@ -44,12 +43,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Tests look at `Hub.requests`."""
 
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+    def begin(self, status: int, length: int, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(length))
         self.end_headers()
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.begin(status, len(body), **headers)
         if self.command != "HEAD":
             self.wfile.write(body)
 
@@ -63,13 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[:-1] + bytes([data[-1] ^ 1])
         asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(asked[1]) if asked and not faults.whole else 0
-        self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self.begin(206 if start else 200, len(data) - start, **headers)
         self.wfile.write(data[start:][:cut])
         if cut is not None:
             if faults.gate is not None:
@@ -113,8 +111,6 @@ class HubHandler(_Handler):
         path = urlsplit(self.path).path
         if found := _RESOLVE.fullmatch(path):
             self.resolve(**found.groupdict())
-        elif found := _TREE.fullmatch(path):
-            self.tree(**found.groupdict())
         elif found := _INFO.fullmatch(path):
             self.info(found["name"], found["revision"] or "main")
         else:
@@ -171,11 +167,7 @@ class HubHandler(_Handler):
             }
             self.answer(302, **about)
         elif self.command == "HEAD":
-            self.send_response(200)
-            for header, value in about.items():
-                self.send_header(header.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
+            self.begin(200, len(data), **about)
         else:
             self.send_content(data, **about)
 
@@ -183,38 +175,15 @@ class HubHandler(_Handler):
         repository, sha = self.find(name, revision)
         if repository is None:
             return
-        with_blobs = "blobs" in parse_qs(urlsplit(self.path).query)
-        siblings = []
-        for file, data in repository.commits[sha].items():
-            sibling: dict[str, Any] = {"rfilename": file}
-            if with_blobs:
-                sibling |= {"size": len(data), "blobId": etag(data)[:40]}
-                if len(data) > LARGE:
-                    sibling["lfs"] = {"sha256": etag(data), "size": len(data), "pointerSize": 130}
-            siblings.append(sibling)
+        siblings = [{"rfilename": file} for file in repository.commits[sha]]
         about = {"private": repository.private, "gated": repository.gated}
         self.answer_json({"id": name, "modelId": name, "sha": sha, "siblings": siblings, **about})
-
-    def tree(self, name: str, revision: str) -> None:
-        repository, sha = self.find(name, revision)
-        if repository is None:
-            return
-        entries = []
-        for file, data in repository.commits[sha].items():
-            entry = {"type": "file", "path": file, "size": len(data), "oid": etag(data)[:40]}
-            if len(data) > LARGE:
-                entry["lfs"] = {"oid": etag(data), "size": len(data), "pointerSize": 130}
-            entries.append(entry)
-        self.answer_json(entries)
 
     def find(self, name: str, revision: str) -> tuple[Repository | None, str]:
         """A repository and the commit of a revision; (None, '') after having refused."""
         repository, revision = self.hub.repositories.get(name), unquote(revision)
         if repository is None or (repository.private and not self.is_user()):
-            if self.is_user():
-                self.refuse(404, "RepoNotFound", "Repository not found")
-            else:
-                self.refuse(401, "RepoNotFound", "Invalid username or password.")
+            self.refuse(404 if self.is_user() else 401, "RepoNotFound", "Repository not found")
             return None, ""
         sha = repository.revisions.get(revision, revision)
         if sha not in repository.commits:
@@ -231,15 +200,12 @@ class HubHandler(_Handler):
     # Writing
 
     def preupload(self, files: list[dict[str, Any]]) -> None:
-        modes = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["size"] > LARGE else "regular",
-                "shouldIgnore": False,
-            }
-            for file in files
+        modes = ["lfs" if file["size"] > LARGE else "regular" for file in files]
+        answers = [
+            {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+            for file, mode in zip(files, modes, strict=True)
         ]
-        self.answer_json({"files": modes})
+        self.answer_json({"files": answers})
 
     def large_objects(self, objects: list[dict[str, Any]]) -> None:
         answers = []

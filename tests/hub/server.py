@@ -18,13 +18,7 @@ from tests.hub.handlers import LARGE, ContentHandler, HubHandler
 
 @dataclass(frozen=True)
 class Request:
-    """A request that a server got.
-
-    Attributes:
-        server: `hub` or `content`.
-        method, path: its first line.
-        headers: names in lower case.
-    """
+    """A request that a server, `hub` or `content`, got; names of headers in lower case."""
 
     server: str
     method: str
@@ -43,10 +37,8 @@ class Repository:
 
     def commit(self, files: Mapping[str, bytes], revision: str = "main") -> str:
         """Add a commit of all `files` to a branch; returns its hash."""
-        digest = hashlib.sha1(usedforsecurity=False)
-        for part in (str(len(self.commits)), *sorted(files)):
-            digest.update(part.encode())
-        sha = digest.hexdigest()
+        text = "".join((str(len(self.commits)), *sorted(files)))
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         self.commits[sha] = dict(files)
         self.revisions[revision] = sha
         return sha
@@ -74,14 +66,7 @@ class Faults:
 
 
 class Hub:
-    """Both servers; leave it as a context to end them.
-
-    Attributes:
-        repositories: by `user/name`.
-        tokens: of the users.
-        faults: see there.
-        requests: all that came in.
-    """
+    """Both servers; leave it as a context to end them."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -113,12 +98,12 @@ class Hub:
     @property
     def url(self) -> str:
         """For HF_ENDPOINT."""
-        return _url(self._servers[0])
+        return f"http://127.0.0.1:{self._servers[0].server_port}"
 
     @property
     def content_url(self) -> str:
         """Of the server of large files."""
-        return _url(self._servers[1])
+        return f"http://127.0.0.1:{self._servers[1].server_port}"
 
     def add(self, name: str, **files: bytes) -> Repository:
         """A repository with one commit; `__` stands for the dot in names of files."""
@@ -133,19 +118,15 @@ class Hub:
 
     def downloads(self) -> list[Request]:
         """Requests for contents, large and small."""
-        return [
-            request
-            for request in self.requests
-            if request.method == "GET"
-            and (request.server == "content" or "/resolve/" in request.path)
-            and not (request.server == "hub" and self._is_redirected(request))
-        ]
+        return [one for one in self.requests if one.method == "GET" and self._is_content(one)]
 
-    def _is_redirected(self, request: Request) -> bool:
+    def _is_content(self, request: Request) -> bool:
+        if request.server == "content" or "/resolve/" not in request.path:
+            return request.server == "content"
         name, _, rest = request.path.lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         data = self.repositories[name].commits.get(revision, {}).get(file)
-        return data is not None and len(data) > LARGE
+        return data is None or len(data) <= LARGE  # others are redirected
 
     def next_cut(self) -> int | None:
         """After how many bytes the download that begins is to end."""
@@ -159,7 +140,3 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that end in the middle are part of the tests."""
-
-
-def _url(server: ThreadingHTTPServer) -> str:
-    return f"http://127.0.0.1:{server.server_address[1]}"

@@ -75,16 +75,14 @@ def test_a_study_of_orders_of_published_names(hub: Hub, inside: Client, tmp_path
     assert f"--pretrained_ckpt lpd_l_256@{commit}" in (tmp_path / "commands.sh").read_text()
 
 
-def test_failures_name_the_flag_and_the_name(
-    hub: Hub, inside: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_name_the_flag_and_the_name(hub: Hub, inside: Client, tmp_path: Path) -> None:
     publish(hub, classes=3)
     hub.repositories["FoundationVision/LlamaGen"].private = True
     with pytest.raises(UserError, match="^--vqgan_path: llamagen: FoundationVision/LlamaGen at .*"):
         main_lpd.main(flags(tmp_path))
 
 
-def test_a_file_comes_before_a_name(
+def test_a_file_comes_before_a_name_and_what_was_used_can_be_named_elsewhere(
     hub: Hub, inside: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -92,9 +90,6 @@ def test_a_file_comes_before_a_name(
     assert resolve("lpd_l_256", "weights") == "lpd_l_256"
     assert resolve("lpd_l_256.pth", "weights") == "lpd_l_256.pth"
     assert hub.requests == []
-
-
-def test_what_was_used_can_be_named_elsewhere(hub: Hub, inside: Client) -> None:
     publish(hub, classes=3)
     commit = hub.repositories["mit-han-lab/lpd_orders"].revisions["main"]
     path = download(STEPS20)
