@@ -54,7 +54,8 @@ def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
     path, owner = lock_file(folder, kind), _describe_self()
     while not _take(path, owner):
         if not wait:
-            raise _in_use(path)
+            with suppress(FileNotFoundError):  # let go of meanwhile
+                raise _in_use(path)
         time.sleep(POLL)
     released = threading.Event()
     beats = threading.Thread(target=_beat, args=(path, owner, released), daemon=True)
