@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LARGE = 1000
 
 _INFO = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
+_TREE = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
 _RESOLVE = re.compile(r"/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 _PREUPLOAD = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)")
 _COMMIT = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)")
@@ -111,6 +112,8 @@ class HubHandler(_Handler):
         path = urlsplit(self.path).path
         if found := _RESOLVE.fullmatch(path):
             self.resolve(**found.groupdict())
+        elif found := _TREE.fullmatch(path):
+            self.tree(**found.groupdict())
         elif found := _INFO.fullmatch(path):
             self.info(found["name"], found["revision"] or "main")
         else:
@@ -178,6 +181,18 @@ class HubHandler(_Handler):
         siblings = [{"rfilename": file} for file in repository.commits[sha]]
         about = {"private": repository.private, "gated": repository.gated}
         self.answer_json({"id": name, "modelId": name, "sha": sha, "siblings": siblings, **about})
+
+    def tree(self, name: str, revision: str) -> None:
+        repository, sha = self.find(name, revision)
+        if repository is None:
+            return
+        entries = []
+        for file, data in repository.commits[sha].items():
+            entry = {"type": "file", "path": file, "size": len(data), "oid": etag(data)[:40]}
+            if len(data) > LARGE:
+                entry["lfs"] = {"oid": etag(data), "size": len(data), "pointerSize": 130}
+            entries.append(entry)
+        self.answer_json(entries)
 
     def find(self, name: str, revision: str) -> tuple[Repository | None, str]:
         """A repository and the commit of a revision; (None, '') after having refused."""
