@@ -127,12 +127,12 @@ def fit(
     how: str = "crop",
     towards: str | None = None,
 ) -> Canvas:
-    """Make a square of side `size` of an RGB image and its mask.
+    """Make a square of an image and its mask.
 
     Args:
-        image: of any size.
+        image: RGB, of any size.
         mask: (H, W) bool; of the image's size, or another of the same proportions.
-        size: S, pixels.
+        size: side of the square, pixels.
         how: `crop` cuts the middle out, exactly as for training data (method section 8); `pad`
             shows all of it, in the middle.
         towards: the side, one of `SIDES`, at which `crop` cuts instead.

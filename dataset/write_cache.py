@@ -56,10 +56,10 @@ _UNFINISHED = re.compile(
 
 
 class Shard(NamedTuple):
-    """Tokens of consecutive images on their way into the cache: the how-maniest, of how many."""
+    """Tokens of consecutive images on their way into the cache."""
 
-    number: int
-    count: int
+    number: int  # its place among the shards
+    count: int  # of images
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -84,7 +84,7 @@ def unfinished_files(path: Path) -> list[Path]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Delete these files."""
+    """Delete the cache files that an interrupted or failed run left in a folder."""
     for file in unfinished_files(path):
         file.unlink(missing_ok=True)
 
@@ -144,10 +144,10 @@ def write_index(
     shards: Sequence[Shard],
     precision: str = "float32",
 ) -> None:
-    """Join the shards in folder `path`, then write the index: the cache is finished.
+    """Join the shards, then write the index: the cache is finished.
 
     Args:
-        path: as above; the shards go once the cache is finished.
+        path: the folder that holds the shards; they go once the cache is finished.
         grid, fingerprint, precision: of the tokens, their tokenizer and its arithmetic.
         classes: class names.
         shards: in order; a `ValueError` if one is not as it was written.

@@ -18,11 +18,11 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 @torch.no_grad()  # training keeps the indices for its backward pass: no inference mode
 def encode(tokenizer: VQModel, images: Tensor, precision: str = "float32") -> Tensor:
-    """Tokenize images (B, 3, S, S) uint8, on any device.
+    """Tokenize images.
 
     Args:
         tokenizer: in eval mode.
-        images: as above.
+        images: (B, 3, S, S) uint8, on any device.
         precision: one of `PRECISIONS`, whatever autocast and `torch.backends` say (PyTorch by
             itself would use TF32 on a GPU). The nearest code is looked up in float64 either way.
 

@@ -155,13 +155,6 @@ def test_damaged_cache_is_one_line(path: Path, damage: object, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_open_cache_names_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--cached_path: .*nowhere does not exist"):
-        open_cache(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"^--cache: found nothing"):
-        open_cache("", flag="--cache")
-
-
 def test_verify_finds_a_changed_byte(path: Path) -> None:
     cache = open_cache(path)
     cache.verify()
