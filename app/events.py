@@ -49,14 +49,7 @@ def one_sentence() -> Iterator[None]:
 
 
 def generate(studio: Studio, names: Sequence[str], order: str, *values: Any) -> Iterator[tuple]:
-    """The images after every step.
-
-    Args:
-        studio: what makes them.
-        names: of the fields that all tabs go by.
-        order: of the positions.
-        values: of those fields.
-    """
+    """Show the images after every step, for the values of the named fields."""
     with one_sentence():
         settings, pause = read(studio, names, values)
         for frame in paced(studio.generate(settings, order), pause):
@@ -64,7 +57,7 @@ def generate(studio: Studio, names: Sequence[str], order: str, *values: Any) -> 
 
 
 def compare(studio: Studio, names: Sequence[str], *values: Any) -> Iterator[list[Any]]:
-    """The images of every order after every step, then what is known of each; see `generate`."""
+    """Show the images of every order after every step, then what is known of each."""
     with one_sentence():
         settings, pause = read(studio, names, values)
         for frames in paced(studio.compare(settings), pause):
@@ -82,16 +75,7 @@ def edit(
     keep_pixels: bool,
     *values: Any,
 ) -> Iterator[tuple]:
-    """The variants after every step.
-
-    Args:
-        studio: what makes them.
-        names: of the fields that all tabs go by.
-        picture: what to edit.
-        canvas: what was painted over it, as `gr.ImageEditor` has it.
-        keep_pixels: see `Studio.edit`.
-        values: of the fields.
-    """
+    """Show the variants after every step; `canvas`: paint, as `gr.ImageEditor` has it."""
     with one_sentence():
         settings, pause = read(studio, names, values)
         if picture is None:
@@ -102,7 +86,7 @@ def edit(
 
 
 def upload(studio: Studio, path: str) -> tuple[Picture, dict[str, Any]]:
-    """An image file becomes the picture to edit, and is shown on the canvas."""
+    """Make an image file the picture to edit, and show it on the canvas."""
     with one_sentence():
         try:
             image = open_picture(path)
@@ -113,7 +97,7 @@ def upload(studio: Studio, path: str) -> tuple[Picture, dict[str, Any]]:
 
 
 def take(frame: Frame | None, number: int) -> tuple[Picture, dict[str, Any]]:
-    """An image that was made becomes the picture to edit, and is shown on the canvas."""
+    """Make an image that was generated the picture to edit, and show it on the canvas."""
     with one_sentence():
         if frame is None:
             raise ValueError("There is no image yet: please make some first.")
@@ -122,28 +106,24 @@ def take(frame: Frame | None, number: int) -> tuple[Picture, dict[str, Any]]:
 
 
 def clear(picture: Picture | None) -> dict[str, Any] | None:
-    """The canvas without paint: the picture stays."""
+    """Return the canvas without paint: the picture stays."""
     return None if picture is None else canvas_of(picture)
 
 
 def choose(event: gr.SelectData) -> int:
-    """The number of the image that was clicked."""
+    """Return the number of the image that was clicked."""
     return int(event.index)
 
 
 def read(studio: Studio, names: Sequence[str], values: Sequence[Any]) -> tuple[Settings, float]:
-    """The settings and the seconds for which to show a step.
-
-    Raises:
-        ValueError: a field holds something else.
-    """
+    """Check the fields: the settings, and the seconds for which to show a step."""
     fields = dict(zip(names, values, strict=True))
     pause = number("Pace", fields.pop("pause"), 0, MAX_PAUSE)
     return read_settings(fields, studio.names, studio.model.grid), pause
 
 
 def show(frame: Frame | None) -> tuple:
-    """Values for a gallery, its line, its frame and the number of its chosen image."""
+    """Return values for a gallery, its line, its frame and the number of its chosen image."""
     if frame is None:
         return (gr.skip(),) * 4
     if frame.step:

@@ -49,27 +49,16 @@ _HOW_TO_EDIT = (
 
 @dataclass(frozen=True)
 class Result:
-    """Where images appear.
-
-    Attributes:
-        gallery, status: what the visitor sees.
-        frame: holds the `Frame` that is shown; None at first.
-        chosen: holds the number of the image that was clicked last.
-    """
+    """Where images appear, and the states beside them."""
 
     gallery: gr.Gallery
     status: gr.HTML
-    frame: gr.State
-    chosen: gr.State
+    frame: gr.State  # the `Frame` that is shown; None at first
+    chosen: gr.State  # the number of the image that was clicked last
 
 
 def build_page(studio: Studio, about: str) -> gr.Blocks:
-    """The whole page.
-
-    Args:
-        studio: what it plays with.
-        about: a line about the model.
-    """
+    """Build the page; `about` is a line about the model."""
     with gr.Blocks(
         title="LPD", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
     ) as page:

@@ -20,11 +20,7 @@ _PATIENCE = 1
 
 
 def require_gradio() -> None:
-    """Find out whether Gradio is installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Refuse to go on without Gradio."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
             "gradio is not installed, expected it for this page: "
@@ -33,11 +29,7 @@ def require_gradio() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on an address of this machine; port 0 takes any free one.
-
-    Raises:
-        UserError: the address is taken, not this machine's, or not allowed.
-    """
+    """Open a socket on an address of this machine; port 0 takes any free one."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
@@ -54,16 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
-    """Show the page until the program is interrupted or told to end.
-
-    Args:
-        studio: what the page plays with.
-        about: a line about the model.
-        server_socket: where to listen.
-
-    Raises:
-        SystemExit: it was told to end (SIGTERM), or its terminal is gone.
-    """
+    """Show the page until the program is interrupted or told to end (`SystemExit`)."""
     _end_by_exit()
     studio.warm_up()
     with tempfile.TemporaryDirectory(prefix="lpd-app-") as folder:

@@ -21,39 +21,24 @@ MAX_PAUSE = 2.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What to generate.
-
-    Attributes:
-        label: class, from 0.
-        count: images, 1..MAX_IMAGES; they have the ids 0, 1, ...
-        seed: names the random streams.
-        steps: decoding steps of a whole image, K.
-        sampling: how codes are drawn.
-    """
+    """What to generate: `count` images of class `label`, with the ids 0, 1, ..."""
 
     label: int
     count: int
     seed: int
-    steps: int
+    steps: int  # of a whole image, K
     sampling: SamplingSettings
 
 
 def read_settings(fields: Mapping[str, Any], names: Sequence[str], grid: TokenGrid) -> Settings:
-    """Check what a visitor has entered.
-
-    Args:
-        fields: `label` (a class by number or name), `count`, `seed`, `steps`, `cfg`,
-            `temperature`, `top_k` and `top_p`, as the page has them: None where a field is empty.
-        names: of all classes.
-        grid: of the model.
+    """Check what a visitor has entered, None where a field is empty.
 
     Raises:
-        ValueError: one of them cannot be; one sentence that begins with the field's label.
+        ValueError: a value cannot be; one sentence that begins with the field's label.
     """
+    wanted = "" if fields["label"] is None else str(fields["label"]).strip()
     try:
-        (label,) = parse_classes(
-            ["" if fields["label"] is None else str(fields["label"]).strip()], names
-        )
+        (label,) = parse_classes([wanted], names)
     except ValueError as error:
         raise ValueError(f"Class: {error}") from error
     fewest = min(2, grid.num_tokens)
@@ -72,11 +57,7 @@ def read_settings(fields: Mapping[str, Any], names: Sequence[str], grid: TokenGr
 
 
 def number(field: str, found: Any, lowest: float, highest: float) -> float:
-    """A field that must hold a number.
-
-    Raises:
-        ValueError: it holds another, or none.
-    """
+    """Check a field that must hold a number."""
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
     if not is_number or not lowest <= found <= highest:  # NaN is nowhere
         raise ValueError(

@@ -34,46 +34,29 @@ _FEATHER, _FEATHER_SHARE = 4, 1 / 64
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image that can be edited.
+    """An image that can be edited."""
 
-    Attributes:
-        pixels: (S, S, 3) uint8.
-        tokens: (N,) int64 on the CPU, raster order.
-    """
-
-    pixels: np.ndarray
-    tokens: torch.Tensor
+    pixels: np.ndarray  # (S, S, 3) uint8
+    tokens: torch.Tensor  # (N,) int64 on the CPU, raster order
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Some images in the middle of being decoded.
+    """Some images in the middle of being decoded."""
 
-    Attributes:
-        images: (B, S, S, 3) uint8, undecided cells grey.
-        tokens: (B, N) int64 on the CPU, raster order, -1 where undecided.
-        step: steps done.
-        steps: steps in all.
-        seconds: that the network has taken so far, drawing not counted.
-    """
-
-    images: np.ndarray
-    tokens: torch.Tensor
-    step: int
-    steps: int
-    seconds: float
+    images: np.ndarray  # (B, S, S, 3) uint8, undecided cells grey
+    tokens: torch.Tensor  # (B, N) int64 on the CPU, raster order, -1 where undecided
+    step: int  # done
+    steps: int  # in all
+    seconds: float  # that the network has taken so far, drawing not counted
 
     @property
     def done(self) -> bool:
-        """Whether all tokens are decided."""
+        """All tokens are decided."""
         return self.step == self.steps
 
     def picture(self, number: int) -> Picture:
-        """One of the images.
-
-        Raises:
-            ValueError: it is not finished, or there is no such image.
-        """
+        """Return one of the images; `ValueError` if it is not finished or not there."""
         if not self.done:
             raise ValueError("This image is not finished, please wait for its last step.")
         if not 0 <= number < len(self.images):
@@ -83,31 +66,18 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """A model that can be played with.
-
-    Attributes:
-        model, tokenizer: on one device, in eval mode.
-        names: of the model's classes.
-        bf16: run the network under bfloat16 autocast.
-        turn: whoever has it runs the networks, for one step at most: an event that was stopped
-            ends its step beside the next.
-    """
+    """A model and its tokenizer, on one device in eval mode, to be played with."""
 
     model: LPD
     tokenizer: VQModel
     names: Sequence[str]
     bf16: bool = False
+    # Whoever has it runs the networks, for one step at most: an event that was stopped ends its
+    # step beside the next.
     turn: threading.Lock = field(default_factory=threading.Lock)
 
     def generate(self, settings: Settings, order: str = "lpd") -> Iterator[Frame]:
-        """Images of a class, as `models.decoding.generate` makes them.
-
-        Args:
-            settings: what to generate.
-            order: one of `ORDERS`; of the settings' seed and the images' numbers.
-
-        Returns:
-            An iterator over K + 1 frames, the first of them without a token.
+        """Generate as `models.decoding.generate` does: K + 1 frames, the first without a token.
 
         Raises:
             ValueError: there is no such order, or no group sizes for that many steps.
@@ -117,19 +87,15 @@ class Studio:
         grid, ids = self.model.grid, np.arange(settings.count)
         sizes = group_sizes(grid.num_tokens, settings.steps)
         orders = parse_order(order, grid, settings.seed, settings.count)(ids, sizes)
+        labels = self._labels(settings)
         states = generate_steps(
-            self.model,
-            self._labels(settings),
-            orders,
-            sizes,
-            settings.sampling,
-            seed=settings.seed,
+            self.model, labels, orders, sizes, settings.sampling, seed=settings.seed
         )
         nothing = torch.full((settings.count, grid.num_tokens), UNDECIDED)
         return self._frames(nothing, states, len(sizes))
 
     def compare(self, settings: Settings) -> Iterator[list[Frame]]:
-        """The same images in every order of `ORDERS`, side by side; see `generate`."""
+        """Generate the same images in every order of `ORDERS`, side by side."""
         running = [self.generate(settings, order) for order in ORDERS]
         for step in range(settings.steps + 1):
             # Each in turn is the first, which takes longer after a pause than the others.
@@ -144,7 +110,7 @@ class Studio:
             pass
 
     def read_picture(self, image: Image.Image) -> Picture:
-        """The middle square of any RGB image, in the model's size, and its tokens."""
+        """Cut the middle square of any RGB image in the model's size, and encode it."""
         nothing = np.zeros((image.height, image.width), dtype=bool)
         pixels = fit(image, nothing, self.model.grid.image_size).pixels
         batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
@@ -154,19 +120,13 @@ class Studio:
     def edit(
         self, picture: Picture, painted: np.ndarray, settings: Settings, keep_pixels: bool = False
     ) -> Iterator[Frame]:
-        """Variants of a picture, as `models.editing.edit` makes them.
+        """Make variants as `models.editing.edit` does; the first frame has no new token.
 
         Args:
-            picture: what to edit.
-            painted: (H, W) bool, True where to make it anew; H = W of any size. A token is made
-                anew if any of its cell is painted.
-            settings: `steps` are those of a whole image; an edit takes the share of them that it
-                makes anew, rounded up.
+            painted: (H, W) bool, H = W of any size. A token is made anew if any of its cell is
+                painted, in as large a share of `settings.steps` as is made anew, rounded up.
             keep_pixels: outside of what is painted keep the picture itself, bit for bit beyond a
                 narrow seam, instead of what the tokenizer makes of its tokens.
-
-        Returns:
-            An iterator over frames, the first of them without a new token.
 
         Raises:
             ValueError: nothing is painted.
@@ -181,15 +141,8 @@ class Studio:
         sizes = remaining_group_sizes(grid.num_tokens, grid.num_tokens - masked, steps)
         tokens = picture.tokens.expand(settings.count, -1)
         mask = mask.expand(settings.count, -1)
-        states = edit_steps(
-            self.model,
-            tokens,
-            mask,
-            self._labels(settings),
-            settings.sampling,
-            num_steps=steps,
-            seed=settings.seed,
-        )
+        labels, options = self._labels(settings), {"num_steps": steps, "seed": settings.seed}
+        states = edit_steps(self.model, tokens, mask, labels, settings.sampling, **options)
         kept = tokens.masked_fill(mask, UNDECIDED)
         return self._frames(kept, states, len(sizes), canvas if keep_pixels else None)
 
@@ -207,10 +160,10 @@ class Studio:
         steps: int,
         canvas: Canvas | None = None,
     ) -> Iterator[Frame]:
-        """A frame of the tokens (B, N) at the start, and one of each state that follows."""
+        """Yield a frame of the tokens (B, N) at the start, and one of each state that follows."""
         tokens, seconds = start, 0.0
         for step in range(steps + 1):
-            # Not around `yield`: the next frame may be asked for by another thread.
+            # not around `yield`: the next frame may be asked for by another thread
             with self.turn:
                 if step:
                     began = time.perf_counter()

@@ -126,17 +126,9 @@ def features(args: argparse.Namespace) -> None:
 
 
 def train_digits_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> DigitsClassifier:
-    """Train the demo's feature extractor (a few seconds on one core).
+    """Train the demo's feature extractor on images (n, 3, 32, 32) uint8, in a few seconds.
 
     Shifting each batch by up to two pixels is what lifts it from about 98 % to above 99 %.
-
-    Args:
-        images: (n, 3, 32, 32) uint8.
-        labels: (n,) int64 in [0, 10).
-        seed: of the initial weights, the order and the shifts.
-
-    Returns:
-        The classifier in eval mode, on the CPU.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("digits classifier", seed))
@@ -158,7 +150,7 @@ def train_digits_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> Di
 
 
 def _shifted(images: Tensor) -> Tensor:
-    """The batch moved by one random offset; what comes in from outside is black."""
+    """Move the batch by one random offset; what comes in from outside is black."""
     top, left = torch.randint(0, 2 * MAX_SHIFT + 1, (2,)).tolist()
     padded = functional.pad(images, (MAX_SHIFT,) * 4)
     return padded[..., top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
@@ -190,32 +182,23 @@ def report(args: argparse.Namespace) -> None:
 
 
 def train_judge(images: Tensor, labels: Tensor) -> SVC:
-    """The judge: an SVM on 8 x 8 digits, which shares nothing with the feature extractor.
-
-    Args:
-        images: (n, 3, 32, 32) uint8, real.
-        labels: (n,) int64.
-    """
+    """Fit the judge: an SVM on 8 x 8 digits, which shares nothing with the feature extractor."""
     return SVC(gamma=0.001).fit(to_digits(images), labels.numpy())
 
 
 def accuracy(judge: SVC, images: Tensor, labels: Tensor) -> float:
-    """Fraction of images (n, 3, 32, 32) uint8 that the judge gives their label."""
+    """Measure the share of images (n, 3, 32, 32) uint8 that the judge gives their label."""
     return float(judge.score(to_digits(images), labels.numpy()))
 
 
 def to_digits(images: Tensor) -> np.ndarray:
-    """Images (n, 3, 32, 32) uint8 averaged to 8 x 8 and scaled to 0..16: (n, 64) float32."""
+    """Average images (n, 3, 32, 32) uint8 to 8 x 8 and scale them to 0..16: (n, 64) float32."""
     small = functional.avg_pool2d(images.float().mean(dim=1, keepdim=True), IMAGE_SIZE // 8)
     return (small.flatten(start_dim=1) * (16 / 255)).numpy()
 
 
 def read_part(data: str | Path, part: str) -> tuple[Tensor, Tensor]:
-    """All images (n, 3, 32, 32) uint8 and labels (n,) int64 of DIR/train or DIR/test.
-
-    Raises:
-        UserError: `--data` is not what `prepare` writes.
-    """
+    """Read images (n, 3, 32, 32) uint8 and labels (n,) int64 of DIR/train or DIR/test."""
     images = list_images(Path(data) / part, "--data")
     if images.classes != tuple(map(str, range(NUM_CLASSES))):
         raise UserError(
@@ -226,11 +209,7 @@ def read_part(data: str | Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def read_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
-    """Generated images (n, 3, 32, 32) uint8 and their labels (n,) int64: id // (n / 10).
-
-    Raises:
-        UserError: `--samples` does not hold 00000.png, 00001.png ... with as many of each class.
-    """
+    """Read generated images (n, 3, 32, 32) uint8, sorted by class, and their labels (n,) int64."""
     if not Path(folder).is_dir():
         raise UserError(f"--samples: {folder} is not a folder, expected one of PNG files")
     paths = sorted(Path(folder).glob("*.png"))
@@ -249,13 +228,11 @@ def read_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
 
 
 def _read(images: ImageList) -> tuple[Tensor, Tensor]:
-    """The images (n, 3, 32, 32) uint8 and labels (n,) int64 of a small list, all at once."""
     batch = next(image_batches(images, IMAGE_SIZE, [np.arange(len(images))]))
     return batch.images, batch.labels
 
 
 def _read_metrics(path: str) -> dict[str, float]:
-    """The metrics JSON of the evaluation."""
     file = require_file(path, "--metrics", "the JSON file an evaluation wrote")
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))

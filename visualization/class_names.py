@@ -13,18 +13,16 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def read_class_names(spec: str | None, class_num: int) -> list[str]:
-    """The name of every class.
+    """Read the name of every class.
 
     Args:
         spec: None for `class 0` ...; `digits` for the demo's; or a file: text with one name a line,
             a JSON list of names, or a JSON object of names by number. Where a JSON has a list in
             the place of a name (`["n01440764", "tench"]`) its last entry counts, and of synonyms
             (`tench, Tinca tinca`) the first.
-        class_num: classes that the model knows.
 
     Raises:
-        ValueError: something else, or names for another number of classes.
-        OSError: the file cannot be read.
+        ValueError: something else, or names for another number of classes than `class_num`.
     """
     if spec is None:
         return [f"class {label}" for label in range(class_num)]
@@ -76,11 +74,7 @@ def _short(name: str) -> str:
 
 
 def parse_classes(words: Sequence[str] | None, names: Sequence[str]) -> list[int]:
-    """The classes that a user asks for.
-
-    Args:
-        words: numbers or names; None for all of up to ten classes, else ten evenly spread ones.
-        names: of all classes.
+    """Find classes by number or name; None for all of up to ten, else ten evenly spread ones.
 
     Raises:
         ValueError: there is no such class, or several have this name.

@@ -34,8 +34,6 @@ class Sheet:
 
     Attributes:
         columns: images in a row.
-        row_names: to the left of each row, if any.
-        column_names: above each column, if any.
         captions: below each image, if any.
         titles: above all, one for each picture that is drawn, if any.
         side: of an image on the sheet, pixels, as far as whole multiples of its own allow; larger
@@ -52,15 +50,7 @@ class Sheet:
     text_size: int = 14
 
     def draw(self, images: np.ndarray, number: int = 0) -> Image.Image:
-        """The sheet.
-
-        Args:
-            images: (n, S, S, 3) uint8, row by row.
-            number: of the picture, for its title. All have the same size.
-
-        Returns:
-            An RGB image.
-        """
+        """Draw images (n, S, S, 3) uint8, row by row, under title `number`; RGB."""
         images = np.stack([resized(image, self.side) for image in images])
         side, font = images.shape[1], get_font(self.text_size)
         bottom = self.corner(len(images) - 1, side)[1] + side + self._line * bool(self.captions)
@@ -81,7 +71,7 @@ class Sheet:
         return sheet
 
     def corner(self, index: int, side: int) -> tuple[int, int]:
-        """Left and top edge of an image whose side on the sheet is `side` pixels."""
+        """Return the left and top edge of an image whose side on the sheet is `side` pixels."""
         row, column = divmod(index, self.columns)
         left = (self._width(side) - self._natural_width(side)) // 2 + _GAP + self._longest_row_name
         top = _GAP + self._line * (bool(self.titles) + bool(self.column_names))
@@ -110,17 +100,14 @@ class Sheet:
         return max((math.ceil(font.getlength(text)) for text in texts), default=0)
 
     def _write(self, words: ImageDraw.ImageDraw, text: str, left: int, top: int, side: int) -> None:
-        """A line centred above or below an image, cut to its width."""
+        """Write a line centred above or below an image, cut to its width."""
         font = get_font(self.text_size)
         middle = left + side // 2
         words.text((middle, top), fitted(text, font, side), INK, font, anchor="ma")
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:
-    """An image (S, S, 3) uint8 at the whole multiple of its side nearest below `side`, or shrunk.
-
-    Pixels of small images stay squares.
-    """
+    """Enlarge an image (S, S, 3) uint8 a whole number of times up to `side`, or shrink it."""
     own = len(image)
     if own <= side:
         return image.repeat(side // own, axis=0).repeat(side // own, axis=1)
@@ -129,14 +116,14 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
 
 @functools.cache
 def get_font(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own font, so that all pictures look alike on all machines."""
+    """Load Matplotlib's own font, so that pictures look alike on all machines."""
     import matplotlib  # slow to import
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """As much of a text as fits into a width, pixels."""
+    """Cut a text to a width, pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:
@@ -145,29 +132,17 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def write_gif(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
-    """An endless GIF, each frame with 256 colours of its own.
-
-    Args:
-        frames: RGB images of one size.
-        path: the file.
-        seconds: for which a frame is shown; the last one stays longer.
-    """
+    """Write an endless GIF, each frame with 256 colours of its own and `seconds` long."""
     first, *others = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     duration = round(1000 * seconds)
     durations = [duration] * len(others) + [duration * LAST_FRAME]
     with replacing(path, durable=False) as temporary:
-        first.save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=others,
-            duration=durations,
-            loop=0,
-        )
+        frames = dict(save_all=True, append_images=others, duration=durations, loop=0)
+        first.save(temporary, format="GIF", **frames)
 
 
 def write_png(picture: Image.Image | Figure, path: Path) -> None:
-    """An image, or a figure of Matplotlib."""
+    """Write an image, or a figure of Matplotlib."""
     with replacing(path, durable=False) as temporary:
         if isinstance(picture, Image.Image):
             picture.save(temporary, format="PNG", optimize=True)

@@ -17,18 +17,11 @@ GREY = (172, 180, 194)
 
 @torch.no_grad()
 def images_so_far(tokenizer: VQModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Images of token grids that are not complete, their undecided cells greyed.
+    """Draw grids of codes (B, N), negative where undecided: (B, S, S, 3) uint8, grey there.
 
     The decoder sees the zero vector at an undecided position: it is equally far from all codes, so
     that cells beside it are drawn as if nothing was known there. Complete grids give
     `to_uint8(tokenizer.decode_code(tokens))`.
-
-    Args:
-        tokenizer: in eval mode.
-        tokens: (B, N) int64, raster order, negative where undecided.
-
-    Returns:
-        (B, S, S, 3) uint8 on the tokenizer's device.
     """
     tokens = tokens.to(tokenizer.quantize.embedding.weight.device)
     undecided, side = tokens < 0, grid_side(tokens.shape[1])
@@ -43,14 +36,14 @@ def images_so_far(tokenizer: VQModel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def strip_steps(steps: int, most: int) -> list[int]:
-    """At most so many of the steps 0..steps-1, evenly spread, the first and the last among them."""
+    """Choose at most `most` of the steps, evenly spread, the first and the last among them."""
     if most == 1:
         return [steps - 1]
     return np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int)).tolist()
 
 
 def step_titles(group_sizes: Sequence[int]) -> list[str]:
-    """What the picture after each step is called."""
+    """Name the picture after each step."""
     done = np.cumsum(group_sizes)
     return [
         f"step {step} of {len(done)}: {count} of {done[-1]} tokens"

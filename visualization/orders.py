@@ -13,6 +13,7 @@ from orders.statistics import group_distances
 from util.geometry import grid_side
 from util.logs import progress
 from visualization.drawing import COLORS, INK, Sheet, get_font
+from visualization.generation import step_titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,13 +29,7 @@ _MARKERS = "osD^v<>P"
 
 @dataclass(frozen=True, eq=False)
 class ShownOrders:
-    """Orders of one kind.
-
-    Attributes:
-        name: for people.
-        order: (N,) whole numbers: the one that is shown.
-        orders: (M, N) whole numbers: those over which distances are averaged.
-    """
+    """Orders of one kind: one (N,) that is shown, and (M, N) that distances are averaged over."""
 
     name: str
     order: np.ndarray
@@ -42,15 +37,7 @@ class ShownOrders:
 
 
 def step_map(order: np.ndarray, group_sizes: Sequence[int]) -> np.ndarray:
-    """The step, from 1, in which each position is decoded.
-
-    Args:
-        order: (N,) raster positions in generation order.
-        group_sizes: K sizes that sum to N.
-
-    Returns:
-        (G, G) int64.
-    """
+    """Return the step, from 1, in which each position of an order (N,) is decoded: (G, G)."""
     side = grid_side(len(order))
     steps = np.empty(len(order), dtype=np.int64)
     steps[order] = np.repeat(np.arange(len(group_sizes)), group_sizes) + 1
@@ -58,34 +45,21 @@ def step_map(order: np.ndarray, group_sizes: Sequence[int]) -> np.ndarray:
 
 
 def group_states(order: np.ndarray, group_sizes: Sequence[int]) -> np.ndarray:
-    """What each position is at each step: LATER, EARLIER or NOW; arguments as of `step_map`.
-
-    Returns:
-        (K, G, G) uint8.
-    """
+    """Return what each position is at each step: LATER, EARLIER or NOW; (K, G, G) uint8."""
     own = step_map(order, group_sizes)
     step = np.arange(1, len(group_sizes) + 1)[:, None, None]
     return np.where(own == step, NOW, np.where(own < step, EARLIER, LATER)).astype(np.uint8)
 
 
 def group_frames(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> Iterator[Image.Image]:
-    """One picture a step: the order of each kind, the positions of this step highlighted.
-
-    Args:
-        shown: the kinds, side by side.
-        group_sizes: K sizes that sum to N.
-    """
+    """Draw a picture a step: the order of each kind, this step's positions highlighted."""
     colors = np.array([color for _, color in _STATES], dtype=np.uint8)
     cell = max(6, 192 // grid_side(sum(group_sizes)))
     states = np.stack([group_states(kind.order, group_sizes) for kind in shown], axis=1)
-    done = np.cumsum(group_sizes)
     sheet = Sheet(
         columns=len(shown),
         column_names=[kind.name for kind in shown],
-        titles=[
-            f"step {step} of {len(done)}: {count} of {done[-1]} positions"
-            for step, count in enumerate(done, start=1)
-        ],
+        titles=[title.replace("tokens", "positions") for title in step_titles(group_sizes)],
         side=states.shape[-1] * cell,
     )
     for number, now in enumerate(states):
@@ -95,7 +69,7 @@ def group_frames(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> It
 
 
 def _with_legend(picture: Image.Image) -> Image.Image:
-    """The same with a line below that says what the colours mean."""
+    """Add a line below that says what the colours mean."""
     height, font = 26, get_font(14)
     longer = Image.new("RGB", (picture.width, picture.height + height), "white")
     longer.paste(picture)
@@ -108,7 +82,7 @@ def _with_legend(picture: Image.Image) -> Image.Image:
 
 
 def plot_step_maps(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> Figure:
-    """The step of each position as colour, the order of each kind side by side."""
+    """Show the step of each position as colour, the kinds side by side."""
     # Not at the top of the file: it takes as long to load as the rest together.
     from matplotlib.figure import Figure
 
@@ -134,7 +108,7 @@ def plot_step_maps(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> 
 
 
 def _ticks(steps: int) -> np.ndarray:
-    """The first step, the last and round numbers in between, none close to another."""
+    """Choose the first step, the last and round numbers in between, none close to another."""
     from matplotlib.ticker import MaxNLocator
 
     between = MaxNLocator(5, integer=True).tick_values(1, steps)
@@ -151,7 +125,7 @@ def _number(axes: Axes, found: np.ndarray, steps: int) -> None:
 
 
 def plot_distances(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> Figure:
-    """Two panels: each step's distances to the context and within the group, by kind of order.
+    """Plot each step's distances to the context and within the group, by kind of order.
 
     A line is the mean over the orders; eight of ten orders lie in the band around it.
     """

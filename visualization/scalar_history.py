@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,14 +16,8 @@ if TYPE_CHECKING:
 EPOCH_LOSS = "epoch/loss"
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Values over the steps of a run.
-
-    Attributes:
-        steps: (n,) int64, rising.
-        values: (n,) float64.
-    """
+class Curve(NamedTuple):
+    """Values (n,) float64 over rising steps (n,) int64."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -31,24 +25,18 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """What a run logged, as the run that counts went: what it did twice is there once.
+    """What a run logged, as the run that counts went: what it did twice is there once."""
 
-    Attributes:
-        curves: by tag (`train/loss`, `train/lr`, `epoch/loss`, `eval/...`).
-        resumed: steps at which the run was resumed.
-        final: scores by tag of the last evaluation outside of training (`--evaluate`).
-    """
-
-    curves: dict[str, Curve]
-    resumed: list[int]
-    final: dict[str, float]
+    curves: dict[str, Curve]  # by tag: train/loss, train/lr, epoch/loss, eval/...
+    resumed: list[int]  # steps at which the run was resumed
+    final: dict[str, float]  # scores of the last evaluation outside of training (--evaluate)
 
     @property
     def steps_per_epoch(self) -> float | None:
         """Steps of one epoch; None if no epoch was finished."""
         if EPOCH_LOSS not in self.curves:
             return None
-        # After epoch e its loss stands at step (e + 1) * steps_per_epoch - 1.
+        # the loss of epoch e stands at step (e + 1) * steps_per_epoch - 1
         return float(np.diff(self.curves[EPOCH_LOSS].steps, prepend=-1).min())
 
 
@@ -60,7 +48,6 @@ def read_history(folder: str | Path) -> History:
 
     Raises:
         ValueError: there are no such files, or no scalars in them.
-        OSError: a file cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -71,7 +58,12 @@ def read_history(folder: str | Path) -> History:
     final: dict[str, float] = {}
     for path in files:
         events = list(_events(path))
-        scalars = [(e.step, v.tag, v.simple_value) for e in events for v in _scalars(e)]
+        scalars = [
+            (event.step, value.tag, value.simple_value)
+            for event in events
+            for value in event.summary.value
+            if value.HasField("simple_value")
+        ]
         if scalars and all(step == 0 and tag.startswith("eval/") for step, tag, _ in scalars):
             # An evaluation has no place in the run: it writes at step 0, into a file of its own.
             final = {tag: value for _, tag, value in scalars}
@@ -94,8 +86,8 @@ def read_history(folder: str | Path) -> History:
 
 
 def _events(path: Path) -> Iterator[Event]:
-    """The events of a file, up to where it is cut off or damaged."""
-    # Not at the top of the file: slow to load.
+    """Read the events of a file, up to where it is cut off or damaged."""
+    # slow to load
     from google.protobuf.message import DecodeError
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
@@ -103,10 +95,6 @@ def _events(path: Path) -> Iterator[Event]:
         yield from LegacyEventFileLoader(str(path)).Load()
     except DecodeError as error:
         raise ValueError(f"{path} is damaged, expected a TensorBoard file") from error
-
-
-def _scalars(event: Event) -> list:
-    return [value for value in event.summary.value if value.HasField("simple_value")]
 
 
 def _is_start(event: Event) -> bool:

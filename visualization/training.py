@@ -28,18 +28,11 @@ _TITLE_WIDTH = 118
 
 
 def plot_training(history: History, loss_axis: str = "linear") -> Figure:
-    """One panel each for the loss, the learning rate and every score of the training run.
+    """Plot the loss, the learning rate and every score, a panel each; `ValueError` without loss.
 
     Scores of `--evaluate`, which belong to no epoch, are dashed lines there and stand on top.
-
-    Args:
-        history: of the run.
-        loss_axis: `linear` or `log`.
-
-    Raises:
-        ValueError: it has no loss.
     """
-    # Not at the top of the file: it takes as long to load as the rest together.
+    # slow to load
     from matplotlib.figure import Figure
 
     if LOSS not in history.curves:
@@ -73,7 +66,7 @@ def plot_training(history: History, loss_axis: str = "linear") -> Figure:
 
 
 def score_tags(scalars: dict[str, object]) -> list[str]:
-    """The tags of scores, without spreads and numbers of samples."""
+    """List the tags of scores, without spreads and numbers of samples."""
     matches = {tag: _SCORE.fullmatch(tag) for tag in scalars}
     return [
         tag
@@ -91,7 +84,7 @@ class ScoreName(NamedTuple):
 
 
 def score_name(tag: str) -> ScoreName:
-    """The name of a score's tag: `eval/fid-5K` is FID-5K, and lower is better."""
+    """Name a score's tag: `eval/fid-5K` is FID-5K, and lower is better."""
     key, _, samples = _SCORE.fullmatch(tag).groups(default="")
     for kind in KINDS.values():
         for name, score in kind.names.items():
@@ -102,7 +95,7 @@ def score_name(tag: str) -> ScoreName:
 
 
 def final_scores(history: History) -> str:
-    """The scores of `--evaluate` in a line."""
+    """Write the scores of `--evaluate` in a line."""
     words = []
     for tag in score_tags(history.final):
         spread = history.final.get(tag.replace("_mean", "_std")) if "_mean" in tag else None
@@ -113,7 +106,7 @@ def final_scores(history: History) -> str:
 
 
 def _axis(history: History, steps: np.ndarray | int) -> np.ndarray | float:
-    """Where the end of a step stands on the axis of epochs, or of steps."""
+    """Place the end of a step on the axis of epochs, or of steps."""
     per_epoch = history.steps_per_epoch
     return steps + 1 if per_epoch is None else (steps + 1) / per_epoch
 
@@ -142,7 +135,7 @@ def _plot_rate(history: History, axes: Axes) -> None:
 
 
 def _plot_score(history: History, key: str, axes: Axes) -> None:
-    """A score after each evaluated epoch, with its spread; dashed that of `--evaluate`.
+    """Plot a score after each evaluated epoch, with its spread; dashed that of `--evaluate`.
 
     Scores of different numbers of samples share the panel.
     """
