@@ -1,11 +1,15 @@
-"""The loops: one epoch of training, one evaluation, one pass of caching."""
+"""The loops: training, evaluation, caching."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,155 +19,263 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dataset.batches import Batch, TokenSource, epoch_batches, steps_per_epoch
+from dataset.batches import Batch, epoch_batches
 from dataset.image_folder import ImageList, image_batches
 from dataset.write_cache import CacheInProgress
 from evaluation.evaluation import Evaluation
 from evaluation.features import FeatureShare, extract_share, gather_features
 from evaluation.image_sources import ImageSource
 from evaluation.metrics import Scores
-from evaluation.samples import SampleFolder, generate_images, kept_share, make_share
+from evaluation.samples import (
+    RECORD_FILE,
+    SampleFolder,
+    generate_images,
+    keep_or_clear,
+    kept_share,
+    make_share,
+    sample_settings,
+    write_archive,
+)
 from evaluation.scoring import Scoring
+from hub.published import pinned
 from models.decoding import eval_mode
 from models.lpd import LPD
 from tokenizers.encoding import encode_both_ways, log_share_changed
 from tokenizers.vq_model import VQModel, fingerprint
-from training.checkpoint import LAST, TrainingState
-from training.recipe import TrainingRecipe
+from training.agreement import Agreement, Outcome
+from training.checkpoint import LAST, PREVIOUS, CheckpointSaver, TrainingState
+from training.recipe import Training
 from training.scalars import ScalarLog
-from training.watch import RunWatch
+from training.sharding import shard
 from util import distributed, streams
-from util.errors import UserError
+from util.errors import UserError, blame
+from util.files import write_json
 from util.geometry import TokenGrid
 from util.images import image_grid
 from util.logs import logging_redirect_tqdm, progress
+from util.signals import StopSignals, leave_marker
 
 logger = logging.getLogger(__name__)
 
+# Steps that a device may be behind the host: enough for a GPU never to run dry.
+STEPS_LATE = {"cuda": 4, "cpu": 0}
+MAX_SAMPLES_NAMED = 8
 
-def train_one_epoch(
-    model: nn.Module,
-    state: TrainingState,
-    source: TokenSource,
-    recipe: TrainingRecipe,
+
+def train(
+    run: Training,
+    evaluation: Evaluation | None,
     device: torch.device,
     scalars: ScalarLog,
-    watch: RunWatch,
-) -> float | None:
-    """One pass over the data, or what is left of it after `state.step` steps.
+    signals: StopSignals,
+) -> int:
+    """Train to the last epoch, with checkpoints and online evaluations.
 
     Args:
-        model: LPD or its DDP wrapper, on `device`.
-        state: its optimiser, whose learning rate is set per step, and where the run stands.
-        source: where tokens come from.
-        recipe: what a step does.
-        device: where the step runs.
-        scalars: gets loss, learning rate and gradient norm every `recipe.log_every` steps.
-        watch: checks and saves between steps, and says when to stop.
+        run: what to train and how, and from where on.
+        evaluation: what follows some of the epochs; None for nothing.
+        device: where steps run.
+        scalars: gets loss, learning rate and gradient norm every `--log_every` steps.
+        signals: ask for a stop; then the run is saved.
 
     Returns:
-        Mean loss of the epoch over all processes, nats per token; None if the run is to stop.
+        The signal that stopped the run before its end; else 0.
 
     Raises:
-        UserError: the loss is no longer finite, or a checkpoint cannot be written.
+        UserError: on all processes, if a loss or gradient is not finite, if any could not read its
+            data, or if a checkpoint or a scalar could not be written.
     """
-    model.train()
-    epoch = state.epoch + 1
-    share = recipe.batch_size * recipe.accum_iter
-    steps = steps_per_epoch(source.num_samples, share, distributed.world_size())
-    batches = epoch_batches(
-        source,
-        epoch,
-        share,
-        seed=recipe.seed,
-        flip_prob=recipe.flip_prob,
-        label_drop_prob=recipe.label_drop_prob,
-        device=device,
-        order=recipe.order,
-        first_step=state.step,
+    state, source, args = run.state, run.source, run.state.args
+    folder, steps = Path(args.output_dir), run.steps_per_epoch
+    state.join(device)
+    model = distribute(state, device, args.fsdp)
+    evaluate_online = partial(_evaluate_online, run, evaluation, scalars, signals)
+    # An evaluation that the run was stopped in is made up for.
+    there = distributed.gather(results_file(args, state.epoch).exists())[0]
+    if run.resumed_from is not None and evaluation_is_due(state) and not there:
+        evaluate_online()
+    if state.epoch + 1 < args.epochs:
+        settle_buckets(model, run, device)
+    started, first_step = time.monotonic(), run.steps_done
+    agreement, save_due, stop_signal = Agreement(), False, 0
+
+    with CheckpointSaver(folder, last_is_good(folder, run.resumed_from)) as saver:
+
+        def save(*names: str) -> None:
+            scalars.flush()  # on the disk before the checkpoint that goes on after them
+            scalars.check()
+            saver.save(state.content(), names)
+
+        while state.epoch + 1 < args.epochs:
+            epoch, last = state.epoch + 1, state.epoch + 2 == args.epochs
+            model.train()
+            batches = epoch_batches(
+                source,
+                epoch,
+                run.share,
+                seed=args.seed,
+                flip_prob=args.flip_prob,
+                label_drop_prob=args.label_drop_prob,
+                device=device,
+                order=args.train_order,
+                first_step=state.step,
+            )
+            title = f"epoch {epoch} of {args.epochs}"
+            bar = progress(total=steps, initial=state.step, desc=title, unit="step")
+            with closing(batches), bar, logging_redirect_tqdm():
+                for batch in batches:
+                    step = run.steps_done
+                    lr = run.schedule.at(epoch + state.step / steps)
+                    loss, norm = optimize(model, batch, run, step, lr)
+                    state.add_step(loss)
+                    bar.update()
+                    if step == first_step and device.type == "cuda":
+                        saver.reserve(state.content())  # memory that is slow to get
+
+                    # The one exchange of a step: what any process met, all know.
+                    agreement.tell(
+                        *(step, lr, loss, norm),
+                        save=0 < args.save_minutes <= saver.minutes_ago(),
+                        failed=saver.failed or scalars.failed or source.bad_data.found,
+                        signal=signals.received,
+                    )
+                    epoch_ends = state.step == steps
+                    save_due |= args.save_steps > 0 and (step + 1) % args.save_steps == 0
+                    # A GPU's are read late, for the host not to wait for steps that it has queued;
+                    # all of them before anything is saved, for no bad step to be among it.
+                    while len(agreement) > (
+                        0 if save_due or epoch_ends else STEPS_LATE[device.type]
+                    ):
+                        done = agreement.read()
+                        if done.step % args.log_every == 0:
+                            rates = {"train/lr": done.lr, "train/grad_norm": done.norm}
+                            scalars.add(done.step, {"train/loss": done.loss, **rates})
+                            bar.set_postfix(loss=f"{done.loss:.4f}", lr=f"{done.lr:.2e}")
+                        if not math.isfinite(done.loss) or not math.isfinite(done.norm):
+                            raise UserError(_describe_bad_step(run, done))
+                        if done.failed:
+                            saver.wait()
+                            scalars.check()
+                            source.bad_data.check()
+                        stop_signal = stop_signal or done.signal
+                        save_due |= done.save or stop_signal > 0
+
+                    if save_due and not epoch_ends:  # a finished epoch is saved as such
+                        save(LAST)
+                        save_due = False
+                        if stop_signal:
+                            break
+            if state.step < steps:
+                break
+
+            loss = distributed.mean(state.loss_sum / steps)
+            state.finish_epoch()
+            time_left = _time_left(time.monotonic() - started, run.steps_done - first_step, run)
+            logger.info("epoch %d of %d: loss %.4f, %s to go", epoch, args.epochs, loss, time_left)
+            scalars.add(run.steps_done - 1, {"epoch/loss": loss})
+            evaluates = evaluation_is_due(state)
+            kept = epoch % args.save_intermediate_freq == 0 or last
+            if kept or evaluates or save_due or epoch % args.save_last_freq == 0:
+                # LAST comes second: a run that goes on from it has the other already.
+                save(*([f"checkpoint-{epoch}.pth", LAST] if kept else [LAST]))
+                save_due = False
+            if stop_signal and not last:
+                break
+            if evaluates:
+                saver.wait()
+                evaluate_online()
+        saver.wait()
+
+    if state.epoch + 1 >= args.epochs:
+        return 0
+    on_main(lambda: _leave_training(state, stop_signal))
+    return stop_signal
+
+
+def _describe_bad_step(run: Training, done: Outcome) -> str:
+    epoch, step = divmod(done.step, run.steps_per_epoch)
+    samples = run.samples_of(done.step)
+    images = ", ".join(map(str, samples[:MAX_SAMPLES_NAMED]))
+    if len(samples) > MAX_SAMPLES_NAMED:
+        images += f" and {len(samples) - MAX_SAMPLES_NAMED} more"
+    return (
+        f"training: the loss is {done.loss:g} and the gradient norm {done.norm:g} in epoch "
+        f"{epoch}, step {step} (images {images}), expected finite numbers (a smaller --blr may "
+        "help); the checkpoints are of earlier steps"
     )
-    title = f"epoch {epoch} of {recipe.schedule.epochs}"
-    bar = progress(total=steps, initial=state.step, desc=title, unit="step")
-    with closing(batches), bar, logging_redirect_tqdm():
-        for batch in batches:
-            step = epoch * steps + state.step
-            lr = recipe.schedule.at(epoch + state.step / steps)
-            loss, norm = _optimize(model, state.optimizer, batch, recipe, step, lr)
-            state.add_step(loss)
-            if step % recipe.log_every == 0:
-                mean_loss = distributed.mean(loss)
-                scalars.add(
-                    step, {"train/loss": mean_loss, "train/lr": lr, "train/grad_norm": norm}
-                )
-                bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{lr:.2e}")
-            bar.update()
-            watch.after_step(step, loss, norm)
-            if watch.save_due and state.step < steps:  # a finished epoch is saved as such
-                watch.save([LAST])
-                if watch.stop_signal:
-                    return None
-    return distributed.mean(state.loss_sum / steps)
 
 
-def settle_buckets(model: nn.Module, recipe: TrainingRecipe, device: torch.device) -> None:
-    """Let DistributedDataParallel sum the gradients of the first step as those of all later ones.
+def _time_left(seconds: float, steps: int, run: Training) -> timedelta:
+    """Estimate the rest of a run from its last `steps` steps, which took `seconds`."""
+    to_do = run.steps_per_epoch * run.state.args.epochs - run.steps_done
+    return timedelta(seconds=round(seconds / max(steps, 1) * to_do))
 
-    It lays them out anew after its first backward pass, in the order in which they became ready.
-    From three processes on the layout decides the last bits of a sum, and the first step after a
-    resume would not be the same step of a run that never stopped. So one pass, of which nothing is
-    kept, comes before the first step: it changes no weights and no random stream. All processes
-    call this together; for any other `model` there is nothing to do.
+
+def _leave_training(state: TrainingState, number: int) -> None:
+    """Tell the launcher that signal `number` stopped training: the epoch, its steps done."""
+    leave_marker(Path(state.args.output_dir), number, epoch=state.epoch + 1, step=state.step)
+
+
+def last_is_good(folder: Path, resumed_from: Path | None) -> bool:
+    """Whether the `LAST` of a folder was not found damaged, so that it may become `PREVIOUS`."""
+    if resumed_from is None or resumed_from.name != PREVIOUS:
+        return True
+    return not resumed_from.parent.samefile(folder)  # two names of a folder may look different
+
+
+def distribute(state: TrainingState, device: torch.device, fsdp: bool) -> nn.Module:
+    """Wrap the network for this number of processes, or shard it and its optimiser."""
+    if fsdp:
+        state.optimizer = shard(state.model, state.optimizer, device)
+    elif distributed.world_size() > 1:
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(state.model, devices, gradient_as_bucket_view=True)
+    return state.model
+
+
+def optimize(
+    model: nn.Module, batch: Batch, run: Training, step: int, lr: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make optimiser step number `step` of a run.
 
     Args:
-        model: LPD or its wrapper, on `device`.
-        recipe: what a step does.
-        device: where the step runs.
+        model: LPD or its wrapper.
+        batch: this process's.
+        run: whose optimiser steps.
+        step: from 0; dropout's masks and the list of group sizes depend on it.
+        lr: learning rate.
+
+    Returns:
+        This process's loss and the norm of the gradient before clipping, scalars on its device.
     """
-    # No setting of the wrapper does it: `find_unused_parameters` keeps one layout but searches the
-    # graph in every step, and even a single bucket, which overlaps with nothing, is sorted anew.
-    if not isinstance(model, DistributedDataParallel):
-        return
-    # Shapes and list of a step: a smaller batch would be compiled for itself.
-    grid, images = model.module.grid, recipe.batch_size
-    tokens = torch.zeros(images, grid.num_tokens, dtype=torch.int64, device=device)
-    orders = torch.arange(grid.num_tokens, device=device).repeat(images, 1)
-    batch = Batch(tokens, tokens[:, 0], orders, torch.zeros_like(tokens[:, 0], dtype=torch.bool))
-    model.train()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        _backward(model, batch, recipe.group_size_lists[0], recipe)
-    model.zero_grad(set_to_none=True)
-
-
-def _optimize(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    recipe: TrainingRecipe,
-    step: int,
-    lr: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimiser step, number `step` of the run; this process's loss, the gradient's norm."""
+    args, optimizer = run.state.args, run.state.optimizer
     for group in optimizer.param_groups:
         group["lr"] = lr
-    sizes = _draw_group_sizes(recipe, step)
-    # Dropout's masks too depend on the step alone: a resumed run repeats them.
-    torch.manual_seed(streams.torch_seed("dropout", recipe.seed, step, distributed.rank()))
+    sizes = draw_group_sizes(run, step)
+    # Seeded in every step, so a resumed run repeats the masks.
+    torch.manual_seed(streams.torch_seed("dropout", args.seed, step, distributed.rank()))
     optimizer.zero_grad(set_to_none=True)
-    loss = _backward(model, batch, sizes, recipe)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip or math.inf)
+    loss = _backward(model, batch, sizes, args)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or math.inf)
     optimizer.step()
     return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def draw_group_sizes(run: Training, step: int) -> list[int]:
+    """Draw the list of an optimiser step, the same on all processes."""
+    draw = streams.uniforms("group sizes", run.state.args.seed, step, count=1)[0, 0]
+    return run.group_size_lists[int(draw * len(run.group_size_lists))]
+
+
 def _backward(
-    model: nn.Module, batch: Batch, sizes: list[int], recipe: TrainingRecipe
+    model: nn.Module, batch: Batch, sizes: list[int], args: argparse.Namespace
 ) -> torch.Tensor:
-    """Gradients of a step, `recipe.batch_size` images at a time; their mean loss, detached."""
-    parts = list(zip(*(part.split(recipe.batch_size) for part in batch), strict=True))
+    """Add up the gradients of micro-batches of `--batch_size` images; their mean loss, detached."""
+    parts = list(zip(*(part.split(args.batch_size) for part in batch), strict=True))
     total = torch.zeros((), device=batch.tokens.device)
     for number, (tokens, labels, orders, label_drop) in enumerate(parts, start=1):
-        autocast = torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=recipe.bf16)
-        with _exchange(model, number == len(parts)):
+        autocast = torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=args.bf16)
+        with _ddp_sync(model, number == len(parts)):
             with autocast:
                 loss = model(tokens, labels, sizes, orders, label_drop) / len(parts)
             loss.backward()
@@ -171,19 +283,133 @@ def _backward(
     return total
 
 
-def _exchange(model: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Whether the processes exchange gradients in a backward pass: once a step is enough."""
+def _ddp_sync(model: nn.Module, sync: bool) -> AbstractContextManager[None]:
+    """All-reduce gradients only in the last micro-batch."""
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
-    elif isinstance(model, DistributedDataParallel) and not now:
+        model.set_requires_gradient_sync(sync)
+    elif isinstance(model, DistributedDataParallel) and not sync:
         return model.no_sync()
     return nullcontext()
 
 
-def _draw_group_sizes(recipe: TrainingRecipe, step: int) -> list[int]:
-    """The list of this optimiser step, the same on all processes."""
-    draw = streams.uniforms("group sizes", recipe.seed, step, count=1)[0, 0]
-    return recipe.group_size_lists[int(draw * len(recipe.group_size_lists))]
+def settle_buckets(model: nn.Module, run: Training, device: torch.device) -> None:
+    """Make a backward pass without a trace, so that the first step sums gradients as later ones.
+
+    DistributedDataParallel lays its buckets out anew after its first backward pass, in the order in
+    which gradients became ready. From three processes on the layout decides the last bits of a sum:
+    without this the first step after a resume would differ from that step of an unstopped run. It
+    changes no weights and no random stream. All processes call it; other models are left alone.
+    """
+    # No setting of the wrapper does it: `find_unused_parameters` keeps one layout but searches the
+    # graph in every step, and even a single bucket, which overlaps with nothing, is sorted anew.
+    if not isinstance(model, DistributedDataParallel):
+        return
+    # Shapes and list of a step: a smaller batch would be compiled for itself.
+    num_tokens, images = model.module.grid.num_tokens, run.state.args.batch_size
+    tokens = torch.zeros(images, num_tokens, dtype=torch.int64, device=device)
+    orders = torch.arange(num_tokens, device=device).repeat(images, 1)
+    batch = Batch(tokens, tokens[:, 0], orders, torch.zeros_like(tokens[:, 0], dtype=torch.bool))
+    model.train()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        _backward(model, batch, run.group_size_lists[0], run.state.args)
+    model.zero_grad(set_to_none=True)
+
+
+def evaluation_is_due(state: TrainingState) -> bool:
+    """Whether the run is between two epochs after one of which it evaluates."""
+    args = state.args
+    due = state.epoch % args.eval_freq == 0 or state.epoch + 1 == args.epochs
+    return args.online_eval and state.epoch >= 0 and state.step == 0 and due
+
+
+def _evaluate_online(
+    run: Training, evaluation: Evaluation, scalars: ScalarLog, signals: StopSignals
+) -> None:
+    """Evaluate after an epoch; a signal ends the run at once, for all is saved."""
+    state, step = run.state, run.steps_done - 1
+    with signals.leaving_at_once(partial(_leave_training, state)):
+        scores = evaluate(state.model, evaluation)
+        if distributed.is_main():
+            scalars.add_image(step, "eval/samples", show_samples(state.model, evaluation))
+        report(state.args, f"epoch {state.epoch}", evaluation, scores, scalars, state.epoch, step)
+
+
+def evaluate_checkpoint(
+    args: argparse.Namespace,
+    model: LPD,
+    weights: Path,
+    evaluation: Evaluation,
+    fingerprint: str | None,
+    scalars: ScalarLog,
+) -> None:
+    """Evaluate weights; keep the images, those of an earlier evaluation like this one included.
+
+    Args:
+        args: the run's flags.
+        model: the network.
+        weights: the file that it comes from.
+        evaluation: what to generate and how to score it, with its reference.
+        fingerprint: of the tokenizer.
+        scalars: gets the scores.
+    """
+    folder = Path(args.output_dir)
+    settings = sample_settings(args, evaluation, model, fingerprint)
+    images = SampleFolder.of(folder / "images", settings)
+    on_main(lambda: keep_or_clear(images.path, folder / RECORD_FILE, settings))
+    scores = evaluate(model, evaluation, images)
+    report(args, pinned(weights), evaluation, scores, scalars)
+    if args.save_npz:
+        on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
+
+
+def report(
+    args: argparse.Namespace,
+    checkpoint: str,
+    evaluation: Evaluation,
+    scores: Scores | None,
+    scalars: ScalarLog,
+    epoch: int | None = None,
+    step: int = 0,
+) -> None:
+    """Report an evaluation on the console, in TensorBoard at `step` and as JSON."""
+    results = {
+        "model": args.model,
+        "checkpoint": checkpoint,
+        "steps": len(evaluation.group_sizes),
+        "order": args.order,
+        "seed": evaluation.seed,
+        **vars(evaluation.sampling),
+        "num_images": evaluation.num_images,
+        **({**evaluation.scoring.about(), **scores.json()} if scores is not None else {}),
+    }
+    if scores is not None:
+        say(scores)
+        scalars.add(step, {f"eval/{tag}": value for tag, value in scores.tags().items()})
+    scalars.flush()
+    on_main(lambda: write_json(results, results_file(args, epoch)))
+
+
+def results_file(args: argparse.Namespace, epoch: int | None) -> Path:
+    """Where the scores of an evaluation go: after a training epoch, or (None) of --evaluate."""
+    name = "metrics.json" if epoch is None else f"metrics-{epoch}.json"
+    return Path(args.output_dir) / name
+
+
+def say(scores: Scores) -> None:
+    """Log the scores for people."""
+    for line in scores.lines():
+        logger.info("%s", line)
+
+
+def on_main(write: Callable[[], None]) -> None:
+    """Let rank 0 write to --output_dir; all wait for it, and stop in one line if it fails."""
+
+    def work() -> None:
+        if distributed.is_main():
+            with blame("--output_dir"):
+                write()
+
+    distributed.fail_together(work)
 
 
 @torch.no_grad()

@@ -4,50 +4,36 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from dataset.token_cache import TokenCache, check_cache, open_cache
-from engine_lpd import evaluate, score_images, settle_buckets, show_samples, train_one_epoch
-from evaluation.evaluation import Evaluation, build_evaluation
+from engine_lpd import evaluate_checkpoint, on_main, say, score_images, train
+from evaluation.evaluation import build_evaluation
 from evaluation.image_sources import open_images
-from evaluation.metrics import Scores
 from evaluation.samples import (
-    RECORD_FILE,
-    SampleFolder,
     image_ids_in,
-    keep_or_clear,
-    sample_settings,
-    write_archive,
 )
 from evaluation.scoring import build_scoring
-from hub.published import pinned, pinned_flags, resolve_flags
+from hub.published import pinned_flags, resolve_flags
 from models.lpd import LPD, MODELS
 from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from training.checkpoint import (
     LAST,
-    PREVIOUS,
-    CheckpointSaver,
-    TrainingState,
     checkpoints_in,
     load_newest,
     load_pretrained,
 )
 from training.flags import build_parser
-from training.recipe import Training, build_source, build_training
+from training.recipe import build_source, build_training
 from training.scalars import ScalarLog, import_wandb
-from training.sharding import shard
-from training.watch import RunWatch
 from util import distributed, logs
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
@@ -127,11 +113,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         scalars = open_scalars(args, wandb, purge_step)
         at_exit.callback(scalars.close)
         if training is None:
-            evaluate_checkpoint(args, model, weights, evaluation, tokens, scalars)
+            evaluate_checkpoint(args, model, weights, evaluation, tokens.fingerprint, scalars)
         else:
             if args.overwrite:  # nothing can be bad input any more
                 on_main(lambda: delete_results(Path(args.output_dir)))
-            stopped_by = train(args, training, evaluation, device, scalars, signals)
+            stopped_by = train(training, evaluation, device, scalars, signals)
     if stopped_by:
         raise SystemExit(exit_code(stopped_by))
 
@@ -273,116 +259,10 @@ def find_weights(args: argparse.Namespace) -> tuple[list[Path], str]:
     return [Path(args.pretrained_ckpt)] if args.pretrained_ckpt else [], "--pretrained_ckpt"
 
 
-def train(
-    args: argparse.Namespace,
-    training: Training,
-    evaluation: Evaluation | None,
-    device: torch.device,
-    scalars: ScalarLog,
-    signals: StopSignals,
-) -> int:
-    """All epochs, with checkpoints and online evaluations.
-
-    Returns:
-        The signal that stopped the run before the end, saved; else 0.
-    """
-    state, source, recipe = training.state, training.source, training.recipe
-    folder = Path(args.output_dir)
-    state.join(device)
-    model = distribute(args, state, device)
-    online = partial(evaluate_online, args, training, evaluation, scalars, signals)
-    # An evaluation that the run was stopped in is made up for.
-    there = distributed.gather(results_file(args, state.epoch).exists())[0]
-    if training.resumed_from is not None and evaluation_is_due(args, state) and not there:
-        online()
-    if state.epoch + 1 < args.epochs:
-        settle_buckets(model, recipe, device)
-    started, first = time.monotonic(), training.steps_done
-    with CheckpointSaver(folder, last_is_good(folder, training.resumed_from)) as saver:
-        policy, samples_of = training.policy, training.samples_of
-        watch = RunWatch(state, saver, signals, scalars, source.bad_data, policy, samples_of)
-        while state.epoch + 1 < args.epochs:
-            loss = train_one_epoch(model, state, source, recipe, device, scalars, watch)
-            if loss is None:
-                break
-            state.finish_epoch()
-            epoch, last = state.epoch, state.epoch + 1 == args.epochs
-            steps, to_do = training.steps_done, training.steps_per_epoch * args.epochs
-            per_step = (time.monotonic() - started) / max(steps - first, 1)
-            left = timedelta(seconds=round(per_step * (to_do - steps)))
-            logger.info("epoch %d of %d: loss %.4f, %s to go", epoch, args.epochs, loss, left)
-            scalars.add(steps - 1, {"epoch/loss": loss})
-            evaluates = evaluation_is_due(args, state)
-            kept = epoch % args.save_intermediate_freq == 0 or last
-            if kept or evaluates or watch.save_due or epoch % args.save_last_freq == 0:
-                # The last one last: a run that goes on from it has the other already.
-                watch.save([f"checkpoint-{epoch}.pth", LAST] if kept else [LAST])
-            if watch.stop_signal and not last:
-                break
-            if evaluates:
-                saver.wait()
-                online()
-        saver.wait()
-    if state.epoch + 1 >= args.epochs:
-        return 0
-    on_main(lambda: leave_training(folder, state, watch.stop_signal))
-    return watch.stop_signal
-
-
-def last_is_good(folder: Path, resumed_from: Path | None) -> bool:
-    """Whether the `LAST` of a folder was not found damaged, so that it may become `PREVIOUS`."""
-    if resumed_from is None or resumed_from.name != PREVIOUS:
-        return True
-    return not resumed_from.parent.samefile(folder)  # two names of a folder may look different
-
-
-def distribute(
-    args: argparse.Namespace, state: TrainingState, device: torch.device
-) -> torch.nn.Module:
-    """The network in the form that trains on this number of processes."""
-    if args.fsdp:
-        state.optimizer = shard(state.model, state.optimizer, device)
-    elif distributed.world_size() > 1:
-        devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(state.model, devices, gradient_as_bucket_view=True)
-    return state.model
-
-
-def leave_training(folder: Path, state: TrainingState, number: int) -> None:
-    """Tell the launcher that signal `number` stopped training: the epoch, its steps done."""
-    leave_marker(folder, number, epoch=state.epoch + 1, step=state.step)
-
-
 def leave_evaluation(args: argparse.Namespace, number: int) -> None:
     """Tell the launcher that signal `number` stopped an evaluation: how many images are there."""
     folder = Path(args.output_dir)
     leave_marker(folder, number, images=len(image_ids_in(folder / "images", args.num_images)))
-
-
-def evaluation_is_due(args: argparse.Namespace, state: TrainingState) -> bool:
-    """Whether the run is between two epochs after one of which it evaluates."""
-    due = state.epoch % args.eval_freq == 0 or state.epoch + 1 == args.epochs
-    return args.online_eval and state.epoch >= 0 and state.step == 0 and due
-
-
-def evaluate_online(
-    args: argparse.Namespace,
-    training: Training,
-    evaluation: Evaluation,
-    scalars: ScalarLog,
-    signals: StopSignals,
-) -> None:
-    """The evaluation after a training epoch; a signal ends the run at once, for all is saved."""
-    state = training.state
-    with signals.leaving_at_once(partial(leave_training, Path(args.output_dir), state)):
-        step = training.steps_done - 1
-        run_evaluation(args, state.model, evaluation, scalars, state.epoch, step)
-
-
-def results_file(args: argparse.Namespace, epoch: int | None) -> Path:
-    """Where the scores of an evaluation go: after a training epoch, or (None) of --evaluate."""
-    name = "metrics.json" if epoch is None else f"metrics-{epoch}.json"
-    return Path(args.output_dir) / name
 
 
 def open_scalars(
@@ -393,68 +273,6 @@ def open_scalars(
         return ScalarLog(None)
     options = {"project": args.wandb_project, "name": args.wandb_run_name, "config": vars(args)}
     return ScalarLog(Path(args.log_dir), wandb, options, purge_step)
-
-
-def evaluate_checkpoint(
-    args: argparse.Namespace,
-    model: LPD,
-    weights: Path,
-    evaluation: Evaluation,
-    tokens: Tokens,
-    scalars: ScalarLog,
-) -> None:
-    """--evaluate: keeps the images, those of an earlier evaluation like this one included."""
-    folder = Path(args.output_dir)
-    settings = sample_settings(args, evaluation, model, tokens.fingerprint)
-    images = SampleFolder.of(folder / "images", settings)
-    on_main(lambda: keep_or_clear(images.path, folder / RECORD_FILE, settings))
-    run_evaluation(args, model, evaluation, scalars, weights=weights, image_folder=images)
-    if args.save_npz:
-        on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
-
-
-def run_evaluation(
-    args: argparse.Namespace,
-    model: LPD,
-    evaluation: Evaluation,
-    scalars: ScalarLog,
-    epoch: int | None = None,
-    step: int = 0,
-    weights: Path | None = None,
-    image_folder: SampleFolder | None = None,
-) -> None:
-    """Samples and scores, reported on the console, in TensorBoard and as JSON.
-
-    TensorBoard also gets a few samples where training is evaluated, the same ids every time.
-
-    Args:
-        args: the run's flags.
-        model: the bare network.
-        evaluation: what to generate and how to score it.
-        scalars: gets the scores.
-        epoch: of the training run that this evaluation is part of; None for --evaluate.
-        step: where the scores stand in TensorBoard.
-        weights: for --evaluate, the file that they come from.
-        image_folder: as for `evaluate`.
-    """
-    scores = evaluate(model, evaluation, image_folder)
-    if epoch is not None and distributed.is_main():
-        scalars.add_image(step, "eval/samples", show_samples(model, evaluation))
-    results = {
-        "model": args.model,
-        "checkpoint": pinned(weights) if epoch is None else f"epoch {epoch}",
-        "steps": len(evaluation.group_sizes),
-        "order": args.order,
-        "seed": evaluation.seed,
-        **vars(evaluation.sampling),
-        "num_images": evaluation.num_images,
-        **({**evaluation.scoring.about(), **scores.json()} if scores is not None else {}),
-    }
-    if scores is not None:
-        say(scores)
-        scalars.add(step, {f"eval/{tag}": value for tag, value in scores.tags().items()})
-    scalars.flush()
-    on_main(lambda: write_json(results, results_file(args, epoch)))
 
 
 def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -488,23 +306,6 @@ def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
                 logger.info("scores in %s", results)
 
         distributed.fail_together(report)
-
-
-def say(scores: Scores) -> None:
-    """The scores for people."""
-    for line in scores.lines():
-        logger.info("%s", line)
-
-
-def on_main(write: Callable[[], None]) -> None:
-    """Let rank 0 write to --output_dir; all wait for it, and stop in one line if it fails."""
-
-    def work() -> None:
-        if distributed.is_main():
-            with blame("--output_dir"):
-                write()
-
-    distributed.fail_together(work)
 
 
 if __name__ == "__main__":

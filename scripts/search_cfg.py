@@ -25,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import engine_lpd
 import main_lpd
 from evaluation.evaluation import Evaluation, build_evaluation
 from evaluation.metrics import PUBLISHED_SAMPLES, Scores
@@ -86,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
-        main_lpd.on_main(lambda: at_exit.enter_context(folder_lock(folder, "search")))
-        main_lpd.on_main(lambda: record_run(parser, pinned_flags(args), folder))
+        engine_lpd.on_main(lambda: at_exit.enter_context(folder_lock(folder, "search")))
+        engine_lpd.on_main(lambda: record_run(parser, pinned_flags(args), folder))
         evaluation = evaluation.with_reference()
         settings = sample_settings(args, evaluation, model, tokens.fingerprint)
         settings |= {**evaluation.scoring.about(), "scoring": evaluation.scoring.digest()}
@@ -95,10 +96,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         for temperature, cfg in product(temperatures, sorted(set(args.cfgs))):
             point = {"cfg": cfg, "temperature": temperature}
             one = replace(evaluation, sampling=replace(evaluation.sampling, **point))
-            made = dict(model=model, weights=weights, evaluation=one, tokens=tokens)
-            evaluate = partial(main_lpd.evaluate_checkpoint, **made, scalars=ScalarLog(None))
+            evaluate = partial(
+                engine_lpd.evaluate_checkpoint,
+                model=model,
+                weights=weights,
+                evaluation=one,
+                fingerprint=tokens.fingerprint,
+                scalars=ScalarLog(None),
+            )
             records.append(evaluate_point(args, point, settings | point, evaluate))
-            main_lpd.on_main(lambda: keep(folder, records, shown))
+            engine_lpd.on_main(lambda: keep(folder, records, shown))
         if distributed.is_main():
             sys.stdout.write(report(args, records, shown))
 
@@ -138,11 +145,11 @@ def evaluate_point(
         return known
     logger.info("%s", name)
     # New scores must not stand beside the settings of old ones, wherever this is stopped.
-    main_lpd.on_main(lambda: (folder / SETTING_FILE).unlink(missing_ok=True))
+    engine_lpd.on_main(lambda: (folder / SETTING_FILE).unlink(missing_ok=True))
     evaluate(argparse.Namespace(**{**vars(args), **point, "output_dir": str(folder)}))
-    main_lpd.on_main(lambda: write_json(wanted, folder / SETTING_FILE))
+    engine_lpd.on_main(lambda: write_json(wanted, folder / SETTING_FILE))
     if not args.keep_images:
-        main_lpd.on_main(lambda: shutil.rmtree(folder / "images"))
+        engine_lpd.on_main(lambda: shutil.rmtree(folder / "images"))
     return known_results(folder, wanted)
 
 

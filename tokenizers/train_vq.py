@@ -25,7 +25,7 @@ from dataset.image_folder import ImageList, image_batches, list_images
 from hub.weights import plain_flags
 from tokenizers.vq_loss import vq_losses
 from tokenizers.vq_model import USAGE_RECORD, VectorQuantizer, VQModel, save_tokenizer
-from training.lr_schedule import LRSchedule
+from training.recipe import LRSchedule
 from training.scalars import ScalarLog
 from util import distributed, errors, logs, streams
 from util.cli import Parser, add_flags, number, share, whole

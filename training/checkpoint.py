@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -35,6 +34,11 @@ from util.geometry import grid_side
 logger = logging.getLogger(__name__)
 
 
+LAST = "checkpoint-last.pth"
+# The one before, for the day the last one is damaged.
+PREVIOUS = "checkpoint-previous.pth"
+
+
 class CheckpointSaver:
     """Copies a training state to the host and writes it while training goes on, one at a time.
 
@@ -53,6 +57,7 @@ class CheckpointSaver:
         self._writing: Future[None] | None = None
         # Page-locked on a GPU machine, where getting it takes longer than the copy: kept.
         self._buffers: dict[tuple, torch.Tensor] = {}
+        self._saved_at = time.monotonic()  # not the time of day, which may be set back
 
     @property
     def failed(self) -> bool:
@@ -60,10 +65,14 @@ class CheckpointSaver:
         writing = self._writing
         return writing is not None and writing.done() and writing.exception() is not None
 
+    def minutes_ago(self) -> float:
+        """Minutes since the last save, or since this was made."""
+        return (time.monotonic() - self._saved_at) / 60
+
     def reserve(self, content: dict[str, Any]) -> None:
         """Get the memory that saving `content` takes, so that the first save need not."""
         if distributed.is_main():
-            self._map(content, self._buffer)
+            self._copy(content)
 
     def save(self, content: dict[str, Any], names: Sequence[str]) -> None:
         """Copy `content` and have it written; all processes call it, rank 0 writes.
@@ -78,11 +87,13 @@ class CheckpointSaver:
         started = time.perf_counter()
         self.wait()
         if distributed.is_main():
-            copying = _DeviceTime()
-            copy = self._map(content, self._copy)
-            copying.stop()
+            copy, copied = self._copy(content), None
+            if torch.cuda.is_initialized():
+                copied = torch.cuda.Event()
+                copied.record()
             waited = time.perf_counter() - started
-            self._writing = self._thread.submit(self._write, copy, names, copying, waited)
+            self._writing = self._thread.submit(self._write, copy, copied, names, waited)
+        self._saved_at = time.monotonic()
 
     def wait(self) -> None:
         """Wait for the file that is being written; all processes call it.
@@ -102,82 +113,45 @@ class CheckpointSaver:
     def __enter__(self) -> CheckpointSaver:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._thread.shutdown()
 
     def _write(
-        self, content: dict[str, Any], names: Sequence[str], copying: _DeviceTime, waited: float
+        self,
+        content: dict[str, Any],
+        copied: torch.cuda.Event | None,
+        names: Sequence[str],
+        waited: float,
     ) -> None:
-        waited += copying.wait()
+        if copied is not None:  # nothing is queued before the copies: the step waits for them
+            waiting = time.perf_counter()
+            copied.synchronize()
+            waited += time.perf_counter() - waiting
         started = time.perf_counter()
         for name in names:
             rotates = name == LAST and self._last_is_good
             previous = self._folder / PREVIOUS if rotates else None
             atomic_save(content, self._folder / name, previous)
             self._last_is_good |= name == LAST
-        logger.info(
-            "saved %s in %.1f s beside training; the step waited %.2f s",
-            " and ".join(names),
-            time.perf_counter() - started,
-            waited,
-        )
+        seconds = time.perf_counter() - started
+        line = "saved %s in %.1f s beside training; the step waited %.2f s"
+        logger.info(line, " and ".join(names), seconds, waited)
 
-    def _map(self, content: Any, function: Any, key: tuple = ()) -> Any:
-        """`content` with `function(key, tensor)` in the place of every tensor."""
+    def _copy(self, content: Any, key: tuple = ()) -> Any:
+        """Copy every tensor of a nest of dictionaries and lists to host memory of its own."""
         if isinstance(content, dict):
-            return {
-                name: self._map(value, function, (*key, name)) for name, value in content.items()
-            }
+            return {name: self._copy(value, (*key, name)) for name, value in content.items()}
         if isinstance(content, list | tuple):
             return type(content)(
-                self._map(value, function, (*key, place)) for place, value in enumerate(content)
+                self._copy(value, (*key, place)) for place, value in enumerate(content)
             )
-        return function(key, content) if isinstance(content, torch.Tensor) else content
-
-    def _buffer(self, key: tuple, tensor: torch.Tensor) -> torch.Tensor:
-        """Host memory for a tensor, the same at every save."""
+        if not isinstance(content, torch.Tensor):
+            return content
         buffer = self._buffers.get(key)
-        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        if buffer is None or (buffer.shape, buffer.dtype) != (content.shape, content.dtype):
+            buffer = torch.empty_like(content, device="cpu", pin_memory=content.is_cuda)
             self._buffers[key] = buffer
-        return buffer
-
-    def _copy(self, key: tuple, tensor: torch.Tensor) -> torch.Tensor:
-        return self._buffer(key, tensor).copy_(tensor, non_blocking=True)
-
-
-class _DeviceTime:
-    """How long a GPU is busy with what is queued between making this and `stop`; 0 without one."""
-
-    def __init__(self) -> None:
-        on_gpu = torch.cuda.is_initialized()
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * on_gpu)]
-        self._record(0)
-
-    def stop(self) -> None:
-        self._record(1)
-
-    def wait(self) -> float:
-        """Wait until all of it is done; seconds it took."""
-        if not self._events:
-            return 0.0
-        start, end = self._events
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-
-    def _record(self, number: int) -> None:
-        if self._events:
-            self._events[number].record()
-
-
-LAST = "checkpoint-last.pth"
-# The one before, for the day the last one is damaged.
-PREVIOUS = "checkpoint-previous.pth"
+        return buffer.copy_(content, non_blocking=True)
 
 
 @dataclass

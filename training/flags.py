@@ -8,7 +8,7 @@ from models.decoding import SAMPLERS
 from models.lpd import MODELS
 from models.sampling import CFG_SCHEDULES
 from orders.sources import SAMPLING_ORDERS, TRAINING_ORDERS
-from training.lr_schedule import LR_SCHEDULES
+from training.recipe import LR_SCHEDULES
 from util.cli import Parser, add_flags, number, share, whole
 from util.distributed import add_distributed_flags
 

@@ -1,9 +1,10 @@
-"""All that one training run needs, checked before it starts (method section 8)."""
+"""A checked training run: flags, data and resumed state, ready to start (method section 8)."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,64 +26,74 @@ from models.lpd import LPD
 from orders.group_sizes import read_group_sizes_list, training_group_sizes
 from orders.sources import read_group_sizes
 from training.checkpoint import LAST, TrainingState
-from training.lr_schedule import LRSchedule
-from training.watch import SavePolicy
 from util.errors import UserError, blame
 from util.geometry import TokenGrid
 
 logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.95)
+LR_SCHEDULES = ("constant+cosine", "constant", "cosine")
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
-    """What a training step does.
+class LRSchedule:
+    """Learning rate over fractional epochs: linear warm-up, then constant, cosine, or both in turn.
 
     Attributes:
-        batch_size: images per process at a time.
-        accum_iter: how many times that an optimiser step sees.
-        schedule: learning rate over fractional epochs.
-        group_size_lists: one of them is drawn per optimiser step.
-        grad_clip: largest gradient norm; 0 for no clipping.
-        bf16: run the forward pass under bfloat16 autocast.
-        flip_prob: share of visits that see the mirrored image.
-        label_drop_prob: share of visits without a class.
-        order: `random` or `raster`, of the positions in training.
-        seed: names the random streams.
-        log_every: steps between log entries.
+        kind: one of `LR_SCHEDULES`.
+        lr: after the warm-up.
+        min_lr: where the cosine ends.
+        epochs: length of the run.
+        warmup_epochs: length of the warm-up.
+        lr_decay_start_epoch: where `constant+cosine` begins to fall.
     """
 
-    batch_size: int
-    accum_iter: int
-    schedule: LRSchedule
-    group_size_lists: list[list[int]]
-    grad_clip: float
-    bf16: bool
-    flip_prob: float
-    label_drop_prob: float
-    seed: int
-    log_every: int
-    order: str = "random"
+    kind: str
+    lr: float
+    min_lr: float
+    epochs: int
+    warmup_epochs: int
+    lr_decay_start_epoch: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in LR_SCHEDULES:
+            raise ValueError(f"found {self.kind!r}, expected one of {', '.join(LR_SCHEDULES)}")
+
+    def at(self, epoch: float) -> float:
+        """Return the learning rate at fractional epoch `epoch` in [0, epochs)."""
+        if epoch < self.warmup_epochs:
+            return self.lr * epoch / self.warmup_epochs
+        if self.kind == "constant":
+            return self.lr
+        start = self.warmup_epochs if self.kind == "cosine" else self.lr_decay_start_epoch
+        if epoch < start:
+            return self.lr
+        progress = (epoch - start) / (self.epochs - start)
+        return self.min_lr + (self.lr - self.min_lr) / 2 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
 class Training:
-    """A checked training run, ready to start.
+    """A training run, ready to start.
 
     Attributes:
-        state: network, optimiser and how far they are.
+        state: network, optimiser, flags and how far they are.
         source: where tokens come from.
-        recipe: what a step does.
-        policy: when to save besides at the end of epochs.
+        schedule: learning rate over fractional epochs.
+        group_size_lists: one of them is drawn per optimiser step.
         resumed_from: the checkpoint that `state` comes from; None for a fresh start.
     """
 
     state: TrainingState
     source: TokenSource
-    recipe: TrainingRecipe
-    policy: SavePolicy
-    resumed_from: Path | None
+    schedule: LRSchedule
+    group_size_lists: list[list[int]]
+    resumed_from: Path | None = None
+
+    @property
+    def share(self) -> int:
+        """Images per process and optimiser step."""
+        return self.state.args.batch_size * self.state.args.accum_iter
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,10 +105,11 @@ class Training:
         """Optimiser steps of the whole run so far."""
         return (self.state.epoch + 1) * self.steps_per_epoch + self.state.step
 
-    def samples_of(self, epoch: int, step: int) -> np.ndarray:
-        """Places in the data of the images that a step of an epoch sees, over all processes."""
-        share = self.recipe.batch_size * self.recipe.accum_iter
-        return epoch_samples(self.source.num_samples, epoch, share, self.recipe.seed)[step].ravel()
+    def samples_of(self, step: int) -> np.ndarray:
+        """Return which samples the processes see in a step of the run, as places in the data."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        seed = self.state.args.seed
+        return epoch_samples(self.source.num_samples, epoch, self.share, seed)[place].ravel()
 
 
 def build_training(
@@ -127,26 +139,9 @@ def build_training(
         steps = steps_per_epoch(source.num_samples, share, world_size)
     global_batch = share * world_size
     lr = args.lr if args.lr is not None else args.blr * global_batch / 256
-    recipe = TrainingRecipe(
-        batch_size=args.batch_size,
-        accum_iter=args.accum_iter,
-        schedule=LRSchedule(
-            args.lr_schedule,
-            lr,
-            args.min_lr,
-            args.epochs,
-            args.warmup_epochs,
-            args.lr_decay_start_epoch,
-        ),
-        group_size_lists=_read_group_size_lists(args, model.grid),
-        grad_clip=args.grad_clip,
-        bf16=args.bf16,
-        flip_prob=args.flip_prob,
-        label_drop_prob=args.label_drop_prob,
-        seed=args.seed,
-        log_every=args.log_every,
-        order=args.train_order,
-    )
+    decay = (args.warmup_epochs, args.lr_decay_start_epoch)
+    schedule = LRSchedule(args.lr_schedule, lr, args.min_lr, args.epochs, *decay)
+    group_size_lists = _read_group_size_lists(args, model.grid.num_tokens)
     # No decay on biases and one-dimensional parameters; embeddings are decayed.
     parameters = param_groups_weight_decay(model, args.weight_decay)
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, fused=True)
@@ -160,11 +155,14 @@ def build_training(
         num_images=source.num_samples,
     )
     resumed_from = _resume(args, state) if args.resume else None
-    _check_place(state, steps, resumed_from)
+    if state.step > steps:
+        raise UserError(
+            f"--resume: {resumed_from} was saved after {state.step} steps of an epoch, expected at "
+            f"most the {steps} that an epoch has here (--batch_size, --accum_iter, processes)"
+        )
     if state.epoch + 1 >= args.epochs:
         logger.warning("--epochs: all %d are done, nothing is left to train", args.epochs)
-    policy = SavePolicy(args.save_steps, args.save_minutes)
-    return Training(state, source, recipe, policy, resumed_from)
+    return Training(state, source, schedule, group_size_lists, resumed_from)
 
 
 def warn_of_schedule(args: argparse.Namespace) -> None:
@@ -189,23 +187,22 @@ def _resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
     # The run's own folder is allowed to be missing: a job's first start has the same line.
     if not folder.is_dir() and folder.resolve() != Path(args.output_dir).resolve():
         raise UserError(f"--resume: {folder} is not a folder, expected the one that holds {LAST}")
-    found = state.resume(folder)
-    if found is None:
+    path = state.resume(folder)
+    if path is None:
         logger.warning("--resume: %s does not exist (yet): starting afresh", folder / LAST)
     else:
-        logger.info(
-            "resumed from %s: %d steps of epoch %d are done", found, state.step, state.epoch + 1
-        )
-    return found
+        place = (state.step, state.epoch + 1)
+        logger.info("resumed from %s: %d steps of epoch %d are done", path, *place)
+    return path
 
 
-def _check_place(state: TrainingState, steps: int, resumed_from: Path | None) -> None:
-    """Refuse a place in an epoch that this run's epochs do not have."""
-    if state.step > steps:
-        raise UserError(
-            f"--resume: {resumed_from} was saved after {state.step} steps of an epoch, expected at "
-            f"most the {steps} that an epoch has here (--batch_size, --accum_iter, processes)"
-        )
+def _read_group_size_lists(args: argparse.Namespace, num_tokens: int) -> list[list[int]]:
+    if args.group_sizes_list is None:
+        return [read_group_sizes(args, num_tokens)]
+    if args.group_sizes_list == "auto":
+        return training_group_sizes(num_tokens)
+    with blame("--group_sizes_list"):
+        return read_group_sizes_list(args.group_sizes_list, num_tokens)
 
 
 def build_source(
@@ -215,7 +212,7 @@ def build_source(
     cache: TokenCache | None,
     device: torch.device,
 ) -> TokenSource:
-    """The training data: cached tokens, or the images of `--data_path` encoded on the fly.
+    """Open the training data: cached tokens, or the images of `--data_path` encoded on the fly.
 
     Warns of classes without data, unless they come with the weights that training starts from.
 
@@ -232,24 +229,15 @@ def build_source(
     )
 
 
-def _compare_classes(args: argparse.Namespace, found: int, what: str) -> None:
+def _compare_classes(args: argparse.Namespace, classes: int, what: str) -> None:
     """Refuse more classes in the data than the model has, and warn of fewer."""
-    if found > args.class_num:
+    if classes > args.class_num:
         raise UserError(
-            f"{what} holds {found} classes, expected at most {args.class_num} (--class_num)"
+            f"{what} holds {classes} classes, expected at most {args.class_num} (--class_num)"
         )
-    if found < args.class_num and not args.pretrained_ckpt:
+    if classes < args.class_num and not args.pretrained_ckpt:
         logger.warning(
             "%s holds %d classes and the model has %d: the others learn nothing, and an evaluation "
             "makes images of them, too; expected --class_num %d",
-            *(what, found, args.class_num, found),
+            *(what, classes, args.class_num, classes),
         )
-
-
-def _read_group_size_lists(args: argparse.Namespace, grid: TokenGrid) -> list[list[int]]:
-    if args.group_sizes_list is None:
-        return [read_group_sizes(args, grid.num_tokens)]
-    if args.group_sizes_list == "auto":
-        return training_group_sizes(grid.num_tokens)
-    with blame("--group_sizes_list"):
-        return read_group_sizes_list(args.group_sizes_list, grid.num_tokens)

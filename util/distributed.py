@@ -138,17 +138,13 @@ def gather_to_main(value: T) -> list[T] | None:
 
 def mean(value: torch.Tensor) -> float:
     """The mean of a scalar tensor over all processes."""
-    if dist.is_initialized():
-        value = value.clone()
-        dist.all_reduce(value)
-        value /= world_size()
-    return value.item()
+    return (total(value.clone()) / world_size()).item()
 
 
-def maximum(values: torch.Tensor) -> torch.Tensor:
-    """The elementwise maximum over all processes, in the place of `values`; no wait on a GPU."""
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The elementwise sum over all processes, in the place of `values`; no wait on a GPU."""
     if dist.is_initialized():
-        dist.all_reduce(values, dist.ReduceOp.MAX)
+        dist.all_reduce(values)
     return values
 
 

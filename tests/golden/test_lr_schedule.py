@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.lr_schedule import LRSchedule
+from training.recipe import LRSchedule
 
 TABLE = json.loads((Path(__file__).parent / "data" / "lr_schedule.json").read_text())
 

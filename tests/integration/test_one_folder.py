@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import engine_lpd
 import main_lpd
 from hub.weights import read_checkpoint
 from tests.commands import run_command
@@ -76,13 +77,13 @@ def test_no_archive_is_made_of_images_that_another_run_wrote_meanwhile(
 ) -> None:
     other = tmp_path / "other"
     main_lpd.main([*world.eval_flags(other), "--seed", "3"])
-    evaluate = main_lpd.run_evaluation
+    evaluate = engine_lpd.evaluate
 
-    def disturbed(*arguments: object, **options: object) -> None:
-        evaluate(*arguments, **options)
+    def disturbed(*arguments: object) -> None:
+        evaluate(*arguments)
         shutil.copy(other / "images" / "00003.png", tmp_path / "out" / "images" / "00003.png")
 
-    monkeypatch.setattr(main_lpd, "run_evaluation", disturbed)
+    monkeypatch.setattr(engine_lpd, "evaluate", disturbed)
     with pytest.raises(UserError, match=r"^--output_dir: .*00003.png is damaged or of other set"):
         main_lpd.main([*world.eval_flags(tmp_path / "out"), "--save_npz"])
     assert not list((tmp_path / "out").glob("*samples.npz*"))

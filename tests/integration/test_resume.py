@@ -98,7 +98,7 @@ class Killed(BaseException):
 @contextmanager
 def at_step(number: int, action: Callable[[], object]) -> Iterator[None]:
     """Do something after the optimiser's `number`-th step from here on."""
-    optimize, count = engine_lpd._optimize, 0
+    optimize, count = engine_lpd.optimize, 0
 
     def count_and_optimize(*arguments: object) -> object:
         nonlocal count
@@ -109,7 +109,7 @@ def at_step(number: int, action: Callable[[], object]) -> Iterator[None]:
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_lpd, "_optimize", count_and_optimize)
+        patch.setattr(engine_lpd, "optimize", count_and_optimize)
         yield
 
 
@@ -243,13 +243,13 @@ def test_killed_between_the_two_files_of_an_epoch(
 def test_a_loss_that_is_not_finite_leaves_the_checkpoint_of_before(
     world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimize, calls = engine_lpd._optimize, iter(range(100))
+    optimize, calls = engine_lpd.optimize, iter(range(100))
 
     def overflow(*arguments: object) -> tuple:
         loss, norm = optimize(*arguments)
         return (loss * torch.inf if next(calls) == 8 else loss), norm
 
-    monkeypatch.setattr(engine_lpd, "_optimize", overflow)
+    monkeypatch.setattr(engine_lpd, "optimize", overflow)
     more = ("--save_steps", "3", "--log_every", "100")
     images = ", ".join(map(str, epoch_samples(48, 1, 8, seed=1)[2].ravel()))
     message = f"the loss is inf and the gradient norm .* in epoch 1, step 2 .images {images}."
@@ -407,7 +407,7 @@ def test_an_evaluation_that_the_run_was_killed_in_is_made_up_for(
             raise Killed
         evaluate(model, *arguments)
 
-    monkeypatch.setattr(main_lpd, "evaluate", evaluate_or_die)
+    monkeypatch.setattr(engine_lpd, "evaluate", evaluate_or_die)
     with pytest.raises(Killed):
         main_lpd.main(flags(world, tmp_path, *more))
     done = [json.loads(path.read_text())["checkpoint"] for path in tmp_path.glob("metrics-*")]

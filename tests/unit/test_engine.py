@@ -1,9 +1,14 @@
-"""What one training step really does, seen from outside the model."""
+"""What training steps really do, and what happens between them, seen from outside the model."""
 
 import argparse
+import errno
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +16,38 @@ import pytest
 import torch
 from torch import nn
 
+import engine_lpd
 from dataset.batches import BadData
-from engine_lpd import _draw_group_sizes, train_one_epoch
-from training.checkpoint import CheckpointSaver, TrainingState
-from training.lr_schedule import LRSchedule
-from training.recipe import TrainingRecipe
+from engine_lpd import draw_group_sizes, train
+from hub.weights import read_checkpoint
+from training.checkpoint import LAST, CheckpointSaver, TrainingState
+from training.recipe import LRSchedule, Training
 from training.scalars import ScalarLog
-from training.watch import RunWatch, SavePolicy
 from util import distributed
 from util.errors import UserError
-from util.signals import StopSignals
+from util.signals import MARKER, StopSignals
 
 CPU = torch.device("cpu")
 SIZES = [[4], [2, 2], [1, 3]]
-RECIPE = TrainingRecipe(
-    batch_size=2,
-    accum_iter=1,
-    schedule=LRSchedule("cosine", 0.5, 0.1, 4, 1, 0),
-    group_size_lists=SIZES,
-    grad_clip=0.0,
-    bf16=False,
-    flip_prob=0.0,
-    label_drop_prob=0.5,
-    seed=3,
-    log_every=1,
-)
+STEPS = 5
+FLAGS = {
+    "batch_size": 2,
+    "accum_iter": 1,
+    "grad_clip": 0.0,
+    "bf16": False,
+    "flip_prob": 0.0,
+    "label_drop_prob": 0.5,
+    "train_order": "random",
+    "seed": 3,
+    "log_every": 1,
+    "fsdp": False,
+    "online_eval": False,
+    "eval_freq": 1,
+    "save_steps": 0,
+    "save_minutes": 0.0,
+    "save_last_freq": 100,
+    "save_intermediate_freq": 100,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class Source:
 
     num_samples: int = 10
     num_tokens: int = 4
+    bad_data: BadData = field(default_factory=BadData)
 
     def read(self, batches: np.ndarray, flipped: np.ndarray) -> Iterator[tuple]:
         for indices in batches:
@@ -51,12 +64,17 @@ class Source:
 
 
 class Probe(nn.Module):
-    """Stands in for LPD and notes what it is called with."""
+    """Stands in for LPD, notes what it is called with, and does something at one of its steps."""
 
-    def __init__(self, slope: float = 1.0) -> None:
+    def __init__(
+        self,
+        slope: float = 1.0,
+        at: int | None = None,
+        action: Callable[[], object] | None = None,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
-        self.slope = slope
+        self.slope, self.at, self.action = slope, at, action
         self.sizes: list[list[int]] = []
         self.seeds: list[int] = []
         self.dtypes: set[torch.dtype] = set()
@@ -66,6 +84,8 @@ class Probe(nn.Module):
         self.seeds.append(torch.initial_seed())
         self.dtypes.add((self.weight @ torch.ones(3, 1)).dtype)
         assert orders.shape == tokens.shape and label_drop.dtype == torch.bool
+        if self.action is not None and self.at in (None, len(self.sizes)):
+            self.action()
         return self.slope * self.weight.sum()
 
 
@@ -84,91 +104,266 @@ class RecordingSGD(torch.optim.SGD):
         super().step(closure)
 
 
-@dataclass
 class Recorded(ScalarLog):
     """Keeps what would go to TensorBoard."""
 
-    rows: list[tuple[int, dict]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__(None)
+        self.rows: list[tuple[int, dict]] = []
+        self.flushed: list[int] = []  # rows at each flush
 
     def add(self, step: int, values: dict) -> None:
         self.rows.append((step, dict(values)))
 
     def flush(self) -> None:
-        pass
+        self.flushed.append(len(self.rows))
+
+    def of(self, name: str) -> list[tuple[int, float]]:
+        return [(step, row[name]) for step, row in self.rows if name in row]
 
 
-def run(model: Probe, epoch: int = 0, **changes: object) -> tuple[RecordingSGD, Recorded]:
-    optimizer, scalars = RecordingSGD(model), Recorded()
-    recipe = replace(RECIPE, **changes)
-    state = TrainingState(model, optimizer, argparse.Namespace(), epoch - 1)
-    saver = CheckpointSaver(Path("nowhere"))
-    watch = RunWatch(
-        *(state, saver, StopSignals(), scalars, BadData(), SavePolicy()), lambda *_: np.arange(9)
-    )
-    train_one_epoch(model, state, Source(), recipe, CPU, scalars, watch)
-    return optimizer, scalars
+def run_of(folder: Path, model: Probe, epoch: int = 0, **flags: object) -> Training:
+    """A run that starts with `epoch` and ends with it, unless the flags say otherwise."""
+    values = {**FLAGS, "epochs": epoch + 1, "output_dir": str(folder), **flags}
+    args = argparse.Namespace(**values)
+    batch = args.batch_size * args.accum_iter
+    state = TrainingState(model, RecordingSGD(model), args, epoch - 1, global_batch=batch)
+    return Training(state, Source(), LRSchedule("cosine", 0.5, 0.1, 4, 1, 0), SIZES)
+
+
+def run(folder: Path, model: Probe, epoch: int = 0, **flags: object) -> tuple:
+    training, scalars = run_of(folder, model, epoch, **flags), Recorded()
+    train(training, None, CPU, scalars, StopSignals())
+    return training.state.optimizer, scalars
+
+
+@pytest.fixture
+def saves(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """(epoch, steps of the next one, names) of every checkpoint that is saved."""
+    kept, save = [], CheckpointSaver.save
+
+    def note(saver: CheckpointSaver, content: dict, names: tuple) -> None:
+        kept.append((content["epoch"], content["step_in_epoch"], *names))
+        save(saver, content, names)
+
+    monkeypatch.setattr(CheckpointSaver, "save", note)
+    return kept
+
+
+@pytest.fixture
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process takes itself for the second of two."""
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(engine_lpd, "distribute", lambda state, *_: state.model)
+
+
+@pytest.fixture(params=[0, 2])
+def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outcomes of steps are read at once, or when others are queued, as on a GPU."""
+    monkeypatch.setitem(engine_lpd.STEPS_LATE, "cpu", request.param)
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_the_schedule_sets_the_rate_of_every_step(epoch: int) -> None:
-    optimizer, scalars = run(Probe(), epoch)
-    expected = [RECIPE.schedule.at(epoch + step / 5) for step in range(5)]
+def test_the_schedule_sets_the_rate_of_every_step(tmp_path: Path, epoch: int, late: None) -> None:
+    optimizer, scalars = run(tmp_path, Probe(), epoch)
+    schedule = LRSchedule("cosine", 0.5, 0.1, 4, 1, 0)
+    expected = [schedule.at(epoch + step / STEPS) for step in range(STEPS)]
     assert optimizer.rates == expected
-    assert [(step, row["train/lr"]) for step, row in scalars.rows] == [
-        (epoch * 5 + step, lr) for step, lr in enumerate(expected)
-    ]
+    logged = [(epoch * STEPS + step, lr) for step, lr in enumerate(expected)]
+    assert scalars.of("train/lr") == logged
 
 
 @pytest.mark.parametrize(("grad_clip", "expected"), [(0.0, 5 * math.sqrt(3)), (0.25, 0.25)])
-def test_gradients_are_clipped_and_their_norm_logged(grad_clip: float, expected: float) -> None:
-    optimizer, scalars = run(Probe(slope=5.0), grad_clip=grad_clip)
-    assert optimizer.norms == pytest.approx([expected] * 5, rel=1e-4)
-    logged = [float(row["train/grad_norm"]) for _, row in scalars.rows]
-    assert logged == pytest.approx([5 * math.sqrt(3)] * 5)  # before clipping
+def test_gradients_are_clipped_and_their_norm_logged(
+    tmp_path: Path, grad_clip: float, expected: float
+) -> None:
+    optimizer, scalars = run(tmp_path, Probe(slope=5.0), grad_clip=grad_clip)
+    assert optimizer.norms == pytest.approx([expected] * STEPS, rel=1e-4)
+    logged = [norm for _, norm in scalars.of("train/grad_norm")]
+    assert logged == pytest.approx([5 * math.sqrt(3)] * STEPS)  # before clipping
+
+
+def test_every_so_many_steps_are_logged_and_the_mean_of_each_epoch(
+    tmp_path: Path, late: None
+) -> None:
+    _, scalars = run(tmp_path, Probe(), epochs=2, log_every=3)
+    assert [step for step, _ in scalars.of("train/loss")] == [0, 3, 6, 9]
+    _, every = run(tmp_path, Probe(), epochs=2)
+    losses = [loss for _, loss in every.of("train/loss")]
+    means = [np.mean(losses[:STEPS]), np.mean(losses[STEPS:])]
+    assert [step for step, _ in scalars.of("epoch/loss")] == [4, 9]
+    assert [loss for _, loss in scalars.of("epoch/loss")] == pytest.approx(means)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_autocast_follows_the_flag(bf16: bool) -> None:
+def test_autocast_follows_the_flag(tmp_path: Path, bf16: bool) -> None:
     model = Probe()
-    run(model, bf16=bf16)
+    run(tmp_path, model, bf16=bf16)
     assert model.dtypes == {torch.bfloat16 if bf16 else torch.float32}
 
 
 def test_every_list_is_drawn_about_equally_often_whatever_the_process(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draws = [_draw_group_sizes(RECIPE, step) for step in range(3000)]
+    model = Probe()
+    training = run_of(tmp_path, model, epoch=1)
+    draws = [draw_group_sizes(training, step) for step in range(3000)]
     counts = [draws.count(sizes) for sizes in SIZES]
     assert sum(counts) == 3000
     assert all(abs(count - 1000) < 4.5 * math.sqrt(1000 * 2 / 3) for count in counts)
-    model = Probe()
-    run(model, epoch=1)
+    train(training, None, CPU, Recorded(), StopSignals())
     assert model.sizes == draws[5:10]
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    assert [_draw_group_sizes(RECIPE, step) for step in range(50)] == draws[:50]
+    assert [draw_group_sizes(training, step) for step in range(50)] == draws[:50]
 
 
 def test_dropout_streams_differ_between_steps_and_processes(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     first, again, other = Probe(), Probe(), Probe()
-    run(first)
-    run(again)
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    run(other)
+    run(tmp_path, first)
+    run(tmp_path, again)
+    request.getfixturevalue("one_of_two")
+    run(tmp_path, other)
     assert first.seeds == again.seeds
-    assert len(set(first.seeds)) == 5
+    assert len(set(first.seeds)) == STEPS
     assert not set(first.seeds) & set(other.seeds)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    expected = (
-        r"the loss is nan and the gradient norm nan in epoch 0, step 0 "
-        r"\(images 0, 1, 2, 3, 4, 5, 6, 7 and 1 more\)"
-    )
-    with pytest.raises(UserError, match=expected):
-        run(Probe(slope=math.nan), log_every=100)
+def test_saves_at_steps_and_at_the_ends_of_epochs(
+    tmp_path: Path, saves: list[tuple], late: None
+) -> None:
+    run(tmp_path, Probe(), epochs=3, save_steps=3)
+    assert saves == [
+        *((-1, 3, LAST), (0, 0, "checkpoint-0.pth", LAST), (0, 1, LAST), (0, 4, LAST)),
+        *((1, 2, LAST), (2, 0, "checkpoint-2.pth", LAST)),  # and step 15 with the last epoch
+    ]
+
+
+def test_saves_every_so_many_epochs(tmp_path: Path, saves: list[tuple]) -> None:
+    run(tmp_path, Probe(), epochs=6, save_last_freq=2, save_intermediate_freq=3)
+    assert [(epoch, *names) for epoch, _, *names in saves] == [
+        *((0, "checkpoint-0.pth", LAST), (2, LAST), (3, "checkpoint-3.pth", LAST)),
+        *((4, LAST), (5, "checkpoint-5.pth", LAST)),
+    ]
+
+
+def test_saves_every_so_many_minutes(
+    tmp_path: Path, saves: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 50.0
+
+    def pass_time() -> None:
+        nonlocal now
+        now += 11
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    run(tmp_path, Probe(action=pass_time), save_minutes=0.4)
+    assert [step for _, step, *_ in saves] == [3, 0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_stops(
+    tmp_path: Path, saves: list[tuple], number: int, late: None
+) -> None:
+    model = Probe(at=2, action=lambda: os.kill(os.getpid(), number))
+    training = run_of(tmp_path, model, epochs=9)
+    with StopSignals() as signals:
+        assert train(training, None, CPU, Recorded(), signals) == number
+    assert saves == [(-1, len(model.sizes), LAST)]
+    marker = json.loads((tmp_path / MARKER).read_text())
+    place = {"epoch": 0, "step": len(model.sizes)}
+    assert marker == {"signal": signal.Signals(number).name, **place}
+
+
+def test_a_signal_in_the_last_step_of_all_stops_nothing(tmp_path: Path) -> None:
+    model = Probe(at=STEPS, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with StopSignals() as signals:
+        assert train(run_of(tmp_path, model), None, CPU, Recorded(), signals) == 0
+    assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf), (1.0, math.nan)]
+)
+def test_a_step_that_went_wrong_is_reported_and_never_saved(
+    tmp_path: Path,
+    saves: list[tuple],
+    late: None,
+    loss: float,
+    norm: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    optimize, model = engine_lpd.optimize, Probe()
+
+    def go_wrong(*arguments: object) -> tuple:
+        fine = optimize(*arguments)
+        return (torch.tensor(loss), torch.tensor(norm)) if len(model.sizes) == 4 else fine
+
+    monkeypatch.setattr(engine_lpd, "optimize", go_wrong)
+    bad = rf"the loss is {loss:g} and the gradient norm {norm:g} in epoch 0, step 3 \(images \d, \d"
+    with pytest.raises(UserError, match=bad):
+        run(tmp_path, model, save_steps=2)
+    assert saves == [(-1, 2, LAST)]
+
+
+def test_only_some_images_of_a_bad_step_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"epoch 0, step 0 \(images (\d, ){7}\d and 2 more\)"):
+        run(tmp_path, Probe(slope=math.nan), batch_size=10, log_every=100)
+
+
+def test_a_failed_write_stops_the_run_soon(tmp_path: Path) -> None:
+    model = Probe(action=lambda: time.sleep(0.02))
+    with pytest.raises(UserError, match="^--output_dir: .*No such file"):
+        run(tmp_path / "missing", model, epochs=100, save_steps=2)
+    assert len(model.sizes) < 100
+
+
+def test_what_was_logged_is_on_the_disk_before_a_checkpoint_is(
+    tmp_path: Path, late: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, scalars = [], Recorded()
+    monkeypatch.setattr(CheckpointSaver, "save", lambda *_: rows.append(scalars.flushed[-1]))
+    train(run_of(tmp_path, Probe(), save_steps=2), None, CPU, scalars, StopSignals())
+    assert rows == [2, 4, STEPS + 1]  # all steps of before, and the mean of the epoch
+
+
+def test_what_a_checkpoint_says_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = run_of(tmp_path, Probe(at=3, action=lambda: os.kill(os.getpid(), signal.SIGINT)))
+    scalars = Recorded()
+    with StopSignals() as signals:
+        train(training, None, CPU, scalars, signals)
+    content = read_checkpoint(tmp_path / LAST, "test")
+    assert (content["epoch"], content["step_in_epoch"], content["global_batch"]) == (-1, 3, 2)
+    assert content["epoch_loss"] == [pytest.approx(sum(v for _, v in scalars.of("train/loss")))]
+
+
+def test_a_step_without_its_data_is_not_saved(
+    tmp_path: Path, saves: list[tuple], one_of_two: None
+) -> None:
+    training = run_of(tmp_path, Probe(at=2), save_steps=1)
+    training.state.global_batch = 4
+    bad_data = training.source.bad_data
+
+    def read() -> int:
+        raise OSError(errno.EIO, "Input/output error", "tokens.npy")
+
+    def meet() -> None:
+        assert bad_data.read(lambda: 5, lambda: 0) == 5
+        assert bad_data.read(read, lambda: 0) == bad_data.read(lambda: 5, lambda: 0) == 0
+
+    training.state.model.action = meet
+    with pytest.raises(UserError, match=r"^tokens\.npy: Input/output error$"):
+        train(training, None, CPU, Recorded(), StopSignals())
+    assert saves == [(-1, 1, LAST)]
+
+
+def test_a_process_on_its_own_stops_at_bad_data() -> None:
+    def read() -> None:
+        raise UserError("the cache has gone")
+
+    with pytest.raises(UserError, match="has gone"):
+        BadData().read(read, lambda: None)
