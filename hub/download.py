@@ -18,7 +18,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,14 +98,15 @@ def fetch(
     """
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise ValueError(f"found revision {revision!r}, expected a branch, a tag or a commit")
-    cached = [] if access.renew else find_cached(repository, choose, revision, access)
-    if cached:
+    cached = find_cached(repository, choose, revision, access)
+    if cached and not access.renew and all(map(_is_intact, cached)):
         return cached
     if access.offline or hf.is_offline_mode():
+        state = "damaged" if cached and not access.renew else "not"
         raise ValueError(
-            f"{repository} at {revision} is not in the cache {access.cache_folder}, expected it "
-            "there because downloads are off (HF_HUB_OFFLINE): python util/download.py fetches it "
-            "where there is a network"
+            f"{repository} at {revision} is {state} in the cache {access.cache_folder}, expected "
+            "it there because downloads are off (HF_HUB_OFFLINE): python util/download.py fetches "
+            "it where there is a network"
         )
     folder = access.repository_folder(repository)
     locks = access.cache_folder / ".locks" / folder.name
@@ -113,8 +114,10 @@ def fetch(
         locks.mkdir(parents=True, exist_ok=True)
         with folder_lock(locks, "download", wait=True):
             # What another process has downloaded while this one waited.
-            cached = [] if access.renew else find_cached(repository, choose, revision, access)
-            return cached or _download_all(repository, choose, revision, access)
+            cached = find_cached(repository, choose, revision, access)
+            if cached and not access.renew and all(map(_is_intact, cached)):
+                return cached
+            return _download_all(repository, choose, revision, access)
 
 
 def find_cached(
@@ -161,6 +164,44 @@ def _hash_as(etag: str, path: Path) -> str:
     return _digest(path, hashlib.sha1(header, usedforsecurity=False))
 
 
+def _is_intact(path: Path) -> bool:
+    """Whether a file of a snapshot has the announced hash; compared once, until it changes."""
+    # A snapshot links to contents by their hash; where links do not work, copies cannot be told.
+    if not path.is_symlink() or not _HASH.fullmatch(path.readlink().name):
+        return True
+    blob = path.parent / path.readlink()
+    if _has_its_hash(blob):
+        return True
+    logger.warning("%s is damaged: its hash is not %s", path, blob.name)
+    return False
+
+
+def _has_its_hash(blob: Path) -> bool:
+    with suppress(OSError):
+        if _record(blob).read_text() == _state(blob):
+            return True
+    if _hash_as(blob.name, blob) != blob.name:
+        return False
+    _remember(blob)
+    return True
+
+
+def _remember(blob: Path) -> None:
+    """Note that a content has its hash as long as size and time stay the same."""
+    with suppress(OSError):  # a cache that others keep: compared every time
+        _record(blob).parent.mkdir(exist_ok=True)
+        _record(blob).write_text(_state(blob))
+
+
+def _record(blob: Path) -> Path:
+    return blob.parents[1] / ".checked" / blob.name
+
+
+def _state(blob: Path) -> str:
+    status = blob.stat()
+    return f"{status.st_size} {status.st_mtime_ns}\n"
+
+
 def _download_all(repository: str, choose: Choose, revision: str, access: Access) -> list[Path]:
     """Bring files of a revision's newest commit into the cache, as the library lays it out."""
     info = hf.HfApi(token=access.token).model_info(
@@ -176,7 +217,9 @@ def _download_all(repository: str, choose: Choose, revision: str, access: Access
         if not _HASH.fullmatch(etag):
             raise TypeError(f"{etag!r} is no hash of {name}")
         blob = access.repository_folder(repository) / "blobs" / etag
-        if not blob.is_file() or (access.renew and _hash_as(etag, blob) != etag):
+        if access.renew:
+            _record(blob).unlink(missing_ok=True)
+        if not (blob.is_file() and _has_its_hash(blob)):
             _download(url, name, announced.size, blob, access.token)
         # The content is there: the library only links the name to it.
         linked = hf.hf_hub_download(
@@ -226,6 +269,7 @@ def _download(url: str, name: str, size: int | None, blob: Path, token: str | bo
             "something on the way changes files"
         )
     part.replace(blob)
+    _remember(blob)
 
 
 def _receive(url: str, name: str, size: int | None, part: Path, token: str | bool | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 from huggingface_hub import scan_cache_dir
 
 from hub import download as hub_content
-from hub.download import fetch
+from hub.download import Access, fetch
 from hub.published import PUBLISHED
 from tests.faults.disks import disk, fill
 from tests.hub.client import Client
@@ -113,13 +114,28 @@ def test_small_files_have_hashes_too(hub: Hub, inside: Client) -> None:
     assert fetch("user/small", list)[0].read_bytes() == b"[[0, 1]]"
 
 
-def test_an_update_compares_hashes_of_the_cache_anew(weights: Hub, client: Client) -> None:
+def test_a_file_damaged_in_the_cache_is_fetched_anew(weights: Hub, client: Client) -> None:
     (path,) = client.fetched(NAME)
     path.resolve().write_bytes(bytes(100) + WEIGHTS[100:])
-    client.fetched(NAME, "--update")
+    assert "is damaged in the cache" in client.refused(NAME, HF_HUB_OFFLINE="1")
+    assert f"{path} is damaged" in client.download(NAME).stderr
     assert path.read_bytes() == WEIGHTS
-    client.fetched(NAME, "--update")
-    assert len(weights.downloads()) == 2
+
+
+def test_a_hash_is_compared_once_until_the_file_changes(
+    weights: Hub, inside: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    real = hub_content._hash_as
+    monkeypatch.setattr(hub_content, "_hash_as", lambda *some: hashed.append(1) or real(*some))
+    (path,) = fetch(REPOSITORY, CHOOSE)
+    fetch(REPOSITORY, CHOOSE)
+    assert len(hashed) == 1
+    os.utime(path.resolve(), (1, 1))
+    fetch(REPOSITORY, CHOOSE)
+    assert len(hashed) == 2
+    fetch(REPOSITORY, CHOOSE, access=Access(renew=True))
+    assert (len(hashed), len(weights.downloads())) == (3, 1)
 
 
 def test_what_is_cached_stays_pinned_until_an_update(weights: Hub, client: Client) -> None:
