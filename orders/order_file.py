@@ -156,10 +156,10 @@ def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
     with open_file(path) as stream:
         text = stream.read().rstrip()
     # Nothing else occurs in lists of lists of whole numbers: no text, fraction, true or null.
-    foreign = re.search(rb"[^-0-9\[\], \t\r\n]", text)
+    foreign = text.translate(None, b"0123456789-[], \t\r\n")[:1]
     if foreign:
         raise ValueError(
-            f"found {foreign[0]!r} at byte {foreign.start()}, "
+            f"found {foreign!r} at byte {text.index(foreign)}, "
             "expected a JSON list of lists of whole numbers"
         )
     opening = re.match(rb"\s*\[", text)
@@ -172,11 +172,11 @@ def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
         if match is None:
             seen = text[at : at + 20].decode() or "the end"
             raise ValueError(
-                f"damaged JSON: found {seen!r} at byte {at}, expected row {len(rows)}: a list of "
+                f"damaged JSON in the row at character {at}: found {seen!r}, expected a list of "
                 "whole numbers"
             )
         try:
-            row = np.array(json.loads(match[1]), dtype=np.int64)
+            row = np.array(json.loads(match[1].decode()), dtype=np.int64)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"row {len(rows)}: {error}, expected whole numbers") from error
         narrow = row.astype(compact_dtype(max(row.size, 1)))

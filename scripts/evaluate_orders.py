@@ -75,11 +75,9 @@ def build_parser() -> Parser:
     about = f"of group sizes: {RULE}, or a power of the known tokens; by default {SHAPES}"
     group.add_argument("--shapes", nargs="+", metavar="SHAPE", help=about)
     group = parser.add_argument_group("run and output")
-    add_flags(group, "--bf16", "--device")
+    add_flags(group, "--bf16", "--device", "--output", "--debug")
     add_flags(group, "--seed", help="of the orders")
-    add_flags(group, "--output")
     group.add_argument("--plot", type=Path, help="PNG file: NLL, paired differences, prices")
-    add_flags(group, "--debug")
     distributed.add_distributed_flags(parser)
     return parser
 
@@ -167,13 +165,10 @@ def check_sizes(args: argparse.Namespace, num_tokens: int) -> None:
 
 
 def compare(
-    args: argparse.Namespace,
-    settings: Sequence[Setting],
-    costs: search.Measure,
-    image_ids: np.ndarray,
+    args: argparse.Namespace, settings: Sequence[Setting], costs: search.Measure, ids: np.ndarray
 ) -> dict[str, Any]:
     """Measure, show and plot; the entries of the JSON file."""
-    results = costs(settings, image_ids)
+    results = costs(settings, ids)
     show(report.table(results))
     if args.plot is not None and distributed.is_main():
         with blame("--plot"):

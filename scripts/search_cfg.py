@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, product
@@ -47,7 +47,6 @@ logger = logging.getLogger("lpd")
 
 # What `metrics.json` of a setting holds.
 Record = dict[str, Any]
-RESULTS_FILE, PLOT_FILE = "search.json", "search.png"
 # In the folder of each setting: what decided its results.
 SETTING_FILE = "setting.json"
 
@@ -59,10 +58,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("search")
     numbers = {"type": number(), "nargs": "+"}
     group.add_argument("--cfgs", **numbers, required=True, help="guidance strengths to try")
-    about = "to try with each; by default --temperature"
-    group.add_argument("--temperatures", **numbers, help=about)
-    about = "keep the images of settings with results"
-    group.add_argument("--keep_images", action="store_true", help=about)
+    group.add_argument("--temperatures", **numbers, help="by default --temperature alone")
+    group.add_argument("--keep_images", action="store_true", help="of settings with results, too")
     return parser
 
 
@@ -92,18 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation = evaluation.with_reference()
         settings = sample_settings(args, evaluation, model, tokens.fingerprint)
         settings |= {**evaluation.scoring.about(), "scoring": evaluation.scoring.digest()}
+        fixed = {"model": model, "weights": weights, "scalars": ScalarLog(None)}
+        fixed["fingerprint"] = tokens.fingerprint
         records: list[Record] = []
         for temperature, cfg in product(temperatures, sorted(set(args.cfgs))):
             point = {"cfg": cfg, "temperature": temperature}
             one = replace(evaluation, sampling=replace(evaluation.sampling, **point))
-            evaluate = partial(
-                engine_lpd.evaluate_checkpoint,
-                model=model,
-                weights=weights,
-                evaluation=one,
-                fingerprint=tokens.fingerprint,
-                scalars=ScalarLog(None),
-            )
+            evaluate = partial(engine_lpd.evaluate_checkpoint, evaluation=one, **fixed)
             records.append(evaluate_point(args, point, settings | point, evaluate))
             engine_lpd.on_main(lambda: keep(folder, records, shown))
         if distributed.is_main():
@@ -111,10 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def shown_results(evaluation: Evaluation) -> dict[str, str]:
-    """Titles of the distance and the score, as far as they are computed, by key in `metrics.json`.
-
-    The first one decides; a `UserError` where there is neither.
-    """
+    """Titles of distance and score, if computed, by key in `metrics.json`; the first decides."""
     scoring = evaluation.scoring
     if scoring is None:
         raise UserError("--feature_extractor: found none, expected one that scores")
@@ -157,24 +146,17 @@ def known_results(folder: Path, wanted: dict[str, Any]) -> Record | None:
     """`metrics.json` of a folder, if it was made with these settings; rank 0 reads for all."""
     record = None
     if distributed.is_main():
-        try:
+        with suppress(OSError, ValueError):
             if read_json(folder / SETTING_FILE) == json.loads(json.dumps(wanted)):
                 record = read_json(folder / "metrics.json")
-        except (OSError, ValueError):
-            record = None
     return distributed.gather(record)[0]
-
-
-def is_score(key: str) -> bool:
-    """Whether more is better: only scores are means over parts."""
-    return key.endswith("_mean")
 
 
 def keep(folder: Path, records: Sequence[Record], shown: dict[str, str]) -> None:
     """Write the results so far, and the plot: a line for each temperature, against guidance."""
     from matplotlib.figure import Figure  # slow to import
 
-    write_json({"settings": records}, folder / RESULTS_FILE)
+    write_json({"settings": records}, folder / "search.json")
     figure = Figure(figsize=(4.5 * len(shown), 3.6), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (key, title) in zip(panels, shown.items(), strict=True):
@@ -182,22 +164,20 @@ def keep(folder: Path, records: Sequence[Record], shown: dict[str, str]) -> None
             line = [record for record in records if record["temperature"] == temperature]
             cfgs, values = ([record[name] for record in line] for name in ("cfg", key))
             axes.plot(cfgs, values, marker="o", label=f"temperature {temperature:g}")
-        better = "higher" if is_score(key) else "lower"
+        better = "higher" if key.endswith("_mean") else "lower"
         axes.set(xlabel="cfg", ylabel=title, title=f"{better} is better")
         axes.legend()
-    with replacing(folder / PLOT_FILE) as temporary:
+    with replacing(folder / "search.png") as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
 def report(args: argparse.Namespace, records: Sequence[Record], shown: dict[str, str]) -> str:
-    """The table, the best setting and the line that evaluates it in full.
-
-    Best is the lowest distance; without a reference, the highest score.
-    """
+    """The table, the best setting and the line that evaluates it in full."""
     titles = {"cfg": "cfg", "temperature": "temperature"} | shown
     columns = {key: (title, ".4g", 1) for key, title in titles.items()}
     decisive = next(iter(shown))
-    choose = max if is_score(decisive) else min
+    # Without a reference there is no distance: the mean score decides, and more of it is better.
+    choose = max if decisive.endswith("_mean") else min
     best = choose(records, key=lambda record: record[decisive])
     return (
         f"{markdown_table(columns, records)}"
@@ -213,8 +193,8 @@ def launch_line(args: argparse.Namespace, best: Record) -> str:
     if PUBLISHED_SAMPLES % args.class_num == 0:
         count = PUBLISHED_SAMPLES
         if args.lpd_order_file:  # which serves as many images as it holds orders
-            count = min(count, len(read_orders(args.lpd_order_file)))
-            count -= count % args.class_num
+            most = min(count, len(read_orders(args.lpd_order_file)))
+            count = most - most % args.class_num
     chosen = {"cfg": best["cfg"], "temperature": best["temperature"], "num_images": count}
     chosen |= {"output_dir": folder, "log_dir": folder}
     flags = argparse.Namespace(**{**vars(pinned_flags(args)), **chosen})

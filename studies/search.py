@@ -71,12 +71,12 @@ def all_candidates(
     repulsions: Sequence[float], proximities: Sequence[float], shapes: Sequence[str]
 ) -> list[Candidate]:
     """Every combination that differs; from proximity `REPULSION_ALONE` up repulsions are alike."""
-    candidates: dict[tuple, Candidate] = {}
-    for candidate in (Candidate(*values) for values in product(repulsions, proximities, shapes)):
+    different: dict[Candidate | str, Candidate] = {}
+    for values in product(repulsions, proximities, shapes):
+        candidate = Candidate(*values)
         alone = candidate.proximity >= REPULSION_ALONE
-        key = (candidate.shape,) if alone else tuple(vars(candidate).values())
-        candidates.setdefault(key, candidate)
-    return list(candidates.values())
+        different.setdefault(candidate.shape if alone else candidate, candidate)
+    return list(different.values())
 
 
 def search(
