@@ -147,41 +147,40 @@ def read_orders(path: str | Path, num_tokens: int | None = None) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from error
 
 
-# A row of a JSON list of rows, and what divides it from the next.
-_JSON_ROW = re.compile(rb"\s*(\[[^\[\]]*\])\s*([],])")
+# What divides a row of a JSON list from the next, or ends the list.
+_DIVIDER = re.compile(r"[ \t\r\n]*([],])[ \t\r\n]*")
 
 
 def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
     """The rows are parsed one at a time: all at once would take 20 times the memory."""
     with open_file(path) as stream:
-        text = stream.read().rstrip()
+        content = stream.read()
     # Nothing else occurs in lists of lists of whole numbers: no text, fraction, true or null.
-    foreign = text.translate(None, b"0123456789-[], \t\r\n")[:1]
+    foreign = content.translate(None, b"0123456789-[], \t\r\n")[:1]
     if foreign:
         raise ValueError(
-            f"found {foreign!r} at byte {text.index(foreign)}, "
+            f"found {foreign!r} at byte {content.index(foreign)}, "
             "expected a JSON list of lists of whole numbers"
         )
-    opening = re.match(rb"\s*\[", text)
-    if opening is None:
+    text = content.decode("ascii").lstrip()
+    if not text.startswith("["):
         raise ValueError("damaged JSON: found no list, expected one of lists of whole numbers")
+    decode = json.JSONDecoder().raw_decode
     rows: list[np.ndarray] = []
-    at, divider = opening.end(), b","
-    while divider == b",":
-        match = _JSON_ROW.match(text, at)
-        if match is None:
-            seen = text[at : at + 20].decode() or "the end"
-            raise ValueError(
-                f"damaged JSON in the row at character {at}: found {seen!r}, expected a list of "
-                "whole numbers"
-            )
+    at, divider = len(text) - len(text[1:].lstrip()), ","
+    while divider == ",":
+        start = at
         try:
-            row = np.array(json.loads(match[1].decode()), dtype=np.int64)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"row {len(rows)}: {error}, expected whole numbers") from error
+            values, at = decode(text, start)
+            row = np.array(values, dtype=np.int64)
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise ValueError(f"damaged JSON in the row at character {start}: {error}") from error
         narrow = row.astype(compact_dtype(max(row.size, 1)))
         rows.append(narrow if np.array_equal(narrow, row) else row)
-        at, divider = match.end(), match[2]
+        end = _DIVIDER.match(text, at)
+        if end is None:
+            raise ValueError(f"damaged JSON at character {at}: expected , or ]")
+        at, divider = end.end(), end[1]
     if at < len(text):
         raise ValueError(f"damaged JSON: found {text[at : at + 20]!r} after the end of the list")
     return _stack(rows, num_tokens)
