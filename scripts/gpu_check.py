@@ -52,10 +52,11 @@ STOPPED = "stopped by a signal"
 LINES, WIDTH = {"device": 5, "latency": 15, "tokens": 3, "tests": 3}, 118
 OTHER_LINES = 11
 TESTS = (
-    "tests/gpu/test_cuda_graphs.py",
+    "tests/unit/models/test_cuda_graphs.py",
     "tests/unit/tokenizers/test_fast_decoder.py",
-    "tests/gpu/test_fast_path.py",
-    "tests/gpu/test_compiled_training.py",
+    "tests/unit/models/test_fast_path.py",
+    "tests/unit/models/test_compiled_training.py",
+    "tests/golden/test_lpd.py",
 )
 # `...::test PASSED`, or of several processes `[gw0] [ 1%] PASSED ...::test`; not the summary's.
 TEST_END = re.compile(
@@ -153,7 +154,7 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
 def tests(quick: bool) -> list[str]:
     """The command that runs the tests of GPUs, those of graphs and VQ decoder first."""
     command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "--maxfail", "20"]
-    command += TESTS[:1] if quick else TESTS
+    command += ["-k", "cuda", *(TESTS[:1] if quick else TESTS)]
     if importlib.util.find_spec("xdist") and not quick:
         command += ["-n", "4", "--dist", "worksteal"]
     if importlib.util.find_spec("pytest_timeout"):

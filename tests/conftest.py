@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,6 +14,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def long(pytestconfig: pytest.Config) -> bool:
     """Whether the full form was asked for."""
     return pytestconfig.getoption("--long")
+
+
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test runs that runs on a GPU as well; `-k cuda` picks those."""
+    return request.param
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,7 +61,8 @@ def assert_same_but_for_ties(
     """
     if torch.equal(fast, plain):
         return
-    orders, settings = torch.as_tensor(orders), SamplingSettings(**sampling)
+    orders, settings = torch.as_tensor(orders).to(plain.device), SamplingSettings(**sampling)
+    labels = None if labels is None else labels.to(plain.device)
     num_known = plain.shape[1] - sum(sizes)
     logits = torch.cat(
         [
@@ -69,7 +70,8 @@ def assert_same_but_for_ties(
             for given in ([labels, None] if settings.guided else [labels])
         ]
     )
-    uniforms = torch.from_numpy(position_uniforms(seed, np.arange(len(plain)), plain.shape[1]))
+    drawn = position_uniforms(seed, np.arange(len(plain)), plain.shape[1])
+    uniforms = torch.from_numpy(drawn).to(plain.device)
     new = orders[:, num_known:]
     drawing = (
         guidance_scales(settings, plain.shape[1], plain.device)[num_known:],
@@ -78,9 +80,11 @@ def assert_same_but_for_ties(
     )
     generator = torch.Generator().manual_seed(0)
     moves = (torch.rand(logits.shape, generator=generator) * 2 - 1 for _ in range(TRIES))
-    possible = torch.stack([pick(logits + ROUNDING * move, *drawing) for move in moves])
+    moved = (logits + ROUNDING * move.to(logits.device) for move in moves)
+    possible = torch.stack([pick(each, *drawing) for each in moved])
     fast, plain = fast.gather(1, new), plain.gather(1, new)
-    step = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    steps = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    step = steps.to(plain.device)
     for image in torch.nonzero((fast != plain).any(dim=1))[:, 0]:
         differs = fast[image] != plain[image]
         first = differs & (step == step[differs].min())

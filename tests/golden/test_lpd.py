@@ -91,15 +91,15 @@ def greedy_cases(names: list[str]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_tiny_logits(tiny: LPD, name: str) -> None:
-    check_logits(tiny, read(name))
-    check_fast_logits(tiny, read(name))
+def test_tiny_logits(tiny: LPD, name: str, device: str) -> None:
+    check_logits(tiny.to("cpu"), read(name))
+    check_fast_logits(tiny.to(device), read(name))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("name", "key"), greedy_cases(TINY))
-def test_tiny_greedy_tokens(tiny: LPD, name: str, key: str, sampler: str) -> None:
-    check_greedy(tiny, read(name), key, sampler)
+def test_tiny_greedy_tokens(tiny: LPD, name: str, key: str, sampler: str, device: str) -> None:
+    check_greedy(tiny.to(device), read(name), key, sampler)
 
 
 @pytest.mark.slow

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 from models import transformer
 from models.lpd import LPD
-from models.masks import group_causal_block_mask, group_causal_mask
 from orders.group_sizes import training_group_sizes
 from tests.unit.models.small import VOCAB, random_batch, small_lpd
 
@@ -22,6 +22,7 @@ CASES = [(n, sizes) for n, lists in LISTS.items() for sizes in lists]
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
+    counters.clear()
     yield
     torch.compiler.reset()
 
@@ -37,32 +38,18 @@ class Counter:
         return graph
 
 
-def batch_for(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch_for(
+    num_tokens: int, device: str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCAB, (2, num_tokens), generator=generator)
     orders = torch.rand(2, num_tokens, generator=generator).argsort(dim=1)
-    return tokens, torch.tensor([1, 3]), orders
+    return tokens.to(device), torch.tensor([1, 3], device=device), orders.to(device)
 
 
-def model_for(num_tokens: int, **options: object) -> LPD:
-    return small_lpd(img_size=int(num_tokens**0.5) * 4, decoder_num_heads=2, **options)
-
-
-def gradients(model: LPD) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in model.named_parameters()}
-
-
-@pytest.mark.parametrize(("num_tokens", "sizes"), CASES)
-def test_the_sparse_mask_is_the_dense_one(num_tokens: int, sizes: list[int]) -> None:
-    device = torch.device("cpu")
-    sparse = group_causal_block_mask(sizes, device)
-    index = torch.arange(2 * num_tokens)
-    unseen = num_tokens - sizes[-1] + 1  # context rows of the last group: nobody looks at them
-    kept = torch.cat([index[:unseen], index[num_tokens:]])
-    whole = sparse.mask_mod(0, 0, index[:, None], index[None, :])
-    assert torch.equal(whole[kept[:, None], kept], group_causal_mask(sizes, device))
-    assert not whole[kept, unseen:num_tokens].any()
-    assert whole.any(dim=1).all()  # a row without anything to see would be NaN
+def model_for(num_tokens: int, device: str = "cpu") -> LPD:
+    side = int(num_tokens**0.5)
+    return small_lpd(img_size=4 * side, decoder_num_heads=2).train().to(device)
 
 
 def dense_flex_attention(q, k, v, block_mask):
@@ -74,32 +61,41 @@ def dense_flex_attention(q, k, v, block_mask):
 
 @pytest.mark.parametrize(("num_tokens", "sizes"), CASES)
 def test_loss_and_gradients_are_the_plain_steps(
-    num_tokens: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    num_tokens: int, sizes: list[int], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformer, "flex_attention", dense_flex_attention)
-    plain, compiled = model_for(num_tokens).train(), model_for(num_tokens).train()
-    compiled.compile_blocks(sparse=True, backend="eager")
-    tokens, labels, orders = batch_for(num_tokens)
-    drop = torch.tensor([False, True])
+    if device == "cpu":
+        monkeypatch.setattr(transformer, "flex_attention", dense_flex_attention)
+    plain, compiled = model_for(num_tokens, device), model_for(num_tokens, device)
+    compiled.compile_blocks(sparse=True, backend="eager" if device == "cpu" else "inductor")
+    drop = torch.tensor([False, True], device=device)
+    tokens, labels, orders = batch_for(num_tokens, device)
     losses = [model(tokens, labels, sizes, orders, drop) for model in (plain, compiled)]
     assert abs(losses[0] - losses[1]) < 1e-5
     for loss in losses:
         loss.backward()
-    expected = gradients(plain)
-    for name, found in gradients(compiled).items():
-        difference = (found - expected[name]).norm()
-        assert difference < 1e-4 * expected[name].norm() + 1e-7, name
+    for (name, expected), found in zip(
+        plain.named_parameters(), compiled.parameters(), strict=True
+    ):
+        difference = (found.grad - expected.grad).norm()
+        assert difference < 1e-4 * expected.grad.norm() + 1e-7, name
 
 
 @pytest.mark.parametrize("num_tokens", LISTS)
-@torch.no_grad()
-def test_all_lists_and_blocks_share_one_program(num_tokens: int) -> None:
-    plain, model, counter = model_for(num_tokens), model_for(num_tokens), Counter()
-    model.compile_blocks(sparse=True, backend=counter)
-    tokens, labels, orders = batch_for(num_tokens)
+def test_all_lists_and_blocks_share_one_program(num_tokens: int, device: str) -> None:
+    model, counter = model_for(num_tokens, device), Counter()
+    tokens, labels, orders = batch_for(num_tokens, device)
+    if device == "cuda":
+        model.compile_blocks(sparse=True)
+        for sizes in LISTS[num_tokens]:
+            model(tokens, labels, sizes, orders).backward()
+        assert counters["stats"]["unique_graphs"] <= 2
+        return
+    plain = model_for(num_tokens).eval()
+    model.eval().compile_blocks(sparse=True, backend=counter)
     for sizes in LISTS[num_tokens][::3]:
-        loss = model(tokens, labels, sizes, orders)
-        assert abs(loss - plain(tokens, labels, sizes, orders)) < 1e-5
+        with torch.no_grad():
+            loss = model(tokens, labels, sizes, orders)
+            assert abs(loss - plain(tokens, labels, sizes, orders)) < 1e-5
     assert counter.graphs == 1
 
 
@@ -132,3 +128,36 @@ def test_small_heads_keep_dense_masks() -> None:
         loss = model(tokens, labels, sizes, orders, drop)
         assert abs(loss - small_lpd()(tokens, labels, sizes, orders, drop)) < 1e-5
     assert counter.graphs == 1
+
+
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_steps_in_bfloat16_never_wait_for_the_gpu(grad_checkpointing: bool, device: str) -> None:
+    if device == "cpu":
+        pytest.skip("never waits")
+    lists = LISTS[256][:3]
+    plain, model = model_for(256, device), model_for(256, device)
+    model.grad_checkpointing = grad_checkpointing
+    model.compile_blocks(sparse=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens, labels, orders = batch_for(256, device)
+    drop = torch.tensor([False, True], device=device)
+
+    def step(sizes: list[int]) -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        for _ in range(2):  # accumulation
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = model(tokens, labels, sizes, orders, drop)
+            (loss / 2).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+        optimizer.step()
+        return loss.detach()
+
+    first, *_ = [step(sizes) for sizes in lists]
+    with torch.no_grad():
+        assert abs(first - plain(tokens, labels, lists[0], orders, drop)) < 0.05
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [step(sizes) for sizes in lists]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses[0] < first

@@ -1,42 +1,53 @@
-"""Decoding equals the teacher-forced pass, and does not depend on its surroundings."""
+"""Decoding equals the teacher-forced pass, from known tokens too, whatever surrounds an image."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 
-from models.decoding import SAMPLERS, generate
+from models.decoding import SAMPLERS, UNDECIDED, generate, generate_steps
 from models.fast import FastPath
+from models.sampling import SamplingSettings
 from tests.forced import forced_logits
-from tests.unit.models.small import NUM_TOKENS, SIDE, VOCAB, random_batch, random_split, small_lpd
+from tests.unit.models.small import NUM_TOKENS, VOCAB, random_batch, random_split, small_lpd
+
+SIZES = [1, 3, 5, 7]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("num_known", [0, 1, 5, NUM_TOKENS - 1])
 @torch.no_grad()
-def test_decoding_equals_the_teacher_forced_pass(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    model = small_lpd(seed)
-    tokens, labels, orders = random_batch(generator)
-    sizes = random_split(generator)
-    forced = model.forward_logits(tokens, labels, sizes, orders)
-    assert forced.std() > 0.5  # the comparison would be idle between constants
-    for network in (model, FastPath.of(model).network(model)):
-        decoded = forced_logits(network, tokens, labels, sizes, orders)
-        assert (forced - decoded).abs().max() < 1e-5
+def test_decoding_equals_the_teacher_forced_pass(
+    num_known: int, labelled: bool, blind: bool
+) -> None:
+    for seed in range(4 if num_known == 0 else 1):
+        generator = torch.Generator().manual_seed(num_known + seed)
+        model = small_lpd(seed, blind_queries=blind)
+        tokens, labels, orders = random_batch(generator)
+        labels = labels if labelled else None  # the two halves of guidance
+        sizes = random_split(generator, NUM_TOKENS - num_known)
+        groups = [num_known, *sizes] if num_known else sizes
+        forced = model.forward_logits(tokens, labels, groups, orders)[:, num_known:]
+        assert forced.std() > 0.5  # the comparison would be idle between constants
+        for network in (model, FastPath.of(model).network(model)):
+            decoded = forced_logits(network, tokens, labels, sizes, orders, num_known)
+            assert (forced - decoded).abs().max() < 1e-5
 
 
 @torch.no_grad()
 def test_later_tokens_never_change_earlier_queries() -> None:
-    generator = torch.Generator().manual_seed(3)
     model = small_lpd()
-    tokens, labels, orders = random_batch(generator)
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(3))
     sizes = [1, 2, 5, 4, 4]
     before = model.forward_logits(tokens, labels, sizes, orders)
     start = 0
     for size in sizes:
         stop = start + size
-        changed = tokens.clone()
         positions = orders[:, start:stop]
-        changed.scatter_(1, positions, (tokens.gather(1, positions) + 1) % VOCAB)
+        other = (tokens.gather(1, positions) + 1) % VOCAB
+        changed = tokens.scatter(1, positions, other)
         after = model.forward_logits(changed, labels, sizes, orders)
         # Neither the group's own queries nor any earlier ones see the group's tokens.
         assert torch.equal(after[:, :stop], before[:, :stop])
@@ -52,21 +63,46 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("options", SETTINGS)
-def test_an_image_does_not_depend_on_its_batch(options: dict, sampler: str) -> None:
-    options = options | {"sampler": sampler}
-    generator = torch.Generator().manual_seed(5)
-    model = small_lpd()
-    _, labels, orders = random_batch(generator, batch_size=6)
-    ids = np.array([4, 90, 17, 3, 50_000, 0])
-    sizes = [1, 3, 5, 7]
-    together = generate(model, labels, orders, sizes, seed=7, image_ids=ids, **options)
-    for batch in ([0], [1, 2], [5, 3, 4]):
-        alone = generate(
-            model, labels[batch], orders[batch], sizes, seed=7, image_ids=ids[batch], **options
+def test_the_forced_pass_predicts_the_generated_tokens(options: dict) -> None:
+    """Greedily, every token of `generate` is the best of the pass over its own result."""
+    model, num_known, sizes = small_lpd(), 6, [2, 3, 5]
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(1))
+    known = tokens.gather(1, orders[:, :num_known])
+    made = generate(model, labels, orders, sizes, known=known, **options | {"top_k": 1})
+    assert torch.equal(made.gather(1, orders)[:, :num_known], known)
+    with torch.no_grad():
+        cond, uncond = (
+            model.forward_logits(made, given, [num_known, *sizes], orders)
+            for given in (labels, None)
         )
-        assert torch.equal(alone, together[batch])
+    # Token j of the order, the known ones counted, has strength 1 + (cfg - 1) * j / N.
+    scale = torch.full((NUM_TOKENS,), options.get("cfg", 1.0))
+    if options.get("cfg_schedule") != "constant":
+        scale = 1 + (scale - 1) * torch.arange(NUM_TOKENS) / NUM_TOKENS
+    best = (uncond + scale[:, None] * (cond - uncond)).argmax(dim=-1)
+    assert torch.equal(made.gather(1, orders)[:, num_known:], best[:, num_known:])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("num_known", [0, 5])
+@pytest.mark.parametrize("options", SETTINGS)
+def test_an_image_does_not_depend_on_its_batch(
+    options: dict, num_known: int, sampler: str, device: str
+) -> None:
+    model = small_lpd().to(device)
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(5), batch_size=6)
+    known = tokens.gather(1, orders[:, :num_known])
+    ids = np.array([4, 90, 17, 3, 50_000, 0])
+    sizes = [4, 7] if num_known else SIZES
+
+    def made(rows: slice | list[int]) -> torch.Tensor:
+        given = {"known": known[rows], "image_ids": ids[rows], "seed": 7, "sampler": sampler}
+        return generate(model, labels[rows], orders[rows], sizes, **given, **options)
+
+    together = made(slice(None))
+    for rows in ([0], [1, 2], [5, 3, 4]):
+        assert torch.equal(made(rows), together[rows])
 
 
 def test_seed_and_image_id_both_matter() -> None:
@@ -82,47 +118,89 @@ def test_seed_and_image_id_both_matter() -> None:
     assert torch.equal(shifted[:3], first[1:])
 
 
-def test_guidance_without_labels_is_refused() -> None:
+def test_settings_are_a_value_or_its_fields() -> None:
+    model, (_, labels, orders) = small_lpd(), random_batch(torch.Generator().manual_seed(0))
+    expected = generate(model, labels, orders, SIZES, cfg=3.0, top_k=4)
+    for sampling, fields in (
+        (SamplingSettings(cfg=3.0, top_k=4), {}),
+        (SamplingSettings(cfg=3.0), {"top_k": 4}),
+    ):
+        assert torch.equal(generate(model, labels, orders, SIZES, sampling, **fields), expected)
+        *_, last = generate_steps(model, labels, orders, SIZES, sampling, **fields)
+        assert torch.equal(last, expected)
+    with pytest.raises(TypeError, match="strength"):
+        generate(model, labels, orders, SIZES, strength=3.0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("num_known", [0, 6])
+def test_steps_fill_in_the_result(num_known: int, sampler: str) -> None:
+    model = small_lpd(proj_dropout=0.5).train()
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(3))
+    options = {"cfg": 2.0, "seed": 5, "image_ids": [4, 9, 2], "sampler": sampler}
+    if num_known:
+        options["known"] = tokens.gather(1, orders[:, :num_known])
+    sizes = [1, 2, NUM_TOKENS - num_known - 3]
+    result = generate(model, labels, orders, sizes, **options)
+    assert model.training and not result.requires_grad
+    stages = []
+    for stage in generate_steps(model, labels, orders, sizes, **options):
+        assert model.training and torch.is_grad_enabled()  # between steps all is as it was
+        stages.append(stage)
+    assert len(stages) == len(sizes)
+    assert torch.equal(stages[-1], result)  # no dropout
+    expected, done = result.gather(1, orders), num_known
+    for stage, size in zip(stages, sizes, strict=True):
+        in_order, done = stage.gather(1, orders), done + size
+        assert torch.equal(in_order[:, :done], expected[:, :done])
+        assert (in_order[:, done:] == UNDECIDED).all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_all_known_is_the_result(sampler: str) -> None:
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(4))
+    arguments = (small_lpd(), labels, orders, [])
+    options = {"known": tokens.gather(1, orders), "sampler": sampler}
+    assert torch.equal(generate(*arguments, **options), tokens)
+    (only,) = generate_steps(*arguments, **options)
+    assert torch.equal(only, tokens)
+
+
+@pytest.mark.parametrize("options", SETTINGS[:2])
+def test_bf16_autocast_is_honoured(options: dict) -> None:
     model = small_lpd()
-    orders = np.arange(NUM_TOKENS)[None]
-    assert generate(model, None, orders, [NUM_TOKENS]).shape == (1, NUM_TOKENS)
-    with pytest.raises(ValueError, match="cfg: found 2.0 without labels"):
-        generate(model, None, orders, [NUM_TOKENS], cfg=2.0)
+    tokens, labels, orders = random_batch(torch.Generator().manual_seed(2))
+    given = {"known": tokens.gather(1, orders[:, :7]), **options}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.new_cache(2).entries.dtype == torch.bfloat16
+        whole = generate(model, labels, orders, [2, 7], **given)
+        *_, last = generate_steps(model, labels, orders, [2, 7], **given)
+    assert torch.equal(whole, last)
+    assert whole.min() >= 0 and whole.max() < VOCAB
 
 
 def test_bad_arguments_are_refused() -> None:
     model = small_lpd()
     labels, orders = torch.tensor([0]), np.arange(NUM_TOKENS)[None]
-    with pytest.raises(ValueError, match="labels: found 9..9, expected 0..4"):
-        generate(model, torch.tensor([9]), orders, [NUM_TOKENS])
-    with pytest.raises(ValueError, match="labels"):
-        generate(model, torch.tensor([0, 1]), orders, [NUM_TOKENS])
-    with pytest.raises(ValueError, match="image_ids"):
-        generate(model, labels, orders, [NUM_TOKENS], image_ids=[1, 2])
-    with pytest.raises(ValueError):
-        generate(model, labels, np.zeros((1, NUM_TOKENS), dtype=int), [NUM_TOKENS])
-    with pytest.raises(ValueError):
-        generate(model, labels, orders, [NUM_TOKENS - 1])
-    with pytest.raises(ValueError, match="sampler: found 'slow', expected one of"):
-        generate(model, labels, orders, [NUM_TOKENS], sampler="slow")
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_generation_leaves_the_model_as_it_was(sampler: str) -> None:
-    model = small_lpd(proj_dropout=0.5).train()
-    labels, orders = torch.tensor([1]), np.arange(SIDE * SIDE)[None]
-    first = generate(model, labels, orders, [8, 8], seed=3, sampler=sampler)
-    again = generate(model, labels, orders, [8, 8], seed=3, sampler=sampler)
-    assert model.training
-    assert torch.equal(first, again)  # no dropout
-    assert not first.requires_grad
-
-
-def test_bf16_autocast_is_honoured() -> None:
-    model = small_lpd()
-    labels, orders = torch.tensor([1, 2]), np.stack([np.arange(16)] * 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model.new_cache(2).entries.dtype == torch.bfloat16
-        tokens = generate(model, labels, orders, [1, 3, 12], cfg=2.0)
-    assert tokens.shape == (2, NUM_TOKENS)
-    assert tokens.min() >= 0 and tokens.max() < VOCAB
+    known, whole = torch.zeros(1, 4, dtype=torch.int64), [NUM_TOKENS]
+    assert generate(model, None, orders, whole).shape == (1, NUM_TOKENS)
+    for given, options, message in [
+        ((None, orders, whole), {"cfg": 2.0}, "cfg: found 2.0 without labels, expected 1"),
+        ((torch.tensor([9]), orders, whole), {}, "labels: found 9..9, expected 0..4"),
+        ((torch.tensor([0, 1]), orders, whole), {}, r"labels: .* expected whole numbers \(1,\)"),
+        ((torch.tensor([0.0]), orders, whole), {}, "labels: found torch.float32"),
+        ((labels, orders, whole), {"image_ids": [1, 2]}, r"image_ids: found int64 of shape \(2,\)"),
+        ((labels, np.zeros_like(orders), whole), {}, "found position 0 repeated"),
+        ((labels, orders, [NUM_TOKENS - 1]), {}, "sum"),
+        ((labels, orders, whole), {"sampler": "slow"}, "sampler: found 'slow', expected one of"),
+        ((None, None, whole), {}, "orders: found none, and no labels or image_ids"),
+        ((labels, None, [12]), {"known": known}, "orders: found none, expected those that begin"),
+        ((labels, orders, [16]), {"known": known}, "sum"),
+        ((labels, orders, [12]), {"known": known[0:0]}, r"known: found torch.int64 of .*\(0, 4\)"),
+        ((labels, orders, [12]), {"known": known.float()}, "known: found torch.float32"),
+        ((labels, orders, [12]), {"known": known - 1}, r"known: found -1\.\.-1, expected 0\.\.22"),
+        ((labels, orders, [12]), {"known": known + VOCAB}, r"known: found 23\.\.23"),
+    ]:
+        for function in (generate, generate_steps):
+            with pytest.raises(ValueError, match=message):
+                function(model, *given, **options)

@@ -15,14 +15,7 @@ from models.lpd import LPD
 from orders.group_sizes import default_steps, group_sizes, remaining_group_sizes
 from orders.locality import locality_aware_orders
 from orders.sources import published_repulsion
-from tests.unit.models.small import (
-    NUM_TOKENS,
-    SIDE,
-    VOCAB,
-    ProductDtypes,
-    random_batch,
-    small_lpd,
-)
+from tests.unit.models.small import NUM_TOKENS, SIDE, VOCAB, ProductDtypes, random_batch, small_lpd
 
 OPTIONS = {"cfg": 3.0, "seed": 7}
 
@@ -51,11 +44,9 @@ def test_nothing_outside_the_mask_changes(num_steps: int | None, sampler: str) -
 
 def test_what_stands_under_the_mask_does_not_matter() -> None:
     tokens, mask, labels = masked_batch([4, 9])
-    other = torch.where(mask, (tokens + 3) % VOCAB, tokens)
+    no_codes = tokens.masked_fill(mask, UNDECIDED)
     model = small_lpd()
-    assert torch.equal(*(edit(model, x, mask, labels, **OPTIONS) for x in (tokens, other)))
-    # Codes that do not exist are none of its business there.
-    edit(model, tokens.masked_fill(mask, UNDECIDED), mask, labels, **OPTIONS)
+    assert torch.equal(*(edit(model, x, mask, labels, **OPTIONS) for x in (tokens, no_codes)))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -129,7 +120,7 @@ def stepwise(kind: str, sampler: str) -> Iterator[torch.Tensor]:
 
 
 # Whether a mode holds at the call, while the first step is computed, and while the others are.
-WHEN = list(itertools.product([False, True], repeat=3))
+WHEN = list(itertools.product([False, True], repeat=3))[1:7]  # not all alike
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

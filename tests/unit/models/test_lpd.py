@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.lpd import lpd_tiny
 from tests.unit.models.small import random_batch, small_lpd
 
 SIZES = [1, 4, 11]
@@ -105,8 +106,6 @@ def test_sizes_that_do_not_sum_are_refused() -> None:
 
 
 def test_initialisation() -> None:
-    from models.lpd import lpd_tiny
-
     torch.manual_seed(0)
     model = lpd_tiny(img_size=32, vqgan_stride=4, vqgan_vocab_size=256, class_num=10)
     for name in ("pos_embed", "mask_token", "fake_latent", "token_emb.weight", "class_emb.weight"):

@@ -1,37 +1,54 @@
+"""The group-causal mask: what the method says, dense and sparse, and for blind queries."""
+
 import pytest
 import torch
 
-from models.masks import group_causal_mask
+from models.masks import group_causal_block_mask, group_causal_mask
+from orders.group_sizes import training_group_sizes
 from tests.unit.models.small import random_split
 
+SPLITS = [random_split(torch.Generator().manual_seed(seed)) for seed in range(12)]
 
-def literal_mask(sizes: list[int]) -> torch.Tensor:
+
+def literal_mask(sizes: list[int], blind_queries: bool) -> torch.Tensor:
     """Method section 3, sentence by sentence."""
-    kinds = [("class", 0)]
+    kinds = [("class", 0, 0)]
     for group, size in enumerate(sizes[:-1], start=1):
-        kinds += [("context", group)] * size
+        kinds += [("context", group, 0)] * size
     for group, size in enumerate(sizes, start=1):
-        kinds += [("query", group)] * size
+        kinds += [("query", group, number) for number in range(size)]
 
-    def may(looker: tuple[str, int], seen: tuple[str, int]) -> bool:
-        (kind, group), (seen_kind, seen_group) = looker, seen
+    def may(looker: tuple[str, int, int], seen: tuple[str, int, int]) -> bool:
+        (kind, group, number), (seen_kind, seen_group, seen_number) = looker, seen
         if kind == "class":
             return seen_kind == "class"
         if kind == "context":
             return seen_kind != "query" and seen_group <= group
         if seen_kind == "query":
-            return seen_group == group
+            return seen_group == group and (not blind_queries or number == seen_number)
         return seen_kind == "class" or seen_group < group
 
     return torch.tensor([[may(row, column) for column in kinds] for row in kinds])
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_mask_says_what_the_method_says(seed: int) -> None:
-    sizes = random_split(torch.Generator().manual_seed(seed))
-    assert torch.equal(group_causal_mask(sizes), literal_mask(sizes))
+@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("sizes", [*SPLITS, [4], [1] * 5], ids=str)
+def test_mask_says_what_the_method_says(sizes: list[int], blind: bool) -> None:
+    assert torch.equal(group_causal_mask(sizes, blind_queries=blind), literal_mask(sizes, blind))
 
 
-def test_one_group_and_single_tokens() -> None:
-    assert torch.equal(group_causal_mask([4]), literal_mask([4]))
-    assert torch.equal(group_causal_mask([1] * 5), literal_mask([1] * 5))
+LISTS = [*training_group_sizes(256), *training_group_sizes(1024), [16], [1] * 16, [1, 3, 5, 7]]
+
+
+@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("sizes", LISTS, ids=lambda sizes: f"{sum(sizes)}-{len(sizes)}")
+def test_the_sparse_mask_is_the_dense_one(sizes: list[int], blind: bool) -> None:
+    num_tokens, device = sum(sizes), torch.device("cpu")
+    sparse = group_causal_block_mask(sizes, device, blind)
+    index = torch.arange(2 * num_tokens)
+    unseen = num_tokens - sizes[-1] + 1  # context rows of the last group: nobody looks at them
+    kept = torch.cat([index[:unseen], index[num_tokens:]])
+    whole = sparse.mask_mod(0, 0, index[:, None], index[None, :])
+    assert torch.equal(whole[kept[:, None], kept], group_causal_mask(sizes, device, blind))
+    assert not whole[kept, unseen:num_tokens].any()
+    assert whole.any(dim=1).all()  # a row without anything to see would be NaN

@@ -2,13 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.sampling import (
-    SamplingSettings,
-    draw,
-    filtered_probabilities,
-    guidance_scales,
-    guide,
-)
+from models.sampling import SamplingSettings, draw, filtered_probabilities, guidance_scales, guide
 
 CPU = torch.device("cpu")
 
@@ -47,28 +41,20 @@ def test_draw_frequencies_follow_the_probabilities() -> None:
     assert ((counts / len(uniforms) - probs).abs() < 4.5 * error).all()
 
 
-def test_ties_at_the_kth_largest_stay() -> None:
-    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
-    probs = filtered_probabilities(logits, SamplingSettings(top_k=2))
-    assert (probs > 0).tolist() == [[True, True, True, False]]
-
-
-def test_token_that_crosses_top_p_stays() -> None:
-    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    kept = filtered_probabilities(logits, SamplingSettings(top_p=0.6))
-    assert torch.allclose(kept, torch.tensor([[0.625, 0.375, 0.0]]))
-
-
-def test_mass_before_a_token_may_equal_top_p() -> None:
-    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    kept = filtered_probabilities(logits, SamplingSettings(top_p=0.5))
-    assert (kept > 0).tolist() == [[True, True, False]]
-
-
-def test_top_p_of_zero_keeps_the_likeliest() -> None:
-    logits = torch.tensor([[0.1, 0.6, 0.3]]).log()
-    kept = filtered_probabilities(logits, SamplingSettings(top_p=0.0))
-    assert kept.tolist() == [[0.0, 1.0, 0.0]]
+@pytest.mark.parametrize(
+    ("options", "probs", "kept"),
+    [
+        ({"top_k": 2}, [0.4, 0.25, 0.25, 0.1], [0.4 / 0.9, 0.25 / 0.9, 0.25 / 0.9, 0.0]),  # a tie
+        ({"top_p": 0.6}, [0.5, 0.3, 0.2], [0.625, 0.375, 0.0]),  # the one that crosses it stays
+        ({"top_p": 0.5}, [0.5, 0.25, 0.25], [2 / 3, 1 / 3, 0.0]),  # mass before may equal it
+        ({"top_p": 0.0}, [0.1, 0.6, 0.3], [0.0, 1.0, 0.0]),
+    ],
+)
+def test_filters(options: dict, probs: list[float], kept: list[float]) -> None:
+    logits = torch.tensor([probs]).log()
+    found = filtered_probabilities(logits, SamplingSettings(**options))
+    assert torch.allclose(found, torch.tensor([kept]))
+    assert ((found > 0) == (torch.tensor([kept]) > 0)).all()
 
 
 def test_zero_temperature_is_greedy() -> None:
