@@ -1,0 +1,56 @@
+# 2026-11-27T23:11:39+00:00 on host, in '/lpd', git dfd05f860e267a0fd01318d73bd5bff36c74ba84
+# python 3.11.7, torch 2.15.0, torchvision 0.29.2, numpy 2.4.6, timm 1.0.31, pillow 12.3.0, torch-fidelity 0.4.0
+python main_lpd.py \
+    --model lpd_tiny \
+    --img_size 32 \
+    --vqgan_path vq.pt \
+    --group_sizes_list auto \
+    --train_order random \
+    --epochs 3 \
+    --batch_size 4 \
+    --accum_iter 1 \
+    --lr 0.01 \
+    --blr 0.0001 \
+    --min_lr 1e-05 \
+    --lr_schedule constant \
+    --warmup_epochs 1 \
+    --lr_decay_start_epoch 400 \
+    --weight_decay 0.02 \
+    --grad_clip 3.0 \
+    --attn_dropout 0.0 \
+    --proj_dropout 0.1 \
+    --label_drop_prob 0.1 \
+    --output_dir training \
+    --resume '' \
+    --save_last_freq 5 \
+    --save_intermediate_freq 25 \
+    --save_steps 10 \
+    --save_minutes 0.0 \
+    --resume_epoch 0 \
+    --device cpu \
+    --seed 1 \
+    --data_path ./data/imagenet \
+    --use_cached \
+    --cached_path cache \
+    --class_num 3 \
+    --flip_prob 0.5 \
+    --num_workers 0 \
+    --eval_freq 50 \
+    --eval_bsz 64 \
+    --num_images 50000 \
+    --feature_extractor inception \
+    --group_sizes '[1] * 256' \
+    --order random \
+    --proximity_threshold 1.0 \
+    --cfg 1.0 \
+    --cfg_schedule linear \
+    --temperature 1.0 \
+    --top_k 0 \
+    --top_p 1.0 \
+    --sampler fast \
+    --log_dir training \
+    --log_every 1 \
+    --world_size 1 \
+    --local_rank=-1 \
+    --dist_url env://
+
