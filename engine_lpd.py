@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dataset.batches import Batch, epoch_batches
 from dataset.image_folder import ImageList, image_batches
 from dataset.write_cache import CacheInProgress
-from evaluation.evaluation import Evaluation
-from evaluation.features import FeatureShare, extract_share, gather_features
+from evaluation.evaluation import Evaluation, Scoring
+from evaluation.features import FeatureBatch, extract_share, gather_features, ids_of
 from evaluation.image_sources import ImageSource
 from evaluation.metrics import Scores
 from evaluation.samples import (
@@ -34,9 +34,7 @@ from evaluation.samples import (
     kept_share,
     make_share,
     sample_settings,
-    write_archive,
 )
-from evaluation.scoring import Scoring
 from hub.published import pinned
 from models.decoding import eval_mode
 from models.lpd import LPD
@@ -359,7 +357,7 @@ def evaluate_checkpoint(
     scores = evaluate(model, evaluation, images)
     report(args, pinned(weights), evaluation, scores, scalars)
     if args.save_npz:
-        on_main(lambda: write_archive(images, folder / "samples.npz", evaluation.num_images))
+        on_main(lambda: images.write_archive(folder / "samples.npz", evaluation.num_images))
 
 
 def report(
@@ -432,14 +430,14 @@ def evaluate(
         kept = distributed.fail_together(
             lambda: kept_share(evaluation, image_folder, model.grid.image_size)
         )
-        there = np.concatenate(distributed.gather(kept.ids))
+        there = np.concatenate(distributed.gather(ids_of(kept)))
         if len(there):
             logger.info("%d of %d images are there already", len(there), evaluation.num_images)
         to_do = np.setdiff1d(np.arange(evaluation.num_images), there)
         made = distributed.fail_together(lambda: make_share(model, evaluation, image_folder, to_do))
     if evaluation.scoring is None:
         return None
-    return _score_on_main(evaluation.scoring, [kept, made])
+    return _score_on_main(evaluation.scoring, kept + made)
 
 
 @torch.no_grad()
@@ -476,16 +474,20 @@ def score_images(source: ImageSource, scoring: Scoring) -> Scores | None:
     Raises:
         UserError: on all processes, if any of them cannot read an image.
     """
-    sizes = (scoring.batch_size, scoring.num_workers)
-    share = distributed.fail_together(lambda: extract_share(source, scoring.extractor, *sizes))
-    return _score_on_main(scoring, [share])
+
+    def work() -> list[FeatureBatch]:
+        sizes = (scoring.batch_size, scoring.num_workers)
+        share = extract_share(source, scoring.extractor, *sizes)
+        return [(ids, features.cpu()) for ids, features in share]
+
+    return _score_on_main(scoring, distributed.fail_together(work))
 
 
-def _score_on_main(scoring: Scoring, shares: list[FeatureShare]) -> Scores | None:
+def _score_on_main(scoring: Scoring, batches: list[FeatureBatch]) -> Scores | None:
     """Scores of all processes' features, in image-id order, on rank 0; None elsewhere."""
 
     def work() -> Scores | None:
-        features = gather_features(shares)
+        features = gather_features(batches)
         return scoring.score(features) if features is not None else None
 
     return distributed.fail_together(work)

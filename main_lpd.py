@@ -15,12 +15,11 @@ import torch
 
 from dataset.token_cache import TokenCache, check_cache, open_cache
 from engine_lpd import evaluate_checkpoint, on_main, say, score_images, train
-from evaluation.evaluation import build_evaluation
+from evaluation.evaluation import build_evaluation, build_scoring
 from evaluation.image_sources import open_images
 from evaluation.samples import (
     image_ids_in,
 )
-from evaluation.scoring import build_scoring
 from hub.published import pinned_flags, resolve_flags
 from models.lpd import LPD, MODELS
 from tokenizers.encoding import encode

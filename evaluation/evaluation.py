@@ -3,60 +3,105 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from evaluation.scoring import Scoring, build_scoring
+from evaluation.features import FeatureExtractor, Features, build_extractor
+from evaluation.metrics import (
+    METRICS,
+    PUBLISHED_METRICS,
+    Reference,
+    Scores,
+    check_metrics,
+    reference_arrays,
+    score,
+)
+from evaluation.networks import build_decoder
+from evaluation.references import ReferencePlan, open_reference
 from models.lpd import LPD
 from models.sampling import SamplingSettings, read_sampling
 from orders.sources import OrderSource, build_orders, read_group_sizes
-from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel
-from util.errors import UserError
-from util.geometry import TokenGrid
-from util.images import to_uint8
+from util.errors import UserError, blame
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What turns samples into scores."""
+
+    extractor: FeatureExtractor
+    metrics: tuple[str, ...]  # names among `METRICS`
+    plan: ReferencePlan | None  # what the samples are compared with, if with anything
+    # How the reference's images are read.
+    batch_size: int
+    num_workers: int
+    # What became of `plan`, on rank 0, once `with_reference` has run.
+    reference: Reference | None = None
+
+    def with_reference(self) -> Scoring:
+        """Load the reference; all processes call it, each reads its share of the images.
+
+        Raises:
+            UserError: on all processes, if an image cannot be read.
+        """
+        if self.plan is None:
+            return self
+        reference = self.plan.load(self.extractor, self.batch_size, self.num_workers)
+        return replace(self, reference=reference)
+
+    def about(self) -> dict[str, str | None]:
+        """Say what a score is worth nothing without: network and reference, for a JSON file."""
+        reference = str(self.plan.path) if self.plan is not None else None
+        return {"feature_extractor": self.extractor.kind.registered_name, "reference": reference}
+
+    def digest(self) -> str:
+        """Hash network, metrics and reference, on rank 0: sha256 (hex)."""
+        sha256 = hashlib.sha256(f"{self.extractor.digest()} {self.metrics}".encode())
+        for name, array in reference_arrays(self.reference or {}).items():
+            sha256.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            sha256.update(np.ascontiguousarray(array).data)
+        return sha256.hexdigest()
+
+    def score(self, features: Features) -> Scores:
+        """Score all samples' features, in image-id order, on rank 0.
+
+        Raises:
+            UserError: they cannot be scored, for example because they are not finite.
+        """
+        with blame("--feature_extractor"):
+            return score(features, self.extractor.kind, self.reference, self.metrics)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How samples are made and scored.
+    """How samples are made and scored."""
 
-    Attributes:
-        num_images: samples over all processes, a multiple of `class_num`.
-        class_num: number of classes; samples are class-sorted.
-        batch_size: samples per process and batch.
-        group_sizes: K sizes that sum to N.
-        orders: of every image.
-        sampling: how codes are drawn.
-        sampler: `fast` or `plain`.
-        seed: names the random streams.
-        bf16: run the network under bfloat16 autocast.
-        decode: codes (B, N) int64 -> images (B, S, S, 3) uint8, on the evaluation's device.
-        scoring: what scores the samples; None for nothing.
-    """
-
-    num_images: int
-    class_num: int
-    batch_size: int
-    group_sizes: list[int]
+    num_images: int  # over all processes, a multiple of `class_num`
+    class_num: int  # samples are class-sorted
+    batch_size: int  # samples per process and batch
+    group_sizes: list[int]  # K sizes that sum to N
     orders: OrderSource
     sampling: SamplingSettings
-    sampler: str
+    sampler: str  # `fast` or `plain`
     seed: int
-    bf16: bool
-    decode: Callable[[torch.Tensor], torch.Tensor]
+    bf16: bool  # run the network under bfloat16 autocast
+    decode: Callable[[torch.Tensor], torch.Tensor]  # codes (B, N) -> (B, S, S, 3) uint8
     scoring: Scoring | None
 
     def with_reference(self) -> Evaluation:
-        """The same with what its samples are compared with; see `Scoring.with_reference`."""
-        scoring = self.scoring and self.scoring.with_reference()
-        return replace(self, scoring=scoring)
+        """Load what the samples are compared with; see `Scoring.with_reference`."""
+        return replace(self, scoring=self.scoring and self.scoring.with_reference())
 
     def labels(self, image_ids: np.ndarray) -> torch.Tensor:
-        """Class of each image, (B,) int64: image i has label i // (images per class)."""
+        """Return the class i // (images per class) of each image i, (B,) int64."""
         return torch.from_numpy(image_ids // (self.num_images // self.class_num))
 
 
@@ -89,10 +134,73 @@ def build_evaluation(
     )
 
 
-def build_decoder(
-    tokenizer: VQModel, grid: TokenGrid, sampler: str
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What turns codes (B, N) int64 into images (B, S, S, 3) uint8, fast or plainly."""
-    if sampler == "fast":
-        return FastDecoder(tokenizer, grid.num_tokens)
-    return lambda codes: to_uint8(tokenizer.decode_code(codes))
+def build_scoring(
+    args: argparse.Namespace, image_size: int, num_images: int, device: torch.device
+) -> Scoring | None:
+    """Check the scoring flags and load what they name, but for the images of a reference.
+
+    Args:
+        args: the run's flags.
+        image_size: side of the samples, pixels.
+        num_images: how many samples there are or will be.
+        device: where the extractor runs.
+
+    Returns:
+        None for `--feature_extractor none`.
+
+    Raises:
+        UserError: a flag or file cannot work; the message names it.
+    """
+    asked: tuple[str, ...] | None = None
+    if args.metrics is not None:
+        asked = tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",")))
+    extractor = build_extractor(
+        args.feature_extractor, args.feature_extractor_weights, device, "sfid" in (asked or ())
+    )
+    if extractor is None:
+        if asked is not None:
+            raise UserError("--metrics: found --feature_extractor none, expected one that scores")
+        return None
+    kind = extractor.kind
+    if kind.image_size not in (None, image_size):
+        found = f"--images of {image_size}" if args.images else f"--img_size {image_size}"
+        raise UserError(
+            f"--feature_extractor: {args.feature_extractor} takes images of {kind.image_size} "
+            f"pixels, found {found}, expected {kind.image_size}"
+        )
+    path = _reference_path(args, image_size)
+    metrics = asked or (PUBLISHED_METRICS if path is not None else ("is",))
+    comparing = [name for name in metrics if name in METRICS and METRICS[name].needs]
+    if path is None and comparing:
+        raise UserError(
+            f"--metrics: {comparing[0]} compares with a reference, expected --fid_stats with it"
+        )
+    if path is None and asked is None:
+        logger.info("no reference (--fid_stats): %s only", kind.names["is"].title)
+    with blame("--num_images" if num_images < 2 else "--metrics"):
+        check_metrics(metrics, kind, num_images)
+    plan = None
+    if comparing:
+        needs = {METRICS[name].needs for name in comparing}
+        plan = open_reference(path, kind, image_size, needs)
+        _check_reference_size(plan, metrics)
+    return Scoring(extractor, metrics, plan, args.eval_bsz, args.num_workers)
+
+
+def _reference_path(args: argparse.Namespace, image_size: int) -> Path | None:
+    if args.fid_stats is not None:
+        return Path(args.fid_stats)
+    # Where the published release keeps ADM's statistics.
+    path = Path("fid_stats") / f"adm_in{image_size}_stats.npz"
+    return path if path.exists() else None
+
+
+def _check_reference_size(plan: ReferencePlan, metrics: tuple[str, ...]) -> None:
+    """Refuse what would otherwise fail only once all images are made."""
+    images = plan.known.get("features", plan.source)
+    for name in metrics:
+        if images is not None and len(images) < METRICS[name].fewest_images:
+            raise UserError(
+                f"--fid_stats: {len(images)} images are too few for {name}, expected at least "
+                f"{METRICS[name].fewest_images}"
+            )

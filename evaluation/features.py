@@ -15,7 +15,7 @@ import os
 import socket
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -56,23 +56,14 @@ class ScoreName(NamedTuple):
 
 @dataclass(frozen=True)
 class ExtractorKind:
-    """What one name of `--feature_extractor` means.
+    """What one name of `--feature_extractor` means."""
 
-    Attributes:
-        registered_name: torch-fidelity's name of the network.
-        pool_layer: its features for all scores but `is` and `sfid`.
-        dims: width of the features `pool` and, if it has them, `spatial`.
-        image_size: the only side of image it takes, pixels; None for any.
-        names: what its results are called: `fid`, `sfid`, `is`, `kid`, `precision`, `recall`, as
-            far as it has them.
-        spatial_layer, spatial_channels: of this module the first channels are the features of sFID.
-    """
-
-    registered_name: str
-    pool_layer: str
-    dims: Mapping[str, int]
-    image_size: int | None
-    names: Mapping[str, ScoreName]
+    registered_name: str  # torch-fidelity's
+    pool_layer: str  # its features for all scores but `is` and `sfid`
+    dims: Mapping[str, int]  # width of the features `pool` and, if it has them, `spatial`
+    image_size: int | None  # the only side of image it takes, pixels
+    names: Mapping[str, ScoreName]  # of all results that it has
+    # The features of sFID are the first channels of this module.
     spatial_layer: str | None = None
     spatial_channels: int = 0
 
@@ -135,17 +126,11 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of B images, in the images' order.
+    """Features of B images, in the images' order."""
 
-    Attributes:
-        pool: (B, D) float32.
-        logits: (B, C) float32, class scores without the bias.
-        spatial: (B, E) float32, the features of sFID in ADM's order (row, column, channel).
-    """
-
-    pool: Tensor
-    logits: Tensor
-    spatial: Tensor | None = None
+    pool: Tensor  # (B, D) float32
+    logits: Tensor  # (B, C) float32, class scores without the bias
+    spatial: Tensor | None = None  # (B, E) float32, of sFID in ADM's order: row, column, channel
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -154,26 +139,12 @@ class Features:
         """Those that are there; `Features(*tensors)` is the same again."""
         return tuple(part for part in (self.pool, self.logits, self.spatial) if part is not None)
 
-    @classmethod
-    def join(cls, parts: Sequence[Features]) -> Features:
-        """Concatenate the images of `parts`."""
-        return cls(*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
-
     def cpu(self) -> Features:
         return Features(*(part.cpu() for part in self.tensors()))
 
 
-class FeatureShare(NamedTuple):
-    """Ids (n,) int64 of some images, and their features on the host, where something extracts."""
-
-    ids: np.ndarray
-    features: Features | None
-
-    @classmethod
-    def join(cls, ids: Sequence[np.ndarray], features: Sequence[Features]) -> FeatureShare:
-        """Concatenate batches."""
-        ids = np.concatenate([np.empty(0, dtype=np.int64), *ids])
-        return cls(ids, Features.join(features) if features else None)
+# Ids (B,) int64 of some images, and their features on the host, where something extracts them.
+FeatureBatch = tuple[np.ndarray, Features | None]
 
 
 def build_extractor(
@@ -182,14 +153,11 @@ def build_extractor(
     """Load the network that `--feature_extractor` names.
 
     Args:
-        name: of `KINDS`, or `none`.
+        name: of `KINDS`, or `none`, for which None is returned.
         weights: file of its weights; for Inception None means torch-fidelity's, from its cache or
             downloaded.
         device: where it runs.
         spatial: also extract the features of sFID, where the network has them.
-
-    Returns:
-        The extractor, or None for `none`.
 
     Raises:
         UserError: unknown name, no torch-fidelity, or weights that are missing, damaged or another
@@ -255,9 +223,9 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
     return Features(by_name[kind.pool_layer], by_name[LOGITS_LAYER], *spatial)
 
 
-def extract_batches(
+def extract_share(
     source: ImageSource, extractor: FeatureExtractor, batch_size: int, num_workers: int
-) -> Iterator[tuple[np.ndarray, Features]]:
+) -> Iterator[FeatureBatch]:
     """Extract this process's share of a source, batch by batch, with a progress bar on rank 0.
 
     Yields:
@@ -273,30 +241,24 @@ def extract_batches(
             bar.update(len(ids))
 
 
-def extract_share(
-    source: ImageSource, extractor: FeatureExtractor, batch_size: int, num_workers: int
-) -> FeatureShare:
-    """Extract this process's share of a source to the host; see `extract_batches`."""
-    ids, features = [], []
-    for batch_ids, batch in extract_batches(source, extractor, batch_size, num_workers):
-        ids.append(batch_ids)
-        features.append(batch.cpu())
-    return FeatureShare.join(ids, features)
+def ids_of(batches: Sequence[FeatureBatch]) -> np.ndarray:
+    """Concatenate the ids of batches, of which there may be none."""
+    return np.concatenate([np.empty(0, dtype=np.int64), *(ids for ids, _ in batches)])
 
 
-def gather_features(shares: Sequence[FeatureShare]) -> Features | None:
-    """Gather the features of all processes' shares, by id, on rank 0; None elsewhere.
+def gather_features(batches: Sequence[FeatureBatch]) -> Features | None:
+    """Gather the features of all processes' batches, by id, on rank 0; None elsewhere.
 
     Raises:
-        UserError: two of the shares hold the same image, or none holds any.
+        UserError: two of the batches hold the same image, or none holds any.
     """
-    shares = [share for share in shares if share.features is not None]
-    mine = FeatureShare.join(*zip(*shares, strict=True)) if shares else FeatureShare.join([], [])
-    tensors = mine.features.tensors() if shares else ()
-    ids = distributed.gather_to_main(mine.ids)
+    batches = [batch for batch in batches if batch[1] is not None]
+    my_parts = zip(*(features.tensors() for _, features in batches), strict=True)
+    mine = [torch.cat(part) for part in my_parts]
+    ids = distributed.gather_to_main(ids_of(batches))
     parts = []
-    for number in range(max(distributed.gather(len(tensors)))):  # at once would need much memory
-        gathered = distributed.gather_to_main(tensors[number] if tensors else None)
+    for number in range(max(distributed.gather(len(mine)))):  # all at once would need much memory
+        gathered = distributed.gather_to_main(mine[number] if mine else None)
         if gathered is not None:
             whole = torch.cat([part for part in gathered if part is not None])
             parts.append(whole[torch.from_numpy(np.argsort(np.concatenate(ids)))])
@@ -314,10 +276,11 @@ def _cached_inception_weights(url: str) -> Path:
         return path
     logger.info("downloading %s to %s", url, path)
     arriving = path.with_name(f"{path.name}.{os.getpid()}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torch's download would wait for ever
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _socket_timeout(NETWORK_TIMEOUT):
-            torch.hub.download_url_to_file(url, str(arriving), progress=distributed.is_main())
+        torch.hub.download_url_to_file(url, str(arriving), progress=distributed.is_main())
         read_checkpoint(arriving, WEIGHTS_FLAG)  # a cut-off download must not stay in the cache
         arriving.replace(path)
     except (OSError, http.client.HTTPException, UserError) as error:
@@ -328,16 +291,6 @@ def _cached_inception_weights(url: str) -> Path:
             "or --feature_extractor none"
         ) from error
     finally:
+        socket.setdefaulttimeout(before)
         arriving.unlink(missing_ok=True)
     return path
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Let connections opened in the block fail after `seconds` of silence, not never."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

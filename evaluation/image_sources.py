@@ -28,18 +28,11 @@ SAMPLES = "arr_0"
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A set of images, read batch by batch.
+    """A set of images, read batch by batch."""
 
-    Attributes:
-        path: the folder or file.
-        flag: what named it, for messages.
-        image_size: side S of the images, pixels.
-        count: how many there are.
-    """
-
-    path: Path
-    flag: str
-    image_size: int
+    path: Path  # the folder or file
+    flag: str  # what named it, for messages
+    image_size: int  # side S of the images, pixels
     count: int
 
     def __len__(self) -> int:
@@ -57,11 +50,7 @@ class ImageSource:
         raise NotImplementedError
 
     def digest(self) -> str:
-        """Hash all that is read, together with the other processes: sha256 (hex).
-
-        Raises:
-            UserError: a file cannot be read.
-        """
+        """Hash all that is read, together with the other processes: sha256 (hex)."""
         raise NotImplementedError
 
 

@@ -23,17 +23,11 @@ PUBLISHED_METRICS = ("fid", "is")
 
 
 class Metric(NamedTuple):
-    """What a name in `--metrics` stands for.
+    """What a name in `--metrics` stands for."""
 
-    Attributes:
-        results: the names of its results, in `ExtractorKind.names`.
-        needs: the part of a `Reference` that it compares with.
-        fewest_images: on either side; with fewer it is undefined.
-    """
-
-    results: tuple[str, ...]
-    needs: str | None = None
-    fewest_images: int = 2
+    results: tuple[str, ...]  # names in `ExtractorKind.names`
+    needs: str | None = None  # the part of a `Reference` that it compares with
+    fewest_images: int = 2  # on either side; with fewer it is undefined
 
 
 METRICS = {
@@ -59,17 +53,11 @@ class Statistics(NamedTuple):
 
 
 class Reference(TypedDict, total=False):
-    """What samples are compared with, as far as it is known.
+    """What samples are compared with, as far as it is known."""
 
-    Attributes:
-        pool: for FID.
-        spatial: for sFID.
-        features: (m, D) float32, for KID, precision and recall.
-    """
-
-    pool: Statistics
-    spatial: Statistics
-    features: Tensor
+    pool: Statistics  # for FID
+    spatial: Statistics  # for sFID
+    features: Tensor  # (m, D) float32, for KID, precision and recall
 
 
 # The parts of a `Reference` in a file; those of the statistics are ADM's.
@@ -105,11 +93,7 @@ class Moments:
         return cls(0, torch.zeros(dim, **options), torch.zeros(dim, dim, **options))
 
     def add(self, features: Tensor) -> None:
-        """Count (B, D) features in.
-
-        Raises:
-            ValueError: they are not finite.
-        """
+        """Count (B, D) features in; refuse those that are not finite (`ValueError`)."""
         require_finite(features)
         values = features.double()
         mean = values.mean(dim=0)
@@ -130,11 +114,7 @@ class Moments:
         return Moments(self._count, self._mean.cpu(), self._scatter.cpu())
 
     def statistics(self) -> Statistics:
-        """Return those of all that was counted in; a warning if it is too little.
-
-        Raises:
-            ValueError: fewer than two images.
-        """
+        """Return those of all that was counted in; see `feature_statistics`."""
         _require_enough(self._count, len(self._mean))
         sigma = self._scatter / (self._count - 1)
         return Statistics(self._mean.cpu().numpy(), sigma.cpu().numpy())
@@ -149,17 +129,11 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one set of samples.
+    """The scores of one set of samples."""
 
-    Attributes:
-        kind: what the features were, and so what the scores are called.
-        num_images: number of samples.
-        values: the results, under their names in `ExtractorKind.names`.
-    """
-
-    kind: ExtractorKind
+    kind: ExtractorKind  # what the features were, and so what the scores are called
     num_images: int
-    values: Mapping[str, Score]
+    values: Mapping[str, Score]  # under their names in `ExtractorKind.names`
 
     def json(self) -> dict[str, float | int | list[str]]:
         """Return the scores under their keys, the number of samples, and all in words."""
@@ -200,11 +174,7 @@ class Scores:
 
 
 def check_metrics(metrics: tuple[str, ...], kind: ExtractorKind, num_images: int) -> None:
-    """Refuse scores that these features, or so few images, do not have.
-
-    Raises:
-        ValueError: there is one among `metrics`.
-    """
+    """Refuse (`ValueError`) scores that these features, or so few images, do not have."""
     if num_images < 2:
         raise ValueError(f"found {num_images} images to score, expected at least 2")
     offered = [name for name, metric in METRICS.items() if kind.names.keys() >= {*metric.results}]

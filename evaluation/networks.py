@@ -1,14 +1,19 @@
-"""A model and the tokenizer of its codes, ready to generate, from two files."""
+"""A model and the tokenizer of its codes, ready to generate and to decode."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from hub.weights import read_weights
 from models.lpd import LPD
+from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from util.errors import UserError, blame
-from util.geometry import grid_side
+from util.geometry import TokenGrid, grid_side
+from util.images import to_uint8
 
 
 def load_networks(
@@ -53,3 +58,12 @@ def load_networks(
             f"{own[:12]} (--vqgan_path)"
         )
     return model.requires_grad_(False), tokenizer
+
+
+def build_decoder(
+    tokenizer: VQModel, grid: TokenGrid, sampler: str
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What turns codes (B, N) int64 into images (B, S, S, 3) uint8, fast or plainly."""
+    if sampler == "fast":
+        return FastDecoder(tokenizer, grid.num_tokens)
+    return lambda codes: to_uint8(tokenizer.decode_code(codes))

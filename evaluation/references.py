@@ -17,10 +17,10 @@ from torch import Tensor
 
 from evaluation.features import (
     ExtractorKind,
+    FeatureBatch,
     FeatureExtractor,
     Features,
-    FeatureShare,
-    extract_batches,
+    extract_share,
     gather_features,
 )
 from evaluation.image_sources import SAMPLES, ImageSource, open_images
@@ -37,23 +37,15 @@ CACHE_FORMAT = 1
 
 @dataclass(frozen=True)
 class ReferencePlan:
-    """Where a `Reference` comes from; checked, not yet made.
+    """Where a `Reference` comes from; checked, not yet made."""
 
-    Attributes:
-        path: the file or folder.
-        needs: the parts of a reference that are wanted.
-        known: those that a file held.
-        source: images to make the others of, if there are any others.
-    """
-
-    path: Path
-    needs: frozenset[str]
-    known: Reference
-    source: ImageSource | None
+    path: Path  # the file or folder
+    needs: frozenset[str]  # the parts that are wanted
+    known: Reference  # those that a file held
+    source: ImageSource | None  # images to make the others of, if there are any others
 
     @classmethod
     def of_images(cls, source: ImageSource, needs: Collection[str]) -> ReferencePlan:
-        """All of `needs` from images."""
         return cls(source.path, frozenset(needs), Reference(), source)
 
     def load(
@@ -63,10 +55,6 @@ class ReferencePlan:
 
         What is made of images is kept in `cache_folder()`, under the content of the images and of
         the network.
-
-        Args:
-            extractor: what the samples' features come from.
-            batch_size, num_workers: how images are read.
 
         Raises:
             UserError: on all processes, if any cannot read an image.
@@ -90,7 +78,6 @@ def open_reference(
     kind: ExtractorKind,
     image_size: int,
     needs: Collection[str] = ("pool",),
-    flag: str = "--fid_stats",
 ) -> ReferencePlan:
     """Check what samples are to be compared with.
 
@@ -101,12 +88,11 @@ def open_reference(
         kind: what the features come from.
         image_size: side of the samples, pixels.
         needs: the parts of a reference that are wanted.
-        flag: named in messages.
 
     Raises:
         UserError: the file or folder cannot serve.
     """
-    path, needs = Path(path), frozenset(needs)
+    path, flag, needs = Path(path), "--fid_stats", frozenset(needs)
     if path.is_dir():
         return ReferencePlan.of_images(open_images(path, flag, image_size), needs)
     if not path.is_file():
@@ -151,18 +137,18 @@ def _make(
     """Parts of the reference, on rank 0, none elsewhere; every process reads its share."""
     dims = extractor.kind.dims
     moments = {part: Moments.empty(dims[part], extractor.device) for part in dims if part in parts}
-    shares: list[FeatureShare] = []
+    batches: list[FeatureBatch] = []
 
     def work() -> None:
-        for ids, batch in extract_batches(source, extractor, batch_size, num_workers):
+        for ids, batch in extract_share(source, extractor, batch_size, num_workers):
             with blame(f"{source.flag}: images {ids[0]} to {ids[-1]} of {source.path}"):
                 for part, counted in moments.items():
                     counted.add(getattr(batch, part))
             if "features" in parts:
-                shares.append(FeatureShare(ids, Features(batch.pool.cpu(), batch.logits.cpu())))
+                batches.append((ids, Features(batch.pool.cpu(), batch.logits.cpu())))
 
     distributed.fail_together(work)
-    features = gather_features(shares) if "features" in parts else None
+    features = gather_features(batches) if "features" in parts else None
     gathered = distributed.gather_to_main({part: moments[part].cpu() for part in moments})
     made = Reference()
     if gathered is None:

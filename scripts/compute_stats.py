@@ -10,7 +10,6 @@ network: a second time, and `--fid_stats` with the same images, take no pass ove
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.features import KINDS, FeatureExtractor, build_extractor
-from evaluation.image_sources import ImageSource, open_images
+from evaluation.features import KINDS, build_extractor
+from evaluation.image_sources import open_images
 from evaluation.metrics import reference_arrays, save_reference
 from evaluation.references import ReferencePlan
 from util import distributed, logs
@@ -68,11 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     extractor = build_extractor(
         args.feature_extractor, args.feature_extractor_weights, device, spatial=True
     )
-    check_size(source, extractor)
+    kind = extractor.kind
+    if kind.image_size not in (None, source.image_size):
+        raise UserError(
+            f"--images: found {source.image_size} pixels (--img_size), expected {kind.image_size} "
+            f"for {kind.registered_name}"
+        )
     require_writable_folder(out.parent, "--out")
     with blame("--out"):
         record_run(parser, args, out.parent)
-    plan = ReferencePlan.of_images(source, wanted_parts(args, extractor))
+    parts = {*kind.dims, "features"} if args.features else {*kind.dims}
+    plan = ReferencePlan.of_images(source, parts)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
@@ -82,22 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 save_reference(reference, out)
             names = ", ".join(reference_arrays(reference))
             logger.info("%s of %s images in %s", names, f"{len(source):,}", out)
-
-
-def wanted_parts(args: argparse.Namespace, extractor: FeatureExtractor) -> set[str]:
-    """What to make: all statistics that the network has, and features if asked for."""
-    wanted = {"pool": True, "spatial": extractor.spatial, "features": args.features}
-    return {part for part, is_wanted in wanted.items() if is_wanted}
-
-
-def check_size(source: ImageSource, extractor: FeatureExtractor) -> None:
-    """Refuse images of a side that the network does not take."""
-    size = extractor.kind.image_size
-    if size is not None and source.image_size != size:
-        raise UserError(
-            f"--images: found {source.image_size} pixels (--img_size), expected {size} for "
-            f"{extractor.kind.registered_name}"
-        )
 
 
 if __name__ == "__main__":

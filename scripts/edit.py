@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset import edit_canvas as canvas
 from dataset.edit_canvas import Canvas
-from evaluation.evaluation import build_decoder
-from evaluation.networks import load_networks
+from evaluation.networks import build_decoder, load_networks
 from evaluation.samples import image_file
 from hub.published import pinned_flags, resolve_flags
 from models.editing import edit

@@ -24,8 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.evaluation import build_decoder
-from evaluation.networks import load_networks
+
+from evaluation.networks import build_decoder, load_networks
 from hub import published
 from hub.published import resolve_flags
 from models.decoding import generate, generate_steps

@@ -1,9 +1,14 @@
-"""The two data sets of docs/evidence.md: their real images, and what judges generated ones."""
+"""The two data sets of docs/evidence.md: their real images, and what judges generated ones.
+
+Of crops of photographs, both their judge and the distance see an average over 4 x 4 pixels, the
+tokens of the study: what lies inside a token is the tokenizer's doing, what lies between them the
+sampler's. Nothing in these features is trained.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,30 +19,35 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor
+from torch.nn import functional
 
 from dataset.image_folder import image_batches, list_images
 from evaluation.features import build_extractor, extract
 from evaluation.metrics import Statistics, feature_statistics, frechet_distance
 from scripts import demo_digits
-from scripts.evidence.crop_features import judge_features, texture_features
 from scripts.evidence.photographs import PHOTOGRAPHS, SIDE
 from util.errors import UserError, blame
+
+TOKEN = 4
+# Tokens along a side of a cell of which the judge sees the lines together.
+CELL = 4
+DIRECTIONS = 8
+# Lightness, red against green, blue against yellow.
+OPPONENT = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1 / 2, -1 / 2, 0], [-1 / 4, -1 / 4, 1 / 2]])
+SCALES = 2
+# One grey level: a plane without any contrast keeps a logarithm.
+FLOOR = 1 / 255
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images with their classes.
-
-    Attributes:
-        images: (n, 3, S, S) uint8.
-        labels: (n,) int64.
-    """
+    """Images (n, 3, S, S) uint8 with their classes (n,) int64."""
 
     images: Tensor
     labels: Tensor
 
     def spread(self, per_class: int) -> Labelled:
-        """As many of each class, evenly spread over what there is; all, where that is less."""
+        """Choose as many of each class, evenly spread over what there is; all, if that is less."""
         chosen = []
         for label in self.labels.unique():
             (places,) = torch.where(self.labels == label)
@@ -65,20 +75,19 @@ class DataSet:
     references: Mapping[str, Labelled]
 
     def accuracy(self, made: Labelled) -> float:
-        """Share to which the judge gives their label."""
+        """Return the share to which the judge gives their label."""
         return self.judge(made.images, made.labels)
 
     def distances(self, made: Labelled) -> dict[str, float]:
-        """Frechet distances of the features to those of the references."""
-        found = feature_statistics(self.features(made.images))
+        """Measure Frechet distances of the features to those of the references."""
+        statistics = feature_statistics(self.features(made.images))
         return {
-            name: round(float(frechet_distance(found, reference)), 4)
+            name: round(float(frechet_distance(statistics, reference)), 4)
             for name, reference in self._statistics.items()
         }
 
     @cached_property
     def _statistics(self) -> dict[str, Statistics]:
-        """Of the references' features."""
         return {
             name: feature_statistics(self.features(reference.images))
             for name, reference in self.references.items()
@@ -86,12 +95,10 @@ class DataSet:
 
     @property
     def num_classes(self) -> int:
-        """Labels are below it."""
         return int(self.train.labels.max()) + 1
 
     @property
     def image_size(self) -> int:
-        """Side of the images, S."""
         return self.train.images.shape[-1]
 
 
@@ -134,35 +141,89 @@ def photographs(args: argparse.Namespace) -> DataSet:
     train, held_out = (read_crops(Path(args.data) / part) for part in ("train", "held_out"))
     svm = make_pipeline(StandardScaler(), SVC())
     svm.fit(judge_features(train.images).numpy(), train.labels.numpy())
-    spread = texture_features(train.images).std(dim=0)
+    deviation = texture_features(train.images).std(dim=0)
     return DataSet(
         train=train,
         held_out=held_out,
         judge=lambda images, labels: float(
             svm.score(judge_features(images).numpy(), labels.numpy())
         ),
-        features=lambda images: texture_features(images) / spread,
+        features=lambda images: texture_features(images) / deviation,
         references={"frechet_distance": train, "frechet_distance_held_out": held_out},
     )
 
 
 def read_crops(folder: Path) -> Labelled:
-    """All crops of a folder, then all mirrored.
-
-    Raises:
-        UserError: the folder does not hold crops of the two photographs; begins with `--data`.
-    """
-    found = list_images(folder, "--data")
-    if found.classes != PHOTOGRAPHS:
+    """Read all crops of a folder, then all mirrored."""
+    crops = list_images(folder, "--data")
+    if crops.classes != PHOTOGRAPHS:
         raise UserError(
-            f"--data: {folder} holds the classes {', '.join(found.classes)}, expected "
+            f"--data: {folder} holds the classes {', '.join(crops.classes)}, expected "
             f"{' and '.join(PHOTOGRAPHS)}"
         )
     with blame("--data"):
-        batch = next(image_batches(found, SIDE, [np.arange(len(found))]))
-    return Labelled(
-        torch.cat([batch.images, batch.images.flip(3)]), torch.cat([batch.labels, batch.labels])
-    )
+        batch = next(image_batches(crops, SIDE, [np.arange(len(crops))]))
+    return Labelled(torch.cat([batch.images, batch.images.flip(3)]), batch.labels.repeat(2))
 
 
 DATA_SETS = {"digits": digits, "photographs": photographs}
+
+
+def judge_features(images: Tensor) -> Tensor:
+    """Compute which colours and lines are where in a crop.
+
+    For every cell of 16 x 16 pixels its mean colour, and the square root of the mean gradient of
+    lightness in each of eight directions.
+
+    Args:
+        images: (n, 3, S, S) uint8, S a multiple of 16.
+
+    Returns:
+        (n, 11 * (S / 16) ** 2) float32.
+    """
+    colours = _by_token(images)
+    light = functional.pad(colours.mean(dim=1), (0, 1, 0, 1), mode="replicate")
+    down = light[:, 1:, :-1] - light[:, :-1, :-1]
+    right = light[:, :-1, 1:] - light[:, :-1, :-1]
+    turn = torch.atan2(down, right) / (2 * torch.pi)
+    direction = (turn * DIRECTIONS).round().long() % DIRECTIONS
+    votes = functional.one_hot(direction, DIRECTIONS).movedim(-1, 1) * down.hypot(right)[:, None]
+    lines = functional.avg_pool2d(votes, CELL).sqrt()
+    return torch.cat([lines, functional.avg_pool2d(colours, CELL)], dim=1).flatten(1)
+
+
+def texture_features(images: Tensor) -> Tensor:
+    """Compute a crop's colours, and how strongly they change from token to token.
+
+    Of lightness and two colour contrasts: the means of the four quarters; then, by token and by
+    2 x 2 tokens, the logarithms of the mean and of the root mean square difference of neighbours,
+    side by side, one below the other and along both diagonals.
+
+    Args:
+        images: (n, 3, S, S) uint8, S a multiple of 16.
+
+    Returns:
+        (n, 60) float32.
+    """
+    planes = torch.einsum("pc,nchw->nphw", OPPONENT, _by_token(images))
+    parts = [functional.avg_pool2d(planes, planes.shape[-1] // 2).flatten(1)]
+    for _ in range(SCALES):
+        for difference in _differences(planes):
+            parts.append((difference.abs().mean(dim=(2, 3)) + FLOOR).log())
+            parts.append((difference.square().mean(dim=(2, 3)) + FLOOR**2).log() / 2)
+        planes = functional.avg_pool2d(planes, 2)
+    return torch.cat(parts, dim=1)
+
+
+def _by_token(images: Tensor) -> Tensor:
+    """Mean colours (n, 3, S / 4, S / 4) in [0, 1]."""
+    return functional.avg_pool2d(images.float(), TOKEN) / 255
+
+
+def _differences(planes: Tensor) -> Iterator[Tensor]:
+    """Of neighbours in four directions, each (n, 3, side - 1, side - 1)."""
+    here = planes[..., :-1, :-1]
+    yield planes[..., :-1, 1:] - here
+    yield planes[..., 1:, :-1] - here
+    yield planes[..., 1:, 1:] - here
+    yield planes[..., 1:, :-1] - planes[..., :-1, 1:]

@@ -15,28 +15,25 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluation.evaluation import build_decoder
 from evaluation.networks import load_networks
 from models.editing import edit
 from scripts.demo_digits import IMAGE_SIZE, accuracy, read_part, train_judge
+from scripts.evidence.samples import Codec
 from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import blame, require_writable_folder, run
 from util.files import write_json
-from util.images import save_grid, to_float
+from util.images import save_grid
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 100
 # Left, top, right, bottom, as shares of the side.
 PARTS = {
     "lower half": (0, 1 / 2, 1, 1),
@@ -75,33 +72,27 @@ def main(args: argparse.Namespace) -> None:
     chosen = torch.arange(count) * len(images) // count
     images, labels = images[chosen], labels[chosen]
     judge = train_judge(*read_part(args.data, "train"))
-    decode = build_decoder(tokenizer, model.grid, "fast")
-    with torch.no_grad():
-        tokens = torch.cat(
-            [tokenizer.encode_indices(to_float(part)) for part in images.split(BATCH_SIZE)]
-        )
-    reconstructed = in_batches(decode, tokens)
+    codec = Codec(tokenizer, model.grid)
+    tokens = codec.encode(images)
+    reconstructed = codec.decode(tokens)
+    shown = torch.arange(min(SHOWN, count)) * count // min(SHOWN, count)
     results, rows = [], []
     for name, part in logs.progress(PARTS.items(), desc="edits", unit="part"):
-        mask, pixels = masks_of(part, model.grid.side), masks_of(part, IMAGE_SIZE)
-        made = {}
-        for condition, cfg in (("own class", args.cfg), ("no class", 1.0)):
-            given = labels if condition == "own class" else None
-            options = dict(cfg=cfg, seed=args.seed)
-            edited = edit(model, tokens, mask.expand(count, -1), given, **options)
-            made[condition] = in_batches(decode, edited)
-        black = reconstructed * ~pixels.view(IMAGE_SIZE, IMAGE_SIZE)
+        mask, pixels = mask_of(part, model.grid.side), mask_of(part, IMAGE_SIZE)
+        masks = mask.view(1, -1).expand(count, -1)
+        own = codec.decode(edit(model, tokens, masks, labels, cfg=args.cfg, seed=args.seed))
+        free = codec.decode(edit(model, tokens, masks, None, cfg=1.0, seed=args.seed))
+        black = reconstructed * ~pixels
         results.append(
             {
                 "part": name,
                 "tokens": int(mask.sum()),
-                "class_accuracy": accuracy(judge, made["own class"], labels),
-                "class_accuracy_without_class": accuracy(judge, made["no class"], labels),
+                "class_accuracy": accuracy(judge, own, labels),
+                "class_accuracy_without_class": accuracy(judge, free, labels),
                 "class_accuracy_black": accuracy(judge, black, labels),
             }
         )
-        shown = torch.arange(min(SHOWN, count)) * count // min(SHOWN, count)
-        rows += [black[shown], made["own class"][shown]]
+        rows += [black[shown], own[shown]]
     about = {
         "command": shlex.join(["python", *sys.argv]),
         "num_images": count,
@@ -119,17 +110,12 @@ def main(args: argparse.Namespace) -> None:
             save_grid(torch.cat(rows).permute(0, 2, 3, 1), args.grid, columns=len(rows[0]))
 
 
-def masks_of(part: tuple[float, float, float, float], side: int) -> Tensor:
-    """(1, side * side) bool, True in a part of the picture."""
+def mask_of(part: tuple[float, float, float, float], side: int) -> Tensor:
+    """(side, side) bool, True in a part of the picture."""
     left, top, right, bottom = (round(share * side) for share in part)
-    mask = np.zeros((side, side), dtype=bool)
+    mask = torch.zeros(side, side, dtype=torch.bool)
     mask[top:bottom, left:right] = True
-    return torch.from_numpy(mask).view(1, -1)
-
-
-def in_batches(decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-    """(n, 3, 32, 32) uint8 of codes (n, N)."""
-    return torch.cat([decode(part).permute(0, 3, 1, 2) for part in tokens.split(BATCH_SIZE)])
+    return mask
 
 
 if __name__ == "__main__":

@@ -53,22 +53,14 @@ def main(args: argparse.Namespace) -> None:
         parts = ("train", left, args.spacing), ("test", right, SIDE)
         for part, pixels, spacing in (*parts, ("held_out", right, args.spacing)):
             folder = output / part / name
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True)
             for number, crop in enumerate(crops(pixels, spacing)):
                 save_png(crop, folder / f"{number:04d}.png")
             logger.info("%s: %d crops in %s", name, number + 1, folder)
 
 
 def crops(pixels: np.ndarray, spacing: int) -> Iterator[np.ndarray]:
-    """Square crops of a picture.
-
-    Args:
-        pixels: (height, width, 3) uint8.
-        spacing: pixels from one crop's corner to the next one's, in both directions.
-
-    Yields:
-        (64, 64, 3) uint8.
-    """
+    """Cut (64, 64, 3) squares every `spacing` pixels, row by row."""
     height, width = pixels.shape[:2]
     for top in range(0, height - SIDE + 1, spacing):
         for left in range(0, width - SIDE + 1, spacing):

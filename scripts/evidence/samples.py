@@ -20,17 +20,14 @@ import itertools
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluation.evaluation import build_decoder
-from evaluation.networks import load_networks
+from evaluation.networks import build_decoder, load_networks
 from hub import published
 from hub.download import sha256_of
 from models.decoding import generate
@@ -79,31 +76,48 @@ def main(args: argparse.Namespace) -> None:
     """Check everything, generate, judge, write."""
     check_flags(args)
     data = DATA_SETS[args.data_set](args)
-    if args.samples % data.num_classes:
+    per_class, rest = divmod(args.samples, data.num_classes)
+    if rest:
         raise UserError(
             f"--samples: found {args.samples}, expected a multiple of {data.num_classes}"
         )
-    sampler, codec = build_networks(args, data)
-    about = describe(args)
-    grid = sampler.model.grid
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path, data.image_size)
+    if model.class_num != data.num_classes:
+        raise UserError(
+            f"--pretrained_ckpt: {args.pretrained_ckpt} has {model.class_num} classes, expected "
+            f"the {data.num_classes} of {args.data_set}"
+        )
+    model.round_products()
+    codec, labels = Codec(tokenizer, model.grid), torch.arange(args.samples) // per_class
+    about = {
+        "command": shlex.join(["python", *sys.argv]),
+        "code": revision(),
+        "versions": versions(),
+        "data_set": args.data_set,
+        "checkpoint": str(args.pretrained_ckpt),
+        "checkpoint_sha256": sha256_of(args.pretrained_ckpt),
+        "tokenizer_sha256": sha256_of(Path(args.vqgan_path)),
+        "samples": args.samples,
+        "cfg": args.cfg,
+        "seed": args.seed,
+    }
     with blame("--orders"):
-        sources = [
-            parse_order(published.resolve(text, published.ORDERS), grid, args.seed, args.samples)
-            for text in args.orders
-        ]
+        paths = [published.resolve(text, published.ORDERS) for text in args.orders]
+        sources = [parse_order(path, model.grid, args.seed, args.samples) for path in paths]
     with blame("--steps"):
-        lists = [group_sizes(grid.num_tokens, steps) for steps in args.steps]
+        lists = [group_sizes(model.grid.num_tokens, steps) for steps in args.steps]
     # For the judge images that it has not seen, for the distance such as the models learned from.
-    per_class = args.samples // data.num_classes
     real = data.held_out.spread(per_class), data.train.spread(per_class)
-    reconstructed = tuple(map(codec.reconstructed, real))
+    reconstructed = tuple(
+        Labelled(codec.decode(codec.encode(part.images)), part.labels) for part in real
+    )
     rows = [real[1], reconstructed[1]]
     results = []
     cases = itertools.product(lists, zip(args.orders, sources, strict=True))
     for sizes, (order, source) in logs.progress(list(cases), desc="samples", unit="setting"):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            tokens = sampler.tokens(source, sizes)
-        made = Labelled(codec.images(tokens), sampler.labels)
+            tokens = sample(model, labels, source, sizes, args.cfg, args.seed)
+        made = Labelled(codec.decode(tokens), labels)
         results.append({"order": order, "steps": len(sizes), **measures(data, made, made)})
         if args.grid_steps is None or len(sizes) in args.grid_steps:
             rows.append(made)
@@ -117,102 +131,54 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """What can be found out without a file being read."""
+    """Refuse what can be found out without a file being read."""
     for flag, path in (("--output", args.output), ("--grid", args.grid)):
         if path is not None:
             require_writable_folder(path.parent, flag)
-    if args.grid_steps is not None:
-        if args.grid is None:
-            raise UserError("--grid_steps: found without --grid, expected both or neither")
-        for steps in args.grid_steps:
-            if steps not in args.steps:
-                known = ", ".join(map(str, args.steps))
-                raise UserError(f"--grid_steps: found {steps}, expected some of --steps: {known}")
+    if args.grid_steps is not None and args.grid is None:
+        raise UserError("--grid_steps: found without --grid, expected both or neither")
+    for steps in args.grid_steps or ():
+        if steps not in args.steps:
+            known = ", ".join(map(str, args.steps))
+            raise UserError(f"--grid_steps: found {steps}, expected some of --steps: {known}")
 
 
-def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What makes the figures what they are; the first entries of the JSON file."""
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "code": revision(),
-        "versions": versions(),
-        "data_set": args.data_set,
-        "checkpoint": str(args.pretrained_ckpt),
-        "checkpoint_sha256": sha256_of(args.pretrained_ckpt),
-        "tokenizer_sha256": sha256_of(Path(args.vqgan_path)),
-        "samples": args.samples,
-        "cfg": args.cfg,
-        "seed": args.seed,
-    }
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Makes codes of images, as many of each class.
-
-    Attributes:
-        model: in eval mode.
-        labels: (n,) int64, sorted.
-        cfg: guidance strength.
-        seed: of the draws.
-        batch_size: images made at once; without influence on them.
-    """
-
-    model: LPD
-    labels: Tensor
-    cfg: float
-    seed: int
-    batch_size: int = BATCH_SIZE
-
-    def tokens(self, source: OrderSource, sizes: Sequence[int]) -> Tensor:
-        """(n, N) int64; image i has class labels[i], and an order and draws of its own."""
-        made = []
-        for ids in torch.arange(len(self.labels)).split(self.batch_size):
-            orders = source(ids.numpy(), sizes)
-            options = dict(cfg=self.cfg, seed=self.seed, image_ids=ids.numpy())
-            made.append(generate(self.model, self.labels[ids], orders, sizes, **options))
-        return torch.cat(made)
+def sample(
+    model: LPD,
+    labels: Tensor,
+    source: OrderSource,
+    sizes: Sequence[int],
+    cfg: float,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+) -> Tensor:
+    """Generate codes (n, N) of labels (n,); image i has an order and draws of its own."""
+    made = []
+    for ids in torch.arange(len(labels)).split(batch_size):
+        orders = source(ids.numpy(), sizes)
+        options = dict(cfg=cfg, seed=seed, image_ids=ids.numpy())
+        made.append(generate(model, labels[ids], orders, sizes, **options))
+    return torch.cat(made)
 
 
 class Codec:
-    """A tokenizer, from images to codes and back."""
+    """A tokenizer, from images (n, 3, S, S) uint8 to codes (n, N) and back, in batches."""
 
     def __init__(self, tokenizer: VQModel, grid: TokenGrid) -> None:
         self._encode = tokenizer.encode_indices
         self._decode = build_decoder(tokenizer, grid, "fast")
 
-    def images(self, tokens: Tensor) -> Tensor:
-        """(n, 3, S, S) uint8 of codes (n, N)."""
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.cat([self._encode(to_float(part)) for part in images.split(BATCH_SIZE)])
+
+    def decode(self, tokens: Tensor) -> Tensor:
         made = torch.cat([self._decode(part) for part in tokens.split(BATCH_SIZE)])
         return made.permute(0, 3, 1, 2)
 
-    @torch.no_grad()
-    def reconstructed(self, real: Labelled) -> Labelled:
-        """Images after encoding and decoding."""
-        parts = real.images.split(BATCH_SIZE)
-        tokens = torch.cat([self._encode(to_float(part)) for part in parts])
-        return Labelled(self.images(tokens), real.labels)
-
-
-def build_networks(args: argparse.Namespace, data: DataSet) -> tuple[Sampler, Codec]:
-    """The checkpoint's network and the tokenizer it was trained for.
-
-    Raises:
-        UserError: they do not fit each other or the data set.
-    """
-    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path, data.image_size)
-    if model.class_num != data.num_classes:
-        raise UserError(
-            f"--pretrained_ckpt: {args.pretrained_ckpt} has {model.class_num} classes, expected "
-            f"the {data.num_classes} of {args.data_set}"
-        )
-    labels = torch.arange(args.samples) // (args.samples // data.num_classes)
-    sampler = Sampler(model.round_products(), labels, args.cfg, args.seed)
-    return sampler, Codec(tokenizer, model.grid)
-
 
 def measures(data: DataSet, judged: Labelled, compared: Labelled) -> dict[str, float]:
-    """What share of some images the judge recognises, and how far some are from real ones."""
+    """Measure what share of some images is recognised, and how far some are from real ones."""
     return {"class_accuracy": data.accuracy(judged), **data.distances(compared)}
 
 

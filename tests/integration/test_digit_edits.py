@@ -55,9 +55,9 @@ def test_it_judges_every_part(tmp_path: Path) -> None:
 
 
 def test_masks_are_those_of_the_parts() -> None:
-    assert digit_edits.masks_of(digit_edits.PARTS["lower half"], 4).view(4, 4).sum(1).tolist() == [
+    assert digit_edits.mask_of(digit_edits.PARTS["lower half"], 4).sum(1).tolist() == [
         *(0, 0),
         *(4, 4),
     ]
-    centre = digit_edits.masks_of(digit_edits.PARTS["centre"], 32).view(32, 32)
+    centre = digit_edits.mask_of(digit_edits.PARTS["centre"], 32)
     assert centre.sum() == 256 and centre[8:24, 8:24].all()

@@ -15,7 +15,7 @@ from evaluation import samples
 from evaluation.digits import DigitsClassifier
 from evaluation.features import build_extractor, extract
 from evaluation.metrics import Reference, Statistics, score
-from evaluation.samples import PngWriters
+from evaluation.samples import SampleFolder
 from hub.weights import atomic_save
 from models.decoding import SAMPLERS, generate
 from models.lpd import LPD, lpd_tiny
@@ -27,6 +27,7 @@ from tests.commands import ROOT, run_command, succeed
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
 from tokenizers.vq_model import VQModel, load_tokenizer
 from training.checkpoint import LAST, PREVIOUS, load_pretrained
+from util.device import HostCopy
 from util.errors import UserError
 from util.images import to_uint8
 from util.signals import MARKER
@@ -54,10 +55,9 @@ def test_images_and_archive(reference: Path) -> None:
     found = images(reference)
     assert sorted(found) == [f"{image_id:05d}.png" for image_id in range(9)]
     with np.load(reference / "samples.npz", allow_pickle=False) as archive:
-        samples = archive["arr_0"]
-    assert samples.shape == (9, 16, 16, 3) and samples.dtype == np.uint8
-    for image_id, sample in enumerate(samples):
-        assert np.array_equal(sample, found[f"{image_id:05d}.png"])
+        stored = archive["arr_0"]
+    assert stored.dtype == np.uint8
+    assert np.array_equal(stored, np.stack([image for _, image in sorted(found.items())]))
     metrics = json.loads((reference / "metrics.json").read_text())
     assert metrics["num_images"] == 9 and metrics["steps"] == 5 and metrics["cfg"] == 3.0
 
@@ -66,11 +66,8 @@ def test_images_and_archive(reference: Path) -> None:
 def test_samples_do_not_depend_on_processes_or_batches(
     world: TinyWorld, reference: Path, tmp_path: Path, processes: int | None, batch_size: int
 ) -> None:
-    succeed(
-        *("main_lpd.py", *world.eval_flags(tmp_path), "--order", "lpd", "--cfg", "3"),
-        *("--eval_bsz", batch_size),
-        processes=processes,
-    )
+    flags = [*world.eval_flags(tmp_path), "--order", "lpd", "--cfg", "3", "--eval_bsz", batch_size]
+    succeed("main_lpd.py", *flags, processes=processes)
     assert same(images(tmp_path), images(reference))
 
 
@@ -236,14 +233,6 @@ def test_bad_features_fail_on_all_processes_in_one_line(
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_samples_of_an_earlier_larger_run_are_cleared(world: TinyWorld, tmp_path: Path) -> None:
-    for count in ("9", "3"):
-        succeed("main_lpd.py", *world.eval_flags(tmp_path), "--num_images", count)
-        (tmp_path / "images" / "holiday.png").write_bytes(b"not ours")
-    assert len(list((tmp_path / "images").iterdir())) == 3 + 1
-    assert (tmp_path / "images" / "holiday.png").exists()
-
-
 class Killed(BaseException):
     """Stands in for a signal that ends the process."""
 
@@ -263,18 +252,18 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def kill_after(batches: int, flags: list[str]) -> None:
     """Run until so many batches are on the disk."""
-    write, count = PngWriters.write, 0
+    started = 0
 
-    def write_or_die(self, *arguments: object) -> None:
-        nonlocal count
-        if count == batches:
-            self._threads.shutdown()  # what was handed over is written
+    def start_or_die(*arguments: object) -> HostCopy:
+        nonlocal started
+        if started > batches:  # what a batch left behind is handled while the next one is made
             raise Killed
-        count += 1
-        write(self, *arguments)
+        started += 1
+        return start(*arguments)
 
+    start = samples._start_batch
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(PngWriters, "write", write_or_die)
+        patch.setattr(samples, "_start_batch", start_or_die)
         main_lpd.main(flags)
 
 
@@ -329,7 +318,7 @@ def test_a_finished_evaluation_is_scored_again_without_the_model(
     monkeypatch.setattr(LPD, "forward", refuse)
     monkeypatch.setattr(samples, "generate", refuse)
     monkeypatch.setattr(VQModel, "decode_code", refuse)
-    monkeypatch.setattr(PngWriters, "write", refuse)
+    monkeypatch.setattr(SampleFolder, "write", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     reference = ["--fid_stats", str(tmp_path / "images")]
     main_lpd.main([*flags, *reference, "--metrics", "fid,is,prc"])
@@ -346,16 +335,16 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import main_lpd
 from util import errors
-from evaluation import samples as png_writers
-write, batches = png_writers.PngWriters.write, []
-def write_and_ask(self, *arguments):
-    batches.append(write(self, *arguments))
-    if len(batches) == 2:
-        while len(list(self._folder.path.glob("[0-9]*.png"))) < 8:
+from evaluation.samples import SampleFolder
+write = SampleFolder.write
+def write_or_ask(self, image_id, image):
+    if image_id == 8:
+        while len(list(self.path.glob("[0-9]*.png"))) < 8:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(60)
-png_writers.PngWriters.write = write_and_ask
+    write(self, image_id, image)
+SampleFolder.write = write_or_ask
 errors.run(main_lpd.main)
 """
 
@@ -397,7 +386,7 @@ def test_two_processes_keep_what_one_has_left(
         ["--seed", "3"],
         ["--cfg", "2"],
         ["--generation_steps", "4"],
-        ["--num_images", "12"],
+        ["--num_images", "3"],
         ["--order", "lpd"],
         ["--pretrained_ckpt", "other"],
     ],
@@ -415,5 +404,7 @@ def test_images_of_other_settings_are_not_kept(
         atomic_save(content, Path(changed[-1]))
     made.clear()
     main_lpd.main([*flags, *changed])
-    assert made == list(range(12 if "--num_images" in changed else 9))
+    count = 3 if "--num_images" in changed else 9
+    assert made == list(range(count))
     assert (tmp_path / "images" / "holiday.png").exists()
+    assert len(list((tmp_path / "images").iterdir())) == count + 1

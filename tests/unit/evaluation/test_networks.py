@@ -16,7 +16,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 
 
 def test_sizes_follow_from_the_files(world: TinyWorld) -> None:
-    model, tokenizer = load_networks(world.checkpoint, world.tokenizer)
+    model, tokenizer = load_networks(world.checkpoint, world.tokenizer, GRID.image_size)
     assert model.grid == GRID and tokenizer.stride == GRID.stride
     assert not model.training and not tokenizer.training
     assert not any(weight.requires_grad for weight in [*model.parameters()])
@@ -25,6 +25,9 @@ def test_sizes_follow_from_the_files(world: TinyWorld) -> None:
 
 
 def test_networks_that_do_not_fit_are_refused(world: TinyWorld, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found images of 16 pixels, expected 32"):
+        load_networks(world.checkpoint, world.tokenizer, 32)
+
     other = VQModel(**{**tiny_tokenizer().config, "codebook_size": 16})
     save_tokenizer(tmp_path / "other.pt", other)
     with pytest.raises(UserError, match=r"--vqgan_path: .* has 16 codes, expected the 32 of"):
@@ -45,9 +48,3 @@ def test_networks_that_do_not_fit_are_refused(world: TinyWorld, tmp_path: Path) 
     atomic_save({"model": cut}, tmp_path / "cut.pth")
     with pytest.raises(UserError, match="--pretrained_ckpt: .*found 14 positions, expected"):
         load_networks(tmp_path / "cut.pth", world.tokenizer)
-
-
-def test_images_of_another_size_are_refused(world: TinyWorld) -> None:
-    load_networks(world.checkpoint, world.tokenizer, GRID.image_size)
-    with pytest.raises(UserError, match="found images of 16 pixels, expected 32"):
-        load_networks(world.checkpoint, world.tokenizer, 32)

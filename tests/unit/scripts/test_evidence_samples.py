@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,16 @@ from hub.weights import atomic_save
 from models.decoding import generate
 from models.lpd import LPD, lpd_tiny
 from orders.group_sizes import group_sizes
-from orders.sources import OrderSource, parse_order
+from orders.sources import parse_order
 from scripts.evidence import data_sets, photographs, samples
-from scripts.evidence.crop_features import judge_features, texture_features
-from scripts.evidence.data_sets import DataSet, Labelled
+from scripts.evidence.data_sets import DataSet, Labelled, judge_features, texture_features
 from tests.integration.tiny_world import CLASSES, GRID, tiny_tokenizer
 from tokenizers.vq_model import save_tokenizer
 from util.errors import UserError
 
 SIZES = [1, 3, 5, 7]
+LABELS = torch.arange(9) // 3
+SEED = 5
 
 
 def opinionated_model(classes: int = CLASSES) -> LPD:
@@ -40,54 +40,34 @@ def opinionated_model(classes: int = CLASSES) -> LPD:
     return model.eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module")
-def sampler() -> samples.Sampler:
-    return samples.Sampler(opinionated_model(), torch.arange(9) // 3, cfg=1.0, seed=5)
-
-
-@pytest.fixture
-def lpd() -> OrderSource:
-    return parse_order("lpd", GRID, 5, 9)
-
-
-def one_by_one(sampler: samples.Sampler, labels: Sequence[int], orders: np.ndarray) -> Tensor:
+def one_by_one(model: LPD, labels: Sequence[int], orders: np.ndarray) -> Tensor:
     """What `generate` makes of each image by itself: its label, order and draws."""
-    made = []
-    for i in range(len(labels)):
-        options = dict(seed=sampler.seed, image_ids=[i])
-        made.append(generate(sampler.model, [labels[i]], orders[i : i + 1], SIZES, **options))
-    return torch.cat(made)
+    return torch.cat(
+        [
+            generate(model, [label], orders[i : i + 1], SIZES, seed=SEED, image_ids=[i])
+            for i, label in enumerate(labels)
+        ]
+    )
 
 
-def test_every_sample_has_its_own_class_order_and_draws(
-    sampler: samples.Sampler, lpd: OrderSource
-) -> None:
-    made = sampler.tokens(lpd, SIZES)
-    assert made.shape == (9, 16) and made.dtype == torch.int64
+def test_every_sample_has_its_own_class_order_and_draws() -> None:
+    model, lpd = opinionated_model(), parse_order("lpd", GRID, SEED, 9)
     orders = lpd(np.arange(9), SIZES)
     assert len(np.unique(orders, axis=0)) == 9
-    labels = [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert torch.equal(made, one_by_one(sampler, labels, orders))
+    labels = LABELS.tolist()
+    expected = one_by_one(model, labels, orders)
+    for batch_size in (1, 4, 9):
+        made = samples.sample(model, LABELS, lpd, SIZES, 1.0, SEED, batch_size)
+        assert torch.equal(made, expected)
     # Each of them would be another with another class, or the order of another image.
-    others = one_by_one(sampler, labels[3:] + labels[:3], orders)
-    assert (made != others).any(1).all()
-    others = one_by_one(sampler, labels, np.roll(orders, 1, axis=0))
-    assert (made != others).any(1).all()
-
+    assert (made != one_by_one(model, labels[3:] + labels[:3], orders)).any(1).all()
+    assert (made != one_by_one(model, labels, np.roll(orders, 1, axis=0))).any(1).all()
     # The draws: images of one class, in one order, are not the same.
-    def one_order(ids: np.ndarray, _: Sequence[int]) -> np.ndarray:
-        return np.tile(orders[:1], (len(ids), 1))
-
-    for of_a_class in sampler.tokens(one_order, SIZES).split(3):
+    made = samples.sample(
+        model, LABELS, lambda ids, _: np.tile(orders[:1], (len(ids), 1)), SIZES, 1.0, SEED
+    )
+    for of_a_class in made.split(3):
         assert len(of_a_class.unique(dim=0)) == 3
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_the_batch_size_has_no_influence(
-    sampler: samples.Sampler, lpd: OrderSource, batch_size: int
-) -> None:
-    smaller = replace(sampler, batch_size=batch_size)
-    assert torch.equal(smaller.tokens(lpd, SIZES), sampler.tokens(lpd, SIZES))
 
 
 def grey(values: Sequence[int]) -> Tensor:
@@ -115,7 +95,6 @@ def toy(args: argparse.Namespace | None = None) -> DataSet:
 
 def test_accuracy_and_distances_are_of_and_to_what_they_say() -> None:
     data = toy()
-    assert (data.num_classes, data.image_size) == (3, 16)
     assert data.accuracy(data.held_out) == pytest.approx(4 / 6)
     of_held_out, of_train = map(data.distances, (data.held_out, data.train))
     assert of_held_out["to_held_out"] == pytest.approx(0, abs=1e-3) and of_held_out["to_train"] > 99
@@ -131,51 +110,53 @@ def test_images_are_spread_over_what_there_is() -> None:
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("networks")
     save_tokenizer(folder / "vq.pt", tiny_tokenizer())
-    atomic_save({"model": opinionated_model().state_dict()}, folder / "lpd.pth")
-    files = {"pretrained_ckpt": "lpd.pth", "vqgan_path": "vq.pt"}
-    return [text for name, file in files.items() for text in (f"--{name}", str(folder / file))]
+    for classes in (CLASSES, 4):
+        state = opinionated_model(classes).state_dict()
+        atomic_save({"model": state}, folder / f"{classes}.pth")
+    return {"checkpoint": folder / f"{CLASSES}.pth", "tokenizer": folder / "vq.pt"}
 
 
-def command(monkeypatch: pytest.MonkeyPatch, flags: Sequence[str]) -> None:
+def command(
+    networks: dict[str, Path], output: Path, monkeypatch: pytest.MonkeyPatch, *flags: object
+) -> None:
+    files = ["--pretrained_ckpt", networks["checkpoint"], "--vqgan_path", networks["tokenizer"]]
+    given = [*files, "--data", "unread", "--output", output, "--samples", 9, "--seed", SEED, *flags]
     monkeypatch.setattr(samples, "DATA_SETS", {"toy": toy})
-    samples.main(samples.build_parser().parse_args(["toy", "--data", "unread", *flags]))
+    samples.main(samples.build_parser().parse_args(["toy", *map(str, given)]))
 
 
 def test_the_command_measures_every_setting(
-    networks: list[str], sampler: samples.Sampler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    networks: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     output, grid = tmp_path / "new" / "out.json", tmp_path / "grid.png"
-    flags = [*networks, "--output", str(output), "--samples", "9", "--seed", "5"]
-    flags += ["--steps", "16", "4", "--orders", "lpd", "raster"]
-    command(monkeypatch, [*flags, "--grid", str(grid), "--grid_steps", "4"])
+    flags = ["--steps", 16, 4, "--orders", "lpd", "raster", "--grid", grid, "--grid_steps", 4]
+    command(networks, output, monkeypatch, *flags)
     found = json.loads(output.read_text())
     assert (found["data_set"], found["samples"], found["cfg"], found["seed"]) == ("toy", 9, 1.0, 5)
-    for name in ("pretrained_ckpt", "vqgan_path"):
-        path = Path(networks[networks.index(f"--{name}") + 1])
-        said = "checkpoint" if name == "pretrained_ckpt" else "tokenizer"
-        assert found[f"{said}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, path in networks.items():
+        assert found[f"{name}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     settings = [(entry["steps"], entry["order"]) for entry in found["results"]]
     assert settings == [(16, "lpd"), (16, "raster"), (4, "lpd"), (4, "raster")]
     # The same by hand: nine samples of the third setting, three of each class.
-    data, lpd = toy(), parse_order("lpd", GRID, 5, 9)
-    codec = samples.Codec(tiny_tokenizer(), GRID)
+    data, codec = toy(), samples.Codec(tiny_tokenizer(), GRID)
+    source, model = parse_order("lpd", GRID, SEED, 9), opinionated_model().round_products()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = replace(sampler, model=opinionated_model().round_products())
-        tokens = rounded.tokens(lpd, group_sizes(16, 4))
-    made = Labelled(codec.images(tokens), torch.arange(9) // 3)
+        tokens = samples.sample(model, LABELS, source, group_sizes(16, 4), 1.0, SEED)
+    made = Labelled(codec.decode(tokens), LABELS)
     judged = {"class_accuracy": data.accuracy(made), **data.distances(made)}
     assert found["results"][2] == {"order": "lpd", "steps": 4, **judged}
     # Real images: those held out for the judge, as many of those trained on for the distances.
     train = data.train.spread(3)
     assert found["real"] == pytest.approx({"class_accuracy": 4 / 6, **data.distances(train)})
-    assert found["reconstructed"] == {
-        "class_accuracy": data.accuracy(codec.reconstructed(data.held_out)),
-        **data.distances(codec.reconstructed(train)),
-    }
-    assert found["reconstructed"] != found["real"]
+    held_out, reconstructed = (
+        Labelled(codec.decode(codec.encode(part.images)), part.labels)
+        for part in (data.held_out, train)
+    )
+    expected = {"class_accuracy": data.accuracy(held_out), **data.distances(reconstructed)}
+    assert found["reconstructed"] == expected != found["real"]
     # Real and reconstructed images, then two orders; three of each class.
     picture = np.asarray(Image.open(grid))
     assert picture.shape == (4 * 18 - 2, 9 * 18 - 2, 3)
@@ -193,31 +174,23 @@ def test_the_command_measures_every_setting(
         (["--grid_steps", "4"], "--grid_steps: found without --grid, expected both or neither"),
         (["--grid", "a.png", "--grid_steps", "5"], "--grid_steps: found 5, expected some of"),
         (["--pretrained_ckpt", "no.pth"], "--pretrained_ckpt: no.pth does not exist"),
+        (["--pretrained_ckpt", "FOLDER/4.pth"], "--pretrained_ckpt: FOLDER/4.pth has 4 classes"),
     ],
 )
 def test_bad_input_ends_before_any_work(
-    networks: list[str],
+    networks: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     flags: list[str],
     line: str,
 ) -> None:
-    monkeypatch.setattr(samples.Sampler, "tokens", None)
-    output = tmp_path / "out.json"
-    given = [*networks, "--output", str(output), "--steps", "4", "--samples", "9", *flags]
+    monkeypatch.setattr(samples, "sample", None)
+    folder = str(networks["checkpoint"].parent)
+    flags = [flag.replace("FOLDER", folder) for flag in flags]
     with pytest.raises(UserError) as error:
-        command(monkeypatch, given)
-    assert str(error.value).startswith(line)
-    assert not output.exists()
-
-
-def test_a_model_of_other_classes_is_refused(
-    networks: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    atomic_save({"model": opinionated_model(classes=4).state_dict()}, tmp_path / "four.pth")
-    flags = ["--pretrained_ckpt", str(tmp_path / "four.pth"), "--output", str(tmp_path / "a.json")]
-    with pytest.raises(UserError, match="four.pth has 4 classes, expected the 3 of toy"):
-        command(monkeypatch, [*networks, *flags, "--steps", "4", "--samples", "9"])
+        command(networks, tmp_path / "out.json", monkeypatch, "--steps", "4", *flags)
+    assert str(error.value).startswith(line.replace("FOLDER", folder))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -274,16 +247,11 @@ def test_features_of_crops_are_finite_and_know_directions() -> None:
     assert strongest[[6, 9]].tolist() == pytest.approx([1 / 255] * 2, rel=1e-3)
 
 
-def test_other_data_is_refused_in_a_line(crops: Path, tmp_path: Path) -> None:
+def test_other_data_is_refused_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^--feature_extractor_weights: found a.pth, expected none"):
-        real_photographs(crops, "a.pth")
-    with pytest.raises(UserError, match="^--data: .*train does not exist"):
-        real_photographs(tmp_path)
+        real_photographs(tmp_path, "a.pth")
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "train" / name / "0.png")
     with pytest.raises(UserError, match="holds the classes cat, dog, expected china and flower"):
         real_photographs(tmp_path)
-    with pytest.raises(UserError, match="^--feature_extractor_weights: not given"):
-        args = argparse.Namespace(data=tmp_path, feature_extractor_weights=None)
-        data_sets.digits(args)
