@@ -149,7 +149,8 @@ class MappedCache(TokenCache):
             )
         dtype = token_dtype(self.grid.vocab_size)
         self._tokens = self._map(TOKENS_FILE, (count, 2, self.num_tokens), dtype)
-        with blame(f"{flag}: {path / TOKENS_FILE}"):
+        self._name = f"{flag}: {path / TOKENS_FILE}"
+        with blame(self._name):
             self._file = open_file(path / TOKENS_FILE)
         self._size = os.fstat(self._file.fileno()).st_size
 
@@ -157,15 +158,14 @@ class MappedCache(TokenCache):
         indices, flipped = np.asarray(indices, dtype=np.intp), np.asarray(flipped, dtype=np.intp)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_images:
             raise IndexError(f"found {indices}, expected indices in [0, {self.num_images})")
-        name = f"{self.flag}: {self.path / TOKENS_FILE}"
         size = os.fstat(self._file.fileno()).st_size
         if size != self._size:  # reading beyond the end of a mapped file kills the process
-            raise UserError(f"{name} was changed: {size} bytes, expected {self._size}")
+            raise UserError(f"{self._name} was changed: {size} bytes, expected {self._size}")
         tokens = self._tokens[indices, flipped].astype(np.int64)
         if tokens.size and tokens.max() >= self.grid.vocab_size:
             self.verify()  # names a file that has changed since
             raise UserError(
-                f"{name} holds index {tokens.max()}, expected [0, {self.grid.vocab_size})"
+                f"{self._name} holds index {tokens.max()}, expected [0, {self.grid.vocab_size})"
             )
         return tokens
 
