@@ -4,7 +4,7 @@ import pytest
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
-from orders.sources import parse_order
+from orders.sources import parse_order, published_repulsion
 from util.geometry import TokenGrid
 
 GRID = TokenGrid(64, 4, 32)  # 16 x 16
@@ -54,3 +54,9 @@ def test_thresholds_that_are_none_are_refused(text: str) -> None:
 def test_anything_else_is_refused() -> None:
     with pytest.raises(ValueError, match=r"found 'spiral', expected random, raster, lpd"):
         parse_order("spiral", GRID, 0, 50)
+
+
+def test_published_repulsion() -> None:
+    assert published_repulsion(256, 20) == published_repulsion(256, 32) == 2
+    assert published_repulsion(1024, 48) == 4
+    assert published_repulsion(256, 64) == published_repulsion(64, 12) == 1

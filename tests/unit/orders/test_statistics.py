@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orders import statistics as distances
-from orders.group_sizes import group_sizes
-from orders.locality import locality_aware_orders, random_orders
+from orders.locality import random_orders
 from orders.statistics import group_distances
 
 
@@ -55,21 +54,6 @@ def test_an_order_by_hand() -> None:
         [math.nan, (2 + 2 + math.sqrt(8)) / 3, (4 + math.sqrt(2)) / 5], nan_ok=True
     )
     assert within[0] == pytest.approx([math.nan, 2, 1], nan_ok=True)
-
-
-def test_raster_groups_touch_and_random_ones_do_not() -> None:
-    """What the method is about: near the context as raster, apart within the group as random."""
-    sizes = group_sizes(256, 32)
-    late = slice(16, 28)
-
-    def means(orders: np.ndarray) -> list[float]:
-        return [float(found[:, late].mean()) for found in group_distances(orders, sizes)]
-
-    raster = means(np.arange(256)[None])
-    random = means(random_orders(50, 256))
-    lpd = means(locality_aware_orders(50, sizes, 16, repulsion_threshold=2))
-    assert 1 <= raster[1] < 1.1  # one position alone at the end of a row
-    assert lpd[0] < random[0] and lpd[1] > random[1] > raster[1]
 
 
 def test_the_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
