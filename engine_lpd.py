@@ -58,6 +58,7 @@ logger = logging.getLogger(__name__)
 # Steps that a device may be behind the host: enough for a GPU never to run dry.
 STEPS_LATE = {"cuda": 4, "cpu": 0}
 MAX_SAMPLES_NAMED = 8
+SAMPLES_SHOWN = 16
 
 
 def train(
@@ -102,6 +103,7 @@ def train(
         def save(*names: str) -> None:
             scalars.flush()  # on the disk before the checkpoint that goes on after them
             scalars.check()
+            # Weights, optimiser, place in the epoch and flags; no random state, see util/streams.
             saver.save(state.content(), names)
 
         while state.epoch + 1 < args.epochs:
@@ -139,11 +141,10 @@ def train(
                     )
                     epoch_ends = state.step == steps
                     save_due |= args.save_steps > 0 and (step + 1) % args.save_steps == 0
-                    # A GPU's are read late, for the host not to wait for steps that it has queued;
-                    # all of them before anything is saved, for no bad step to be among it.
-                    while len(agreement) > (
-                        0 if save_due or epoch_ends else STEPS_LATE[device.type]
-                    ):
+                    # Read late on a GPU, for the host not to wait for steps that it has queued; but
+                    # all before a checkpoint, for it to hold no step that went wrong.
+                    late = STEPS_LATE[device.type]
+                    while len(agreement) > (0 if save_due or epoch_ends else late):
                         done = agreement.read()
                         if done.step % args.log_every == 0:
                             rates = {"train/lr": done.lr, "train/grad_norm": done.norm}
@@ -340,16 +341,7 @@ def evaluate_checkpoint(
     fingerprint: str | None,
     scalars: ScalarLog,
 ) -> None:
-    """Evaluate weights; keep the images, those of an earlier evaluation like this one included.
-
-    Args:
-        args: the run's flags.
-        model: the network.
-        weights: the file that it comes from.
-        evaluation: what to generate and how to score it, with its reference.
-        fingerprint: of the tokenizer.
-        scalars: gets the scores.
-    """
+    """Evaluate the weights of a file; keep the images, those of an earlier such run included."""
     folder = Path(args.output_dir)
     settings = sample_settings(args, evaluation, model, fingerprint)
     images = SampleFolder.of(folder / "images", settings)
@@ -441,20 +433,12 @@ def evaluate(
 
 
 @torch.no_grad()
-def show_samples(model: LPD, evaluation: Evaluation, most: int = 16) -> np.ndarray:
-    """A few of the evaluation's samples, spread over the classes, as one image.
+def show_samples(model: LPD, evaluation: Evaluation) -> np.ndarray:
+    """Generate a few samples, spread over the classes, as one image (H, W, 3) uint8.
 
-    The same image ids, and so the same random numbers, whenever it is called.
-
-    Args:
-        model: the bare network, on the evaluation's device.
-        evaluation: what to generate.
-        most: samples to show.
-
-    Returns:
-        (H, W, 3) uint8.
+    They have the same image ids, and so the same random numbers, whenever this is called.
     """
-    count = min(most, evaluation.num_images)
+    count = min(SAMPLES_SHOWN, evaluation.num_images)
     image_ids = np.arange(count) * evaluation.num_images // count
     with eval_mode(model):
         images = generate_images(model, evaluation, image_ids)
@@ -462,14 +446,7 @@ def show_samples(model: LPD, evaluation: Evaluation, most: int = 16) -> np.ndarr
 
 
 def score_images(source: ImageSource, scoring: Scoring) -> Scores | None:
-    """Score images that are there.
-
-    Args:
-        source: the images.
-        scoring: with its reference.
-
-    Returns:
-        The scores on rank 0; None elsewhere.
+    """Score images that are there; the scores on rank 0, None elsewhere.
 
     Raises:
         UserError: on all processes, if any of them cannot read an image.
@@ -484,7 +461,7 @@ def score_images(source: ImageSource, scoring: Scoring) -> Scores | None:
 
 
 def _score_on_main(scoring: Scoring, batches: list[FeatureBatch]) -> Scores | None:
-    """Scores of all processes' features, in image-id order, on rank 0; None elsewhere."""
+    """Score the features of all processes, in image-id order, on rank 0; None elsewhere."""
 
     def work() -> Scores | None:
         features = gather_features(batches)
@@ -493,18 +470,7 @@ def _score_on_main(scoring: Scoring, batches: list[FeatureBatch]) -> Scores | No
     return distributed.fail_together(work)
 
 
-def cache_latents(
-    tokenizer: VQModel,
-    images: ImageList,
-    image_size: int,
-    path: Path,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    skip_bad: bool = False,
-    precision: str = "float32",
-) -> int:
+def cache_latents(tokenizer: VQModel, images: ImageList, args: argparse.Namespace) -> int:
     """Write the token cache of a data set, both ways round; every process takes its share.
 
     Shards that an interrupted run of the same settings finished are kept. Of the others process r
@@ -514,11 +480,8 @@ def cache_latents(
     Args:
         tokenizer: in eval mode, on this process's device.
         images: the data set.
-        image_size: side of the centre crop, pixels.
-        path: an existing folder for the cache.
-        batch_size: images encoded at a time (each twice: plain and mirrored).
-        num_workers, pin_memory, skip_bad: as for `image_batches`.
-        precision: as for `encode`; below float32 the share of indices it changes is logged first.
+        args: flags of `main_cache.py`; below float32 the share of indices that `precision` changes
+            is logged first.
 
     Returns:
         The number of images in the cache.
@@ -527,15 +490,17 @@ def cache_latents(
         UserError: on all processes, if any of them cannot read an image or write a file, or if the
             folder holds shards of other settings. Finished shards stay.
     """
-    grid = TokenGrid(image_size, tokenizer.stride, tokenizer.codebook_size)
-    made_by = fingerprint(tokenizer)
-    cache = CacheInProgress(path, images, grid, made_by, precision, batch_size, skip_bad)
+    grid = TokenGrid(args.img_size, tokenizer.stride, tokenizer.codebook_size)
+    made_by, skip_bad, precision = fingerprint(tokenizer), args.skip_bad_images, args.precision
+    cache = CacheInProgress(
+        *(Path(args.cached_path), images, grid, made_by, precision, args.batch_size, skip_bad)
+    )
     to_do = cache.to_do
     if cache.earlier:
         logger.info("%d of %d shards are there already", len(cache.earlier), len(cache.shards))
     mine = to_do[distributed.rank() :: distributed.world_size()]
     batches = [batch for number in mine for batch in cache.shards[number]]
-    loader = image_batches(images, image_size, batches, num_workers, pin_memory, skip_bad)
+    loader = image_batches(images, args.img_size, batches, args.num_workers, args.pin_mem, skip_bad)
     tokenizer = tokenizer.to(memory_format=torch.channels_last)  # convolutions' fast layout
     desc = f"encode (process 1 of {distributed.world_size()})"
     bar = progress(total=sum(map(len, batches)), unit="image", desc=desc)

@@ -94,17 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.fail_together(lambda: begin(path, signals))
         distributed.fail_together(lambda: record_run(parser, pinned_flags(args), path))
         logger.info("%d images in %d classes", len(images), len(images.classes))
-        count = cache_latents(
-            tokenizer.to(device),
-            images,
-            args.img_size,
-            path,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            pin_memory=args.pin_mem,
-            skip_bad=args.skip_bad_images,
-            precision=args.precision,
-        )
+        count = cache_latents(tokenizer.to(device), images, args)
         if count < len(images) and distributed.is_main():
             logger.warning("left out %d of %d images", len(images) - count, len(images))
         logger.info("%s is complete", path)

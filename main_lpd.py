@@ -17,21 +17,14 @@ from dataset.token_cache import TokenCache, check_cache, open_cache
 from engine_lpd import evaluate_checkpoint, on_main, say, score_images, train
 from evaluation.evaluation import build_evaluation, build_scoring
 from evaluation.image_sources import open_images
-from evaluation.samples import (
-    image_ids_in,
-)
+from evaluation.samples import image_ids_in
 from hub.published import pinned_flags, resolve_flags
 from models.lpd import LPD, MODELS
 from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
-from training.checkpoint import (
-    LAST,
-    checkpoints_in,
-    load_newest,
-    load_pretrained,
-)
+from training.checkpoint import LAST, checkpoints_in, load_newest, load_pretrained
 from training.flags import build_parser
-from training.recipe import build_source, build_training
+from training.recipe import Training, build_source, build_training
 from training.scalars import ScalarLog, import_wandb
 from util import distributed, logs
 from util.errors import UserError, blame, require_writable_folder, run
@@ -48,14 +41,7 @@ CHECKPOINTS = "checkpoint-*.pth"
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the run's tokens are: their tokenizer, cache and grid.
-
-    Attributes:
-        grid: image size, stride and vocabulary that tokenizer and cache agree on.
-        tokenizer: None if it is neither needed nor there.
-        fingerprint: of the tokenizer.
-        cache: None if the run reads no cache.
-    """
+    """Where the run's tokens come from, as far as it needs that, and the grid that all agree on."""
 
     grid: TokenGrid
     tokenizer: VQModel | None
@@ -106,10 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         on_main(lambda: record_run(parser, pinned_flags(args), args.output_dir))
         if evaluation is not None:
             evaluation = evaluation.with_reference()
-        purge_step = None
-        if training is not None and (args.resume or args.overwrite):
-            purge_step = training.steps_done if args.resume else 0
-        scalars = open_scalars(args, wandb, purge_step)
+        scalars = open_scalars(args, wandb, training)
         at_exit.callback(scalars.close)
         if training is None:
             evaluate_checkpoint(args, model, weights, evaluation, tokens.fingerprint, scalars)
@@ -127,40 +110,34 @@ def kind_of_run(args: argparse.Namespace) -> str:
 
 
 def checkpoints_before(args: argparse.Namespace) -> dict[str, int]:
-    """The checkpoints in the output folder of a training run, and when each was written, ns.
+    """List the checkpoints in a training run's output folder, and when each was written, ns.
 
     Raises:
-        UserError: the run would begin anew over them; begins with the folder, and leaves the flag
-            to the caller.
+        UserError: the run would begin anew over them; names the folder, but no flag.
     """
     folder = Path(args.output_dir)
     if args.evaluate:
         return {}
-    found = {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob(CHECKPOINTS))}
-    if found and not args.overwrite:
+    files = {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob(CHECKPOINTS))}
+    if files and not args.overwrite:
         if not (args.resume and Path(args.resume).resolve() == folder.resolve()):
             raise UserError(
-                f"{folder} holds {next(iter(found))}, expected --resume {folder} to go on from it, "
+                f"{folder} holds {next(iter(files))}, expected --resume {folder} to go on from it, "
                 "another folder, or --overwrite"
             )
         # A run that was killed in its first save may have left the first of its two files.
-        if not checkpoints_in(folder) and found.keys() != {"checkpoint-0.pth"}:
+        if not checkpoints_in(folder) and files.keys() != {"checkpoint-0.pth"}:
             raise UserError(
-                f"{folder} holds {next(reversed(found))} and no {LAST}, expected a copy of one "
+                f"{folder} holds {next(reversed(files))} and no {LAST}, expected a copy of one "
                 "under that name to go on from, or another folder"
             )
-    return found
+    return files
 
 
 def begin(args: argparse.Namespace, signals: StopSignals, before: Mapping[str, int]) -> None:
-    """Take the output folder.
-
-    Args:
-        args: the run's flags.
-        signals: let go of the folder before one ends the process.
-        before: the `checkpoints_before` anything was loaded.
-    """
+    """Take the output folder, unless it has other checkpoints than `before` loading."""
     folder = Path(args.output_dir)
+    # Let go of before a signal ends the process.
     signals.locks.enter_context(folder_lock(folder, kind_of_run(args)))
     if checkpoints_before(args) != before:
         raise UserError(
@@ -201,24 +178,24 @@ def load_tokens(args: argparse.Namespace) -> Tokens:
 def resolve_grid(
     args: argparse.Namespace, tokenizer: VQModel | None, cache: TokenCache | None
 ) -> TokenGrid:
-    """Stride and vocabulary of the tokenizer, else of the cache, else the flags' or published."""
+    """Take stride and codes of the tokenizer, else of the cache, else the flags or the release."""
     stride, vocab_size = args.vqgan_stride or 16, args.vqgan_vocab_size or 16384
     if cache is not None and cache.grid is not None:
         stride, vocab_size = cache.grid.stride, cache.grid.vocab_size
     if tokenizer is not None:
         stride, vocab_size = tokenizer.stride, tokenizer.codebook_size
-    for flag, given, found in (
-        ("--vqgan_stride", args.vqgan_stride, stride),
-        ("--vqgan_vocab_size", args.vqgan_vocab_size, vocab_size),
-    ):
-        if given is not None and given != found:
-            raise UserError(f"{flag}: found {given}, expected {found} as in the tokenizer's files")
+    for name, known in (("vqgan_stride", stride), ("vqgan_vocab_size", vocab_size)):
+        given = getattr(args, name)
+        if given is not None and given != known:
+            raise UserError(
+                f"--{name}: found {given}, expected {known} as in the tokenizer's files"
+            )
     with blame("--img_size"):
         return TokenGrid(args.img_size, stride, vocab_size)
 
 
 def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | None]:
-    """The network, and the file that its weights come from; None for fresh ones."""
+    """Make the network; also return the file that its weights come from, None for fresh ones."""
     paths, flag = find_weights(args)
     if args.evaluate and not paths:
         raise UserError("--evaluate: no weights, expected --pretrained_ckpt or --resume")
@@ -246,15 +223,15 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | N
 
 
 def find_weights(args: argparse.Namespace) -> tuple[list[Path], str]:
-    """Where the network's weights come from, the first that is not damaged, and the flag for it.
+    """List the files to take the network's weights from, the first undamaged; and their flag.
 
     An evaluation takes the folder of --resume where it holds a checkpoint. (A training run resumes
     from there later, with its optimiser.)
     """
     if args.evaluate and args.resume:
-        found = checkpoints_in(Path(args.resume))
-        if found or args.pretrained_ckpt is None:
-            return found or [Path(args.resume) / LAST], "--resume"
+        paths = checkpoints_in(Path(args.resume))
+        if paths or args.pretrained_ckpt is None:
+            return paths or [Path(args.resume) / LAST], "--resume"
     return [Path(args.pretrained_ckpt)] if args.pretrained_ckpt else [], "--pretrained_ckpt"
 
 
@@ -265,17 +242,20 @@ def leave_evaluation(args: argparse.Namespace, number: int) -> None:
 
 
 def open_scalars(
-    args: argparse.Namespace, wandb: ModuleType | None, purge_step: int | None
+    args: argparse.Namespace, wandb: ModuleType | None, training: Training | None
 ) -> ScalarLog:
-    """The run's scalar log, on rank 0."""
+    """Open the run's scalar log, on rank 0; what an earlier run logged from here on is dropped."""
     if not distributed.is_main():
         return ScalarLog(None)
     options = {"project": args.wandb_project, "name": args.wandb_run_name, "config": vars(args)}
+    purge_step = 0 if args.overwrite else None
+    if training is not None and args.resume:
+        purge_step = training.steps_done
     return ScalarLog(Path(args.log_dir), wandb, options, purge_step)
 
 
 def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """--images: the scores of samples that are there, without a model, and a JSON beside them."""
+    """Score the samples of --images, without a model; the JSON goes beside them."""
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
     source = open_images(args.images, "--images")

@@ -196,9 +196,10 @@ class TrainingState:
         self.loss_sum.zero_()
 
     def content(self) -> dict[str, Any]:
-        """The published checkpoint form and the place in the epoch; all processes take part.
+        """Return what a checkpoint holds: the published form and the place in the epoch.
 
-        Flags are a dictionary, where the published form has a class that `torch.load` refuses.
+        All processes call it together. Flags are a dictionary: `torch.load` by itself refuses the
+        class of the published form.
         """
         content = {
             "model": self.model.state_dict(),
@@ -214,10 +215,7 @@ class TrainingState:
         return gathered(content)
 
     def resume(self, folder: Path) -> Path | None:
-        """Continue from the newest checkpoint of a run that is not damaged.
-
-        Returns:
-            The file; None if the folder holds none.
+        """Continue from the newest undamaged checkpoint of a run; None if the folder holds none.
 
         Raises:
             UserError: all are damaged, or the newest that is not is of another model.
@@ -225,7 +223,7 @@ class TrainingState:
         paths = checkpoints_in(folder)
         return load_newest(paths, self.restore) if paths else None
 
-    def restore(self, path: Path, flag: str = "--resume") -> None:
+    def restore(self, path: Path) -> None:
         """Continue from a training checkpoint.
 
         One that does not say where in an epoch it was saved was saved between two.
@@ -235,56 +233,72 @@ class TrainingState:
             UserError: of another model, or not a training checkpoint.
         """
         # The optimiser keeps the tensors it is given: they must not hang on the file.
-        content = read_checkpoint(path, flag, mmap=False)
-        what = f"{flag}: {path}"
+        content = read_checkpoint(path, "--resume", mmap=False)
+        what = f"--resume: {path}"
         weights = weights_in(content, what)
         load_weights(self.model, weights.state, what)
         _check_tokenizer(weights, self.tokenizer_fingerprint, what)
         _check_queries(weights, self.model.blind_queries, what)
-        self._restore_optimizer(_entry(content, "optimizer", what), what)
-        epoch = _entry(content, "epoch", what)
-        if not isinstance(epoch, int) or epoch < -1:
-            raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
-        self.epoch = epoch
+        for key in ("optimizer", "epoch"):
+            if key not in content:
+                raise UserError(
+                    f"{what}: holds no {key!r} entry, expected a checkpoint of this model"
+                )
+        self._restore_optimizer(content["optimizer"], what)
         self._restore_place(content, what)
         self._compare_data(weights.flags.get("seed"), content.get("num_images"), what)
 
+    def _restore_optimizer(self, state: Any, what: str) -> None:
+        """Take up the moments of every parameter; the settings are those of this run's flags."""
+        own = self.optimizer.state_dict()["param_groups"]
+        try:
+            places = [group["params"] for group in state["param_groups"]]
+            groups = [{**group, "params": place} for group, place in zip(own, places, strict=True)]
+            self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{what}: optimizer state does not fit this model: {error}") from error
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                _check_moments(self.optimizer.state.get(parameter, {}), parameter, what)
+
     def _restore_place(self, content: dict[str, Any], what: str) -> None:
         """Take up an epoch where it was left: after as many images, if the batch has changed."""
-        step = content.get("step_in_epoch", 0)
-        batch = content.get("global_batch", self.global_batch)
+        epoch, step = content["epoch"], content.get("step_in_epoch", 0)
+        batch, sums = (
+            content.get("global_batch", self.global_batch),
+            content.get("epoch_loss", [0.0]),
+        )
+        if not isinstance(epoch, int) or epoch < -1:
+            raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
         if not all(isinstance(value, int) for value in (step, batch)) or step < 0 or batch < 1:
             raise UserError(
                 f"{what}: found step {step!r} with {batch!r} images a step, expected whole numbers"
             )
-        sums = content.get("epoch_loss", [0.0])
         if not (isinstance(sums, list) and sums) or not all(
             isinstance(value, float) and math.isfinite(value) for value in sums
         ):
             raise UserError(f"{what}: epoch_loss is {sums!r}, expected finite numbers")
-        self.step, self.loss_sums = step, sums
+        self.epoch, self.step, self.loss_sums = epoch, step, sums
         if step and batch != self.global_batch:
             self.step = step * batch // self.global_batch
             self.loss_sums = [value * self.step / step for value in sums]
             logger.warning(
                 "%s: saved with %d images a step, this run has %d: its epoch goes on after %d of "
                 "its images",
-                what,
-                batch,
-                self.global_batch,
-                self.step * self.global_batch,
+                *(what, batch, self.global_batch, self.step * self.global_batch),
             )
 
     def _compare_data(self, seed: Any, num_images: Any, what: str) -> None:
         """Warn where the epochs to come do not go on with the order of those that were."""
-        found = {"--seed": seed, "images in the data": num_images}
-        run = {"--seed": getattr(self.args, "seed", None), "images in the data": self.num_images}
-        for name, value in found.items():
-            if None not in (value, run[name]) and value != run[name]:
+        for name, saved, own in (
+            ("--seed", seed, getattr(self.args, "seed", None)),
+            ("images in the data", num_images, self.num_images),
+        ):
+            if None not in (saved, own) and saved != own:
                 logger.warning(
                     "%s: saved with %s %s, this run has %s: images come in another order, so an "
                     "epoch that was begun does not see each of them once",
-                    *(what, name, value, run[name]),
+                    *(what, name, saved, own),
                 )
 
     def join(self, device: torch.device) -> None:
@@ -304,31 +318,18 @@ class TrainingState:
             sums = [math.fsum(sums) / len(sums)] * distributed.world_size()
         self.loss_sum = torch.tensor(sums[distributed.rank()], device=device)
 
-    def _restore_optimizer(self, found: Any, what: str) -> None:
-        """Take up the moments of every parameter; the settings are those of this run's flags."""
-        own = self.optimizer.state_dict()["param_groups"]
-        try:
-            places = [group["params"] for group in found["param_groups"]]
-            groups = [{**group, "params": place} for group, place in zip(own, places, strict=True)]
-            self.optimizer.load_state_dict({"state": found["state"], "param_groups": groups})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{what}: optimizer state does not fit this model: {error}") from error
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                _check_moments(self.optimizer.state.get(parameter, {}), parameter, what)
 
-
-def _check_moments(found: Any, parameter: torch.Tensor, what: str) -> None:
+def _check_moments(state: Any, parameter: torch.Tensor, what: str) -> None:
     """Refuse AdamW's state of a parameter unless it is complete."""
     shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    for name, expected in shapes.items():
-        value = found.get(name) if isinstance(found, dict) else None
+    for name, shape in shapes.items():
+        value = state.get(name) if isinstance(state, dict) else None
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{what}: optimizer state lacks {name}, expected it for all weights")
-        if value.shape != expected:
+        if value.shape != shape:
             raise UserError(
                 f"{what}: optimizer state {name} has shape {tuple(value.shape)}, "
-                f"expected {tuple(expected)}"
+                f"expected {tuple(shape)}"
             )
         if not value.isfinite().all():
             raise UserError(f"{what}: optimizer state {name} is not finite, expected numbers")
@@ -340,14 +341,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def load_newest(paths: Sequence[Path], load: Callable[[Path], object]) -> Path:
-    """Load the first checkpoint that is not damaged; those before it are passed over, and named.
+    """Load the first checkpoint that is not damaged and return it; warn of those before it.
 
     Args:
         paths: newest first, at least one.
         load: raises `DamagedCheckpoint` where nothing can be read, and has changed nothing then.
-
-    Returns:
-        The one that was loaded.
 
     Raises:
         DamagedCheckpoint: all are damaged.
@@ -387,21 +385,20 @@ def load_pretrained(
     Raises:
         UserError: unreadable, of another model size or of another tokenizer.
     """
-    weights = read_weights(path, flag)
-    what = f"{flag}: {path}"
+    weights, what = read_weights(path, flag), f"{flag}: {path}"
     _check_tokenizer(weights, tokenizer_fingerprint, what)
     if not resize:
         _check_queries(weights, model.blind_queries, what)
         if weights.label_drop_prob is not None:
             model.label_drop_prob = weights.label_drop_prob
-    state = weights.state
-    found = state.get("pos_embed")
-    num_tokens = model.grid.num_tokens
-    if resize and isinstance(found, torch.Tensor) and _same_width(found, model.pos_embed):
+    state, own = weights.state, model.pos_embed
+    given = state.get("pos_embed")
+    same_width = isinstance(given, torch.Tensor) and given.dim() == 3
+    if resize and same_width and given.shape[::2] == own.shape[::2] and given.shape != own.shape:
         with blame(f"{what}: pos_embed"):
-            state = {**state, "pos_embed": resize_pos_embed(found, num_tokens)}
-        if found.shape != model.pos_embed.shape:
-            logger.info("resized pos_embed from %d to %d tokens", found.shape[1] - 1, num_tokens)
+            state = {**state, "pos_embed": resize_pos_embed(given, model.grid.num_tokens)}
+        places = (given.shape[1] - 1, model.grid.num_tokens)
+        logger.info("resized pos_embed from %d to %d tokens", *places)
     load_weights(model, state, what)
 
 
@@ -429,10 +426,10 @@ def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
 
 def _check_tokenizer(weights: Weights, expected: str | None, what: str) -> None:
     """Refuse a checkpoint that records another tokenizer than the run's."""
-    found = weights.fingerprint
-    if found and expected and found != expected:
+    recorded = weights.fingerprint
+    if recorded and expected and recorded != expected:
         raise UserError(
-            f"{what}: was trained on tokens of tokenizer {found[:12]}, "
+            f"{what}: was trained on tokens of tokenizer {recorded[:12]}, "
             f"expected this run's {expected[:12]} (--vqgan_path)"
         )
 
@@ -441,15 +438,6 @@ def _check_queries(weights: Weights, blind: bool, what: str) -> None:
     """Refuse a checkpoint whose queries learned to see one another, or not to, unlike the run's."""
     if weights.blind_queries != blind:
         words = {True: "with --blind_queries", False: "without --blind_queries"}
-        found, expected = words[weights.blind_queries], words[blind]
-        raise UserError(f"{what}: was trained {found}, expected one {expected}")
-
-
-def _same_width(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return found.dim() == 3 and found.shape[::2] == expected.shape[::2]
-
-
-def _entry(content: dict[str, Any], key: str, what: str) -> Any:
-    if key not in content:
-        raise UserError(f"{what}: holds no {key!r} entry, expected a checkpoint of this model")
-    return content[key]
+        raise UserError(
+            f"{what}: was trained {words[weights.blind_queries]}, expected one {words[blind]}"
+        )

@@ -41,17 +41,18 @@ class ScalarLog:
         wandb_options: Mapping[str, Any] | None = None,
         purge_step: int | None = None,
     ) -> None:
-        if folder is not None and wandb is not None:
-            wandb.init(dir=str(folder), sync_tensorboard=True, **(wandb_options or {}))
-        self._folder, self._error = folder, None
-        self._writer = None
+        self._folder, self._writer, self._wandb = folder, None, None
+        self._error: UserError | None = None
         self._hook_before = threading.excepthook
-        if folder is not None:
-            threading.excepthook = self._thread_failed
-            with self._holding_errors():
-                _date_back(folder)
-                self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-        self._wandb = wandb if folder is not None else None
+        if folder is None:
+            return
+        if wandb is not None:
+            wandb.init(dir=str(folder), sync_tensorboard=True, **(wandb_options or {}))
+            self._wandb = wandb
+        threading.excepthook = self._thread_failed
+        with self._holding_errors():
+            _date_back(folder)
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     @property
     def failed(self) -> bool:
@@ -60,22 +61,16 @@ class ScalarLog:
 
     def add(self, step: int, values: Mapping[str, float | torch.Tensor]) -> None:
         """Log every value under its name at `step`."""
-        if self._writer is not None and not self.failed:
-            with self._holding_errors():
-                for name, value in values.items():
-                    self._writer.add_scalar(name, value, step)
+        for name, value in values.items():
+            self._write("add_scalar", name, value, step)
 
     def add_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Log an image, (H, W, 3) uint8, under its name at `step`."""
-        if self._writer is not None and not self.failed:
-            with self._holding_errors():
-                self._writer.add_image(name, image, step, dataformats="HWC")
+        self._write("add_image", name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Bring what was added to the file, so that not even a killed process loses it."""
-        if self._writer is not None and not self.failed:
-            with self._holding_errors():
-                self._writer.flush()
+        self._write("flush")
 
     def check(self) -> None:
         """See whether all was written; all processes call it.
@@ -99,6 +94,12 @@ class ScalarLog:
             self._wandb.finish()
         self._raise_error()
 
+    def _write(self, method: str, *values: object, **options: object) -> None:
+        """Call a method of TensorBoard's writer, unless one has failed."""
+        if self._writer is not None and not self.failed:
+            with self._holding_errors():
+                getattr(self._writer, method)(*values, **options)
+
     @contextmanager
     def _holding_errors(self) -> Iterator[None]:
         try:
@@ -113,17 +114,16 @@ class ScalarLog:
 
     def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
         # TensorBoard's thread prints its traceback, besides raising the error in the next call.
-        if not (
-            isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__
-        ):
+        ours = isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__
+        if not ours:
             self._hook_before(args)
 
 
 def _date_back(folder: Path) -> None:
-    """Rename the files that the clock says are still to come.
+    """Rename event files dated in the future (clock set back): they would sort after ours.
 
-    TensorBoard reads files in the order of the times in their names. One that is begun after the
-    clock was set back would come first, and what follows its `purge_step` be dropped.
+    TensorBoard reads files in the order of the times in their names, and drops what follows the
+    `purge_step` of a later one.
     """
     now = f"{int(time.time()):010d}"
     for number, file in enumerate(sorted(folder.glob(f"{_EVENTS}*"))):
@@ -133,11 +133,7 @@ def _date_back(folder: Path) -> None:
 
 
 def import_wandb() -> ModuleType:
-    """The optional Weights & Biases client.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import the optional Weights & Biases client, or raise a `UserError`."""
     try:
         import wandb
     except ImportError as error:
