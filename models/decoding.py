@@ -75,7 +75,7 @@ def generate(
     tokens = _decode_fast(model, job) if sampler == "fast" else None
     if tokens is None:
         with eval_mode(model):
-            tokens = _last(job.decode(model))
+            tokens = _last(job.decode(model, *job.inputs))
     return tokens
 
 
@@ -109,9 +109,46 @@ class _Job:
     settings: SamplingSettings
     inputs: list[torch.Tensor]
 
-    def decode(self, network: LPD | FastNetwork) -> Iterator[torch.Tensor]:
-        """See `_decode`."""
-        return _decode(network, self.plan, self.settings, *self.inputs)
+    def decode(
+        self,
+        network: LPD | FastNetwork,
+        orders: torch.Tensor,
+        uniforms: torch.Tensor,
+        known: torch.Tensor,
+        labels: torch.Tensor | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """The decoding loop, of `inputs` or, in a CUDA graph, others of the same shapes.
+
+        Yields:
+            The tokens so far, (B, N), after each step: one tensor, which the next step writes to.
+        """
+        uniforms = uniforms.gather(1, orders)
+        scales = guidance_scales(self.settings, self.plan.num_tokens, orders.device)
+        known_positions = orders[:, : self.plan.num_known]
+        tokens = torch.full_like(orders, UNDECIDED).scatter_(1, known_positions, known)
+        if not self.plan.num_steps:
+            yield tokens
+            return
+
+        def both_halves(x: torch.Tensor) -> torch.Tensor:
+            """The same tokens for the conditional and, under guidance, the unconditional half."""
+            return torch.cat([x, x]) if self.settings.guided else x
+
+        context = network.embed_class(labels, len(orders))
+        if self.settings.guided:
+            context = torch.cat([context, network.embed_class(None, len(orders))])
+        if self.plan.num_known:
+            known_context = both_halves(network.embed_tokens(known, known_positions))
+            context = torch.cat([context, known_context], dim=1)
+        all_queries = both_halves(network.embed_queries(orders))
+        cache = network.new_cache(len(context))
+        for start, stop in self.plan.steps():
+            positions = orders[:, start:stop]
+            logits = network.decode_step(context, all_queries[:, start:stop], cache)
+            drawn = pick(logits, scales[start:stop], uniforms[:, start:stop], self.settings)
+            tokens.scatter_(1, positions, drawn)
+            yield tokens
+            context = both_halves(network.embed_tokens(drawn, positions))
 
 
 def _prepare(
@@ -189,52 +226,6 @@ def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.n
     return streams.uniforms("sampling", seed, image_ids, count=num_tokens)
 
 
-def _decode(
-    network: LPD | FastNetwork,
-    plan: GenerationPlan,
-    settings: SamplingSettings,
-    orders: torch.Tensor,
-    uniforms: torch.Tensor,
-    known: torch.Tensor,
-    labels: torch.Tensor | None = None,
-) -> Iterator[torch.Tensor]:
-    """The decoding loop; arguments are checked, tensors on the network's device.
-
-    Of the plan only the steps are used: `orders` takes the place of its orders, because a CUDA
-    graph serves any.
-
-    Yields:
-        The tokens so far, (B, N), after each step: one tensor, which the next step writes to.
-    """
-    uniforms = uniforms.gather(1, orders)
-    scales = guidance_scales(settings, plan.num_tokens, orders.device)
-    known_positions = orders[:, : plan.num_known]
-    tokens = torch.full_like(orders, UNDECIDED).scatter_(1, known_positions, known)
-    if not plan.num_steps:
-        yield tokens
-        return
-
-    def both_halves(x: torch.Tensor) -> torch.Tensor:
-        """The same tokens for the conditional and, under guidance, the unconditional half."""
-        return torch.cat([x, x]) if settings.guided else x
-
-    context = network.embed_class(labels, len(orders))
-    if settings.guided:
-        context = torch.cat([context, network.embed_class(None, len(orders))])
-    if plan.num_known:
-        known_context = both_halves(network.embed_tokens(known, known_positions))
-        context = torch.cat([context, known_context], dim=1)
-    all_queries = both_halves(network.embed_queries(orders))
-    cache = network.new_cache(len(context))
-    for start, stop in plan.steps():
-        positions = orders[:, start:stop]
-        logits = network.decode_step(context, all_queries[:, start:stop], cache)
-        drawn = pick(logits, scales[start:stop], uniforms[:, start:stop], settings)
-        tokens.scatter_(1, positions, drawn)
-        yield tokens
-        context = both_halves(network.embed_tokens(drawn, positions))
-
-
 def _last(steps: Iterator[torch.Tensor]) -> torch.Tensor:
     """What the last step leaves."""
     return deque(steps, maxlen=1).pop()
@@ -254,7 +245,7 @@ def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:
         return None
 
     def decode(*inputs: torch.Tensor) -> torch.Tensor:
-        return _last(_decode(network, job.plan, job.settings, *inputs))
+        return _last(job.decode(network, *inputs))
 
     with _no_autocast(model):
         if model.pos_embed.device.type != "cuda":
@@ -283,7 +274,7 @@ def _in_steps(model: LPD, job: _Job, sampler: str) -> Iterator[torch.Tensor]:
     network = FastPath.of(model).network(model) if sampler == "fast" else None
     if network is not None:
         mode, autocast = nullcontext, partial(_no_autocast, model)
-    steps = job.decode(network or model)
+    steps = job.decode(network or model, *job.inputs)
     while True:
         # A tensor of a caller's inference mode could not be written to by a step outside it.
         with torch.inference_mode(False), torch.no_grad(), mode(), autocast():

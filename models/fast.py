@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -123,11 +123,10 @@ def rows_out(
     return head(norm(rows_through(x, attended, block)))
 
 
-@dataclass(frozen=True)
-class NetworkWeights:
+class NetworkWeights(NamedTuple):
     """All that `FastNetwork` multiplies with; embeddings stay with the model."""
 
-    blocks: list[BlockWeights]
+    blocks: tuple[BlockWeights, ...]
     norm: Norm
     head: Linear
     dtype: torch.dtype
@@ -136,20 +135,15 @@ class NetworkWeights:
     def prepare(cls, model: LPD, dtype: torch.dtype, packed: bool) -> NetworkWeights:
         """Cast the weights to the `dtype` of the products, and on a CPU pack them, once."""
         *blocks, norm, head = _prepared(model, dtype, packed)
-        return cls(blocks, norm, head, dtype)
+        return cls(tuple(blocks), norm, head, dtype)
 
     def refresh(self, model: LPD) -> None:
         """Copy the model's present values, to the same addresses if they are not packed."""
-        parts = (*self.blocks, self.norm, self.head)
-        for old, new in zip(parts, _prepared(model, self.dtype, self.head.packed), strict=True):
-            for target, source in zip(_tensors(old), _tensors(new), strict=True):
-                # An uncast weight is the parameter itself: a copy would count as a change of it.
-                if target.is_mkldnn or target.data_ptr() != source.data_ptr():
-                    target.copy_(source)
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """All weights."""
-        return _tensors((*self.blocks, self.norm, self.head))
+        new = _tensors(_prepared(model, self.dtype, self.head.packed))
+        for target, source in zip(_tensors(self), new, strict=True):
+            # An uncast weight is the parameter itself: a copy would count as a change of it.
+            if target.is_mkldnn or target.data_ptr() != source.data_ptr():
+                target.copy_(source)
 
 
 def _prepared(model: LPD, dtype: torch.dtype, packed: bool) -> Iterator[tuple]:
@@ -168,7 +162,7 @@ def _prepared(model: LPD, dtype: torch.dtype, packed: bool) -> Iterator[tuple]:
     yield linear(model.head)
 
 
-def _tensors(parts: tuple) -> Iterator[torch.Tensor]:
+def _tensors(parts: Iterable[Any]) -> Iterator[torch.Tensor]:
     for part in parts:
         if isinstance(part, torch.Tensor):
             yield part
@@ -192,7 +186,7 @@ class Rows:
         cls, weights: NetworkWeights, backend: str | Callable[..., Any] = "inductor"
     ) -> Rows:
         """Compile once for any number of rows of unpacked `weights`; RuntimeError if that fails."""
-        for weight in weights.tensors():
+        for weight in _tensors(weights):
             torch._dynamo.mark_static(weight)
         compile_ = partial(torch.compile, dynamic=True, backend=backend)
         rows = cls(compile_(rows_in), compile_(rows_between), compile_(rows_out))

@@ -29,69 +29,6 @@ SIZES = {
     "lpd_xl": (1280, 36, 20),  # 752 M
     "lpd_xxl": (1536, 48, 24),  # 1412 M
 }
-# Pixels per token of the published tokenizer.
-_STRIDE = 16
-# Flags of a training run that are arguments of the same name, and change no shape.
-_SAME_NAME = {
-    "label_drop_prob": float,
-    "attn_dropout": float,
-    "proj_dropout": float,
-    "blind_queries": bool,
-}
-
-
-def config_from_shapes(
-    state: Mapping[str, Any], flags: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments that build an LPD model with weights of these shapes.
-
-    Shapes say nothing of the heads, of the stride and of dropout. The heads are those of the size
-    with this width and depth; the others are taken from the flags, else as published.
-
-    Args:
-        state: names to tensors of an LPD model.
-        flags: of the run that trained it, empty if unknown.
-        given: arguments that are known.
-
-    Raises:
-        ValueError: not the weights of an LPD model, or of no known size and no heads given.
-    """
-
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        weight = state.get(name)
-        if not isinstance(weight, torch.Tensor) or weight.dim() != dimensions or 0 in weight.shape:
-            raise ValueError(
-                f"found no weight {name} as in LPD, expected the weights of an LPD model"
-            )
-        return tuple(weight.shape)
-
-    _, rows, width = shape("pos_embed", 3)
-    side = grid_side(rows - 1)
-    depth = len({name.split(".")[1] for name in state if re.match(r"blocks\.\d+\.", name)})
-    heads = {size[:2]: size[2] for size in SIZES.values()}.get((width, depth))
-    heads = given.get("decoder_num_heads", heads)
-    if heads is None:
-        raise ValueError(
-            f"found width {width} and depth {depth}, which is no known size, expected its "
-            "decoder_num_heads"
-        )
-    img_size = flags.get("img_size")
-    if not isinstance(img_size, int) or img_size < 1 or img_size % side:
-        img_size = side * _STRIDE
-    same = {
-        name: flags[name] for name, kind in _SAME_NAME.items() if isinstance(flags.get(name), kind)
-    }
-    return {
-        "img_size": img_size,
-        "vqgan_stride": img_size // side,
-        "decoder_embed_dim": width,
-        "decoder_depth": depth,
-        "decoder_num_heads": heads,
-        "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
-        "class_num": shape("class_emb.weight", 2)[0],
-        "vqgan_vocab_size": shape("token_emb.weight", 2)[0],
-        **same,
-    }
 
 
 class LPD(nn.Module, Pretrained, tags=["image-generation"]):
@@ -100,9 +37,7 @@ class LPD(nn.Module, Pretrained, tags=["image-generation"]):
     Args:
         img_size: side of the image, pixels.
         vqgan_stride: pixels per token along a side.
-        decoder_embed_dim: width.
-        decoder_depth: number of blocks.
-        decoder_num_heads: attention heads per block.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: width, blocks, attention heads of each.
         mlp_ratio: hidden width of the MLP over the width.
         label_drop_prob: share of training images whose class is replaced by "no class".
         class_num: number of classes.
@@ -323,16 +258,15 @@ model = LPD.from_pretrained("user/name")"""
 
     def new_cache(self, batch_size: int, dtype: torch.dtype | None = None) -> KVCache:
         """Make an empty cache for one generation, by default in `compute_dtype`."""
-        attention = self.blocks[0].attn
+        attention, capacity = self.blocks[0].attn, 1 + self.grid.num_tokens
+        shape = (len(self.blocks), 2, batch_size, attention.num_heads, capacity)
         return KVCache(
-            layers=len(self.blocks),
-            batch_size=batch_size,
-            heads=attention.num_heads,
-            capacity=1 + self.grid.num_tokens,
-            head_size=attention.head_size,
-            dtype=dtype or self.compute_dtype(),
-            device=self.pos_embed.device,
-            blind_queries=self.blind_queries,
+            torch.empty(
+                (*shape, attention.head_size),
+                dtype=dtype or self.compute_dtype(),
+                device=self.pos_embed.device,
+            ),
+            self.blind_queries,
         )
 
     def decode_step(
@@ -362,3 +296,60 @@ MODELS = {
     for name, (width, depth, heads) in SIZES.items()
 }
 lpd_tiny, lpd_l, lpd_xl, lpd_xxl = MODELS.values()
+
+# Pixels per token of the published tokenizer.
+_STRIDE = 16
+# Flags of a training run that are arguments of the same name, and change no shape.
+_SAME_NAME = {
+    "label_drop_prob": float,
+    "attn_dropout": float,
+    "proj_dropout": float,
+    "blind_queries": bool,
+}
+
+
+def config_from_shapes(
+    state: Mapping[str, Any], flags: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that build an LPD model with weights of these shapes.
+
+    Shapes say nothing of the heads, of the stride and of dropout. The heads are those `given`, else
+    of the size with this width and depth; the others are taken from the `flags` of the run that
+    trained it, else as published.
+
+    Raises:
+        ValueError: not the weights of an LPD model, or of no known size and no heads given.
+    """
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        weight = state.get(name)
+        if not isinstance(weight, torch.Tensor) or weight.dim() != dimensions or 0 in weight.shape:
+            raise ValueError(
+                f"found no weight {name} as in LPD, expected the weights of an LPD model"
+            )
+        return tuple(weight.shape)
+
+    _, rows, width = shape("pos_embed", 3)
+    side = grid_side(rows - 1)
+    depth = len({name.split(".")[1] for name in state if re.match(r"blocks\.\d+\.", name)})
+    heads = {size[:2]: size[2] for size in SIZES.values()}.get((width, depth))
+    heads = given.get("decoder_num_heads", heads)
+    if heads is None:
+        raise ValueError(
+            f"found width {width} and depth {depth}, which is no known size, expected its "
+            "decoder_num_heads"
+        )
+    img_size = flags.get("img_size")
+    if not isinstance(img_size, int) or img_size < 1 or img_size % side:
+        img_size = side * _STRIDE
+    return {
+        "img_size": img_size,
+        "vqgan_stride": img_size // side,
+        "decoder_embed_dim": width,
+        "decoder_depth": depth,
+        "decoder_num_heads": heads,
+        "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "class_num": shape("class_emb.weight", 2)[0],
+        "vqgan_vocab_size": shape("token_emb.weight", 2)[0],
+        **{key: flags[key] for key, kind in _SAME_NAME.items() if isinstance(flags.get(key), kind)},
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ LAYER_NORM_EPS = 1e-6
 MIN_SPARSE_HEAD_SIZE = 16
 
 
+@dataclass
 class KVCache:
     """Keys and values of the context tokens, for all layers of a model.
 
@@ -31,21 +33,9 @@ class KVCache:
         length: number of context tokens stored, the class token included.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        batch_size: int,
-        heads: int,
-        capacity: int,
-        head_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        blind_queries: bool = False,
-    ) -> None:
-        shape = (layers, 2, batch_size, heads, capacity, head_size)
-        self.entries = torch.empty(shape, dtype=dtype, device=device)
-        self.blind_queries = blind_queries
-        self.length = 0
+    entries: torch.Tensor
+    blind_queries: bool = False
+    length: int = 0
 
     @property
     def heads(self) -> int:

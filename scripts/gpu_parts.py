@@ -260,7 +260,8 @@ def variants(check: Check) -> None:
     head_size = size.width // heads
     random = partial(torch.randn, device=device, dtype=BF16)
     qkv = [split_heads(random(2, sum(rows), 3 * size.width), heads) for rows in steps]
-    cache = KVCache(1, 2, heads, 1 + sum(case.sizes), head_size, BF16, device)
+    shape = (1, 2, 2, heads, 1 + sum(case.sizes), head_size)
+    cache = KVCache(torch.empty(shape, dtype=BF16, device=device))
     left, right = (random(2, 40, heads, head_size).transpose(1, 2) for _ in range(2))
 
     def attention() -> torch.Tensor:

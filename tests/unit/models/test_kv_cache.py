@@ -32,7 +32,7 @@ def test_queries_alone_are_those_of_all_rows_bit_for_bit(
     first_context: int, dtype: torch.dtype, blind: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    cache = KVCache(1, BATCH, HEADS, 32, SIZE, dtype, torch.device("cpu"), blind)
+    cache = KVCache(torch.empty(1, 2, BATCH, HEADS, 32, SIZE, dtype=dtype), blind)
     for num_context, queries in ((first_context, 2), (2, 5), (5, 9)):
         x = torch.randn(BATCH, num_context + queries, 3 * HEADS * SIZE, generator=generator)
         qkv = split_heads(x.to(dtype), HEADS)
@@ -44,7 +44,7 @@ def test_queries_alone_are_those_of_all_rows_bit_for_bit(
 
 
 def test_what_rows_see_is_copied_once() -> None:
-    cache = KVCache(1, BATCH, HEADS, 32, SIZE, torch.float32, torch.device("cpu"))
+    cache = KVCache(torch.empty(1, 2, BATCH, HEADS, 32, SIZE))
     qkv = split_heads(torch.randn(BATCH, 7, 3 * HEADS * SIZE), HEADS)
     with OperationCount() as done:
         cache.attend(0, qkv, 2)

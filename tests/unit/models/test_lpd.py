@@ -10,24 +10,21 @@ from tests.unit.models.small import random_batch, small_lpd
 SIZES = [1, 4, 11]
 
 
-def test_loss_is_the_mean_cross_entropy_of_the_logits() -> None:
-    model = small_lpd()
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return random_batch(torch.Generator().manual_seed(0))
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_logits(batch) -> None:
+    model, (tokens, labels, orders) = small_lpd(), batch
     logits = model.forward_logits(tokens, labels, SIZES, orders)
     expected = F.cross_entropy(logits.transpose(1, 2), tokens.gather(1, orders))
     assert torch.allclose(model(tokens, labels, SIZES, orders), expected)
+    assert len({model(tokens, labels, SIZES).item() for _ in range(4)}) == 4  # random orders
 
 
-def test_random_orders_are_drawn_when_none_are_given() -> None:
-    model = small_lpd()
-    tokens, labels, _ = random_batch(torch.Generator().manual_seed(0))
-    losses = {model(tokens, labels, SIZES).item() for _ in range(4)}
-    assert len(losses) == 4
-
-
-def test_dropped_labels_are_unconditional() -> None:
-    model = small_lpd()
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+def test_dropped_labels_are_unconditional(batch) -> None:
+    model, (tokens, labels, orders) = small_lpd(), batch
     drop = torch.tensor([True, False, True])
     mixed = model.forward_logits(tokens, labels, SIZES, orders, drop)
     without = model.forward_logits(tokens, None, SIZES, orders)
@@ -37,9 +34,8 @@ def test_dropped_labels_are_unconditional() -> None:
     assert not torch.allclose(without, with_labels, atol=1e-2)
 
 
-def test_label_drop_happens_in_training_only() -> None:
-    model = small_lpd(label_drop_prob=1.0)
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+def test_label_drop_happens_in_training_only(batch) -> None:
+    model, (tokens, labels, orders) = small_lpd(label_drop_prob=1.0), batch
     evaluated = model(tokens, labels, SIZES, orders)
     trained = model.train()(tokens, labels, SIZES, orders)
     unconditional = model.eval().forward_logits(tokens, None, SIZES, orders)
@@ -48,23 +44,21 @@ def test_label_drop_happens_in_training_only() -> None:
     assert not torch.allclose(evaluated, trained, atol=1e-3)
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    model = small_lpd().train()
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+def test_every_parameter_gets_a_gradient(batch) -> None:
+    model, (tokens, labels, orders) = small_lpd().train(), batch
     model(tokens, labels, SIZES, orders, torch.tensor([True, False, False])).backward()
-    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert idle == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
-def test_checkpointing_changes_nothing() -> None:
-    plain, saving = small_lpd(proj_dropout=0.3), small_lpd(proj_dropout=0.3)
-    saving.grad_checkpointing = True
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
-    drop = torch.zeros(3, dtype=torch.bool)
+def test_checkpointing_changes_nothing(batch) -> None:
+    tokens, labels, orders = batch
     gradients = []
-    for model in (plain, saving):
+    for checkpointing in (False, True):
+        model = small_lpd(proj_dropout=0.3, grad_checkpointing=checkpointing).train()
         torch.manual_seed(11)
-        model.train()(tokens, labels, SIZES, orders, drop).backward()
+        model(tokens, labels, SIZES, orders, torch.zeros(3, dtype=torch.bool)).backward()
         gradients.append(model.head.weight.grad)
     assert torch.allclose(*gradients, atol=1e-7)
 
@@ -76,11 +70,13 @@ def test_dropout_acts_in_three_places_and_not_on_embeddings() -> None:
     assert active == [f"blocks.{layer}.{suffix}" for layer in range(2) for suffix in suffixes]
 
 
-def test_attention_dropout_applies_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_attention_dropout_applies_with_one_warning(
+    caplog: pytest.LogCaptureFixture, batch
+) -> None:
     with caplog.at_level(logging.WARNING):
         model = small_lpd(attn_dropout=0.5).train()
     assert len(caplog.records) == 1
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    tokens, labels, orders = batch
     drop = torch.zeros(3, dtype=torch.bool)
     losses = {model(tokens, labels, SIZES, orders, drop).item() for _ in range(3)}
     assert len(losses) == 3
@@ -89,9 +85,9 @@ def test_attention_dropout_applies_with_one_warning(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_types_of_weights(dtype: torch.dtype) -> None:
+def test_other_types_of_weights(dtype: torch.dtype, batch) -> None:
     model = small_lpd().to(dtype)
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+    tokens, labels, orders = batch
     loss = model(tokens, labels, SIZES, orders)
     loss.backward()
     expected = small_lpd()(tokens, labels, SIZES, orders)
@@ -99,8 +95,8 @@ def test_other_types_of_weights(dtype: torch.dtype) -> None:
     assert model.head.weight.grad.dtype == dtype
 
 
-def test_sizes_that_do_not_sum_are_refused() -> None:
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(0))
+def test_sizes_that_do_not_sum_are_refused(batch) -> None:
+    tokens, labels, orders = batch
     with pytest.raises(ValueError, match="group_sizes: found a sum of 15, expected 16"):
         small_lpd()(tokens, labels, [1, 14], orders)
 
