@@ -143,7 +143,7 @@ def test_features_trains_an_extractor(
     assert extractor is not None
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     from_file, from_folder = (
-        open_reference(path, extractor.kind, image_size=32).load(extractor).pool
+        open_reference(path, extractor.kind, image_size=32).load(extractor)["pool"]
         for path in (stats, data / "test")
     )
     assert np.allclose(from_file.mu, from_folder.mu, atol=1e-4)
