@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import dedent
 
 from tests.integration.bad_input.files import Spoil
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to give a command bad input.
+    """One way to give a command bad input."""
 
-    Attributes:
-        flags: what is given besides the command's line, as in a shell.
-        wrong: what is wrong with it.
-        line: what the command then prints, after `error: `; `...` stands for what depends on
-            versions and machine.
-        spoil: makes the bad file, in the folder where the command runs.
-        without: what of the command's line is left out: a flag, with its value if it has one, or
-            COMMAND.
-    """
-
-    flags: str
-    wrong: str
-    line: str
-    spoil: Spoil | None = None
-    without: str = ""
+    flags: str  # what is given besides the command's line, as in a shell
+    wrong: str  # what is wrong with it
+    line: str  # what is printed after `error: `; `...` for what depends on versions and machine
+    spoil: Spoil | None = None  # makes the bad file, in the folder where the command runs
+    without: str = ""  # left out of the command's line: a flag, with its value, or COMMAND
 
     @property
     def given(self) -> str:
@@ -37,23 +30,29 @@ class Case:
         return ", ".join(parts)
 
 
+def cases(text: str, spoils: Mapping[str, Spoil] | None = None) -> tuple[Case, ...]:
+    """Read cases: `flags, no WITHOUT | wrong`, and indented below it the `line`.
+
+    `spoils` are found by what is wrong.
+    """
+    found = []
+    for row in re.split(r"\n(?! )", dedent(text).strip()):
+        head, *line = map(str.strip, row.splitlines())
+        given, wrong = map(str.strip, head.split("|"))
+        flags, without = re.fullmatch(r"(.*?)(?:(?:^|, )no (\S+))?", given).groups("")
+        found.append(Case(flags, wrong, " ".join(line), (spoils or {}).get(wrong), without))
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class Group:
-    """Cases of one command.
+    """Cases of one command."""
 
-    Attributes:
-        title: what it is about.
-        script: the command.
-        flags: its line, which works (see `files.build_good_files`).
-        cases: each spoils it; a flag given twice counts the second time.
-        command: what follows a case's flags.
-    """
-
-    title: str
+    title: str  # what it is about
     script: str
-    flags: str
-    cases: tuple[Case, ...]
-    command: str = ""
+    flags: str  # its line, which works (see `files.build_good_files`)
+    cases: tuple[Case, ...]  # each spoils it; a flag given twice counts the second time
+    command: str = ""  # what follows a case's flags
 
     def arguments(self, case: Case) -> list[str]:
         """All that follows the name of the script."""

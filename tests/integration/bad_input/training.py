@@ -5,178 +5,101 @@ from __future__ import annotations
 from tests.fuzzing import claiming, npy
 from tests.integration.bad_input import files
 from tests.integration.bad_input.evaluation import MODEL, OUTPUT
-from tests.integration.bad_input.table import Case, Group
+from tests.integration.bad_input.table import Group, cases
 
 TRAINING = Group(
     "Training",
     "main_lpd.py",
     f"{MODEL} --use_cached --cached_path cache --group_sizes_list auto --batch_size 16 {OUTPUT}",
-    (
-        Case(
-            "",
-            "training on no cache",
-            "--cached_path: not given, expected a token cache with --use_cached",
-            without="--cached_path",
-        ),
-        Case(
-            "--cached_path no",
-            "no such folder",
-            "--cached_path: no does not exist, expected the folder of a token cache",
-        ),
-        Case(
-            "--vqgan_path other.pt",
-            "a cache of another tokenizer",
-            "--cached_path: cache was made by the tokenizer ..., expected ... (--vqgan_path)",
-            files.other_tokenizer,
-        ),
-        Case(
-            "--img_size 32",
-            "a cache of another image size",
-            "--cached_path: cache was made for image size 16, expected 32",
-        ),
-        Case(
-            "--class_num 2",
-            "a cache of more classes",
-            "--cached_path: cache has 3 classes, expected at most the 2 of --class_num",
-        ),
-        Case(
-            "--batch_size 64",
-            "a batch larger than the data",
-            "--batch_size: found 64 on 1 processes, expected at most 48: the data holds 48 images",
-        ),
-        Case(
-            "--batch_size 16 --accum_iter 4",
-            "steps larger than the data",
-            "--batch_size times --accum_iter: found 64 on 1 processes, expected at most 48: the"
-            " data holds 48 images",
-        ),
-        Case(
-            "--group_sizes_list no.json",
-            "no such file",
-            "--group_sizes_list: no.json: No such file or directory",
-        ),
-        Case(
-            "--group_sizes_list sizes.json",
-            "of another grid",
-            "--group_sizes_list: sizes.json: list 1: found 2 group sizes that sum to 64, "
-            "expected a sum of 16",
-            files.writing("sizes.json", "[[1, 15], [1, 63]]"),
-        ),
-        Case(
-            "--group_sizes_list sizes.json",
-            "one list, not a list of lists",
-            "--group_sizes_list: sizes.json: found something else, expected a JSON list of "
-            "lists of group sizes",
-            files.writing("sizes.json", "[1, 15]"),
-        ),
-        Case(
-            "--group_sizes_list sizes.json",
-            "fractions",
-            "--group_sizes_list: sizes.json: list 0: group 1: found 15.0, expected a whole number",
-            files.writing("sizes.json", "[[1, 15.0]]"),
-        ),
-        Case(
-            "--group_sizes_list sizes.json",
-            "a file cut short",
-            "--group_sizes_list: sizes.json: damaged JSON at character 11: ...",
-            files.writing("sizes.json", "[[1, 15], ["),
-        ),
-        Case(
-            "--group_sizes_list sizes.json",
-            "half a million brackets",
-            "--group_sizes_list: sizes.json: ..., expected JSON text",
-            files.writing("sizes.json", "[" * 500_000),
-        ),
-        Case(
-            "--group_sizes_list sizes.json",
-            "not text",
-            "--group_sizes_list: sizes.json: ..., expected JSON text",
-            files.writing("sizes.json", b"\xff"),
-        ),
-        Case(
-            "--lr_schedule linear",
-            "no such schedule",
-            "--lr_schedule: invalid choice: 'linear' (choose from ...)",
-        ),
-        Case(
-            "--epochs 0",
-            "nothing to train",
-            "--epochs: found '0', expected a whole number from 1 to 1000000000",
-        ),
-        Case(
-            "--flip_prob 2",
-            "no probability",
-            "--flip_prob: found '2', expected a number from 0 to 1",
-        ),
-        Case(
-            "--save_minutes -5",
-            "negative",
-            "--save_minutes: found '-5', expected a finite number of at least 0",
-        ),
-        Case(
-            "--fsdp",
-            "weights spread over one process",
-            "--fsdp: found one process, expected training alone, on several processes",
-        ),
-        Case(
-            "",
-            "a folder with the checkpoints of another run",
-            "--output_dir: out holds checkpoint-25.pth, expected --resume out to go on from it, "
-            "another folder, or --overwrite",
-            files.writing("out/checkpoint-25.pth", ""),
-        ),
-        Case(
-            "--overwrite --resume out",
-            "to go on and to begin anew",
-            "--overwrite: found with --resume, expected training from the start",
-        ),
-        Case(
-            "--overwrite --evaluate",
-            "nothing is written over",
-            "--overwrite: found with --evaluate, expected training from the start",
-        ),
-        Case(
-            "--resume out",
-            "a folder that has lost what a run goes on from",
-            "--output_dir: out holds checkpoint-25.pth and no checkpoint-last.pth, expected a copy "
-            "of one under that name to go on from, or another folder",
-            files.writing("out/checkpoint-25.pth", ""),
-        ),
-        Case(
-            "",
-            "a folder that another run trains in",
-            "--output_dir: out is in use by another run (process ... on ..., since ...), expected "
-            "a folder for each",
-            files.in_use("out", "training"),
-        ),
-        Case(
-            "--resume no",
-            "no such folder",
-            "--resume: no is not a folder, expected the one that holds checkpoint-last.pth",
-        ),
-        Case(
-            "--resume empty",
-            "a damaged checkpoint, and none before it",
-            "--resume: empty/checkpoint-last.pth is not a readable checkpoint (damaged, or "
-            "holding more than tensors and plain values), expected a dictionary written by "
-            "torch.save",
-            files.writing("empty/checkpoint-last.pth", b"PK\x03\x04"),
-        ),
-        Case(
-            "--resume empty",
-            "a run of another model",
-            "--resume: empty/checkpoint-last.pth: weight fake_latent has shape (1, 8), expected"
-            " (1, 192) (and 81 more differences)",
-            files.resumable,
-        ),
-        Case(
-            "--data_path data",
-            "a class without images",
-            "--data_path: class folder data/eel holds no images, expected at least one (.bmp, "
-            ".gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp)",
-            files.empty_class,
-            without="--use_cached",
-        ),
+    cases(
+        """
+        no --cached_path | training on no cache
+          --cached_path: not given, expected a token cache with --use_cached
+        --cached_path no | no such folder
+          --cached_path: no does not exist, expected the folder of a token cache
+        --vqgan_path other.pt | a cache of another tokenizer
+          --cached_path: cache was made by the tokenizer ..., expected ... (--vqgan_path)
+        --img_size 32 | a cache of another image size
+          --cached_path: cache was made for image size 16, expected 32
+        --class_num 2 | a cache of more classes
+          --cached_path: cache has 3 classes, expected at most the 2 of --class_num
+        --batch_size 64 | a batch larger than the data
+          --batch_size: found 64 on 1 processes, expected at most 48: the data holds 48 images
+        --batch_size 16 --accum_iter 4 | steps larger than the data
+          --batch_size times --accum_iter: found 64 on 1 processes, expected at most 48: the data
+          holds 48 images
+        --group_sizes_list no.json | no such file
+          --group_sizes_list: no.json: No such file or directory
+        --group_sizes_list sizes.json | of another grid
+          --group_sizes_list: sizes.json: list 1: found 2 group sizes that sum to 64, expected a sum
+          of 16
+        --group_sizes_list sizes.json | one list, not a list of lists
+          --group_sizes_list: sizes.json: found something else, expected a JSON list of lists of
+          group sizes
+        --group_sizes_list sizes.json | fractions
+          --group_sizes_list: sizes.json: list 0: group 1: found 15.0, expected a whole number
+        --group_sizes_list sizes.json | a file cut short
+          --group_sizes_list: sizes.json: damaged JSON at character 11: ...
+        --group_sizes_list sizes.json | half a million brackets
+          --group_sizes_list: sizes.json: ..., expected JSON text
+        --group_sizes_list sizes.json | not text
+          --group_sizes_list: sizes.json: ..., expected JSON text
+        --lr_schedule linear | no such schedule
+          --lr_schedule: invalid choice: 'linear' (choose from ...)
+        --epochs 0 | nothing to train
+          --epochs: found '0', expected a whole number from 1 to 1000000000
+        --flip_prob 2 | no probability
+          --flip_prob: found '2', expected a number from 0 to 1
+        --save_minutes -5 | negative
+          --save_minutes: found '-5', expected a finite number of at least 0
+        --fsdp | weights spread over one process
+          --fsdp: found one process, expected training alone, on several processes
+        | a folder with the checkpoints of another run
+          --output_dir: out holds checkpoint-25.pth, expected --resume out to go on from it, another
+          folder, or --overwrite
+        --overwrite --resume out | to go on and to begin anew
+          --overwrite: found with --resume, expected training from the start
+        --overwrite --evaluate | nothing is written over
+          --overwrite: found with --evaluate, expected training from the start
+        --resume out | a folder that has lost what a run goes on from
+          --output_dir: out holds checkpoint-25.pth and no checkpoint-last.pth, expected a copy of
+          one under that name to go on from, or another folder
+        | a folder that another run trains in
+          --output_dir: out is in use by another run (process ... on ..., since ...), expected a
+          folder for each
+        --resume no | no such folder
+          --resume: no is not a folder, expected the one that holds checkpoint-last.pth
+        --resume empty | a damaged checkpoint, and none before it
+          --resume: empty/checkpoint-last.pth is not a readable checkpoint (damaged, or holding more
+          than tensors and plain values), expected a dictionary written by torch.save
+        --resume empty | a run of another model
+          --resume: empty/checkpoint-last.pth: weight fake_latent has shape (1, 8), expected (1,
+          192) (and 81 more differences)
+        --data_path data, no --use_cached | a class without images
+          --data_path: class folder data/eel holds no images, expected at least one (.bmp, .gif,
+          .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp)
+        """,
+        {
+            "a cache of another tokenizer": files.other_tokenizer,
+            "of another grid": files.writing("sizes.json", "[[1, 15], [1, 63]]"),
+            "one list, not a list of lists": files.writing("sizes.json", "[1, 15]"),
+            "fractions": files.writing("sizes.json", "[[1, 15.0]]"),
+            "a file cut short": files.writing("sizes.json", "[[1, 15], ["),
+            "half a million brackets": files.writing("sizes.json", "[" * 500_000),
+            "not text": files.writing("sizes.json", b"\xff"),
+            "a folder with the checkpoints of another run": files.writing(
+                "out/checkpoint-25.pth", ""
+            ),
+            "a folder that has lost what a run goes on from": files.writing(
+                "out/checkpoint-25.pth", ""
+            ),
+            "a folder that another run trains in": files.in_use("out", "training"),
+            "a damaged checkpoint, and none before it": files.writing(
+                "empty/checkpoint-last.pth", b"PK\x03\x04"
+            ),
+            "a run of another model": files.resumable,
+            "a class without images": files.empty_class,
+        },
     ),
 )
 
@@ -184,88 +107,56 @@ TOKEN_CACHE = Group(
     "Token caches",
     "main_lpd.py",
     TRAINING.flags,
-    (
-        Case(
-            "--cached_path cache",
-            "an index cut short",
-            "--cached_path: cache/index.json: damaged JSON at character ...",
-            files.cutting("cache/index.json"),
-        ),
-        Case(
-            "--cached_path cache",
-            "another program's index",
-            "--cached_path: cache/index.json: is not the index of a token cache",
-            files.writing("cache/index.json", "{}"),
-        ),
-        Case(
-            "--cached_path cache",
-            "an index of another version",
-            "--cached_path: cache/index.json: has version 1, expected 2",
-            files.editing_index(version=1),
-        ),
-        Case(
-            "--cached_path cache",
-            "an index without classes",
-            "--cached_path: cache/index.json: is damaged: no usable entry 'classes'",
-            files.editing_index(classes=None),
-        ),
-        Case(
-            "--cached_path cache",
-            "an index of no tokens",
-            "--cached_path: cache/index.json: expected positive sizes, found "
-            "TokenGrid(image_size=16, stride=0, vocab_size=32)",
-            files.editing_index(stride=0),
-        ),
-        Case(
-            "--cached_path cache",
-            "an index of more images",
-            "--cached_path: cache/cache-labels.npy: holds int32 (48,), expected int32 "
-            "(1000000000000,)",
-            files.editing_index(num_images=10**12),
-        ),
-        Case(
-            "--cached_path cache",
-            "no index: another run has not finished",
-            "--cached_path: cache holds tokens but no index.json, expected a finished token cache",
-            lambda folder: (folder / "cache" / "index.json").unlink(),
-        ),
-        Case(
-            "--cached_path cache",
-            "no tokens",
-            "--cached_path: cache/cache-tokens.npy: is missing, expected uint16 (48, 2, 16)",
-            lambda folder: (folder / "cache" / "cache-tokens.npy").unlink(),
-        ),
-        Case(
-            "--cached_path cache",
-            "tokens cut short",
-            "--cached_path: cache/cache-tokens.npy: is damaged: 1600 bytes, expected 3200",
-            files.cutting("cache/cache-tokens.npy"),
-        ),
-        Case(
-            "--cached_path cache",
-            "tokens of another type",
-            "--cached_path: cache/cache-tokens.npy: holds float32 (48, 2, 16), expected uint16 "
-            "(48, 2, 16)",
-            files.tokens_of_another_type,
-        ),
-        Case(
-            "--cached_path cache",
-            "a header of brackets",
-            "--cached_path: cache/cache-tokens.npy: has no readable .npy header, expected one "
-            "as NumPy writes it",
-            files.writing("cache/cache-tokens.npy", npy("(" * 100)),
-        ),
-        Case(
-            "--cached_path cache",
-            "a header that claims a trillion images",
-            "--cached_path: cache/cache-tokens.npy: is damaged: 192 bytes, expected 64000000000128",
-            files.writing("cache/cache-tokens.npy", claiming("<u2", "(1000000000000, 2, 16)")),
-        ),
-        Case(
-            "--cached_path cache",
-            "labels beyond the classes",
-            "--cached_path: cache/cache-labels.npy is damaged: labels from 3 to 3, expected [0, 3)",
-            files.labels_out_of_range,
-        ),
+    cases(
+        """
+        --cached_path cache | an index cut short
+          --cached_path: cache/index.json: damaged JSON at character ...
+        --cached_path cache | another program's index
+          --cached_path: cache/index.json: is not the index of a token cache
+        --cached_path cache | an index of another version
+          --cached_path: cache/index.json: has version 1, expected 2
+        --cached_path cache | an index without classes
+          --cached_path: cache/index.json: is damaged: no usable entry 'classes'
+        --cached_path cache | an index of no tokens
+          --cached_path: cache/index.json: expected positive sizes, found TokenGrid(image_size=16,
+          stride=0, vocab_size=32)
+        --cached_path cache | an index of more images
+          --cached_path: cache/cache-labels.npy: holds int32 (48,), expected int32 (1000000000000,)
+        --cached_path cache | no index: another run has not finished
+          --cached_path: cache holds tokens but no index.json, expected a finished token cache
+        --cached_path cache | no tokens
+          --cached_path: cache/cache-tokens.npy: is missing, expected uint16 (48, 2, 16)
+        --cached_path cache | tokens cut short
+          --cached_path: cache/cache-tokens.npy: is damaged: 1600 bytes, expected 3200
+        --cached_path cache | tokens of another type
+          --cached_path: cache/cache-tokens.npy: holds float32 (48, 2, 16), expected uint16 (48, 2,
+          16)
+        --cached_path cache | a header of brackets
+          --cached_path: cache/cache-tokens.npy: has no readable .npy header, expected one as NumPy
+          writes it
+        --cached_path cache | a header that claims a trillion images
+          --cached_path: cache/cache-tokens.npy: is damaged: 192 bytes, expected 64000000000128
+        --cached_path cache | labels beyond the classes
+          --cached_path: cache/cache-labels.npy is damaged: labels from 3 to 3, expected [0, 3)
+        """,
+        {
+            "an index cut short": files.cutting("cache/index.json"),
+            "another program's index": files.writing("cache/index.json", "{}"),
+            "an index of another version": files.editing_index(version=1),
+            "an index without classes": files.editing_index(classes=None),
+            "an index of no tokens": files.editing_index(stride=0),
+            "an index of more images": files.editing_index(num_images=10**12),
+            "no index: another run has not finished": lambda folder: (
+                folder / "cache" / "index.json"
+            ).unlink(),
+            "no tokens": lambda folder: (folder / "cache" / "cache-tokens.npy").unlink(),
+            "tokens cut short": files.cutting("cache/cache-tokens.npy"),
+            "tokens of another type": files.tokens_of_another_type,
+            "a header of brackets": files.writing("cache/cache-tokens.npy", npy("(" * 100)),
+            "a header that claims a trillion images": files.writing(
+                "cache/cache-tokens.npy", claiming("<u2", "(1000000000000, 2, 16)")
+            ),
+            "labels beyond the classes": files.labels_out_of_range,
+        },
     ),
 )
