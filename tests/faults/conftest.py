@@ -53,7 +53,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = []
     for outcome in ("passed", "failed", "skipped"):
         for report in terminalreporter.getreports(outcome):
-            for row in (value for name, value in report.user_properties if name == FAULT):
+            # A module that is skipped whole reports its collection, which has none.
+            properties = getattr(report, "user_properties", ())
+            for row in (value for name, value in properties if name == FAULT):
                 ended = {"passed": row.ended, "failed": "FAILED"}.get(outcome)
                 rows.append((row.what, str(row.tries), ended or f"skipped: {report.longrepr[2]}"))
     if not rows:
