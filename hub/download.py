@@ -1,8 +1,7 @@
 """Files of Hugging Face repositories: from the local cache, else downloaded, whole and checked.
 
-The cache is the one that all of `huggingface_hub` shares. Its own `hf_hub_download` begins a killed
-download anew, compares no hash and trusts `flock`, which lies on some cluster file systems: here it
-only links names to contents.
+The cache is the one of `huggingface_hub`, whose own download begins anew after a kill, compares no
+hash and trusts `flock`, which lies on some cluster file systems: here it only links names to files.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from util import logs
 from util.errors import describe_os_error
-from util.files import replacing
+from util.files import open_file, replacing
 from util.folder_lock import folder_lock
 
 # Names of files in a repository -> those that are wanted; raises ValueError if they are not there.
@@ -50,19 +49,12 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Access:
-    """How repositories are reached; the defaults are the library's, which HF_* variables set.
+    """How repositories are reached; the defaults are the library's, which HF_* variables set."""
 
-    Attributes:
-        cache: folder of the cache.
-        token: that identifies the user; False for none, None for the one of the machine.
-        offline: use the cache only.
-        renew: ask for the newest commit of a branch, and compare the cache's hashes anew.
-    """
-
-    cache: Path | str | None = None
-    token: str | bool | None = None
-    offline: bool = False
-    renew: bool = False
+    cache: Path | str | None = None  # its folder
+    token: str | bool | None = None  # of the user; False for none, None for the machine's
+    offline: bool = False  # use the cache only
+    renew: bool = False  # ask for a branch's newest commit, compare the cache's hashes anew
 
     @property
     def cache_folder(self) -> Path:
@@ -79,45 +71,30 @@ DEFAULT_ACCESS = Access()
 def fetch(
     repository: str, choose: Choose, revision: str = "main", access: Access = DEFAULT_ACCESS
 ) -> list[Path]:
-    """Return files of one commit from the cache, downloaded first if it lacks them.
+    """Return files of one commit, `.../snapshots/<commit>/<name>`, from the cache or downloaded.
 
-    A branch that is in the cache stays at the commit that it had when it was downloaded. Of several
-    processes one downloads, the others wait for it.
-
-    Args:
-        repository: `user/name`.
-        choose: picks among the names in the repository.
-        revision: branch, tag or commit.
-        access: how to reach the repository.
-
-    Returns:
-        Paths `.../snapshots/<commit>/<name>`, as `choose` ordered them.
-
-    Raises:
-        ValueError: says what to do about files that cannot be had.
+    `choose` picks among the names in the repository `user/name`. A revision (branch, tag, commit)
+    stays at the commit that it was downloaded from. Of several processes one downloads, the others
+    wait for it. A `ValueError` says what to do about files that cannot be had.
     """
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise ValueError(f"found revision {revision!r}, expected a branch, a tag or a commit")
-    cached = find_cached(repository, choose, revision, access)
-    if cached and not access.renew and all(map(_is_intact, cached)):
+    wanted = repository, choose, revision, access
+    if cached := _find_intact(*wanted):
         return cached
     if access.offline or hf.is_offline_mode():
-        state = "damaged" if cached and not access.renew else "not"
+        state = "damaged" if find_cached(*wanted) and not access.renew else "not"
         raise ValueError(
             f"{repository} at {revision} is {state} in the cache {access.cache_folder}, expected "
             "it there because downloads are off (HF_HUB_OFFLINE): python util/download.py fetches "
             "it where there is a network"
         )
-    folder = access.repository_folder(repository)
-    locks = access.cache_folder / ".locks" / folder.name
+    locks = access.cache_folder / ".locks" / access.repository_folder(repository).name
     with _explained(repository, revision, access):
         locks.mkdir(parents=True, exist_ok=True)
         with folder_lock(locks, "download", wait=True):
-            # What another process has downloaded while this one waited.
-            cached = find_cached(repository, choose, revision, access)
-            if cached and not access.renew and all(map(_is_intact, cached)):
-                return cached
-            return _download_all(repository, choose, revision, access)
+            # Another process may have downloaded them while this one waited.
+            return _find_intact(*wanted) or _download_all(*wanted)
 
 
 def find_cached(
@@ -136,6 +113,13 @@ def find_cached(
     return [snapshot / name for name in names]
 
 
+def _find_intact(
+    repository: str, choose: Choose, revision: str, access: Access
+) -> list[Path] | None:
+    cached = [] if access.renew else find_cached(repository, choose, revision, access)
+    return cached if all(map(_is_intact, cached)) else None
+
+
 def commit_of(path: str | Path) -> str | None:
     """Return the commit that a file in a cache belongs to; None for any other file."""
     for folder, name in itertools.pairwise(Path(path).parts):
@@ -150,7 +134,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _digest(path: Path, digest: hashlib._Hash) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -165,7 +149,6 @@ def _hash_as(etag: str, path: Path) -> str:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a file of a snapshot has the announced hash; compared once, until it changes."""
     # A snapshot links to contents by their hash; where links do not work, copies cannot be told.
     if not path.is_symlink() or not _HASH.fullmatch(path.readlink().name):
         return True
@@ -176,9 +159,13 @@ def _is_intact(path: Path) -> bool:
     return False
 
 
-def _has_its_hash(blob: Path) -> bool:
+def _has_its_hash(blob: Path, anew: bool = False) -> bool:
+    """Whether a content has the hash that it is named by; compared once, until it changes."""
+    record, state = _check_of(blob)
+    if anew:
+        record.unlink(missing_ok=True)
     with suppress(OSError):
-        if _record(blob).read_text() == _state(blob):
+        if record.read_text() == state:
             return True
     if _hash_as(blob.name, blob) != blob.name:
         return False
@@ -187,51 +174,40 @@ def _has_its_hash(blob: Path) -> bool:
 
 
 def _remember(blob: Path) -> None:
-    """Note that a content has its hash as long as size and time stay the same."""
+    record, state = _check_of(blob)
     with suppress(OSError):  # a cache that others keep: compared every time
-        _record(blob).parent.mkdir(exist_ok=True)
-        _record(blob).write_text(_state(blob))
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(state)
 
 
-def _record(blob: Path) -> Path:
-    return blob.parents[1] / ".checked" / blob.name
-
-
-def _state(blob: Path) -> str:
+def _check_of(blob: Path) -> tuple[Path, str]:
+    """The file that notes a comparison, and what it holds as long as size and time stay."""
     status = blob.stat()
-    return f"{status.st_size} {status.st_mtime_ns}\n"
+    state = f"{status.st_size} {status.st_mtime_ns}\n"
+    return blob.parents[1] / ".checked" / blob.name, state
 
 
 def _download_all(repository: str, choose: Choose, revision: str, access: Access) -> list[Path]:
     """Bring files of a revision's newest commit into the cache, as the library lays it out."""
-    info = hf.HfApi(token=access.token).model_info(
-        repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
-    )
+    folder, token = access.repository_folder(repository), access.token
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    info = hf.HfApi(token=token).model_info(repository, revision=revision, timeout=timeout)
     if not _COMMIT.fullmatch(info.sha or ""):
         raise TypeError(f"{info.sha!r} is no commit")
     paths = []
     for name in choose([sibling.rfilename for sibling in info.siblings or ()]):
         url = hf.hf_hub_url(repository, name, revision=info.sha)
-        announced = hf.get_hf_file_metadata(url, access.token)
-        etag = announced.etag or ""
-        if not _HASH.fullmatch(etag):
-            raise TypeError(f"{etag!r} is no hash of {name}")
-        blob = access.repository_folder(repository) / "blobs" / etag
-        if access.renew:
-            _record(blob).unlink(missing_ok=True)
-        if not (blob.is_file() and _has_its_hash(blob)):
-            _download(url, name, announced.size, blob, access.token)
+        announced = hf.get_hf_file_metadata(url, token)
+        if not _HASH.fullmatch(announced.etag or ""):
+            raise TypeError(f"{announced.etag!r} is no hash of {name}")
+        blob = folder / "blobs" / announced.etag
+        if not (blob.is_file() and _has_its_hash(blob, anew=access.renew)):
+            _download(url, name, announced.size, blob, token)
         # The content is there: the library only links the name to it.
-        linked = hf.hf_hub_download(
-            repository,
-            name,
-            revision=info.sha,
-            cache_dir=access.cache_folder,
-            token=access.token,
-        )
-        paths.append(Path(linked))
+        options = dict(revision=info.sha, cache_dir=access.cache_folder, token=token)
+        paths.append(Path(hf.hf_hub_download(repository, name, **options)))
     if revision != info.sha:
-        reference = access.repository_folder(repository) / "refs" / revision
+        reference = folder / "refs" / revision
         reference.parent.mkdir(parents=True, exist_ok=True)
         with replacing(reference) as temporary:
             temporary.write_text(info.sha)
@@ -279,23 +255,17 @@ def _receive(url: str, name: str, size: int | None, part: Path, token: str | boo
     bar = partial(tqdm, mininterval=logs.PROGRESS_SECONDS)
     if logs.is_main_process():
         bar = logs.progress
-    hidden = utils.are_progress_bars_disabled()
-    with (
-        part.open("ab") as output,
-        bar(total=size, initial=start, unit="B", unit_scale=True, desc=name, disable=hidden) as bar,
-    ):
+    options = dict(unit="B", unit_scale=True, desc=name, disable=utils.are_progress_bars_disabled())
+    with part.open("ab") as output, bar(total=size, initial=start, **options) as bar:
         while size is None or start < size:
-            if start:
-                logger.warning("%s: going on after %.1f MB", name, start / 1e6)
             # Compressed on the way, a range would be of other bytes.
             headers = {**utils.build_hf_headers(token=token), "Accept-Encoding": "identity"}
             if start:
+                logger.warning("%s: going on after %.1f MB", name, start / 1e6)
                 headers["Range"] = f"bytes={start}-"
-            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            request = dict(headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             try:
-                with hf.get_session().stream(
-                    "GET", url, headers=headers, timeout=timeout
-                ) as response:
+                with hf.get_session().stream("GET", url, **request) as response:
                     hf.hf_raise_for_status(response)
                     if start and response.status_code != 206:  # all of it, from the start
                         output.seek(0)
@@ -312,7 +282,7 @@ def _receive(url: str, name: str, size: int | None, part: Path, token: str | boo
                 tries = 0 if output.tell() > start else tries + 1
                 if tries > _TRIES:
                     raise
-                logger.warning("%s: %s", name, _one_line(error))
+                logger.warning("%s: %s", name, _reason(error))
                 time.sleep(1)
                 start = output.tell()
 
@@ -320,50 +290,49 @@ def _receive(url: str, name: str, size: int | None, part: Path, token: str | boo
 @contextmanager
 def _explained(repository: str, revision: str, access: Access) -> Iterator[None]:
     """Turn what goes wrong between here and the Hub into a `ValueError` that says what to do."""
-    where = f"{repository} at {constants.ENDPOINT}"
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise ValueError(
-            f"{where} is gated (HTTP {error.response.status_code}), expected that you were given "
-            "access: ask for it on its page, then use `hf auth login` or HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(
-            f"{where} has no revision {revision!r}, expected a branch, a tag or a commit of it"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        raise ValueError(f"{where} {_REFUSALS.get(status, _REFUSAL).format(status)}") from error
-    except (errors.HTTPError, errors.LocalEntryNotFoundError) as error:
-        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
-        raise ValueError(
-            f"{where} cannot be reached, or broke off ({_one_line(cause or error)}), expected a "
-            "network: the same command goes on where it stopped; for nodes without a network use "
-            "python util/download.py beforehand"
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"{repository} cannot be kept in the cache {access.cache_folder} "
-            f"({' '.join(describe_os_error(error).split())}), expected room and the right to "
-            "write there, or another cache (HF_HOME)"
-        ) from error
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{where} does not answer as a Hub does ({_one_line(error)}), expected one there "
-            "(HF_ENDPOINT)"
-        ) from error
+    except (errors.HTTPError, OSError, json.JSONDecodeError, TypeError, KeyError) as error:
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+        kinds = (type(error), status, *type(error).__mro__)
+        problem = next(_PROBLEMS[kind] for kind in kinds if kind in _PROBLEMS)
+        text = problem.format(
+            where=f"{repository} at {constants.ENDPOINT}",
+            kept=f"{repository} cannot be kept in the cache {access.cache_folder}",
+            reason=_reason(error),
+            revision=revision,
+            status=status,
+        )
+        raise ValueError(text) from error
 
 
-# What to do about an answer of HTTP.
-_REFUSALS = {
-    401: "is private or does not exist (HTTP {}), expected the token of somebody who may read it: "
-    "use `hf auth login` or HF_TOKEN",
-    403: "may not be read with this token (HTTP {}), expected one that may",
-    404: "does not exist (HTTP {}), expected a repository there",
+_UNREACHABLE = (
+    "{where} cannot be reached, or broke off ({reason}), expected a network: the same command goes "
+    "on where it stopped; for nodes without a network use python util/download.py beforehand"
+)
+# What to do about an error of the library, a status of HTTP, or else an error of a wider kind.
+_PROBLEMS = {
+    errors.GatedRepoError: "{where} is gated (HTTP {status}), expected that you were given access: "
+    "ask for it on its page, then use `hf auth login` or HF_TOKEN",
+    errors.RevisionNotFoundError: "{where} has no revision {revision!r}, expected a branch, a tag "
+    "or a commit of it",
+    401: "{where} is private or does not exist (HTTP {status}), expected the token of somebody who "
+    "may read it: use `hf auth login` or HF_TOKEN",
+    403: "{where} may not be read with this token (HTTP {status}), expected one that may",
+    404: "{where} does not exist (HTTP {status}), expected a repository there",
+    errors.HfHubHTTPError: "{where} answered with HTTP {status}, expected the files: try again "
+    "later",
+    errors.HTTPError: _UNREACHABLE,
+    errors.LocalEntryNotFoundError: _UNREACHABLE,
+    OSError: "{kept} ({reason}), expected room and the right to write there, or another cache "
+    "(HF_HOME)",
+    Exception: "{where} does not answer as a Hub does ({reason}), expected one there (HF_ENDPOINT)",
 }
-_REFUSAL = "answered with HTTP {}, expected the files: try again later"
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, errors.LocalEntryNotFoundError):  # the library's words for many things
+        error = error.__cause__ or error
+    text = describe_os_error(error) if isinstance(error, OSError) else str(error)
+    return " ".join((text or type(error).__name__).split())

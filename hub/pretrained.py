@@ -38,15 +38,10 @@ class Pretrained(
     paper_url="https://arxiv.org/abs/2507.01957",
     model_card_template=Path(__file__).with_name("model_card.md").read_text(),
 ):
-    """What the Hub's own mixin offers, and reading what was published before it was used.
+    """What the Hub's own mixin offers, and reading what was published before it was used."""
 
-    Attributes:
-        kind: of the published names that a class can load (`hub.published`).
-        description: one sentence for the model card.
-        usage: Python lines for the model card.
-    """
-
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # of the published names that the class can load
+    # For the model card: one sentence, and lines of Python.
     description: ClassVar[str]
     usage: ClassVar[str]
 
@@ -78,20 +73,12 @@ class Pretrained(
     ) -> T:
         """Load a network with trained weights, in eval mode and float32.
 
-        Args:
-            pretrained_model_name_or_path: a folder made by `save_pretrained`, a checkpoint, a
-                published name (`util/download.py --list`), or a repository `user/name` that holds
-                either form. Any but a path may end in `@REVISION`.
-            force_download: take the newest commit, and check the cache's contents anew.
-            token: of the Hub; False for none, None for the machine's.
-            cache_dir: the cache's folder, by default that of HF_HOME.
-            local_files_only: download nothing.
-            revision: branch, tag or commit; by default the cache's, else the newest of `main`.
-            map_location: device of the weights.
-            config: arguments of the constructor that are to differ from the file's.
-
-        Raises:
-            UserError: there is no such thing, or it is of another network.
+        The first argument is a folder made by `save_pretrained`, a checkpoint, a published name
+        (`util/download.py --list`) or a repository `user/name` that holds either form; any but a
+        path may end in `@REVISION`. `force_download` takes the newest commit and checks the cache's
+        contents anew; else `revision` is by default the cache's, or the newest of `main`. `token`
+        is False for none, `config` for arguments of the constructor that are to differ from the
+        file's. A `UserError` says that there is no such thing, or that it is of another network.
         """
         access = Access(cache_dir, token, local_files_only, force_download)
         with blame(_WHAT):
@@ -103,10 +90,9 @@ class Pretrained(
     def from_weights(
         cls: type[T], weights: Weights, what: str, config: Mapping[str, Any] | None = None
     ) -> T:
-        """Make a network in eval mode with the weights of a file.
+        """Make a network in eval mode with the weights of a file; `config` goes before the file's.
 
-        `config` goes before the file's. A `UserError`, which begins with `what`, the file, if they
-        are of another network.
+        A `UserError`, which begins with `what`, the file, if they are of another network.
         """
         config = dict(config or {})
         with blame(what):
@@ -146,7 +132,7 @@ class Pretrained(
         return fetch(name, choosers.get(name, choose_weights), revision, access)[-1]
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the weights; `save_pretrained` adds configuration and card."""
+        # `save_pretrained` adds configuration and card.
         write_safetensors(self.state_dict(), save_directory / SAFETENSORS)
         card = save_directory / "README.md"
         if card.exists():
@@ -157,10 +143,8 @@ class Pretrained(
     ) -> ModelCard:
         """Make the card that `save_pretrained` and `push_to_hub` write.
 
-        Args:
-            results: what was measured with these weights, such as the JSON of an evaluation; give
-                it as `model_card_kwargs={"results": ...}`.
-            kwargs: further values for the template.
+        `results` is what was measured with these weights, such as the JSON of an evaluation; give
+        it as `model_card_kwargs={"results": ...}`. `kwargs` are further values for the template.
         """
         values = {
             "title": type(self).__name__,
@@ -173,21 +157,16 @@ class Pretrained(
         return super().generate_model_card(**{**values, **kwargs})
 
 
-def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(values: Mapping[str, Any]) -> list[list[str]]:
     """Names and values for a table; what is no text is written as JSON."""
-    return [(_cell(name), _cell(value)) for name, value in values.items()]
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return " ".join(text.split()).replace("|", r"\|")
+    texts = (text if isinstance(text, str) else json.dumps(text) for text in values.values())
+    rows = zip(values, texts, strict=True)
+    return [[" ".join(text.split()).replace("|", r"\|") for text in row] for row in rows]
 
 
 def _scores_in_words(results: Mapping[str, Any]) -> dict[str, Any]:
     """A `metrics.json` with its `scores` (`FID-5K: 12.3`) for the numbers behind `num_images`."""
-    results = dict(results)
-    words = results.pop("scores", [])
-    names = list(results)
+    names, words = [name for name in results if name != "scores"], results.get("scores", [])
     if words and "num_images" in names:
         names = names[: names.index("num_images") + 1]
     scores = dict(line.partition(": ")[::2] for line in words)

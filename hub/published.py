@@ -23,25 +23,16 @@ _CHECKPOINTS = (".pth", ".pt")
 
 @dataclass(frozen=True)
 class Published:
-    """Something that the authors of LPD, or of its tokenizer, have published.
+    """Something that the authors of LPD, or of its tokenizer, have published."""
 
-    Attributes:
-        kind: WEIGHTS, TOKENIZER or ORDERS.
-        repository: on the Hub.
-        file: what it is called there, as far as is known.
-    """
-
-    kind: str
-    repository: str
-    file: str
+    kind: str  # WEIGHTS, TOKENIZER or ORDERS
+    repository: str  # on the Hub
+    file: str  # what it is called there, as far as is known
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """Find the file among those of the repository, or raise a `ValueError`.
-
-        Weights have a repository of their own: the only checkpoint there will do.
-        """
+        """Find the file among those of the repository, or raise a `ValueError`."""
         files = [name for name in names if PurePosixPath(name).name == self.file]
-        if not files and self.kind == WEIGHTS:
+        if not files and self.kind == WEIGHTS:  # alone in their repository: any checkpoint will do
             files = [name for name in names if name.endswith(_CHECKPOINTS)]
         if len(files) != 1:
             listed = ", ".join(names) or "no files"
@@ -100,22 +91,16 @@ def choose_weights(names: Sequence[str]) -> list[str]:
 
 def weights_in_folder(folder: Path) -> Path:
     """Find the file of weights in a folder; a `ValueError` if it does not hold one network's."""
-    names = sorted(file.name for file in folder.iterdir())
     with blame(str(folder)):
-        return folder / choose_weights(names)[-1]
+        return folder / choose_weights(sorted(file.name for file in folder.iterdir()))[-1]
 
 
 def resolve(value: str, kind: str) -> str:
-    """Return the path that a flag means: its value, or the file of a published name.
+    """Return the path that a flag for `kind` means: its value, or the file of a published name.
 
-    Args:
-        value: a path, `NAME` or `NAME@REVISION`. A file of that name comes first, a folder that
-            holds weights last; what is none is returned too, for whoever opens it to complain.
-        kind: of what the flag takes.
-
-    Raises:
-        ValueError: a name of another kind, a folder of none or of several networks, or see
-            `hub.download.fetch`.
+    A file of that name comes first, a folder that holds weights last; what is none of them is
+    returned too, for whoever opens it to complain. A `ValueError` is about a name of another kind,
+    a folder of none or several networks, or a download.
     """
     path, entry = Path(value), PUBLISHED.get(value.partition("@")[0])
     if entry is None and kind != ORDERS and path.is_dir():
@@ -148,6 +133,5 @@ def pinned(path: str | Path) -> str:
 
 def pinned_flags(args: argparse.Namespace) -> argparse.Namespace:
     """Copy flags that `resolve_flags` has changed, with `pinned` names instead of paths."""
-    paths = {name: getattr(args, name, None) for name in FLAGS}
-    names = {name: pinned(path) for name, path in paths.items() if path}
+    names = {name: pinned(path) for name in FLAGS if (path := getattr(args, name, None))}
     return argparse.Namespace(**{**vars(args), **names})

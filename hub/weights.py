@@ -25,21 +25,9 @@ FINGERPRINT = "tokenizer_fingerprint"
 # What `Weights` takes from a checkpoint; the rest is of use to the run that wrote it only.
 _CARRIED = {"model", "config", FINGERPRINT}
 # What torch.load is seen to raise on damaged files; OSError also covers a file that vanished.
-_DAMAGED = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    OSError,
-)
+_DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError)
+_DAMAGED += (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+_DAMAGED += (OverflowError, OSError)
 
 
 class DamagedCheckpoint(UserError):
@@ -50,16 +38,9 @@ def read_checkpoint(path: str | Path, flag: str, mmap: bool = True) -> dict[str,
     """Read a `torch.save` dictionary without letting it run code.
 
     Only tensors, plain Python values and `argparse.Namespace` are accepted. Tensors arrive on the
-    CPU. The checksums in the file are compared: `torch.load` by itself takes what it finds.
-
-    Args:
-        path: the file.
-        flag: the flag that named it, for the message.
-        mmap: map tensors instead of reading them; for those that are copied right away.
-
-    Raises:
-        DamagedCheckpoint: damaged or refused.
-        UserError: missing or not a dictionary.
+    CPU; `mmap` maps them, which is for those that are copied right away. The checksums in the file
+    are compared: `torch.load` by itself takes what it finds. A `DamagedCheckpoint` is damaged or
+    refused, any other `UserError` about a missing file or no dictionary.
     """
     path = require_file(path, flag, "a checkpoint written by torch.save")
     try:
@@ -79,7 +60,7 @@ def read_checkpoint(path: str | Path, flag: str, mmap: bool = True) -> dict[str,
 
 
 def _compare_checksums(path: Path) -> None:
-    """Raise `BadZipFile` unless every part of the file is what was written; 3 GB/s."""
+    """`BadZipFile` unless every part of the file is what was written; 3 GB/s."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         # Packed or overlapping parts could unpack to anything, and torch.save writes none.
@@ -110,11 +91,9 @@ def load_weights(model: nn.Module, state: Any, what: str) -> None:
     """Copy `state`, of any floating types, into `model`; names and shapes must match exactly.
 
     A model on the meta device gets memory on the CPU first, so that no weight is initialised in
-    vain. (Buffers outside the state dict would stay undefined then.)
-
-    Raises:
-        UserError: the first entry that is missing, unexpected, of another shape or not finite;
-            begins with `what`, flag and file.
+    vain. (Buffers outside the state dict would stay undefined then.) A `UserError` begins with
+    `what`, flag and file, and names the first entry that is missing, unexpected, of another shape
+    or not finite.
     """
     if not isinstance(state, Mapping):
         raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
@@ -139,7 +118,6 @@ def load_weights(model: nn.Module, state: Any, what: str) -> None:
 
 
 def _fault(tensor: Any, shape: tuple[int, ...]) -> str | None:
-    """What is wrong with a weight that should have this shape."""
     if tensor is None:
         return f"is missing, expected shape {shape}"
     if not isinstance(tensor, torch.Tensor):
@@ -155,21 +133,13 @@ def _fault(tensor: Any, shape: tuple[int, ...]) -> str | None:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file says of a network.
+    """What a file says of a network."""
 
-    Attributes:
-        state: names to tensors, on the CPU.
-        config: its constructor's arguments; None if the file does not say.
-        flags: of the run that trained it, as far as the file says.
-        fingerprint: of the tokenizer whose tokens it was trained on, if the file says.
-        others: further entries of the file, not read.
-    """
-
-    state: dict[str, torch.Tensor]
-    config: dict[str, Any] | None = None
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    fingerprint: str | None = None
-    others: tuple[str, ...] = ()
+    state: dict[str, torch.Tensor]  # on the CPU
+    config: dict[str, Any] | None = None  # its constructor's arguments; None if not said
+    flags: Mapping[str, Any] = field(default_factory=dict)  # of the run that trained it, if said
+    fingerprint: str | None = None  # of the tokenizer whose tokens it was trained on, if said
+    others: tuple[str, ...] = ()  # further entries of the file, not read
 
     @property
     def blind_queries(self) -> bool:
@@ -190,48 +160,12 @@ class Weights:
 def read_weights(path: str | Path, flag: str) -> Weights:
     """Read a `torch.save` dictionary, or safetensors with `config.json` beside them.
 
-    Raises:
-        UserError: missing, damaged or something else; begins with `flag`, which named the file.
+    A `UserError` begins with `flag`, which named the file: missing, damaged or something else.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, flag)
-    return weights_in(read_checkpoint(path, flag), f"{flag}: {path}")
-
-
-def weights_in(content: Mapping[str, Any], what: str) -> Weights:
-    """Find the weights in what `torch.save` wrote.
-
-    Raises:
-        UserError: there are none; begins with `what`, the file.
-    """
-    if "model" not in content:
-        raise UserError(f"{what}: holds no 'model' entry, expected the weights there")
-    state, config = content["model"], content.get("config")
-    if not isinstance(state, dict):
-        raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
-    if not isinstance(config, dict | None):
-        raise UserError(f"{what}: config is {config!r}, expected names and values")
-    flags, fingerprint = content.get("args"), content.get(FINGERPRINT)
-    if isinstance(flags, argparse.Namespace):  # as published, and ours of earlier days
-        flags = vars(flags)
-    return Weights(
-        state,
-        config,
-        flags if isinstance(flags, dict) else {},
-        fingerprint if isinstance(fingerprint, str) else None,
-        tuple(str(name) for name in content if name not in _CARRIED),
-    )
-
-
-def plain_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """A run's flags as `torch.load` opens them with its defaults: paths become strings."""
-    flags = vars(args).items()
-    return {name: str(value) if isinstance(value, PurePath) else value for name, value in flags}
-
-
-def _read_safetensors(path: Path, flag: str) -> Weights:
-    path = require_file(path, flag, "safetensors")
+    if path.suffix != ".safetensors":
+        return weights_in(read_checkpoint(path, flag), f"{flag}: {path}")
+    require_file(path, flag, "safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -240,16 +174,42 @@ def _read_safetensors(path: Path, flag: str) -> Weights:
             f"{flag}: {path} cannot be read ({error}), expected safetensors"
         ) from error
     config = read_values(path.with_name(CONFIG), flag)
-    fingerprint = config.pop(FINGERPRINT, None)
-    return Weights(state, config, {}, fingerprint if isinstance(fingerprint, str) else None)
+    return Weights(state, config, {}, _text_or_none(config.pop(FINGERPRINT, None)))
+
+
+def weights_in(content: Mapping[str, Any], what: str) -> Weights:
+    """Find the weights in what `torch.save` wrote; a `UserError` begins with `what`, the file."""
+    if "model" not in content:
+        raise UserError(f"{what}: holds no 'model' entry, expected the weights there")
+    state, config = content["model"], content.get("config")
+    if not isinstance(state, dict):
+        raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
+    if not isinstance(config, dict | None):
+        raise UserError(f"{what}: config is {config!r}, expected names and values")
+    flags = content.get("args")
+    if isinstance(flags, argparse.Namespace):  # as published, and ours of earlier days
+        flags = vars(flags)
+    return Weights(
+        state,
+        config,
+        flags if isinstance(flags, dict) else {},
+        _text_or_none(content.get(FINGERPRINT)),
+        tuple(str(name) for name in content if name not in _CARRIED),
+    )
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def plain_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """A run's flags as `torch.load` opens them with its defaults: paths become strings."""
+    flags = vars(args).items()
+    return {name: str(value) if isinstance(value, PurePath) else value for name, value in flags}
 
 
 def read_values(path: Path, flag: str) -> dict[str, Any]:
-    """Read the names and values in a JSON file, such as `config.json`.
-
-    Raises:
-        UserError: missing or something else; begins with `flag`, which named the file.
-    """
+    """Read the names and values in a JSON file, which `flag` named, such as `config.json`."""
     path = require_file(path, flag, "a JSON of names and values")
     try:
         values = read_json(path)
@@ -261,11 +221,7 @@ def read_values(path: Path, flag: str) -> dict[str, Any]:
 
 
 def write_safetensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors bit by bit, each with memory of its own, as safetensors; atomically.
-
-    Raises:
-        OSError: the file cannot be written; nothing of it is left behind.
-    """
+    """Write tensors bit by bit, each with memory of its own, as safetensors; atomically."""
     tensors, memory = {}, set()
     for name, value in state.items():
         tensor = value.detach().cpu().contiguous()

@@ -81,7 +81,7 @@ class Hub:
         for handler in (HubHandler, ContentHandler):
             server = _Server(("127.0.0.1", 0), handler)
             server.hub = self
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
             self._servers.append(server)
         return self
 
