@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
@@ -12,11 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from util.errors import UserError, describe_os_error
 from util.signals import ECHO_SECONDS, MARKER, SignalReceiver, describe_place
@@ -38,21 +37,13 @@ REFUSED = re.compile(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one start of the job ended.
+    """How one start of the job ended."""
 
-    Attributes:
-        code: its exit code, as a shell reports it.
-        interrupted: where the run has saved after a signal; empty if it left no marker.
-        progress: whether that is another place than the last time.
-        cut_short: what Slurm ended it for; empty if it ended by itself.
-        refused: why Slurm did not take the job; empty if it did.
-    """
-
-    code: int
-    interrupted: str
-    progress: bool
-    cut_short: str
-    refused: str
+    code: int  # as a shell reports it
+    interrupted: str  # where the run has saved after a signal; empty if it left no marker
+    progress: bool  # whether that is another place than the last time
+    cut_short: str  # what Slurm ended it for; empty if it ended by itself
+    refused: str  # why Slurm did not take the job; empty if it did
 
     @property
     def finished(self) -> bool:
@@ -72,37 +63,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Supervisor:
-    """Starts a job until it has finished.
+    """Starts a job until it has finished."""
 
-    Attributes:
-        line: the `srun` line.
-        output_dir: where the run leaves its marker when it was interrupted.
-        logs: folder of what each start prints.
-        environment: variables of the job.
-        max_retry: how many failures in a row are tried again.
-        requeue: inside a batch job: asks Slurm for the next start. None: the next start is here.
-    """
-
-    line: Sequence[str]
-    output_dir: Path
-    logs: Path
+    line: Sequence[str]  # srun and the command
+    output_dir: Path  # where an interrupted run leaves its marker; logs go to logs/ in it
     environment: Mapping[str, str]
-    max_retry: int
-    requeue: Callable[[], None] | None = None
+    max_retry: int  # failures in a row that are tried again
+    requeue: Callable[[], Any] | None = None  # in a batch job: asks Slurm for the next start
 
     def run(self) -> int:
         """Start the job, again where it was interrupted (no failure) or failed.
 
-        Returns:
-            0 when it has finished, else what its last failure, or the signal that stopped this
-            command, makes the exit code.
-
-        Raises:
-            UserError: Slurm does not take the job.
+        Returns 0 when it has finished, else the exit code of its last failure or of the signal that
+        stopped this command. Raises `UserError` where Slurm does not take the job.
         """
+        failures = 0
         # Slurm itself signals all processes of a batch job.
         with Signals(forward=self.requeue is None) as signals:
-            failures = 0
             for number in itertools.count(1):
                 before = self._checkpoints()
                 outcome = self._start(signals)
@@ -121,18 +98,19 @@ class Supervisor:
                     logger.error("failure %s: %s", tried, outcome)
                     if failures > self.max_retry:
                         return outcome.code or 1
-                else:
-                    failures = 0
-                    logger.info("%s; going on", outcome)
-                    if self.requeue is not None:
-                        self.requeue()
-                        return outcome.code or 1
+                    continue
+                failures = 0
+                logger.info("%s; going on", outcome)
+                if self.requeue is not None:
+                    self.requeue()
+                    return outcome.code or 1
 
     def _start(self, signals: Signals) -> Outcome:
         """Run the job once; copy what it prints to a new log file, and here if it is ours."""
-        # A marker of an earlier run must not speak for this one.
-        (self.output_dir / MARKER).unlink(missing_ok=True)
-        log = next_log(self.logs)
+        logs, marker = self.output_dir / "logs", self.output_dir / MARKER
+        marker.unlink(missing_ok=True)  # an earlier run's must not speak for this one
+        numbers = [int(path.stem.partition("-")[2]) for path in logs.glob("start-[0-9]*.log")]
+        log = logs / f"start-{max(numbers, default=0) + 1:03d}.log"
         logger.info("log: %s", log)
         process = subprocess.Popen(
             self.line,
@@ -143,67 +121,41 @@ class Supervisor:
             # The terminal's Ctrl-C is for this command, which passes it on in its own way.
             start_new_session=True,
         )
-        with signals.going_to(process), log.open("wb", buffering=0) as file:
+        signals.go_to(process)
+        with log.open("wb", buffering=0) as file:
             sinks = [file] if self.requeue else [file, sys.stdout.buffer]
-            words = _SlurmsWords()
-            _copy(process.stdout, sinks, words.read)
+            refused, cut_short = _copy(process.stdout, sinks)
             code = process.wait()
-        interrupted, progress = self._take_marker()
-        return Outcome(
-            code=code if code >= 0 else 128 - code,
-            interrupted=interrupted,
-            progress=progress,
-            cut_short=words.cut_short,
-            refused=words.refused,
-        )
+        interrupted, progress = "", False
+        if marker.exists():
+            (_, before), (name, place) = _read(logs / MARKER), _read(marker)
+            marker.replace(logs / MARKER)
+            interrupted = f"{name} ({describe_place(place) or '?'})"
+            progress = bool(place) and place != before
+        return Outcome(code if code >= 0 else 128 - code, interrupted, progress, cut_short, refused)
 
     def _checkpoints(self) -> dict[str, int]:
         """The run's checkpoints, and when each was written, in nanoseconds."""
         return {path.name: path.stat().st_mtime_ns for path in self.output_dir.glob("*.pth")}
 
-    def _take_marker(self) -> tuple[str, bool]:
-        """Where the run was interrupted, if it was, and whether that is another place than before.
-
-        The marker is moved to the logs.
-        """
-        marker, last = self.output_dir / MARKER, self.logs / MARKER
-        if not marker.exists():
-            return "", False
-        (_, before), (name, place) = _read(last), _read(marker)
-        marker.replace(last)
-        return f"{name} ({describe_place(place) or '?'})", bool(place) and place != before
-
 
 class Signals(SignalReceiver):
-    """While entered, passes signals on to the job.
+    """While entered, passes signals on to the job, or only takes note without `forward`.
 
-    SIGUSR1 goes on as it is. Signals that end this command go on as SIGUSR1 too, which asks the job
-    to save and end: at SIGTERM `srun` kills the job at once. So does a second one here.
-
-    Args:
-        forward: False only takes note.
-
-    Attributes:
-        stop: the signal that asked this command to end; 0 while there is none.
+    `stop` is the first that asked this command to end, 0 before. Such a signal goes on as SIGUSR1,
+    which asks the job to save and end: at SIGTERM `srun` kills it at once. So does a second one.
     """
 
     def __init__(self, forward: bool) -> None:
         super().__init__((*STOP_SIGNALS, signal.SIGUSR1))
-        self.stop = 0
-        self._forward = forward
-        self._stop_at = 0.0
-        self._receiver: subprocess.Popen | None = None
+        self.stop, self._stop_at = 0, 0.0
+        self._forward, self._receiver = forward, None
 
-    @contextlib.contextmanager
-    def going_to(self, process: subprocess.Popen) -> Iterator[None]:
-        """Signals go to `process` inside the block, and one that came just before it, too."""
+    def go_to(self, process: subprocess.Popen) -> None:
+        """Pass on to this process from now on, and a signal that came just before it, too."""
         self._receiver = process
-        try:
-            if self.stop:
-                self._pass_on(signal.SIGUSR1)
-            yield
-        finally:
-            self._receiver = None
+        if self.stop:
+            self._pass_on(signal.SIGUSR1)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
@@ -219,7 +171,7 @@ class Signals(SignalReceiver):
 
     def _pass_on(self, number: int) -> None:
         if self._forward and self._receiver is not None:
-            self._receiver.send_signal(number)
+            self._receiver.send_signal(number)  # nothing, if it has ended
 
 
 def _read(marker: Path) -> tuple[str, dict[str, object]]:
@@ -231,36 +183,9 @@ def _read(marker: Path) -> tuple[str, dict[str, object]]:
     return str(place.pop("signal", "?")), place
 
 
-def next_log(folder: Path) -> Path:
-    """A file for what the next start prints: `start-001.log` and on; none is overwritten."""
-    numbers = [int(path.stem.partition("-")[2]) for path in folder.glob("start-[0-9]*.log")]
-    return folder / f"start-{max(numbers, default=0) + 1:03d}.log"
-
-
-class _SlurmsWords:
-    """What Slurm says of a job, between the lines that the job itself prints.
-
-    Attributes:
-        refused: why it does not take the job; empty if it did.
-        cut_short: what it ended the job for; empty if it did not.
-    """
-
-    def __init__(self) -> None:
-        self.refused = self.cut_short = ""
-        self._started = False
-
-    def read(self, line: bytes) -> None:
-        """Take note of the next line."""
-        self._started |= not line.startswith(b"srun: ")
-        if not (self._started or self.refused) and (match := REFUSED.match(line)):
-            self.refused = match[1].decode(errors="replace")
-        if match := CUT_SHORT.search(line):
-            self.cut_short = (match[1] or match[2]).decode().lower()
-
-
-def _copy(source: BinaryIO, sinks: Sequence[BinaryIO], read_line: Callable[[bytes], None]) -> None:
-    """Copy `source` to all sinks, and let its lines be read."""
-    sinks, rest = list(sinks), b""
+def _copy(source: BinaryIO, sinks: Sequence[BinaryIO]) -> tuple[str, str]:
+    """Copy `source` to all sinks; why Slurm says it does not take the job, what it ended it for."""
+    sinks, rest, started, refused, cut_short = list(sinks), b"", False, "", ""
     while chunk := source.read1(2**16):
         for sink in list(sinks):
             try:
@@ -272,4 +197,9 @@ def _copy(source: BinaryIO, sinks: Sequence[BinaryIO], read_line: Callable[[byte
         *lines, rest = (rest + chunk).split(b"\n")
         rest = rest[-4096:]
         for line in lines:
-            read_line(line)
+            started |= not line.startswith(b"srun: ")  # the job's own words
+            if not (started or refused) and (match := REFUSED.match(line)):
+                refused = match[1].decode(errors="replace")
+            if match := CUT_SHORT.search(line):
+                cut_short = (match[1] or match[2]).decode().lower()
+    return refused, cut_short

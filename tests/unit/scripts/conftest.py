@@ -1,20 +1,86 @@
-"""Stand-ins for Slurm's commands."""
+"""Stand-ins for Slurm's commands, which record their arguments; starting the launcher."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.unit.scripts.slurm_stand_in import SBATCH, SCONTROL, SRUN
+from tests.commands import ROOT
+
+# Runs the command as one task; all flags come before it. Each call is recorded as one line.
+SRUN = """#!/usr/bin/env bash
+echo "${@//$'\\n'/ }" >>"$HOME/srun"
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+SBATCH = """#!/usr/bin/env bash
+echo "$@" >>"$HOME/sbatch"
+[ "${REFUSE:-}" = "" ] || { echo "sbatch: error: $REFUSE" >&2; exit 1; }
+echo "12;cluster"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "$@" >>"$HOME/scontrol"
+case "$1 $2" in
+"show hostnames") printf '%s\\nelsewhere\\n' "${FIRST:-localhost}" ;;
+"show node") [ "$3" = no.such.name ] && echo "NodeName=$3 NodeAddr=10.1.2.3 NodeHostName=x" ;;
+esac
+"""
+
+
+@dataclass(frozen=True)
+class Home:
+    """A user's folder, with a cluster on the PATH."""
+
+    path: Path
+
+    @property
+    def out(self) -> Path:
+        return self.path / "out"
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+        paths = {"HOME": str(self.path), "PATH": f"{self.path}/bin:/usr/bin:/bin"}
+        return {**kept, **paths, **variables}
+
+    def line(self, *arguments: object) -> list[str]:
+        flags = ["-J", "job", "--output-dir", self.out, *arguments]
+        return [sys.executable, str(ROOT / "scripts/cli/run.py"), *map(str, flags)]
+
+    def run(self, command: Sequence[object], **variables: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            list(map(str, command)),
+            cwd=self.path,
+            env=self.environment(**variables),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def launch(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
+        return self.run(self.line(*arguments), **variables)
+
+    def program(self, name: str, script: str) -> Path:
+        path = self.path / "bin" / name
+        path.write_text(script)
+        path.chmod(0o755)
+        return path
+
+    def calls(self, program: str) -> list[str]:
+        path = self.path / program
+        return path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with stand-ins for Slurm's commands, which record their arguments in it."""
+def home(tmp_path: Path) -> Home:
     (tmp_path / "bin").mkdir()
+    made = Home(tmp_path)
     for name, script in {"srun": SRUN, "sbatch": SBATCH, "scontrol": SCONTROL}.items():
-        path = tmp_path / "bin" / name
-        path.write_text(script)
-        path.chmod(0o755)
-    return tmp_path
+        made.program(name, script)
+    return made
