@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from hub.published import resolve_flags
 from hub.weights import read_weights
 from models.lpd import LPD
 from tokenizers.fast_decoder import FastDecoder
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
+from util import distributed
 from util.errors import UserError, blame
 from util.geometry import TokenGrid, grid_side
 from util.images import to_uint8
@@ -58,6 +61,16 @@ def load_networks(
             f"{own[:12]} (--vqgan_path)"
         )
     return model.requires_grad_(False), tokenizer
+
+
+def read_networks(args: argparse.Namespace) -> tuple[LPD, VQModel]:
+    """Load what --pretrained_ckpt and --vqgan_path name, for --device and --bf16."""
+    device = distributed.resolve_device(args.device, distributed.Launch())
+    resolve_flags(args)
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
+    if args.bf16:
+        model.round_products()
+    return model.to(device), tokenizer.to(device)
 
 
 def build_decoder(

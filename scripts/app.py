@@ -22,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.server import listen, require_gradio, serve
 from app.studio import Studio
-from evaluation.networks import load_networks
-from hub.published import resolve_flags
+from evaluation.networks import read_networks
 from models.sampling import warn_of_guidance
-from util import distributed, logs
+from util import logs
 from util.cli import Parser, add_flags, whole
-from util.errors import UserError, blame, run
+from util.errors import UserError, run
 from visualization.class_names import read_class_names
 
 # Where scripts/demo.sh leaves its weights.
@@ -36,24 +35,17 @@ DEMO_TOKENIZER = Path("output/demo/tokenizer/vq.pt")
 
 
 def build_parser() -> Parser:
-    """All flags."""
     parser = Parser(description="Generate, edit and compare orders in a browser.")
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--pretrained_ckpt",
-        help="LPD checkpoint or published name; by default that of scripts/demo.sh",
-    )
-    add_flags(
-        group,
-        "--vqgan_path",
-        help="tokenizer checkpoint, or llamagen for the published one; the demo has its own",
-    )
+    help_text = "LPD checkpoint or published name; by default that of scripts/demo.sh"
+    group.add_argument("--pretrained_ckpt", help=help_text)
+    help_text = "tokenizer checkpoint, or llamagen for the published one; the demo has its own"
+    add_flags(group, "--vqgan_path", help=help_text)
     add_flags(group, "--class_names", "--bf16")
     group.add_argument("--device", help="cuda or cpu; by default a GPU if there is one")
     group = parser.add_argument_group("address")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines see the page"
-    )
+    help_text = "0.0.0.0 lets other machines see the page"
+    group.add_argument("--host", default="127.0.0.1", help=help_text)
     group.add_argument("--port", type=whole(0, 65535), default=7860, help="0 for any free one")
     add_flags(parser, "--debug")
     return parser
@@ -65,28 +57,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.setup()
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = distributed.resolve_device(args.device, distributed.Launch())
     if args.pretrained_ckpt is None:
         choose_demo(args)
-    resolve_flags(args)
-    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
+    model, tokenizer = read_networks(args)
     warn_of_guidance(model.label_drop_prob, "the page offers guidance")
-    with blame("--class_names"):
-        names = read_class_names(args.class_names, model.class_num)
-    if args.bf16:
-        model.round_products()
-    studio = Studio(model.to(device), tokenizer.to(device), names, args.bf16)
+    names = read_class_names(args.class_names, model.class_num)
+    studio = Studio(model, tokenizer, names, args.bf16)
     with listen(args.host, args.port) as server_socket:
         require_gradio()
         serve(studio, describe(args.pretrained_ckpt, studio), server_socket)
 
 
 def choose_demo(args: argparse.Namespace) -> None:
-    """Let the flags name the demo's weights, tokenizer and classes.
-
-    Raises:
-        UserError: they are not there.
-    """
+    """Let the flags name the demo's weights, tokenizer and classes."""
     for path in (DEMO_CHECKPOINT, DEMO_TOKENIZER):
         if not path.exists():
             raise UserError(

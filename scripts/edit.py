@@ -15,7 +15,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +23,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset import edit_canvas as canvas
+from dataset import edit_canvas
 from dataset.edit_canvas import Canvas
-from evaluation.networks import build_decoder, load_networks
+from evaluation.networks import build_decoder, read_networks
 from evaluation.samples import image_file
-from hub.published import pinned_flags, resolve_flags
+from hub.published import pinned_flags
 from models.editing import edit
 from models.lpd import LPD
 from models.sampling import SamplingSettings, read_sampling
@@ -36,9 +35,10 @@ from orders.group_sizes import remaining_group_sizes
 from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel
 from training.flags import add_decoding_flags
-from util import distributed, logs
+from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, require_file, require_writable_folder, run
+from util.geometry import TokenGrid, grid_side
 from util.images import save_grid, save_png
 from util.run_record import record_run
 from visualization.class_names import parse_classes, read_class_names
@@ -61,7 +61,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("image")
     group.add_argument("--image", required=True, help="of any size and mode")
     help_text = "crop cuts the middle square out; pad shows all, and the result has its proportions"
-    group.add_argument("--fit", default="crop", choices=canvas.FITS, help=help_text)
+    group.add_argument("--fit", default="crop", choices=edit_canvas.FITS, help=help_text)
     group = parser.add_argument_group("what to make anew (one of them)")
     group = group.add_mutually_exclusive_group(required=True)
     help_text = "image, white where to make anew; of the image's size or proportions"
@@ -95,68 +95,55 @@ def build_parser() -> Parser:
     return parser
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that one edit needs, checked; model and tokenizer are on the device."""
-
-    model: LPD
-    tokenizer: VQModel
-    canvas: Canvas
-    mask: torch.Tensor  # (N,) bool, tokens to be made anew
-    steps: int
-    label: int | None
-    sampling: SamplingSettings
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Check and load everything, edit, write."""
     parser = build_parser()
     args = parser.parse_args(argv)
     logs.setup()
-    device = distributed.resolve_device(args.device, distributed.Launch())
-    resolve_flags(args)
-    job = prepare(args, device)
+    image, mask, towards = read_picture(args)
+    model, tokenizer = read_networks(args)
+    sampling = read_sampling(args, model.label_drop_prob)
+    label = read_label(args, model.class_num)
+    with blame("--image"):
+        canvas = edit_canvas.fit(image, mask, model.grid.image_size, args.fit, towards)
+    tokens, steps = choose_tokens(args, canvas, model.grid, anything=mask.any())
     folder = require_writable_folder(args.output_dir, "--output_dir")
     require_other_files(args, folder)
     with blame("--output_dir"):
         record_run(parser, pinned_flags(args), folder)
-    variants = make(args, job)
+    logger.info("%d of %d tokens in %d steps", tokens.sum(), len(tokens), steps)
+    variants = make(args, model, tokenizer, canvas, tokens, label, sampling)
     with blame("--output_dir"):
-        write(job, variants, folder, blank=bool(args.outpaint))
+        write(args, canvas, tokens, variants, folder)
     logger.info("%d variants and %s in %s", len(variants), GRID_FILE, folder)
 
 
-def prepare(args: argparse.Namespace, device: torch.device) -> Job:
-    """Check the flags and load what they name."""
-    image, mask, towards = read_picture(args)
-    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
-    sampling = read_sampling(args, model.label_drop_prob)
-    label = read_label(args, model, sampling.guided)
+def choose_tokens(
+    args: argparse.Namespace, canvas: Canvas, grid: TokenGrid, anything: bool
+) -> tuple[torch.Tensor, int]:
+    """Mark the tokens to make anew, (N,) bool, and count the steps.
+
+    `anything`: there is something to make anew in the whole image.
+    """
+    tokens = torch.from_numpy(canvas.token_mask(grid.stride))
+    masked = int(tokens.sum())
     flag = next(f"--{name}" for name in ("mask", "box", "outpaint") if getattr(args, name))
-    with blame("--image"):
-        fitted = canvas.fit(image, mask, model.grid.image_size, args.fit, towards)
-    tokens = fitted.token_mask(model.grid.stride)
-    if mask.any() and not tokens.any():
+    if anything and not masked:
         raise UserError(
             f"{flag}: found nothing to make anew in the middle of the image, all that --fit crop "
             "leaves, expected something there or --fit pad"
         )
-    if args.outpaint and tokens.all():
+    if args.outpaint and masked == grid.num_tokens:
         raise UserError(
             f"--outpaint: found {args.outpaint[1]} pixels, which leave nothing of the image, "
             "expected fewer"
         )
-    if not tokens.any():
+    if not masked:
         logger.warning("%s: nothing is white, the variants show the reconstruction", flag)
     with blame("--steps"):
-        masked = int(tokens.sum())
-        asked = args.steps and min(args.steps, masked)
-        num_tokens = model.grid.num_tokens
-        steps = len(remaining_group_sizes(num_tokens, num_tokens - masked, asked))
-    if args.bf16:
-        model.round_products()
-    mask = torch.from_numpy(tokens)
-    return Job(model.to(device), tokenizer.to(device), fitted, mask, steps, label, sampling)
+        steps = args.steps and min(args.steps, masked)
+        sizes = remaining_group_sizes(grid.num_tokens, grid.num_tokens - masked, steps)
+    return tokens, len(sizes)
 
 
 def require_other_files(args: argparse.Namespace, folder: Path) -> None:
@@ -172,56 +159,60 @@ def read_picture(args: argparse.Namespace) -> tuple[Image.Image, np.ndarray, str
     """Read the image, its mask (H, W) bool, and at which side to cut if not around the middle."""
     path = require_file(args.image, "--image", "an image file")
     with blame("--image"):
-        image = canvas.open_picture(path)
+        image = edit_canvas.open_picture(path)
     if args.mask:
         path = require_file(args.mask, "--mask", "an image file")
         with blame("--mask"):
-            mask = canvas.open_mask(path)
-            canvas.check_proportions(image, mask)
+            mask = edit_canvas.open_mask(path)
+            edit_canvas.check_proportions(image, mask)
         return image, mask, None
     if args.box:
         with blame("--box"):
-            return image, canvas.box_mask(image, tuple(args.box)), None
+            return image, edit_canvas.box_mask(image, tuple(args.box)), None
     side, count = args.outpaint
     expected = "expected left, right, top or bottom and a number of pixels"
-    if side not in canvas.SIDES or not (count.isascii() and count.isdigit() and len(count) < 10):
+    if side not in edit_canvas.SIDES or not (
+        count.isascii() and count.isdigit() and len(count) < 10
+    ):
         raise UserError(f"--outpaint: found {side!r} {count!r}, {expected}")
     with blame("--outpaint"):
-        return *canvas.outpaint(image, side, int(count)), side
+        return *edit_canvas.outpaint(image, side, int(count)), side
 
 
-def read_label(args: argparse.Namespace, model: LPD, guided: bool) -> int | None:
+def read_label(args: argparse.Namespace, class_num: int) -> int | None:
     """Return the number of the class."""
-    with blame("--class_names"):
-        names = read_class_names(args.class_names, model.class_num)
+    names = read_class_names(args.class_names, class_num)
     if args.label is None:
-        if guided:
+        if args.cfg != 1:
             raise UserError(f"--cfg: found {args.cfg:g} without --class, expected 1")
         return None
     with blame("--class"):
-        (label,) = parse_classes([args.label], names)
-    return label
+        return parse_classes([args.label], names)[0]
 
 
 @torch.no_grad()
-def make(args: argparse.Namespace, job: Job) -> np.ndarray:
+def make(
+    args: argparse.Namespace,
+    model: LPD,
+    tokenizer: VQModel,
+    canvas: Canvas,
+    mask: torch.Tensor,
+    label: int | None,
+    sampling: SamplingSettings,
+) -> np.ndarray:
     """Make the variants (V, S, S, 3) uint8; number i draws by (seed, i)."""
-    grid, device = job.model.grid, job.model.pos_embed.device
-    pixels = torch.from_numpy(job.canvas.pixels).permute(2, 0, 1)[None]
-    tokens = encode(job.tokenizer, pixels)
-    logger.info("%d of %d tokens in %d steps", job.mask.sum(), grid.num_tokens, job.steps)
-    decode = build_decoder(job.tokenizer, grid, args.sampler)
-    made = []
+    tokens = encode(tokenizer, torch.from_numpy(canvas.pixels).permute(2, 0, 1)[None])
+    decode = build_decoder(tokenizer, model.grid, args.sampler)
+    variants = []
     batches = torch.arange(args.variants).split(BATCH_SIZE)
     for ids in logs.progress(batches, desc="variants", unit="batch"):
-        labels = None if job.label is None else torch.full((len(ids),), job.label)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
+        with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=args.bf16):
             edited = edit(
-                job.model,
+                model,
                 tokens.expand(len(ids), -1),
-                job.mask.expand(len(ids), -1),
-                labels,
-                job.sampling,
+                mask.expand(len(ids), -1),
+                None if label is None else torch.full((len(ids),), label),
+                sampling,
                 num_steps=args.steps,
                 proximity_threshold=args.proximity_threshold,
                 repulsion_threshold=args.repulsion_threshold,
@@ -229,34 +220,30 @@ def make(args: argparse.Namespace, job: Job) -> np.ndarray:
                 image_ids=ids.numpy(),
                 sampler=args.sampler,
             )
-        made.append(decode(edited).cpu().numpy())
-    variants = np.concatenate(made)
-    return job.canvas.composite(variants, args.feather) if args.composite else variants
+        variants += list(decode(edited).cpu().numpy())
+    variants = np.stack(variants)
+    return canvas.composite(variants, args.feather) if args.composite else variants
 
 
-def write(job: Job, variants: np.ndarray, folder: Path, blank: bool) -> None:
-    """Write the variants, and all of them beside the original and what is made anew.
+def write(
+    args: argparse.Namespace, canvas: Canvas, mask: torch.Tensor, variants: np.ndarray, folder: Path
+) -> None:
+    """Write the variants, and all of them beside the original and what is made anew in it.
 
-    `blank`: the original has nothing to show under the mask.
+    That is shown by red: half over the cells of tokens, most over masked pixels.
     """
-    original = job.canvas.pixels.copy()
-    if blank:
-        original[job.canvas.mask] = _GREY
-    tiles = [original, show_mask(job), *variants]
-    shown = job.canvas.picture(np.stack(tiles))
+    original = canvas.pixels.copy()
+    if args.outpaint:  # which has nothing to show there
+        original[canvas.mask] = _GREY
+    side = grid_side(len(mask))
+    cells = np.kron(mask.view(side, side).numpy(), np.ones([len(original) // side] * 2, dtype=bool))
+    red = np.where(canvas.mask, _OVER_MASK, np.where(cells, _OVER_CELLS, 0.0))[..., None]
+    anew = np.rint(red * np.array(_RED) + (1 - red) * canvas.pixels).astype(np.uint8)
+    shown = canvas.picture(np.stack([original, anew, *variants]))
     for place, variant in enumerate(shown[2:]):
         save_png(variant, image_file(folder, place))
     # About square, and the first row shows a variant.
     save_grid(shown, folder / GRID_FILE, max(3, int(np.ceil(np.sqrt(len(shown))))))
-
-
-def show_mask(job: Job) -> np.ndarray:
-    """Put red over the picture (S, S, 3) uint8: half over tokens, most over masked pixels."""
-    stride = job.model.grid.stride
-    cells = job.mask.view(job.model.grid.side, -1).numpy()
-    cells = cells.repeat(stride, axis=0).repeat(stride, axis=1)
-    red = np.where(job.canvas.mask, _OVER_MASK, np.where(cells, _OVER_CELLS, 0.0))[..., None]
-    return np.rint(red * np.array(_RED) + (1 - red) * job.canvas.pixels).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +22,25 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-from evaluation.networks import build_decoder, load_networks
+from evaluation.networks import build_decoder, read_networks
 from hub import published
-from hub.published import resolve_flags
 from models.decoding import generate, generate_steps
 from models.lpd import LPD
-from models.sampling import SamplingSettings, read_sampling
+from models.sampling import read_sampling
 from orders.order_file import read_orders, steps_in_name, warn_of_steps
-from orders.sources import ORDERS, OrderSource, build_orders, parse_order, read_group_sizes, stored
+from orders.sources import ORDERS, build_orders, parse_order, read_group_sizes, stored
 from tokenizers.vq_model import VQModel
 from training.flags import add_sampling_flags
-from util import distributed, logs
+from util import logs
 from util.cli import Parser, add_flags, number, whole
-from util.errors import UserError, blame, require_writable_folder, run
+from util.errors import UserError, blame, require_writable_file, require_writable_folder, run
 from util.geometry import TokenGrid, grid_side
 from visualization.class_names import parse_classes, read_class_names
-from visualization.drawing import Sheet, resized, write_gif, write_png
+from visualization.drawing import Sheet, resized, write_picture
 from visualization.generation import images_so_far, step_titles, strip_steps
 from visualization.orders import ShownOrders, group_frames, plot_distances, plot_step_maps
 from visualization.scalar_history import read_history
 from visualization.training import LOSS_AXES, plot_training
-
-logger = logging.getLogger("lpd")
 
 MAPS_FILE, GROUPS_FILE = "order_steps.png", "order_groups.gif"
 DISTANCES_FILE = "order_distances.png"
@@ -63,12 +57,13 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help="what to draw (COMMAND --help)"
     )
-    for name, add_its_flags, draw, about in (
-        ("order", add_order_flags, draw_order, "which position is decoded when"),
-        ("generation", add_generation_flags, draw_generation, "images after every decoding step"),
-        ("samples", add_samples_flags, draw_samples, "samples with the names of their classes"),
-        ("training", add_training_flags, draw_training, "loss and scores of a training run"),
+    for draw, add_its_flags, about in (
+        (draw_order, add_order_flags, "which position is decoded when"),
+        (draw_generation, add_generation_flags, "images after every decoding step"),
+        (draw_samples, add_samples_flags, "samples with the names of their classes"),
+        (draw_training, add_training_flags, "loss and scores of a training run"),
     ):
+        name = draw.__name__.removeprefix("draw_")
         command = commands.add_parser(name, help=about, description=f"Draw {about}.")
         add_its_flags(command)
         add_flags(command, "--debug")
@@ -97,47 +92,39 @@ def add_order_flags(parser: Parser) -> None:
 
 
 def add_generation_flags(parser: Parser) -> None:
-    add_model_flags(parser, "one a class")
-    group = add_output_flags(parser, ".gif for an animation, .png for a film strip; or both")
+    group = add_image_flags(parser, "one", ".gif for an animation, .png for a film strip; or both")
     group.add_argument("--strip_steps", type=whole(1), default=12, help="most steps of a strip")
     add_gif_flag(group)
 
 
 def add_samples_flags(parser: Parser) -> None:
-    add_model_flags(parser, "eight a class")
-    group = add_output_flags(parser, ".png")
+    group = add_image_flags(parser, "eight", ".png")
     group.add_argument("--eval_bsz", type=whole(1), default=64, help="images at a time")
 
 
 def add_training_flags(parser: Parser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--log_dir", required=True, help="the run's TensorBoard folder")
-    axis, *_ = LOSS_AXES
-    group.add_argument("--loss_axis", choices=LOSS_AXES, default=axis, help="scale of the loss")
+    help_text = "scale of the loss"
+    group.add_argument("--loss_axis", choices=LOSS_AXES, default=LOSS_AXES[0], help=help_text)
     group = parser.add_argument_group("output")
     add_flags(group, "--output", nargs=1, required=True, help=".png")
 
 
-def add_model_flags(parser: Parser, num_images: str) -> None:
+def add_image_flags(parser: Parser, per_class: str, files: str) -> argparse._ArgumentGroup:
+    """Add the flags of what is generated and where it goes; return the group of the latter."""
     group = parser.add_argument_group("model")
     add_flags(group, "--pretrained_ckpt", required=True)
     add_flags(group, "--vqgan_path", "--device", "--bf16")
     group = parser.add_argument_group("images")
-    group.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="CLASS",
-        help="numbers or names; by default all of up to ten, else ten evenly spread",
-    )
+    help_text = "numbers or names; by default all of up to ten, else ten evenly spread"
+    group.add_argument("--classes", nargs="+", metavar="CLASS", help=help_text)
     add_flags(group, "--class_names")
-    help_text = f"a multiple of the classes; by default {num_images}"
+    help_text = f"a multiple of the classes; by default {per_class} a class"
     group.add_argument("--num_images", type=whole(1), help=help_text)
     add_flags(group, "--seed", default=1)
     add_sampling_flags(parser)
     parser.set_defaults(order="lpd")
-
-
-def add_output_flags(parser: Parser, files: str) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("output")
     add_flags(group, "--output", nargs="+", required=True, metavar="FILE", help=files)
     help_text = "of an image, pixels: enlarged by whole numbers, or shrunk"
@@ -159,51 +146,46 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def draw_order(args: argparse.Namespace) -> None:
     """Draw maps of the steps, the groups as an animation, and the distances an order trades."""
-    resolve_flags(args)
+    published.resolve_flags(args)
     shown, sizes = choose_orders(args)
     folder = require_writable_folder(args.output_dir, "--output_dir")
     with blame("--output_dir"):
-        save(plot_step_maps(shown, sizes), folder / MAPS_FILE)
+        write_picture(plot_step_maps(shown, sizes), folder / MAPS_FILE)
         frames = group_frames(shown, sizes)
         bar = logs.progress(frames, total=len(sizes), desc="frames", unit="step")
-        save(list(bar), folder / GROUPS_FILE, args.seconds)
-        save(plot_distances(shown, sizes), folder / DISTANCES_FILE)
+        write_picture(list(bar), folder / GROUPS_FILE, args.seconds)
+        write_picture(plot_distances(shown, sizes), folder / DISTANCES_FILE)
 
 
 def choose_orders(args: argparse.Namespace) -> tuple[list[ShownOrders], list[int]]:
     """Read or make the orders of every kind; also return the group sizes."""
-    path, on_file = args.lpd_order_file, None
+    path, image_size, most = args.lpd_order_file, args.img_size, NUM_ORDERS
     if path:
         if "lpd" not in args.orders:
             raise UserError("--lpd_order_file: found no lpd in --orders, expected it there")
-        num_tokens = (args.img_size // args.vqgan_stride) ** 2 if args.img_size else None
         with blame("--lpd_order_file"):
-            on_file = read_orders(path, num_tokens)
-            side = grid_side(on_file.shape[1])
-        grid = TokenGrid(side * args.vqgan_stride, args.vqgan_stride, vocab_size=1)
+            on_file = read_orders(path, image_size and (image_size // args.vqgan_stride) ** 2)
+            image_size = grid_side(on_file.shape[1]) * args.vqgan_stride
+        most = min(most, len(on_file))
         if args.generation_steps is None and args.group_sizes is None:
             args.generation_steps = steps_in_name(path)
-    else:
-        with blame("--img_size, --vqgan_stride"):
-            grid = TokenGrid(args.img_size or 256, args.vqgan_stride, vocab_size=1)
+    with blame("--img_size, --vqgan_stride"):
+        grid = TokenGrid(image_size or 256, args.vqgan_stride, vocab_size=1)
     sizes = read_group_sizes(args, grid.num_tokens)
-    most = NUM_ORDERS if on_file is None else min(NUM_ORDERS, len(on_file))
     count = args.num_orders or most
     needed = max(count, args.image_id + 1)
-    if path:
-        with blame("--lpd_order_file"):
-            expected = f"at least {needed} (--num_orders, --image_id)"
-            from_file = stored(on_file, path, needed, expected)
-        warn_of_steps(path, [len(sizes)])
     shown = []
     for text in args.orders:
-        warn_of_steps(text, [len(sizes)], "--orders")
-        with blame("--orders"):
-            if text == "lpd" and path:
-                orders = from_file
+        on_it = bool(path) and text == "lpd"
+        flag = "--lpd_order_file" if on_it else "--orders"
+        with blame(flag):
+            if on_it:
+                expected = f"at least {needed} (--num_orders, --image_id)"
+                orders = stored(on_file, path, needed, expected)
             else:
                 named = published.resolve(text, published.ORDERS)
                 orders = parse_order(named, grid, args.seed, needed)
+        warn_of_steps(path if on_it else text, [len(sizes)], flag)
         order = orders(np.array([args.image_id]), sizes)[0]
         shown.append(ShownOrders(order_title(text), order, orders(np.arange(count), sizes)))
     return shown, sizes
@@ -218,112 +200,84 @@ def order_title(text: str) -> str:
     return Path(text).name
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What to generate, checked: as many images of each class, one class after another."""
+def read_request(
+    args: argparse.Namespace, per_class: int
+) -> tuple[LPD, VQModel, list[str], Callable[[np.ndarray], dict[str, Any]]]:
+    """Check the flags and load what they name; images are class by class, as many of each.
 
-    model: LPD
-    tokenizer: VQModel
-    labels: torch.Tensor
-    classes: int  # the same one may be asked for twice
-    names: list[str]
-    group_sizes: list[int]
-    orders: OrderSource
-    sampling: SamplingSettings
-    options: dict[str, Any]
-    autocast: torch.autocast
-
-    def arguments(self, ids: np.ndarray) -> tuple[Any, ...]:
-        """Return those of `generate` that stand at the front, for some of the images."""
-        orders = self.orders(ids, self.group_sizes)
-        return self.model, self.labels[ids], orders, self.group_sizes, self.sampling
-
-
-def read_request(args: argparse.Namespace, per_class: int) -> Request:
-    """Check the flags and load what they name."""
-    device = distributed.resolve_device(args.device, distributed.Launch())
-    resolve_flags(args)
-    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
-    with blame("--class_names"):
-        names = read_class_names(args.class_names, model.class_num)
+    Returns the networks, each image's class by name, and the arguments of `generate` by image ids.
+    """
+    model, tokenizer = read_networks(args)
+    names = read_class_names(args.class_names, model.class_num)
     with blame("--classes"):
-        classes = parse_classes(args.classes, names)
-    if args.num_images is None:
-        args.num_images = per_class * len(classes)
-    if args.num_images % len(classes):
+        args.classes = parse_classes(args.classes, names)
+    args.num_images = args.num_images or per_class * len(args.classes)
+    if args.num_images % len(args.classes):
         raise UserError(
-            f"--num_images: found {args.num_images}, expected a multiple of the {len(classes)} "
-            "classes (--classes)"
+            f"--num_images: found {args.num_images}, expected a multiple of the "
+            f"{len(args.classes)} classes (--classes)"
         )
-    labels = np.repeat(classes, args.num_images // len(classes))
+    labels = np.repeat(args.classes, args.num_images // len(args.classes))
     sizes = read_group_sizes(args, model.grid.num_tokens)
     orders = build_orders(args, model.grid, len(sizes))
-    sampling = read_sampling(args, model.label_drop_prob)
-    if args.bf16:
-        model.round_products()
-    return Request(
-        model=model.to(device),
-        tokenizer=tokenizer.to(device),
-        labels=torch.from_numpy(labels),
-        classes=len(classes),
-        names=[names[label] for label in labels],
-        group_sizes=sizes,
-        orders=orders,
-        sampling=sampling,
-        options={"seed": args.seed, "sampler": args.sampler},
-        autocast=torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16),
-    )
+    options = {"model": model, "group_sizes": sizes, "seed": args.seed, "sampler": args.sampler}
+    options["sampling"] = read_sampling(args, model.label_drop_prob)
+
+    def arguments(ids: np.ndarray) -> dict[str, Any]:
+        return {"labels": labels[ids], "orders": orders(ids, sizes), "image_ids": ids, **options}
+
+    return model, tokenizer, [names[label] for label in labels], arguments
 
 
 def draw_generation(args: argparse.Namespace) -> None:
     """Draw the images after every step: an animation, a film strip of some steps, or both."""
     check_output(args.output, ".gif", ".png")
-    request = read_request(args, per_class=1)
-    count, steps = len(request.labels), len(request.group_sizes)
-    with request.autocast:
-        states = generate_steps(*request.arguments(np.arange(count)), **request.options)
-        states = list(logs.progress(states, total=steps, desc="decoding", unit="step"))
-    some = strip_steps(steps, args.strip_steps)
-    wanted = range(steps) if any(path.suffix == ".gif" for path in args.output) else some
+    model, tokenizer, names, arguments = read_request(args, per_class=1)
+    options = arguments(np.arange(len(names)))
+    sizes = options["group_sizes"]
+    with torch.autocast(model.pos_embed.device.type, torch.bfloat16, enabled=args.bf16):
+        states = generate_steps(**options)
+        states = list(logs.progress(states, total=len(sizes), desc="decoding", unit="step"))
+    some = strip_steps(len(sizes), args.strip_steps)
+    wanted = range(len(sizes)) if any(path.suffix == ".gif" for path in args.output) else some
     bar = logs.progress(wanted, desc="images", unit="step")
-    images = {step: shown_images(request.tokenizer, states[step], args.side) for step in bar}
+    images = {step: shown_images(tokenizer, states[step], args.side) for step in bar}
     for path in args.output:
         if path.suffix == ".gif":
-            words = {"captions": request.names, "titles": step_titles(request.group_sizes)}
-            sheet = Sheet(min(count, COLUMNS), **words, side=args.side)
-            save([sheet.draw(images[step], step) for step in range(steps)], path, args.seconds)
+            columns = min(len(names), COLUMNS)
+            sheet = Sheet(columns, captions=names, titles=step_titles(sizes), side=args.side)
+            picture = [sheet.draw(images[step], step) for step in wanted]
         else:
             columns = [f"step {step + 1}" for step in some]
-            sheet = Sheet(len(some), request.names, columns, side=args.side)
-            rows = np.stack([images[step] for step in some], axis=1)
-            save(sheet.draw(rows.reshape(-1, *rows.shape[2:])), path)
+            sheet = Sheet(len(some), names, columns, side=args.side)
+            picture = sheet.draw([images[step][row] for row in range(len(names)) for step in some])
+        write_picture(picture, path, args.seconds)
 
 
-def shown_images(tokenizer: VQModel, tokens: torch.Tensor, side: int) -> np.ndarray:
+def shown_images(tokenizer: VQModel, tokens: torch.Tensor, side: int) -> list[np.ndarray]:
     """Draw what is decoded so far, a few images at a time, in the size in which they are shown."""
     parts = [images_so_far(tokenizer, part).cpu().numpy() for part in tokens.split(DECODED)]
-    return np.stack([resized(image, side) for part in parts for image in part])
+    return [resized(image, side) for part in parts for image in part]
 
 
 def draw_samples(args: argparse.Namespace) -> None:
     """Draw a row of samples for every class, or one sample of each."""
     check_output(args.output, ".png")
-    request = read_request(args, per_class=8)
-    decode = build_decoder(request.tokenizer, request.model.grid, args.sampler)
-    count, images = len(request.labels), []
+    model, tokenizer, names, arguments = read_request(args, per_class=8)
+    decode = build_decoder(tokenizer, model.grid, args.sampler)
+    count, per_class, images = len(names), len(names) // len(args.classes), []
     with logs.progress(total=count, desc="samples", unit="image") as bar:
         for ids in np.split(np.arange(count), range(args.eval_bsz, count, args.eval_bsz)):
-            with request.autocast:
-                tokens = generate(*request.arguments(ids), **request.options, image_ids=ids)
-            images.append(decode(tokens).cpu().numpy())
+            with torch.autocast(model.pos_embed.device.type, torch.bfloat16, enabled=args.bf16):
+                tokens = generate(**arguments(ids))
+            images += list(decode(tokens).cpu().numpy())
             bar.update(len(ids))
-    columns = count // request.classes
-    if columns > 1:
-        sheet = Sheet(columns, row_names=request.names[::columns], side=args.side)
+    if per_class > 1:
+        sheet = Sheet(per_class, row_names=names[::per_class], side=args.side)
     else:
-        sheet = Sheet(min(count, COLUMNS), captions=request.names, side=args.side)
+        sheet = Sheet(min(count, COLUMNS), captions=names, side=args.side)
     for path in args.output:
-        save(sheet.draw(np.concatenate(images)), path)
+        write_picture(sheet.draw(images), path)
 
 
 def draw_training(args: argparse.Namespace) -> None:
@@ -331,7 +285,7 @@ def draw_training(args: argparse.Namespace) -> None:
     check_output(args.output, ".png")
     with blame("--log_dir"):
         figure = plot_training(read_history(args.log_dir), args.loss_axis)
-    save(figure, args.output[0])
+    write_picture(figure, args.output[0])
 
 
 def check_output(paths: Sequence[Path], *suffixes: str) -> None:
@@ -341,18 +295,7 @@ def check_output(paths: Sequence[Path], *suffixes: str) -> None:
             raise UserError(
                 f"--output: found {path.name!r}, expected a name ending in {' or '.join(suffixes)}"
             )
-        if path.is_dir():
-            raise UserError(f"--output: {path} is a folder, expected a file")
-        require_writable_folder(path.parent, "--output")
-
-
-def save(picture: Any, path: Path, seconds: float = 0.0) -> None:
-    """Write a figure or an image as PNG, or frames as GIF, and say so."""
-    if path.suffix == ".gif":
-        write_gif(picture, path, seconds)
-    else:
-        write_png(picture, path)
-    logger.info("wrote %s", path)
+        require_writable_file(path, "--output")
 
 
 if __name__ == "__main__":

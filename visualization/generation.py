@@ -19,13 +19,12 @@ GREY = (172, 180, 194)
 def images_so_far(tokenizer: VQModel, tokens: torch.Tensor) -> torch.Tensor:
     """Draw grids of codes (B, N), negative where undecided: (B, S, S, 3) uint8, grey there.
 
-    The decoder sees the zero vector at an undecided position: it is equally far from all codes, so
-    that cells beside it are drawn as if nothing was known there. Complete grids give
-    `to_uint8(tokenizer.decode_code(tokens))`.
+    Complete grids give `to_uint8(tokenizer.decode_code(tokens))`.
     """
     tokens = tokens.to(tokenizer.quantize.embedding.weight.device)
     undecided, side = tokens < 0, grid_side(tokens.shape[1])
     codes = tokenizer.quantize.lookup(tokens.clamp(min=0))
+    # The zero vector is equally far from all codes: cells beside it look as if nothing was known.
     codes = codes.masked_fill(undecided[..., None], 0)
     features = tokenizer.post_quant_conv(codes.mT.unflatten(-1, (side, side)))
     images = to_uint8(tokenizer.decoder(features))
@@ -42,10 +41,8 @@ def strip_steps(steps: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int)).tolist()
 
 
-def step_titles(group_sizes: Sequence[int]) -> list[str]:
+def step_titles(group_sizes: Sequence[int], what: str = "tokens") -> list[str]:
     """Name the picture after each step."""
-    done = np.cumsum(group_sizes)
-    return [
-        f"step {step} of {len(done)}: {count} of {done[-1]} tokens"
-        for step, count in enumerate(done, start=1)
-    ]
+    steps, total = len(group_sizes), sum(group_sizes)
+    done = enumerate(np.cumsum(group_sizes), start=1)
+    return [f"step {step} of {steps}: {count} of {total} {what}" for step, count in done]

@@ -13,15 +13,17 @@ from orders.statistics import group_distances
 from util.geometry import grid_side
 from util.logs import progress
 from visualization.drawing import COLORS, INK, Sheet, get_font
-from visualization.generation import step_titles
+from visualization.generation import step_titles, strip_steps
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What a position is at a step, and how it is drawn.
-LATER, EARLIER, NOW = 0, 1, 2
-_STATES = (("undecided", (226, 226, 226)), ("decoded", (86, 160, 211)), ("this step", (213, 94, 0)))
+# What a position can be at a step, by the sign of its own step less that.
+STATES = {
+    0: ("this step", (213, 94, 0)),
+    -1: ("decoded", (86, 160, 211)),
+    1: ("undecided", (226, 226, 226)),
+}
 # From so many positions a side the map has no room for numbers.
 _MAX_NUMBERED = 16
 _MARKERS = "osD^v<>P"
@@ -29,11 +31,11 @@ _MARKERS = "osD^v<>P"
 
 @dataclass(frozen=True, eq=False)
 class ShownOrders:
-    """Orders of one kind: one (N,) that is shown, and (M, N) that distances are averaged over."""
+    """Orders of one kind."""
 
     name: str
-    order: np.ndarray
-    orders: np.ndarray
+    order: np.ndarray  # (N,), which is shown
+    orders: np.ndarray  # (M, N), which distances are averaged over
 
 
 def step_map(order: np.ndarray, group_sizes: Sequence[int]) -> np.ndarray:
@@ -44,84 +46,59 @@ def step_map(order: np.ndarray, group_sizes: Sequence[int]) -> np.ndarray:
     return steps.reshape(side, side)
 
 
-def group_states(order: np.ndarray, group_sizes: Sequence[int]) -> np.ndarray:
-    """Return what each position is at each step: LATER, EARLIER or NOW; (K, G, G) uint8."""
-    own = step_map(order, group_sizes)
-    step = np.arange(1, len(group_sizes) + 1)[:, None, None]
-    return np.where(own == step, NOW, np.where(own < step, EARLIER, LATER)).astype(np.uint8)
-
-
 def group_frames(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> Iterator[Image.Image]:
     """Draw a picture a step: the order of each kind, this step's positions highlighted."""
-    colors = np.array([color for _, color in _STATES], dtype=np.uint8)
-    cell = max(6, 192 // grid_side(sum(group_sizes)))
-    states = np.stack([group_states(kind.order, group_sizes) for kind in shown], axis=1)
+    maps = np.stack([step_map(kind.order, group_sizes) for kind in shown])
+    cell = max(6, 192 // maps.shape[-1])
     sheet = Sheet(
         columns=len(shown),
         column_names=[kind.name for kind in shown],
-        titles=[title.replace("tokens", "positions") for title in step_titles(group_sizes)],
-        side=states.shape[-1] * cell,
+        titles=step_titles(group_sizes, "positions"),
+        side=maps.shape[-1] * cell,
     )
-    for number, now in enumerate(states):
-        grids = colors[now].repeat(cell, axis=1).repeat(cell, axis=2)
+    colors = np.array([STATES[sign][1] for sign in (0, 1, -1)], dtype=np.uint8)  # -1: the last
+    for number in range(len(group_sizes)):
+        grids = colors[np.sign(maps - (number + 1))].repeat(cell, axis=1).repeat(cell, axis=2)
         grids[:, ::cell] = grids[:, :, ::cell] = 255  # lines between the positions
         yield _with_legend(sheet.draw(grids, number))
 
 
 def _with_legend(picture: Image.Image) -> Image.Image:
     """Add a line below that says what the colours mean."""
-    height, font = 26, get_font(14)
-    longer = Image.new("RGB", (picture.width, picture.height + height), "white")
+    longer = Image.new("RGB", (picture.width, picture.height + 26), "white")
     longer.paste(picture)
     draw, left, top = ImageDraw.Draw(longer), 6, picture.height + 2
-    for name, color in reversed(_STATES):
+    for name, color in STATES.values():
         draw.rectangle((left, top, left + 14, top + 14), color)
-        draw.text((left + 20, top - 1), name, INK, font)
-        left += 36 + int(font.getlength(name))
+        draw.text((left + 20, top - 1), name, INK, get_font())
+        left += 36 + int(get_font().getlength(name))
     return longer
 
 
 def plot_step_maps(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> Figure:
-    """Show the step of each position as colour, the kinds side by side."""
-    # Not at the top of the file: it takes as long to load as the rest together.
-    from matplotlib.figure import Figure
+    """Show the step of each position as colour and number, the kinds side by side."""
+    from matplotlib.figure import Figure  # as slow to load as the rest together
 
     steps, side = len(group_sizes), grid_side(sum(group_sizes))
     figure = Figure(figsize=(3.1 * len(shown) + 0.9, 3.5), layout="compressed")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    panels, size = figure.subplots(1, len(shown), squeeze=False)[0], min(8.5, 80 / side)
     for axes, kind in zip(panels, shown, strict=True):
         found = step_map(kind.order, group_sizes)
         picture = axes.imshow(found, cmap="viridis", vmin=1, vmax=steps)
         axes.set_title(kind.name)
         # Lines between the positions, and no ticks: a row or column has no meaning of its own.
-        axes.set_xticks(np.arange(side + 1) - 0.5, labels=[])
-        axes.set_yticks(np.arange(side + 1) - 0.5, labels=[])
+        between = np.arange(side + 1) - 0.5
+        axes.set(xticks=between, xticklabels=[], yticks=between, yticklabels=[])
         axes.grid(color="white", linewidth=0.6)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        if side <= _MAX_NUMBERED:
-            _number(axes, found, steps)
+        for (row, column), step in np.ndenumerate(found if side <= _MAX_NUMBERED else found[:0]):
+            style = {"color": "white" if step <= 0.65 * steps else "black", "size": size}
+            axes.text(column, row, step, ha="center", va="center", **style)
     bar = figure.colorbar(picture, ax=panels, pad=0.02, label="decoding step")
-    bar.set_ticks(_ticks(steps))
+    bar.set_ticks(np.array(strip_steps(steps, 6)) + 1)
     bar.outline.set_visible(False)
     return figure
-
-
-def _ticks(steps: int) -> np.ndarray:
-    """Choose the first step, the last and round numbers in between, none close to another."""
-    from matplotlib.ticker import MaxNLocator
-
-    between = MaxNLocator(5, integer=True).tick_values(1, steps)
-    free = (between > 1 + steps / 12) & (between < steps - steps / 12)
-    return np.unique([1, *between[free], steps])
-
-
-def _number(axes: Axes, found: np.ndarray, steps: int) -> None:
-    """Write each position's step into its cell."""
-    size = 80 / len(found) if len(found) > 10 else 8.5
-    for (row, column), step in np.ndenumerate(found):
-        color = "white" if step <= 0.65 * steps else "black"
-        axes.text(column, row, step, ha="center", va="center", fontsize=size, color=color)
 
 
 def plot_distances(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> Figure:
@@ -135,9 +112,8 @@ def plot_distances(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> 
     panels = figure.subplots(1, 2)
     steps = np.arange(1, len(group_sizes) + 1)
     for number, kind in enumerate(progress(shown, desc="distances", unit="order")):
-        found = group_distances(kind.orders, group_sizes)
         color, marker = COLORS[number % len(COLORS)], _MARKERS[number % len(_MARKERS)]
-        for axes, distances in zip(panels, found, strict=True):
+        for axes, distances in zip(panels, group_distances(kind.orders, group_sizes), strict=True):
             there = ~np.isnan(distances[0])  # by the sizes, the same for all orders
             x, values = steps[there], distances[:, there]
             low, high = np.percentile(values, (10, 90), axis=0)
@@ -150,9 +126,8 @@ def plot_distances(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> 
     )
     for axes, title in zip(panels, titles, strict=True):
         axes.set(xlabel="decoding step", ylabel="Euclidean distance, grid positions")
+        axes.set(xlim=(0.5, len(steps) + 0.5), xticks=steps[strip_steps(len(steps), 6)])
         axes.set_title(title, fontsize="medium")
-        axes.set_xlim(0.5, len(steps) + 0.5)
-        axes.set_xticks(_ticks(len(steps)))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     panels[0].legend()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,9 +22,43 @@ LOSS, RATE = "train/loss", "train/lr"
 LOSS_AXES = ("linear", "log")
 # A score's tag: its key, which of mean and spread it is, and the number of samples.
 _SCORE = re.compile(r"eval/(.+?)(_mean|_std)?(-\d+K?)?")
+_NAMES = {score.key: (name, score) for kind in KINDS.values() for name, score in kind.names.items()}
 _LOWER_IS_BETTER = ("fid", "sfid", "kid")
 # Letters that fit beside one another on top of a figure.
 _TITLE_WIDTH = 118
+
+
+class Score(NamedTuple):
+    """What a score is called, what it is measured with, which values are good, and its spread."""
+
+    key: str
+    name: str  # FID
+    samples: str  # -5K, or nothing
+    note: str = ""
+    better: str = ""
+    spread: str | None = None  # tag of the standard deviation
+
+    @property
+    def title(self) -> str:
+        """FID-5K."""
+        return self.name + self.samples
+
+
+def read_scores(tags: Iterable[str]) -> dict[str, Score]:
+    """Find the scores among a run's tags, without spreads and numbers of samples."""
+    scores = {}
+    for tag in tags:
+        match = _SCORE.fullmatch(tag)
+        if not match or match[2] == "_std" or match[1] == "num_images":
+            continue
+        key, mean, samples = match.groups(default="")
+        spread = tag.replace("_mean", "_std") if mean else None
+        scores[tag] = Score(key, key, samples, spread=spread)
+        if key in _NAMES:
+            name, known = _NAMES[key]
+            better = "lower is better" if name in _LOWER_IS_BETTER else "higher is better"
+            scores[tag] = Score(key, known.title, samples, known.note, better, spread)
+    return scores
 
 
 def plot_training(history: History, loss_axis: str = "linear") -> Figure:
@@ -32,8 +66,7 @@ def plot_training(history: History, loss_axis: str = "linear") -> Figure:
 
     Scores of `--evaluate`, which belong to no epoch, are dashed lines there and stand on top.
     """
-    # slow to load
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to load
 
     if LOSS not in history.curves:
         found = ", ".join(sorted({*history.curves, *history.final}))
@@ -41,19 +74,18 @@ def plot_training(history: History, loss_axis: str = "linear") -> Figure:
     panels: list[Callable[[Axes], None]] = [partial(_plot_loss, history, loss_axis)]
     if RATE in history.curves:
         panels.append(partial(_plot_rate, history))
-    keys = dict.fromkeys(_SCORE.fullmatch(tag)[1] for tag in score_tags(history.curves))
+    keys = dict.fromkeys(score.key for score in read_scores(history.curves).values())
     panels += [partial(_plot_score, history, key) for key in keys]
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(9.2, 0.4 + 3.1 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
-    for number, axes in enumerate(grid):
-        if number >= len(panels):
-            axes.remove()
-            continue
-        panels[number](axes)
-        for step in history.resumed:
-            label = "resumed" if number == 0 and step == history.resumed[0] else None
-            axes.axvline(_axis(history, step - 1), color="0.5", lw=0.9, ls=":", label=label)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes, plot in zip(grid, panels, strict=False):
+        plot(axes)
+        for number, step in enumerate(history.resumed):
+            style = {"color": "0.5", "lw": 0.9, "ls": ":", "label": None if number else "resumed"}
+            axes.axvline(_axis(history, step - 1), **style)
         axes.grid(alpha=0.3)
         axes.set_xlabel("step" if history.steps_per_epoch is None else "epoch")
         axes.tick_params(labelbottom=True)
@@ -65,50 +97,19 @@ def plot_training(history: History, loss_axis: str = "linear") -> Figure:
     return figure
 
 
-def score_tags(scalars: dict[str, object]) -> list[str]:
-    """List the tags of scores, without spreads and numbers of samples."""
-    matches = {tag: _SCORE.fullmatch(tag) for tag in scalars}
-    return [
-        tag
-        for tag, match in matches.items()
-        if match and match[2] != "_std" and match[1] != "num_images"
-    ]
-
-
-class ScoreName(NamedTuple):
-    """What a score is called, what it is measured with, and which values are good."""
-
-    title: str
-    note: str = ""
-    better: str = ""
-
-
-def score_name(tag: str) -> ScoreName:
-    """Name a score's tag: `eval/fid-5K` is FID-5K, and lower is better."""
-    key, _, samples = _SCORE.fullmatch(tag).groups(default="")
-    for kind in KINDS.values():
-        for name, score in kind.names.items():
-            if score.key == key:
-                better = "lower is better" if name in _LOWER_IS_BETTER else "higher is better"
-                return ScoreName(f"{score.title}{samples}", score.note, better)
-    return ScoreName(f"{key}{samples}")
-
-
 def final_scores(history: History) -> str:
     """Write the scores of `--evaluate` in a line."""
     words = []
-    for tag in score_tags(history.final):
-        spread = history.final.get(tag.replace("_mean", "_std")) if "_mean" in tag else None
+    for tag, score in read_scores(history.final).items():
+        spread = history.final.get(score.spread)
         error = "" if spread is None else f" ± {spread:.2g}"
-        name = score_name(tag)
-        words.append(f"{name.title}{name.note} {history.final[tag]:.4g}{error}")
+        words.append(f"{score.title}{score.note} {history.final[tag]:.4g}{error}")
     return ", ".join(words)
 
 
 def _axis(history: History, steps: np.ndarray | int) -> np.ndarray | float:
     """Place the end of a step on the axis of epochs, or of steps."""
-    per_epoch = history.steps_per_epoch
-    return steps + 1 if per_epoch is None else (steps + 1) / per_epoch
+    return (steps + 1) / (history.steps_per_epoch or 1)
 
 
 def _plot_loss(history: History, scale: str, axes: Axes) -> None:
@@ -139,23 +140,20 @@ def _plot_score(history: History, key: str, axes: Axes) -> None:
 
     Scores of different numbers of samples share the panel.
     """
-
-    def of_key(scalars: dict[str, object]) -> list[str]:
-        return [tag for tag in score_tags(scalars) if _SCORE.fullmatch(tag)[1] == key]
-
-    on_curves, final = of_key(history.curves), of_key(history.final)
-    several = len(on_curves) + len(final) > 1
-    name = score_name(f"eval/{key}" if several else on_curves[0])
-    axes.set_ylabel(f"{name.title}{name.note}\n{name.better}", fontsize=9)
+    scores = read_scores({**history.curves, **history.final})
+    on_curves = [tag for tag in history.curves if tag in scores and scores[tag].key == key]
+    final = [tag for tag in history.final if tag in scores and scores[tag].key == key]
+    several, name = len(on_curves) + len(final) > 1, scores[on_curves[0]]
+    title = name.name if several else name.title
+    axes.set_ylabel(f"{title}{name.note}\n{name.better}", fontsize=9)
     for tag, color in zip(on_curves, COLORS[::2], strict=False):
-        curve = history.curves[tag]
-        spread = history.curves.get(tag.replace("_mean", "_std")) if "_mean" in tag else None
+        curve, spread = history.curves[tag], history.curves.get(scores[tag].spread)
         there = spread is not None and np.array_equal(spread.steps, curve.steps)
         style = {"color": color, "marker": "o", "markersize": 4, "capsize": 2}
-        style |= {"yerr": spread.values if there else None, "label": score_name(tag).title}
+        style |= {"yerr": spread.values if there else None, "label": scores[tag].title}
         axes.errorbar(_axis(history, curve.steps), curve.values, **style)
     for tag in final:
-        label = f"--evaluate: {score_name(tag).title}"
+        label = f"--evaluate: {scores[tag].title}"
         axes.axhline(history.final[tag], color=COLORS[1], ls="--", label=label)
     if several:
         axes.legend(loc="upper right" if name.better.startswith("lower") else "lower right")

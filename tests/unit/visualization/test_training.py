@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visualization.drawing import write_png
+from visualization.drawing import write_picture
 from visualization.scalar_history import Curve, History
-from visualization.training import final_scores, plot_training, score_name, score_tags
+from visualization.training import Score, final_scores, plot_training, read_scores
 
 
 def curve(*points: tuple[int, float]) -> Curve:
@@ -27,12 +27,19 @@ CURVES = {
 
 
 def test_scores_are_named_as_where_they_are_reported() -> None:
-    assert score_name("eval/fid") == ("FID", "", "lower is better")
-    assert score_name("eval/inception_score_mean-5K") == ("IS-5K", "", "higher is better")
-    digits = ("Frechet distance-500", " (digit features)", "lower is better")
-    assert score_name("eval/frechet_distance_digits-500") == digits
-    assert score_name("eval/another-7") == ("another-7", "", "")
-    assert score_tags(CURVES) == ["eval/fid-5K", "eval/inception_score_mean-5K"]
+    assert list(read_scores(CURVES)) == ["eval/fid-5K", "eval/inception_score_mean-5K"]
+    tags = ["eval/fid", "eval/frechet_distance_digits-500", "eval/another-7"]
+    assert list(read_scores(tags).values()) == [
+        Score("fid", "FID", "", better="lower is better"),
+        Score(
+            "frechet_distance_digits",
+            "Frechet distance",
+            "-500",
+            " (digit features)",
+            "lower is better",
+        ),
+        Score("another", "another", "-7"),
+    ]
 
 
 def test_panels_over_epochs() -> None:
@@ -47,16 +54,12 @@ def test_panels_over_epochs() -> None:
     assert all(axes.get_lines()[-1].get_xdata() == [2, 2] for axes in figure.axes)  # resumed
     assert fid.get_ylabel() == "FID\nlower is better"
     assert fid.get_lines()[0].get_ydata().tolist() == [50, 20]
-    assert [text.get_text() for text in fid.get_legend().get_texts()] == [
-        "--evaluate: FID",
-        "FID-5K",
-    ]
+    names = [text.get_text() for text in fid.get_legend().get_texts()]
+    assert names == ["--evaluate: FID", "FID-5K"]
     assert inception.get_ylabel() == "IS-5K\nhigher is better" and inception.get_legend() is None
     (bars,) = inception.containers
-    assert [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()] == [
-        [18, 22],
-        [77, 83],
-    ]
+    spreads = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    assert spreads == [[18, 22], [77, 83]]
     assert figure.get_suptitle() == "--evaluate: FID 2.5"
 
 
@@ -65,18 +68,14 @@ def test_a_run_without_a_whole_epoch_has_steps(tmp_path: Path) -> None:
     (loss,) = figure.axes
     assert loss.get_xlabel() == "step" and loss.get_yscale() == "log"
     assert loss.get_lines()[0].get_xdata().tolist() == [1, 11, 21, 31]
-    write_png(figure, tmp_path / "run.png")
+    write_picture(figure, tmp_path / "run.png")
     with Image.open(tmp_path / "run.png") as image:
         assert image.format == "PNG"
 
 
 def test_final_scores_in_a_line() -> None:
-    final = {
-        "eval/num_images": 50000,
-        "eval/fid": 2.4049,
-        "eval/inception_score_mean": 284.51,
-        "eval/inception_score_std": 3.123,
-    }
+    final = {"eval/num_images": 50000, "eval/fid": 2.4049}
+    final |= {"eval/inception_score_mean": 284.51, "eval/inception_score_std": 3.123}
     assert final_scores(History({}, [], final)) == "FID 2.405, IS 284.5 ± 3.1"
 
 
