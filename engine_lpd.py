@@ -136,7 +136,7 @@ def train(
                     agreement.tell(
                         *(step, lr, loss, norm),
                         save=0 < args.save_minutes <= saver.minutes_ago(),
-                        failed=saver.failed or scalars.failed or source.bad_data.found,
+                        failed=saver.failed or scalars.failed or source.bad_data.error is not None,
                         signal=signals.received,
                     )
                     epoch_ends = state.step == steps

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from dataset.image_folder import ImageBatch, ImageList, image_batches
 from dataset.token_cache import TokenCache
 from orders.sources import training_orders
 from util import distributed, streams
-from util.errors import UserError, describe_os_error
+from util.errors import UserError
 from util.geometry import TokenGrid
 
 T = TypeVar("T")
@@ -53,34 +53,28 @@ class BadData:
     """
 
     def __init__(self) -> None:
-        self._error: UserError | None = None
-
-    @property
-    def found(self) -> bool:
-        return self._error is not None
+        self.error: UserError | OSError | None = None
 
     def read(self, work: Callable[[], T], substitute: Callable[[], T]) -> T:
         """Return the result of `work`; of `substitute` from the first bad input on.
 
-        A single process raises the `UserError` at once.
+        A process on its own raises the error at once.
         """
-        if distributed.world_size() == 1:
-            return work()
-        if self._error is None:
+        if self.error is None:
             try:
                 return work()
-            except UserError as error:
-                self._error = error
-            except OSError as error:
-                self._error = UserError(describe_os_error(error))
+            except (UserError, OSError) as error:
+                if distributed.world_size() == 1:
+                    raise
+                self.error = error
         return substitute()
 
     def check(self) -> None:
         """Raise a `UserError` on all processes if any has met bad data; all processes call it."""
 
         def tell() -> None:
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
 
         distributed.fail_together(tell)
 
@@ -94,20 +88,7 @@ class Batch(NamedTuple):
     label_drop: torch.Tensor  # (B,) bool, True where the class is dropped
 
 
-class TokenSource(Protocol):
-    """Where tokens come from: a cache, or images encoded on the fly."""
-
-    num_samples: int  # images in the data
-    num_tokens: int  # N, tokens per image
-    bad_data: BadData
-
-    def read(
-        self, batches: np.ndarray, flipped: np.ndarray
-    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """Yield tokens (B, N) int64 and labels (B,) int64 of every row of sample indices.
-
-        Both arguments are (steps, B): indices, and whether the image is mirrored.
-        """
+Tokens = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
 
 
 @dataclass(frozen=True)
@@ -126,16 +107,18 @@ class CachedTokens:
     def num_tokens(self) -> int:
         return self.cache.num_tokens
 
-    def read(
-        self, batches: np.ndarray, flipped: np.ndarray
-    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    def read(self, batches: np.ndarray, flipped: np.ndarray) -> Tokens:
+        """Yield tokens (B, N) int64 and labels (B,) int64 of every row of sample indices.
+
+        Both arguments are (steps, B): indices, and whether the image is mirrored.
+        """
         gathered = (
-            stage(self.device, self._tokens(indices, flips), self.cache.labels[indices])
+            _stage(self.device, self._tokens(indices, flips), self.cache.labels[indices])
             for indices, flips in zip(batches, flipped, strict=True)
         )
         with closing(prefetch(gathered)) as ready:
-            for tokens, labels in ready:
-                yield send(tokens, self.device), send(labels, self.device)
+            for batch in ready:
+                yield tuple(part.to(self.device, non_blocking=True) for part in batch)
 
     def _tokens(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
         return self.bad_data.read(
@@ -146,20 +129,15 @@ class CachedTokens:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images decoded by worker processes and encoded on the fly.
-
-    Attributes:
-        encode: (B, 3, S, S) uint8 on `device` -> tokens (B, N) int64.
-        batch_size: images encoded at a time.
-    """
+    """Images decoded by worker processes and encoded on the fly."""
 
     images: ImageList
-    encode: Callable[[torch.Tensor], torch.Tensor]
+    encode: Callable[[torch.Tensor], torch.Tensor]  # (B, 3, S, S) uint8 -> (B, N) int64, on device
     grid: TokenGrid
     device: torch.device
     num_workers: int
     pin_memory: bool
-    batch_size: int
+    batch_size: int  # images encoded at a time
     bad_data: BadData = field(default_factory=BadData)
 
     @property
@@ -170,12 +148,10 @@ class EncodedImages:
     def num_tokens(self) -> int:
         return self.grid.num_tokens
 
-    def read(
-        self, batches: np.ndarray, flipped: np.ndarray
-    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        size = self.grid.image_size
+    def read(self, batches: np.ndarray, flipped: np.ndarray) -> Tokens:
+        """Yield tokens and labels as `CachedTokens.read` does."""
+        count, size = batches.shape[1], self.grid.image_size
         loader = image_batches(self.images, size, list(batches), self.num_workers, self.pin_memory)
-        count = batches.shape[1]
         blank = ImageBatch(
             torch.zeros(count, 3, size, size, dtype=torch.uint8),
             torch.zeros(count, dtype=torch.int64),
@@ -189,13 +165,14 @@ class EncodedImages:
             yield torch.cat([self.encode(part) for part in parts]), batch.labels.to(self.device)
 
 
+TokenSource = CachedTokens | EncodedImages
+
+
 def steps_per_epoch(num_samples: int, batch_size: int, world_size: int) -> int:
     """Count the optimiser steps of an epoch; a rest below one global batch is left out.
 
     Raises a `ValueError` if there are fewer images than one global batch.
     """
-    if batch_size < 1:
-        raise ValueError(f"found {batch_size}, expected at least 1")
     if num_samples < batch_size * world_size:
         raise ValueError(
             f"found {batch_size} on {world_size} processes, expected at most "
@@ -232,7 +209,7 @@ def epoch_batches(
     batches = batches[first_step:, distributed.rank()]
     flipped = _coins("flip", seed, epoch, batches, flip_prob)
     drawn = (
-        stage(
+        _stage(
             device,
             training_orders(order, source.num_tokens, seed, epoch, indices),
             _coins("label drop", seed, epoch, indices, label_drop_prob),
@@ -240,8 +217,8 @@ def epoch_batches(
         for indices in batches
     )
     with closing(source.read(batches, flipped)) as read, closing(prefetch(drawn)) as ready:
-        for (tokens, labels), (orders, drop) in zip(read, ready, strict=True):
-            yield Batch(tokens, labels, send(orders, device), send(drop, device))
+        for tokens, host in zip(read, ready, strict=True):
+            yield Batch(*tokens, *(part.to(device, non_blocking=True) for part in host))
 
 
 def epoch_samples(
@@ -258,18 +235,13 @@ def epoch_samples(
     return shuffled[: steps * batch_size * processes].reshape(steps, processes, batch_size)
 
 
-def stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+def _stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
     """Make host tensors of `arrays`, in page-locked memory if they are to go to a GPU."""
     tensors = tuple(map(torch.from_numpy, arrays))
     if device.type != "cuda":
         return tensors
     with torch.cuda.device(device):  # a new thread would lock memory on behalf of GPU 0
         return tuple(tensor.pin_memory() for tensor in tensors)
-
-
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a staged tensor to the device without waiting for it."""
-    return tensor.to(device, non_blocking=True)
 
 
 def _coins(

@@ -13,8 +13,7 @@ from dataset.pictures import open_rgb
 
 FITS = ("crop", "pad")
 SIDES = ("left", "right", "top", "bottom")
-# Beyond this many pixels a resized picture is refused: some pixels wide and very long.
-_MAX_PIXELS = 2**26
+_MAX_PIXELS = 2**26  # of a resized picture: one some pixels wide and very long is refused
 _WHITE = 128
 
 
@@ -32,12 +31,10 @@ class Canvas:
 
         If there are any, so are cells wholly beside the picture: a mirror image is no context.
         """
-        masked = _cells(self.mask, stride).any(axis=(1, 3))
-        if not masked.any():
-            return masked.ravel()
         picture = np.zeros_like(self.mask)
         picture[self.rows, self.columns] = True
-        return (masked | ~_cells(picture, stride).any(axis=(1, 3))).ravel()
+        masked, shown = (_cells_with(pixels, stride) for pixels in (self.mask, picture))
+        return masked | ~shown if masked.any() else masked
 
     def picture(self, images: np.ndarray) -> np.ndarray:
         """Cut the padding off: (..., S, S, C) -> (..., height, width, C)."""
@@ -55,10 +52,10 @@ class Canvas:
         return np.rint(share * images + (1 - share) * self.pixels).astype(np.uint8)
 
 
-def _cells(pixels: np.ndarray, stride: int) -> np.ndarray:
-    """Cut into cells: (S, S) -> (S / stride, stride, S / stride, stride)."""
+def _cells_with(pixels: np.ndarray, stride: int) -> np.ndarray:
+    """Mark the cells with any of the pixels (S, S): (N,) bool."""
     count = len(pixels) // stride
-    return pixels.reshape(count, stride, count, stride)
+    return pixels.reshape(count, stride, count, stride).any(axis=(1, 3)).ravel()
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -93,18 +90,18 @@ def outpaint(image: Image.Image, side: str, count: int) -> tuple[Image.Image, np
 
     Raises a `ValueError` for more than the image's longer side.
     """
-    if not 1 <= count <= max(image.size):
+    width, height = image.size
+    if not 1 <= count <= max(width, height):
         raise ValueError(
-            f"found {count} pixels, expected 1 to {max(image.size)}, the image's longer side"
+            f"found {count} pixels, expected 1 to {max(width, height)}, the image's longer side"
         )
-    before, after = (count, 0) if side in ("left", "top") else (0, count)
     vertical = side in ("top", "bottom")
-    added = count * (image.width if vertical else image.height)
-    if image.width * image.height + added > _MAX_PIXELS:
+    if width * height + count * (width if vertical else height) > _MAX_PIXELS:
         raise ValueError(f"found {count} pixels, expected fewer: the image becomes too large")
-    width = ((before, after), (0, 0)) if vertical else ((0, 0), (before, after))
-    pixels = np.pad(np.asarray(image), (*width, (0, 0)), mode="symmetric")
-    mask = np.pad(np.zeros((image.height, image.width), dtype=bool), width, constant_values=True)
+    added = (count, 0) if side in ("left", "top") else (0, count)
+    added = (added, (0, 0)) if vertical else ((0, 0), added)
+    pixels = np.pad(np.asarray(image), (*added, (0, 0)), mode="symmetric")
+    mask = np.pad(np.zeros((height, width), dtype=bool), added, constant_values=True)
     return Image.fromarray(pixels), mask
 
 
@@ -127,18 +124,11 @@ def fit(
     how: str = "crop",
     towards: str | None = None,
 ) -> Canvas:
-    """Make a square of an image and its mask.
+    """Make a square of `size` pixels a side of an RGB image and its mask, (H, W) bool.
 
-    Args:
-        image: RGB, of any size.
-        mask: (H, W) bool; of the image's size, or another of the same proportions.
-        size: side of the square, pixels.
-        how: `crop` cuts the middle out, exactly as for training data (method section 8); `pad`
-            shows all of it, in the middle.
-        towards: the side, one of `SIDES`, at which `crop` cuts instead.
-
-    Raises:
-        ValueError: the mask has other proportions, or the image is far too long.
+    `crop` cuts the middle out, exactly as for training data (method section 8), or at the side
+    `towards`, one of `SIDES`; `pad` shows all of it, in the middle. Raises a `ValueError` if the
+    mask has other proportions than the image, or that is far too long.
     """
     check_proportions(image, mask)
     extent = min if how == "crop" else max

@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import tarfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dataset.pictures import center_crop, open_rgb
 from util.cli import available_cores
-from util.errors import UserError, blame, describe_os_error
+from util.errors import UserError, blame
 from util.logs import progress
 from util.signals import SIGNALS
 
@@ -27,35 +28,30 @@ logger = logging.getLogger(__name__)
 
 # In lower case, with the dot.
 IMAGE_SUFFIXES = tuple(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class TarMembers:
     """Contents of members of a tar; `places` (n, 2) are their offsets and sizes, bytes."""
 
     def __init__(self, path: Path, places: np.ndarray) -> None:
-        self.path = path
-        self._places = places
-        self._file: int | None = None
+        self.path, self._places = path, places
+
+    @cached_property
+    def _file(self) -> int:
+        return os.open(self.path, os.O_RDONLY)
 
     def read(self, index: int) -> bytes:
         """Return the content of one member."""
-        if self._file is None:
-            # The first use opens it: in every worker process, not in the one that starts them.
-            self._file = os.open(self.path, os.O_RDONLY)
         offset, size = self._places[index].tolist()
         return os.pread(self._file, size, offset)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        # Every worker process opens the file for itself.
+        return {"path": self.path, "_places": self._places}
 
     def __del__(self) -> None:
-        if self._file is not None:
+        if "_file" in self.__dict__:
             os.close(self._file)
 
 
@@ -143,9 +139,7 @@ class ImageBatch(NamedTuple):
 def list_images(root: str | Path, flag: str = "--data_path") -> ImageList:
     """List an image folder or an uncompressed tar of one; its `train` is taken where it exists.
 
-    Raises:
-        UserError: `root` is missing or neither of them, holds no class folders, or one of them is
-            empty.
+    Raises a `UserError` if `root` is neither, or if it or a class folder holds nothing.
     """
     if not str(root):
         raise UserError(f"{flag}: not given, expected a folder of class folders")
@@ -163,27 +157,17 @@ def _list_tar(path: Path, flag: str) -> ImageList:
         places, folders = _tar_files(path)
     root = _packed_root(places, folders)
     below_root = {name[len(root) :] for name in folders if name.startswith(root)}
-    classes = sorted(name for name in below_root if name and "/" not in name)
-    if not classes:
-        raise UserError(f"{flag}: {path} holds no class folders, expected <class>/<images>")
-    label_of = {name: label for label, name in enumerate(classes)}
-    rows = []  # (label, name): sorted as the folders would be, class by class
+    files = {name: [] for name in below_root if name and "/" not in name}
     for name in places:
         class_name, slash, _ = name[len(root) :].partition("/")
         if name.startswith(root) and slash:
-            rows.append((label_of[class_name], name))
-    rows.sort()
-    labels = np.array([label for label, _ in rows], dtype=np.int64)
-    counts = np.bincount(labels, minlength=len(classes))
-    if not counts.all():
-        empty = f"{path}: {root}{classes[int(counts.argmin())]}"
-        raise _no_files(empty, IMAGE_SUFFIXES, flag, "images")
-    names = tuple(name for _, name in rows)
+            files[class_name].append(name)
+    names, labels, classes = _join(files, path, f"{path}: {root}", IMAGE_SUFFIXES, flag, "images")
     members = TarMembers(path, np.array([places[name] for name in names], dtype=np.int64))
-    return ImageList(names, labels, tuple(classes), members)
+    return ImageList(tuple(names), labels, classes, members)
 
 
-def _packed_root(names: Collection[str], folders: Collection[str]) -> str:
+def _packed_root(names: Mapping[str, object], folders: set[str]) -> str:
     """Return what stands before the class folders in a tar's names: "", or ends with /.
 
     A single folder on top is the one that was packed, if it holds `train` or no images of its own.
@@ -191,9 +175,8 @@ def _packed_root(names: Collection[str], folders: Collection[str]) -> str:
     root = ""
     top = [name for name in folders if "/" not in name]
     if len(top) == 1 and top != ["train"]:
-        holds_train = f"{top[0]}/train" in folders
         holds_images = any(name.count("/") == 1 for name in names)
-        root = f"{top[0]}/" if holds_train or not holds_images else ""
+        root = f"{top[0]}/" if f"{top[0]}/train" in folders or not holds_images else ""
     return f"{root}train/" if f"{root}train" in folders else root
 
 
@@ -206,30 +189,33 @@ def list_classes(root: Path, suffixes: tuple[str, ...], flag: str, kind: str) ->
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"{flag}: {root} {problem}, expected a folder of class folders")
-    names: list[str] = []
-    counts: list[int] = []
-    try:
-        with os.scandir(root) as entries:
-            classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-        for name in classes:
-            files = sorted(_files_below(os.path.join(root, name), suffixes))  # noqa: PTH118
-            if not files:
-                raise _no_files(str(root / name), suffixes, flag, kind)
-            names += files
-            counts.append(len(files))
-    except OSError as error:
-        raise UserError(f"{flag}: {describe_os_error(error)}") from error
-    if not classes:
+    with blame(flag), os.scandir(root) as entries:
+        folders = [one for one in entries if one.is_dir() and not one.name.startswith(".")]
+        files = {one.name: list(_files_below(one.path, suffixes)) for one in folders}
+    names, labels, classes = _join(files, root, str(root / "_")[:-1], suffixes, flag, kind)
+    return ImageList(tuple(map(Path, names)), labels, classes)
+
+
+def _join(
+    files: Mapping[str, list[str]],
+    root: Path,
+    prefix: str,
+    suffixes: tuple[str, ...],
+    flag: str,
+    kind: str,
+) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
+    """Sort the files of all classes: names, labels (n,) int64 and classes; refuse what is empty."""
+    if not files:
         raise UserError(f"{flag}: {root} holds no class folders, expected <class>/<{kind}>")
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    return ImageList(tuple(map(Path, names)), labels, tuple(classes))
-
-
-def _no_files(folder: str, suffixes: tuple[str, ...], flag: str, kind: str) -> UserError:
-    return UserError(
-        f"{flag}: class folder {folder} holds no {kind}, expected at least one "
-        f"({', '.join(suffixes)})"
-    )
+    classes = tuple(sorted(files))
+    for name in classes:
+        if not files[name]:
+            raise UserError(
+                f"{flag}: class folder {prefix}{name} holds no {kind}, expected at least one "
+                f"({', '.join(suffixes)})"
+            )
+    labels = np.repeat(np.arange(len(classes)), [len(files[name]) for name in classes])
+    return [file for name in classes for file in sorted(files[name])], labels, classes
 
 
 def _files_below(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
@@ -252,7 +238,7 @@ def image_batches(
     pin_memory: bool = False,
     skip_bad: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Decode and centre-crop the samples of every batch, in order.
+    """Decode and centre-crop the samples of every batch of indices, in order.
 
     Args:
         images: where the samples are.
@@ -263,13 +249,12 @@ def image_batches(
         skip_bad: leave out files that cannot be decoded, with a warning each, instead of raising
             a `UserError`. A batch is then smaller, possibly empty.
     """
-    samples = _Samples(images, image_size)
     loader = DataLoader(
-        samples,
+        _Crops(images, image_size),  # type: ignore[arg-type]
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=min(num_workers, available_cores()),
         pin_memory=pin_memory and torch.cuda.is_available(),
-        collate_fn=samples.collate,
+        collate_fn=tuple,  # it is a batch already
         worker_init_fn=_ignore_stop_signals,
         # Its own generator: starting workers must not advance the global random stream.
         generator=torch.Generator(),
@@ -288,27 +273,24 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _Samples(Dataset):
-    """Sample index -> (crop (S, S, 3) uint8, label), or a message if it is unreadable."""
+class _Crops:
+    """Decodes batches for a `DataLoader`."""
 
     def __init__(self, images: ImageList, image_size: int) -> None:
-        self.images = images
-        self.image_size = image_size
+        self._images, self._size = images, image_size
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int] | str:
-        try:
-            crop = center_crop(self.images.open(index), self.image_size)
-        except UserError as error:
-            # Raised in a worker it would come out wrapped in a traceback: see image_batches.
-            return str(error)
-        return np.asarray(crop), int(self.images.labels[index])
-
-    def collate(self, samples: list[tuple[np.ndarray, int] | str]) -> tuple[ImageBatch, list[str]]:
-        """Stack what could be read; the messages of the rest travel beside it."""
-        problems = [sample for sample in samples if isinstance(sample, str)]
-        good = [sample for sample in samples if not isinstance(sample, str)]
-        pixels = torch.empty((len(good), self.image_size, self.image_size, 3), dtype=torch.uint8)
-        for row, (crop, _) in zip(pixels.numpy(), good, strict=True):
-            row[:] = crop
-        labels = torch.tensor([label for _, label in good], dtype=torch.int64)
-        return ImageBatch(pixels.permute(0, 3, 1, 2), labels), problems
+    def __getitems__(self, indices: np.ndarray) -> tuple[ImageBatch, list[str]]:
+        """Return the batch of what can be read, and a message on each of the others."""
+        pixels = torch.empty((len(indices), self._size, self._size, 3), dtype=torch.uint8)
+        labels: list[int] = []
+        problems: list[str] = []
+        for index in indices:
+            try:
+                crop = center_crop(self._images.open(index), self._size)
+            except UserError as error:  # out of a worker it would come wrapped in a traceback
+                problems.append(str(error))
+                continue
+            pixels[len(labels)] = torch.from_numpy(np.array(crop))
+            labels.append(int(self._images.labels[index]))
+        batch = ImageBatch(pixels[: len(labels)].permute(0, 3, 1, 2), torch.tensor(labels).long())
+        return batch, problems

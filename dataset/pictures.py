@@ -16,23 +16,15 @@ from util.errors import UserError
 from util.files import open_file
 
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
-# What EXIF begins with in files that hold more than one kind of metadata.
-_EXIF = b"Exif\0\0"
+_EXIF = b"Exif\0\0"  # what it begins with in files that hold more than one kind of metadata
 # What Pillow is seen to raise on damaged files: it takes metadata to have the usual types.
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
 _DAMAGED += (ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError)
 _ORIENTATION = 0x0112
 _SHORT = 3  # the type of that tag: two bytes
-# What its values ask viewers to do.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# What its values from 2 on ask viewers to do.
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_TURN_OF = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
 
 
 def open_rgb(
@@ -41,19 +33,16 @@ def open_rgb(
     behind_alpha: str | None = None,
     upright: bool = False,
 ) -> Image.Image:
-    """Decode an image file of any mode to 8-bit RGB.
+    """Decode an image file of any mode, by path or opened, to 8-bit RGB, or raise a `UserError`.
 
     Alpha is dropped (not composited) and orientation tags are ignored but in TIFFs, as ADM and
     Pillow do; 16-bit greyscale keeps its high byte, as Pillow does for 16-bit colour.
 
     Args:
-        source: the file, by path or opened.
+        source: the file.
         name: what messages call it; by default `source`.
         behind_alpha: a colour on which transparent images are composited after all.
         upright: turn it as its orientation tag says, if that can be read.
-
-    Raises:
-        UserError: the file is missing, damaged or no image.
     """
     by_path = isinstance(source, str | Path)
     try:
@@ -108,7 +97,7 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
     if stated is None:  # where else it may be, as in XMP, is left to Pillow
         with suppress(*_DAMAGED):
             stated = image.getexif().get(_ORIENTATION)
-    return _TURNS.get(stated)
+    return _TURN_OF.get(stated)
 
 
 def _orientation(exif: bytes) -> int | None:

@@ -6,23 +6,14 @@ import copy
 import logging
 import math
 import os
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dataset import write_cache
 from dataset.image_folder import list_classes
-from dataset.write_cache import (
-    FORMAT,
-    INDEX_FILE,
-    LABELS_FILE,
-    TOKENS_FILE,
-    VERSION,
-    checksum,
-    token_dtype,
-    unfinished_files,
-)
+from dataset.write_cache import INDEX_FILE, LABELS_FILE, TOKENS_FILE
 from util.arrays import map_npy, read_npz
 from util.errors import UserError, blame
 from util.files import open_file, read_json
@@ -44,7 +35,7 @@ def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
         raise UserError(f"{flag}: {path} {problem}, expected the folder of a token cache")
     if (path / INDEX_FILE).exists():
         return MappedCache(path, flag)
-    if unfinished_files(path):
+    if write_cache.unfinished_files(path):
         raise UserError(
             f"{flag}: {path} holds tokens but no {INDEX_FILE}, expected a finished token cache"
         )
@@ -54,33 +45,25 @@ def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
 def check_cache(
     cache: TokenCache, grid: TokenGrid, fingerprint: str | None, num_classes: int
 ) -> None:
-    """Refuse a cache that does not belong to this run, or is damaged: all of it is read once.
+    """Refuse a cache of another grid, tokenizer (if that is known) or more classes than a model's.
 
-    A published cache records neither image size nor vocabulary: it is taken at its number of
-    tokens, with a warning, and held to `grid.vocab_size` from then on.
-
-    Args:
-        cache: what `open_cache` returned.
-        grid: of the run.
-        fingerprint: of the run's tokenizer; None does not compare it.
-        num_classes: of the model; the cache may have fewer.
-
-    Raises:
-        UserError: it differs, or its bytes are others than were written.
+    All of it is read once, to compare checksums. A published cache records neither image size nor
+    vocabulary: it is taken at its number of tokens, with a warning, and held to `grid.vocab_size`
+    from then on. Raises a `UserError`.
     """
-    name = f"{cache.flag}: {cache.path}"
-    if cache.grid is None and cache.num_tokens != grid.num_tokens:
+    name, own = f"{cache.flag}: {cache.path}", cache.grid
+    if own is None and cache.num_tokens != grid.num_tokens:
         raise UserError(
             f"{name} has {cache.num_tokens} tokens per image, expected {grid.num_tokens}"
         )
-    if cache.grid is not None:
-        for words, recorded, expected in (
-            ("for image size", cache.grid.image_size, grid.image_size),
-            ("with a vocabulary of", cache.grid.vocab_size, grid.vocab_size),
-            ("with a tokenizer of stride", cache.grid.stride, grid.stride),
-        ):
-            if recorded != expected:
-                raise UserError(f"{name} was made {words} {recorded}, expected {expected}")
+    for words, attribute in (
+        ("for image size", "image_size"),
+        ("with a vocabulary of", "vocab_size"),
+        ("with a tokenizer of stride", "stride"),
+    ):
+        if own is not None and getattr(own, attribute) != getattr(grid, attribute):
+            recorded, expected = getattr(own, attribute), getattr(grid, attribute)
+            raise UserError(f"{name} was made {words} {recorded}, expected {expected}")
     if len(cache.classes) > num_classes:
         raise UserError(
             f"{name} has {len(cache.classes)} classes, expected at most the {num_classes} of "
@@ -97,8 +80,8 @@ def check_cache(
     cache.verify()
 
 
-class TokenCache(ABC):
-    """The tokens of a data set, plain and mirrored."""
+class TokenCache:
+    """The tokens of a data set, plain and mirrored, in a folder that `flag` named."""
 
     classes: tuple[str, ...]
     labels: np.ndarray  # (n,) int64, indices into `classes`
@@ -108,21 +91,21 @@ class TokenCache(ABC):
     fingerprint: str | None = None
 
     def __init__(self, path: Path, flag: str) -> None:
-        self.path, self.flag = path, flag  # the folder, and what named it
+        self.path, self.flag = path, flag
 
     @property
     def num_images(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
     def read(self, indices: np.ndarray, flipped: np.ndarray) -> np.ndarray:
         """Fetch tokens (B, N) int64, raster order, of images `indices` (B,).
 
         `flipped` (B,) is True for mirrored ones. Raises an `IndexError` if there is no such image,
         a `UserError` if a file has gone or is damaged.
         """
+        raise NotImplementedError
 
-    def verify(self) -> None:  # noqa: B027 (the published layout has nothing to compare)
+    def verify(self) -> None:
         """Read all and compare checksums, where there are any (1.5 GB/s), or raise `UserError`."""
 
 
@@ -136,10 +119,8 @@ class MappedCache(TokenCache):
         with blame(f"{flag}: {path / INDEX_FILE}"):
             _check_index(index)
             self.grid = TokenGrid(index["image_size"], index["stride"], index["vocab_size"])
-        self.num_tokens = self.grid.num_tokens
-        self.fingerprint = index["fingerprint"]
-        self.classes = tuple(index["classes"])
-        self._checksums = index["crc32"]
+        self.num_tokens, self.fingerprint = self.grid.num_tokens, index["fingerprint"]
+        self.classes, self._checksums = tuple(index["classes"]), index["crc32"]
         count = index["num_images"]
         self.labels = self._map(LABELS_FILE, (count,), np.dtype(np.int32)).astype(np.int64)
         if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
@@ -147,7 +128,7 @@ class MappedCache(TokenCache):
                 f"{flag}: {path / LABELS_FILE} is damaged: labels from {self.labels.min()} to "
                 f"{self.labels.max()}, expected [0, {len(self.classes)})"
             )
-        dtype = token_dtype(self.grid.vocab_size)
+        dtype = write_cache.token_dtype(self.grid.vocab_size)
         self._tokens = self._map(TOKENS_FILE, (count, 2, self.num_tokens), dtype)
         self._name = f"{flag}: {path / TOKENS_FILE}"
         with blame(self._name):
@@ -173,7 +154,7 @@ class MappedCache(TokenCache):
         for name, expected in self._checksums.items():
             file = self.path / name
             with blame(self.flag):
-                crc = checksum(file)
+                crc = write_cache.checksum(file)
             if crc != expected:
                 raise UserError(
                     f"{self.flag}: {file} is damaged: checksum {crc:08x}, expected {expected:08x}"
@@ -193,21 +174,21 @@ class MappedCache(TokenCache):
 
 def _check_index(index: Any) -> None:
     """Raise a `ValueError` unless every entry is of the type that this version writes."""
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    if not isinstance(index, dict) or index.get("format") != write_cache.FORMAT:
         raise ValueError("is not the index of a token cache")
-    if index.get("version") != VERSION:
-        raise ValueError(f"has version {index.get('version')!r:.40}, expected {VERSION}")
+    if index.get("version") != write_cache.VERSION:
+        raise ValueError(
+            f"has version {index.get('version')!r:.40}, expected {write_cache.VERSION}"
+        )
     integers = ("image_size", "stride", "vocab_size", "num_tokens", "num_images")
     types = dict.fromkeys(integers, int) | {"fingerprint": str, "classes": list, "crc32": dict}
     for name, expected in types.items():
         value = index.get(name)
         if not isinstance(value, expected) or (expected is int and abs(value) >= 2**63):
             raise ValueError(f"is damaged: no usable entry {name!r}")
-    checksums = index["crc32"]
-    if checksums.keys() != {TOKENS_FILE, LABELS_FILE} or not all(
-        isinstance(value, int) for value in checksums.values()
-    ):
-        raise ValueError(f"is damaged: found checksums {checksums!s:.80}")
+    found = {name: type(value) for name, value in index["crc32"].items()}
+    if found != {TOKENS_FILE: int, LABELS_FILE: int}:
+        raise ValueError(f"is damaged: found checksums {index['crc32']!s:.80}")
     if index["num_images"] < 1:
         raise ValueError(f"is damaged: found {index['num_images']} images")
 

@@ -44,8 +44,7 @@ INDEX_FILE = "index.json"
 TOKENS_FILE = "cache-tokens.npy"
 LABELS_FILE = "cache-labels.npy"
 RECORD_FILE = "unfinished.json"
-# What a killed run has to do again, at most, for each process.
-MAX_SHARD_IMAGES = 1024
+MAX_SHARD_IMAGES = 1024  # what a killed run has to do again, at most, for each process
 # What a run leaves whether or not it finishes.
 _RECORDS = (LOG_FILE, RECORD_OF_RUNS, MARKER, lock_file(Path(), "cache").name)
 # What a run writes before its index, temporary names included.
@@ -97,17 +96,10 @@ def count_shards(path: Path) -> int:
 def write_shard(
     path: Path, number: int, tokens: np.ndarray, labels: np.ndarray, vocab_size: int
 ) -> Shard:
-    """Write one shard, atomically; an .npz, whose checksums are compared when it is read.
+    """Write shard `number`, atomically; an .npz, whose checksums are compared when it is read.
 
-    Args:
-        path: the cache folder.
-        number: the shard's place in the cache.
-        tokens: (n, 2, N) integers below `vocab_size`, plain and mirrored.
-        labels: (n,) integers, classes of the images.
-        vocab_size: decides the tokens' type on disk.
+    Tokens are (n, 2, N) integers below `vocab_size`, plain and mirrored, labels (n,) integers.
     """
-    if len(tokens) != len(labels):
-        raise ValueError(f"found tokens of {len(tokens)} images and {len(labels)} labels")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
         raise ValueError(
             f"found indices {tokens.min()} to {tokens.max()}, expected [0, {vocab_size})"
@@ -144,13 +136,10 @@ def write_index(
     shards: Sequence[Shard],
     precision: str = "float32",
 ) -> None:
-    """Join the shards, then write the index: the cache is finished.
+    """Join the shards, which then go, and write the index: the cache is finished.
 
-    Args:
-        path: the folder that holds the shards; they go once the cache is finished.
-        grid, fingerprint, precision: of the tokens, their tokenizer and its arithmetic.
-        classes: class names.
-        shards: in order; a `ValueError` if one is not as it was written.
+    Grid, tokenizer's fingerprint and precision of its arithmetic are those of the tokens. Raises a
+    `ValueError` if a shard is not as it was written.
     """
     _join_shards(path, shards, grid)
     index = {
@@ -185,9 +174,8 @@ def _join_shards(path: Path, shards: Sequence[Shard], grid: TokenGrid) -> None:
             if parts is None or len(parts[1]) != shard.count:
                 name = _shard_file(path, shard.number).name
                 raise ValueError(f"{name} is damaged, expected the {shard.count} images written")
-            tokens, labels = parts
-            stream.write(np.ascontiguousarray(tokens).data)
-            classes.append(labels)
+            stream.write(np.ascontiguousarray(parts[0]).data)
+            classes.append(parts[1])
     with replacing(path / LABELS_FILE) as temporary, temporary.open("wb") as stream:
         np.save(stream, np.concatenate(classes), allow_pickle=False)
 
@@ -204,15 +192,11 @@ def checksum(file: Path) -> int:
 def plan_shards(
     num_images: int, batch_size: int, processes: int, batches_per_shard: int | None = None
 ) -> list[list[np.ndarray]]:
-    """Cut images 0, 1, ... into batches and those into shards that divide well over processes.
+    """Cut images 0, 1, ... into batches of indices, and those into shards for all processes.
 
     The batches do not depend on the number of processes, so neither do the tokens, even where a
-    GPU's kernels round differently for other batch sizes. `batches_per_shard` of a run that is
-    taken up replaces the division.
-
-    Returns:
-        For every shard its batches, each an array of consecutive image indices; at most
-        `MAX_SHARD_IMAGES` images per shard.
+    GPU's kernels round differently for other batch sizes. A shard has at most `MAX_SHARD_IMAGES`
+    images, or the `batches_per_shard` of a run that is taken up.
     """
     batch_size = min(batch_size, MAX_SHARD_IMAGES)
     starts = range(0, num_images, batch_size)
@@ -226,14 +210,7 @@ class CacheInProgress:
     """The shards of a cache and which of them are done; the same on every process.
 
     An unfinished cache of these settings in the folder is taken up; one of others is a `UserError`
-    on all processes.
-
-    Args:
-        path: an existing folder, of which `require_new_cache` approves.
-        images: what the cache is made from.
-        grid, fingerprint, precision: of the tokens, as for `write_index`.
-        batch_size: images encoded at a time.
-        skip_bad: whether a shard may hold fewer images than were planned.
+    on all processes. With `skip_bad` a shard may hold fewer images than were planned.
 
     Attributes:
         shards: for every shard its batches, each an array of image indices.
@@ -243,7 +220,7 @@ class CacheInProgress:
 
     def __init__(
         self,
-        path: Path,
+        path: Path,  # an existing folder, of which `require_new_cache` approves
         images: ImageList,
         grid: TokenGrid,
         fingerprint: str,
@@ -251,15 +228,12 @@ class CacheInProgress:
         batch_size: int,
         skip_bad: bool,
     ) -> None:
-        self._path, self._images, self._grid = path, images, grid
-        self._fingerprint, self._precision = fingerprint, precision
-        settings = {
-            **asdict(grid),
-            "fingerprint": fingerprint,
-            "precision": precision,
-            "batch_size": batch_size,
-            "images": _names_digest(images),
-        }
+        self._path, self._grid = path, grid
+        # Of the images, the names: a folder may have moved.
+        settings = {**asdict(grid), "fingerprint": fingerprint, "precision": precision}
+        settings |= {"batch_size": batch_size, "images": _names_digest(images)}
+        about = (path, grid, fingerprint, images.classes)
+        self._write_index = partial(write_index, *about, precision=precision)
         plan = partial(plan_shards, len(images), batch_size, distributed.world_size())
 
         def settle() -> int:
@@ -269,21 +243,16 @@ class CacheInProgress:
                 return _take_up(path, settings, len(plan()[0]))
 
         self.shards = plan(distributed.gather(distributed.fail_together(settle))[0])
-        self.earlier = self._whole_shards(skip_bad)
+        whole = []  # the processes share the reading
+        for number in range(distributed.rank(), len(self.shards), distributed.world_size()):
+            parts = _read_shard(path, number, grid)
+            planned = sum(map(len, self.shards[number]))
+            if parts is not None and (skip_bad or len(parts[1]) == planned):
+                whole.append(Shard(number, len(parts[1])))
+        self.earlier = list(chain.from_iterable(distributed.gather(whole)))
         done = {shard.number for shard in self.earlier}
         self.to_do = [number for number in range(len(self.shards)) if number not in done]
         self._written: list[Shard] = []
-
-    def _whole_shards(self, skip_bad: bool) -> list[Shard]:
-        """Find the shards of an earlier run that are whole; the processes share the reading."""
-        whole = []
-        for number in range(distributed.rank(), len(self.shards), distributed.world_size()):
-            parts = _read_shard(self._path, number, self._grid)
-            planned = sum(map(len, self.shards[number]))
-            # A run that skips bad images may have left some out.
-            if parts is not None and (skip_bad or len(parts[1]) == planned):
-                whole.append(Shard(number, len(parts[1])))
-        return list(chain.from_iterable(distributed.gather(whole)))
 
     def write(self, number: int, tokens: np.ndarray, labels: np.ndarray) -> None:
         """Write a shard: tokens (n, 2, N) and classes (n,) of its images, both integers."""
@@ -304,9 +273,8 @@ class CacheInProgress:
             if not total:
                 raise UserError("none of the images can be decoded, expected at least one")
             if distributed.is_main():
-                settings = (self._grid, self._fingerprint, self._images.classes)
                 with blame(f"--cached_path: {self._path}"):
-                    write_index(self._path, *settings, shards, self._precision)
+                    self._write_index(shards)
 
         distributed.fail_together(write)
         return total, encoded

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from dataset.batches import send, stage
 from util import distributed
-from util.device import HostCopy
+from util.device import HostCopy, to_device
 from util.signals import SIGNALS
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What all processes know of a step.
+class Outcome(NamedTuple):
+    """What all processes know of a step."""
 
-    Attributes:
-        step: its number in the whole run, from 0.
-        lr: its learning rate.
-        loss: mean over the processes, nats per token.
-        norm: of the gradient before clipping.
-        save: whether it is time to save.
-        failed: whether a process could not read its data or write a file.
-        signal: the one that a process was asked to stop with; 0 for none.
-    """
-
-    step: int
+    step: int  # its number in the whole run, from 0
     lr: float
-    loss: float
-    norm: float
-    save: bool
-    failed: bool
-    signal: int
+    loss: float  # mean over the processes, nats per token
+    norm: float  # of the gradient before clipping
+    save: bool  # whether it is time to save
+    failed: bool  # whether a process could not read its data or write a file
+    signal: int  # the one that a process was asked to stop with; 0 for none
 
 
 class Agreement:
@@ -57,15 +44,13 @@ class Agreement:
         failed: bool,
         signal: int,
     ) -> None:
-        """Start the sum of what each process knows; all call it after each step.
+        """Start the sum of what each process knows, as in `Outcome`; all call it after each step.
 
-        Arguments are as in `Outcome`, but of this process; `loss` and `norm` are float32 scalars on
-        its device, which nobody waits for.
+        `loss` and `norm` are float32 scalars on this process's device, which nobody waits for.
         """
-        flags = np.array([save, failed, *(signal == one for one in SIGNALS)], dtype=np.float32)
-        sent = send(*stage(loss.device, flags), loss.device)
-        sums = distributed.total(torch.cat([torch.stack([loss, norm]), sent]))
-        self._under_way.append((step, lr, HostCopy(sums)))
+        flags = torch.tensor([save, failed, *(signal == one for one in SIGNALS)]).float()
+        sums = torch.cat([torch.stack([loss, norm]), to_device(flags, loss.device)])
+        self._under_way.append((step, lr, HostCopy(distributed.total(sums))))
 
     def read(self) -> Outcome:
         """Wait for the first of the sums under way."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +27,30 @@ from hub.weights import (
     weights_in,
 )
 from models.lpd import LPD
-from training.sharding import gathered
+from training.sharding import gathered, map_leaves
 from util import distributed
 from util.errors import UserError, blame
 from util.geometry import grid_side
 
 logger = logging.getLogger(__name__)
 
-
 LAST = "checkpoint-last.pth"
-# The one before, for the day the last one is damaged.
-PREVIOUS = "checkpoint-previous.pth"
+PREVIOUS = "checkpoint-previous.pth"  # for the day the last one is damaged
 
 
 class CheckpointSaver:
     """Copies a training state to the host and writes it while training goes on, one at a time.
 
-    `LAST` becomes `PREVIOUS` when its successor is complete. Leaving the block waits for the file
-    that is being written.
-
-    Args:
-        folder: an existing folder.
-        last_is_good: whether the `LAST` that it holds may become `PREVIOUS`.
+    `LAST` becomes `PREVIOUS` when its successor is complete, the one that the existing folder holds
+    if it is good. Leaving the block waits for the file that is being written.
     """
 
     def __init__(self, folder: Path, last_is_good: bool = True) -> None:
-        self._folder = folder
-        self._last_is_good = last_is_good
+        self._folder, self._last_is_good = folder, last_is_good
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         # Page-locked on a GPU machine, where getting it takes longer than the copy: kept.
-        self._buffers: dict[tuple, torch.Tensor] = {}
+        self._buffers: dict[int, torch.Tensor] = {}
         self._saved_at = time.monotonic()  # not the time of day, which may be set back
 
     @property
@@ -75,14 +69,10 @@ class CheckpointSaver:
             self._copy(content)
 
     def save(self, content: dict[str, Any], names: Sequence[str]) -> None:
-        """Copy `content` and have it written; all processes call it, rank 0 writes.
+        """Copy `content` and have it written to files; all processes call it, rank 0 writes.
 
-        Args:
-            content: what to save; its tensors may change as soon as this returns.
-            names: of the files.
-
-        Raises:
-            UserError: on all processes, if the file before could not be written.
+        Its tensors may change as soon as this returns. Raises a `UserError` on all processes if the
+        file before could not be written.
         """
         started = time.perf_counter()
         self.wait()
@@ -96,11 +86,7 @@ class CheckpointSaver:
         self._saved_at = time.monotonic()
 
     def wait(self) -> None:
-        """Wait for the file that is being written; all processes call it.
-
-        Raises:
-            UserError: on all processes, if it could not be written.
-        """
+        """Wait for the file that is being written; all processes call it, and raise as `save`."""
 
         def settle() -> None:
             if self._writing is not None:
@@ -117,11 +103,7 @@ class CheckpointSaver:
         self._thread.shutdown()
 
     def _write(
-        self,
-        content: dict[str, Any],
-        copied: torch.cuda.Event | None,
-        names: Sequence[str],
-        waited: float,
+        self, content: Any, copied: torch.cuda.Event | None, names: Sequence[str], waited: float
     ) -> None:
         if copied is not None:  # nothing is queued before the copies: the step waits for them
             waiting = time.perf_counter()
@@ -137,21 +119,21 @@ class CheckpointSaver:
         line = "saved %s in %.1f s beside training; the step waited %.2f s"
         logger.info(line, " and ".join(names), seconds, waited)
 
-    def _copy(self, content: Any, key: tuple = ()) -> Any:
-        """Copy every tensor of a nest of dictionaries and lists to host memory of its own."""
-        if isinstance(content, dict):
-            return {name: self._copy(value, (*key, name)) for name, value in content.items()}
-        if isinstance(content, list | tuple):
-            return type(content)(
-                self._copy(value, (*key, place)) for place, value in enumerate(content)
-            )
-        if not isinstance(content, torch.Tensor):
-            return content
-        buffer = self._buffers.get(key)
-        if buffer is None or (buffer.shape, buffer.dtype) != (content.shape, content.dtype):
-            buffer = torch.empty_like(content, device="cpu", pin_memory=content.is_cuda)
-            self._buffers[key] = buffer
-        return buffer.copy_(content, non_blocking=True)
+    def _copy(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Copy every tensor to host memory of its own."""
+        places = count()
+
+        def copy(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            place = next(places)
+            buffer = self._buffers.get(place)
+            if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+                buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+                self._buffers[place] = buffer
+            return buffer.copy_(value, non_blocking=True)
+
+        return map_leaves(content, copy)
 
 
 @dataclass
@@ -159,30 +141,20 @@ class TrainingState:
     """All that an interrupted run needs to go on after its last step.
 
     No random state is among it: every draw follows from the seed and the step (`util.streams`).
-
-    Attributes:
-        model: the bare network (not its DDP wrapper).
-        optimizer: its optimiser.
-        args: the run's flags.
-        epoch: last finished epoch; -1 before the first.
-        tokenizer_fingerprint: which tokenizer the tokens came from, if known.
-        global_batch: images per step, over all processes.
-        step: steps done of epoch `epoch + 1`.
-        loss_sum: float32 scalar on the training device, the sum of this process's losses in them.
-        loss_sums: the same of all processes of the run that was restored, by rank.
-        num_images: images in the data, if known.
     """
 
-    model: LPD
+    model: LPD  # not its DDP wrapper
     optimizer: torch.optim.Optimizer
-    args: argparse.Namespace
-    epoch: int = -1
-    tokenizer_fingerprint: str | None = None
-    global_batch: int = 1
-    step: int = 0
+    args: argparse.Namespace  # the run's flags
+    epoch: int = -1  # last finished one; -1 before the first
+    tokenizer_fingerprint: str | None = None  # of what made the tokens, if known
+    global_batch: int = 1  # images per step, over all processes
+    num_images: int | None = None  # in the data, if known
+    step: int = 0  # steps done of epoch `epoch + 1`
+    # The sum of this process's losses in them, a float32 scalar on the training device.
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    # The same of all processes of the run that was restored, by rank.
     loss_sums: list[float] = field(default_factory=lambda: [0.0])
-    num_images: int | None = None
 
     def add_step(self, loss: torch.Tensor) -> None:
         """Count a step, of which this process's loss is `loss`."""
@@ -196,7 +168,7 @@ class TrainingState:
         self.loss_sum.zero_()
 
     def content(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: the published form and the place in the epoch.
+        """Return what a checkpoint holds, on rank 0: the published form and the place in the epoch.
 
         All processes call it together. Flags are a dictionary: `torch.load` by itself refuses the
         class of the published form.
@@ -212,29 +184,22 @@ class TrainingState:
             "args": plain_flags(self.args),
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
         }
-        return gathered(content)
+        return map_leaves(content, gathered)
 
     def resume(self, folder: Path) -> Path | None:
-        """Continue from the newest undamaged checkpoint of a run; None if the folder holds none.
-
-        Raises:
-            UserError: all are damaged, or the newest that is not is of another model.
-        """
+        """Continue from the newest undamaged checkpoint of a run; None if the folder holds none."""
         paths = checkpoints_in(folder)
         return load_newest(paths, self.restore) if paths else None
 
     def restore(self, path: Path) -> None:
-        """Continue from a training checkpoint.
-
-        One that does not say where in an epoch it was saved was saved between two.
+        """Continue from a training checkpoint; from between two epochs, if it says no place in one.
 
         Raises:
             DamagedCheckpoint: unreadable; nothing has been changed.
             UserError: of another model, or not a training checkpoint.
         """
         # The optimiser keeps the tensors it is given: they must not hang on the file.
-        content = read_checkpoint(path, "--resume", mmap=False)
-        what = f"--resume: {path}"
+        content, what = read_checkpoint(path, "--resume", mmap=False), f"--resume: {path}"
         weights = weights_in(content, what)
         load_weights(self.model, weights.state, what)
         _check_tokenizer(weights, self.tokenizer_fingerprint, what)
@@ -264,19 +229,16 @@ class TrainingState:
     def _restore_place(self, content: dict[str, Any], what: str) -> None:
         """Take up an epoch where it was left: after as many images, if the batch has changed."""
         epoch, step = content["epoch"], content.get("step_in_epoch", 0)
-        batch, sums = (
-            content.get("global_batch", self.global_batch),
-            content.get("epoch_loss", [0.0]),
-        )
+        batch = content.get("global_batch", self.global_batch)
+        sums = content.get("epoch_loss", [0.0])
         if not isinstance(epoch, int) or epoch < -1:
             raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
         if not all(isinstance(value, int) for value in (step, batch)) or step < 0 or batch < 1:
             raise UserError(
                 f"{what}: found step {step!r} with {batch!r} images a step, expected whole numbers"
             )
-        if not (isinstance(sums, list) and sums) or not all(
-            isinstance(value, float) and math.isfinite(value) for value in sums
-        ):
+        numbers = isinstance(sums, list) and all(isinstance(value, float) for value in sums)
+        if not (numbers and sums and all(map(math.isfinite, sums))):
             raise UserError(f"{what}: epoch_loss is {sums!r}, expected finite numbers")
         self.epoch, self.step, self.loss_sums = epoch, step, sums
         if step and batch != self.global_batch:
@@ -302,11 +264,7 @@ class TrainingState:
                 )
 
     def join(self, device: torch.device) -> None:
-        """Take this process's share of the epoch that was restored, once the processes have met.
-
-        Raises:
-            UserError: the processes read checkpoints of different steps.
-        """
+        """Take this process's share of the epoch that was restored, once the processes have met."""
         places = set(distributed.gather((self.epoch, self.step)))
         if len(places) > 1:
             raise UserError(
@@ -341,15 +299,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def load_newest(paths: Sequence[Path], load: Callable[[Path], object]) -> Path:
-    """Load the first checkpoint that is not damaged and return it; warn of those before it.
+    """Load the first checkpoint, newest first, that is not damaged; warn of those before it.
 
-    Args:
-        paths: newest first, at least one.
-        load: raises `DamagedCheckpoint` where nothing can be read, and has changed nothing then.
-
-    Raises:
-        DamagedCheckpoint: all are damaged.
-        UserError: the newest that is not is of another model.
+    `load` changes nothing where it raises `DamagedCheckpoint`. So does this, if all are.
     """
     problems: list[str] = []
     for path in paths:
@@ -371,16 +323,16 @@ def load_pretrained(
     tokenizer_fingerprint: str | None = None,
     flag: str = "--pretrained_ckpt",
 ) -> None:
-    """Load the weights of a published or training checkpoint.
+    """Load the weights of a published or training checkpoint, as `read_weights` reads it.
 
     Args:
         model: the network to fill.
-        path: what `read_weights` reads.
+        path: of the file, or folder, that `flag` named.
         resize: for training: let `pos_embed` of another grid through, resized (256 -> 512 px),
             and the model learn otherwise than before.
         tokenizer_fingerprint: of the run's tokenizer; None does not compare it with the one that a
             training checkpoint records.
-        flag: the flag that named the file.
+        flag: for messages.
 
     Raises:
         UserError: unreadable, of another model size or of another tokenizer.
@@ -403,17 +355,10 @@ def load_pretrained(
 
 
 def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """Resize position embeddings to another square grid (method section 8).
+    """Resize position embeddings to another square grid, bicubically (method section 8).
 
-    Args:
-        pos_embed: (1, 1 + M, C); row 0, the class token's, stays as it is.
-        num_tokens: N.
-
-    Returns:
-        (1, 1 + N, C): the grid resized bicubically.
-
-    Raises:
-        ValueError: M or N is not a square number.
+    (1, 1 + M, C) -> (1, 1 + num_tokens, C); row 0, the class token's, stays as it is. Raises a
+    `ValueError` if one of the numbers of tokens is not a square.
     """
     old_side, new_side = grid_side(pos_embed.shape[1] - 1), grid_side(num_tokens)
     if old_side == new_side:

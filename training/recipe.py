@@ -37,27 +37,14 @@ LR_SCHEDULES = ("constant+cosine", "constant", "cosine")
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """Learning rate over fractional epochs: linear warm-up, then constant, cosine, or both in turn.
-
-    Attributes:
-        kind: one of `LR_SCHEDULES`.
-        lr: after the warm-up.
-        min_lr: where the cosine ends.
-        epochs: length of the run.
-        warmup_epochs: length of the warm-up.
-        lr_decay_start_epoch: where `constant+cosine` begins to fall.
-    """
+    """Learning rate over fractional epochs: linear warm-up, then one of `LR_SCHEDULES`."""
 
     kind: str
-    lr: float
-    min_lr: float
-    epochs: int
+    lr: float  # after the warm-up
+    min_lr: float  # where the cosine ends
+    epochs: int  # length of the run
     warmup_epochs: int
-    lr_decay_start_epoch: int
-
-    def __post_init__(self) -> None:
-        if self.kind not in LR_SCHEDULES:
-            raise ValueError(f"found {self.kind!r}, expected one of {', '.join(LR_SCHEDULES)}")
+    lr_decay_start_epoch: int  # where `constant+cosine` begins to fall
 
     def at(self, epoch: float) -> float:
         """Return the learning rate at fractional epoch `epoch` in [0, epochs)."""
@@ -74,21 +61,13 @@ class LRSchedule:
 
 @dataclass(frozen=True)
 class Training:
-    """A training run, ready to start.
-
-    Attributes:
-        state: network, optimiser, flags and how far they are.
-        source: where tokens come from.
-        schedule: learning rate over fractional epochs.
-        group_size_lists: one of them is drawn per optimiser step.
-        resumed_from: the checkpoint that `state` comes from; None for a fresh start.
-    """
+    """What a training run has been given, checked and ready to start."""
 
     state: TrainingState
     source: TokenSource
     schedule: LRSchedule
-    group_size_lists: list[list[int]]
-    resumed_from: Path | None = None
+    group_size_lists: list[list[int]]  # one of them is drawn per optimiser step
+    resumed_from: Path | None = None  # the checkpoint of `state`; None for a fresh start
 
     @property
     def share(self) -> int:
@@ -121,15 +100,8 @@ def build_training(
 ) -> Training:
     """Check the training flags, make the optimiser and resume what there is to resume.
 
-    Args:
-        args: the run's flags.
-        model: on its device.
-        source: where tokens come from.
-        fingerprint: of the tokenizer they come from, if known.
-        world_size: number of processes; the learning rate and the steps depend on it.
-
-    Raises:
-        UserError: a flag or file cannot work; the message names it.
+    The model is on its device; learning rate and steps depend on the number of processes. Raises a
+    `UserError` that names the flag or file that cannot work.
     """
     if args.fsdp and (world_size == 1 or args.online_eval):
         found = "--online_eval" if args.online_eval else "one process"
@@ -167,24 +139,19 @@ def build_training(
 
 def warn_of_schedule(args: argparse.Namespace) -> None:
     """Say which part of the learning rate's schedule the run ends before, if any."""
+    found = "%s: found %d with --epochs %d: the learning rate "
     if args.warmup_epochs >= args.epochs:
-        logger.warning(
-            "--warmup_epochs: found %d with --epochs %d: the learning rate rises to the end "
-            "and never reaches its peak; expected fewer, or more --epochs",
-            *(args.warmup_epochs, args.epochs),
-        )
+        found += "rises to the end and never reaches its peak; expected fewer, or more --epochs"
+        logger.warning(found, "--warmup_epochs", args.warmup_epochs, args.epochs)
     elif args.lr_schedule == "constant+cosine" and args.lr_decay_start_epoch >= args.epochs:
-        logger.warning(
-            "--lr_decay_start_epoch: found %d with --epochs %d: the learning rate never falls;"
-            " expected an earlier one, or another --lr_schedule",
-            *(args.lr_decay_start_epoch, args.epochs),
-        )
+        found += "never falls; expected an earlier one, or another --lr_schedule"
+        logger.warning(found, "--lr_decay_start_epoch", args.lr_decay_start_epoch, args.epochs)
 
 
 def _resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
     """Go on from the checkpoint in the folder of --resume, if it holds one."""
     folder = Path(args.resume)
-    # The run's own folder is allowed to be missing: a job's first start has the same line.
+    # Its own folder may be missing: a job's first start has the same line.
     if not folder.is_dir() and folder.resolve() != Path(args.output_dir).resolve():
         raise UserError(f"--resume: {folder} is not a folder, expected the one that holds {LAST}")
     path = state.resume(folder)
@@ -215,22 +182,12 @@ def build_source(
     """Open the training data: cached tokens, or the images of `--data_path` encoded on the fly.
 
     Warns of classes without data, unless they come with the weights that training starts from.
-
-    Raises:
-        UserError: no usable image folder.
+    Raises a `UserError` if there is no usable image folder, or more classes than the model has.
     """
-    if cache is not None:
-        _compare_classes(args, len(cache.classes), f"--cached_path: {args.cached_path}")
-        return CachedTokens(cache, device)
-    images = list_images(args.data_path)
-    _compare_classes(args, len(images.classes), f"--data_path: {args.data_path}")
-    return EncodedImages(
-        images, encoder, grid, device, args.num_workers, args.pin_mem, args.batch_size
-    )
-
-
-def _compare_classes(args: argparse.Namespace, classes: int, what: str) -> None:
-    """Refuse more classes in the data than the model has, and warn of fewer."""
+    images = list_images(args.data_path) if cache is None else None
+    flag = "cached_path" if images is None else "data_path"
+    classes = len((cache or images).classes)
+    what = f"--{flag}: {getattr(args, flag)}"
     if classes > args.class_num:
         raise UserError(
             f"{what} holds {classes} classes, expected at most {args.class_num} (--class_num)"
@@ -241,3 +198,7 @@ def _compare_classes(args: argparse.Namespace, classes: int, what: str) -> None:
             "makes images of them, too; expected --class_num %d",
             *(what, classes, args.class_num, classes),
         )
+    if images is None:
+        return CachedTokens(cache, device)
+    loading = (args.num_workers, args.pin_mem, args.batch_size)
+    return EncodedImages(images, encoder, grid, device, *loading)

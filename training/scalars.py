@@ -17,21 +17,16 @@ from torch.utils.tensorboard import SummaryWriter
 from util import distributed
 from util.errors import UserError, blame
 
-# How TensorBoard's files are called, before the second they were begun in.
-_EVENTS = "events.out.tfevents."
+_EVENTS = "events.out.tfevents."  # TensorBoard's files, before the second they were begun in
 
 
 class ScalarLog:
-    """Writes scalars on one process; does nothing without a folder.
+    """Writes scalars to a TensorBoard folder on one process; does nothing where there is none.
 
     What cannot be written (a full disk) does not stop that process at once, for the others would
-    wait for it in vain: `check` stops all, `close` this one.
-
-    Args:
-        folder: TensorBoard folder; None for the processes that do not log.
-        wandb: the module, mirroring what is written to TensorBoard, if wanted.
-        wandb_options: project, name and config of the run there.
-        purge_step: where a resumed run begins; readers drop what the folder holds from there on.
+    wait for it in vain: `check` stops all, `close` this one. If the module `wandb` is given, the
+    run there mirrors what is written. A resumed run begins at `purge_step`: readers drop what the
+    folder holds from there on.
     """
 
     def __init__(
@@ -73,19 +68,11 @@ class ScalarLog:
         self._write("flush")
 
     def check(self) -> None:
-        """See whether all was written; all processes call it.
-
-        Raises:
-            UserError: on all processes, if it was not.
-        """
+        """Raise a `UserError` on all processes if not all was written; all processes call it."""
         distributed.fail_together(self._raise_error)
 
     def close(self) -> None:
-        """Flush to disk, and to Weights & Biases.
-
-        Raises:
-            UserError: not all could be written.
-        """
+        """Flush to disk, and to Weights & Biases; a `UserError` if not all could be written."""
         if self._writer is not None:
             with self._holding_errors():
                 self._writer.close()

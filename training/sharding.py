@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,13 +19,8 @@ def shard(
 ) -> torch.optim.Optimizer:
     """Leave each process its part of the weights and moments; blocks are gathered when they run.
 
-    Args:
-        model: whole on every process; changed in place.
-        optimizer: of its parameters, possibly with state.
-        device: where the model is.
-
-    Returns:
-        The optimiser of the sharded parameters, with the same settings and state.
+    The model, whole on every process, is changed in place. Returns the optimiser of its sharded
+    parameters, with the settings and state of the given one.
     """
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -51,16 +47,18 @@ def shard(
     return optimizer
 
 
-def gathered(content: Any) -> Any:
-    """The same nest of dictionaries and lists with whole tensors, on the CPU of rank 0.
-
-    All processes call it together. Sharded tensors are None on the others.
-    """
+def map_leaves(content: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the same nest of dictionaries and lists with every leaf changed."""
     if isinstance(content, dict):
-        return {key: gathered(value) for key, value in content.items()}
+        return {key: map_leaves(value, change) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return type(content)(gathered(value) for value in content)
-    if isinstance(content, DTensor):
-        whole = content.full_tensor()
-        return whole.cpu() if distributed.is_main() else None
-    return content
+        return type(content)(map_leaves(value, change) for value in content)
+    return change(content)
+
+
+def gathered(value: Any) -> Any:
+    """Gather a sharded tensor: whole on the CPU of rank 0, else None; all processes call it."""
+    if not isinstance(value, DTensor):
+        return value
+    whole = value.full_tensor()
+    return whole.cpu() if distributed.is_main() else None
