@@ -52,24 +52,16 @@ def build_parser() -> Parser:
     group.add_argument("--cached_path", required=True, help="token cache of held-out images")
     group.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
     add_flags(group, "--batch_size")
-    group = parser.add_argument_group(
-        "what to compare",
-        f"by default {', '.join(ORDERS)}, in the steps of training; differences are taken against "
-        "the first",
-    )
+    about = f"by default {', '.join(ORDERS)}, in the steps of training; differences are taken"
+    group = parser.add_argument_group("what to compare", f"{about} against the first")
     add_flags(group, "--orders", "--steps")
-    group.add_argument(
-        "--group_sizes", nargs="+", default=[], metavar="LIST", help="such as '[1]*4 + [2]*126'"
-    )
-    group = parser.add_argument_group(
-        "search",
-        "for the best thresholds and group sizes in each of --steps, on one half of the images, "
-        "confirmed on the other",
-    )
+    about = "such as '[1]*4 + [2]*126'"
+    group.add_argument("--group_sizes", nargs="+", default=[], metavar="LIST", help=about)
+    about = "for the best thresholds and group sizes in each of --steps, on one half of the images,"
+    group = parser.add_argument_group("search", f"{about} confirmed on the other")
     group.add_argument("--search", action="store_true", help="instead of comparing")
-    group.add_argument(
-        "--repulsions", nargs="+", type=number(), metavar="R", help=f"by default {REPULSIONS}"
-    )
+    about = f"by default {REPULSIONS}"
+    group.add_argument("--repulsions", nargs="+", type=number(), metavar="R", help=about)
     about = f"from {search.REPULSION_ALONE:g} up nothing is near; by default {PROXIMITIES}"
     group.add_argument("--proximities", nargs="+", type=number(), metavar="P", help=about)
     about = f"of group sizes: {RULE}, or a power of the known tokens; by default {SHAPES}"
@@ -143,7 +135,7 @@ def settle_flags(args: argparse.Namespace) -> None:
 
 
 def choose_images(args: argparse.Namespace, cache: TokenCache) -> np.ndarray:
-    """Places in the cache, (n,), spread evenly because a cache is sorted by class."""
+    """Choose places (n,) in the cache, spread evenly because it is sorted by class."""
     number = cache.num_images if args.num_images is None else args.num_images
     if not 2 <= number <= cache.num_images:
         raise UserError(
@@ -167,7 +159,7 @@ def check_sizes(args: argparse.Namespace, num_tokens: int) -> None:
 def compare(
     args: argparse.Namespace, settings: Sequence[Setting], costs: search.Measure, ids: np.ndarray
 ) -> dict[str, Any]:
-    """Measure, show and plot; the entries of the JSON file."""
+    """Measure, show and plot; return the entries of the JSON file."""
     results = costs(settings, ids)
     show(report.table(results))
     if args.plot is not None and distributed.is_main():
@@ -177,21 +169,20 @@ def compare(
 
 
 def look_for_best(
-    args: argparse.Namespace, grid: TokenGrid, costs: search.Measure, image_ids: np.ndarray
+    args: argparse.Namespace, grid: TokenGrid, costs: search.Measure, ids: np.ndarray
 ) -> dict[str, Any]:
-    """Search for each number of steps and show what was found; the entries of the JSON file."""
+    """Search for each number of steps and show what was found; return the JSON file's entries."""
     candidates = search.all_candidates(args.repulsions, args.proximities, args.shapes)
     costs, entries = partial(costs, one_by_one=False), []
     for steps in args.steps:
-        outcome = search.search(costs, candidates, grid, steps, args.seed, image_ids)
-        command = search.order_file_command(outcome, grid, args.seed)
-        show([*search.table(outcome), f"its order file: {command}"])
-        entries.append(search.entry(outcome, command))
+        lines, entry = search.search(costs, candidates, grid, steps, args.seed, ids)
+        show(lines)
+        entries.append(entry)
     return {"searches": entries}
 
 
 def show(lines: Sequence[str]) -> None:
-    """Lines for people on standard output, from rank 0."""
+    """Write lines to standard output, from rank 0."""
     if distributed.is_main():
         sys.stdout.write("".join(f"{line}\n" for line in lines))
 

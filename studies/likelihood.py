@@ -34,30 +34,26 @@ _HASHED_TOGETHER = 1024
 
 @dataclass(frozen=True)
 class Setting:
-    """A kind of order with group sizes.
+    """A kind of order with group sizes."""
 
-    Attributes:
-        order: as on the command line.
-        orders: makes them.
-        group_sizes: K sizes that sum to N.
-        sizes_name: what the sizes are, in a word: the table or rule has none.
-    """
-
-    order: str
+    order: str  # as on the command line
     orders: OrderSource
-    group_sizes: tuple[int, ...]
-    sizes_name: str = ""
+    group_sizes: tuple[int, ...]  # K sizes that sum to N
+    sizes_name: str = ""  # in a word; those of the table or rule have none
 
     @property
     def steps(self) -> int:
         return len(self.group_sizes)
 
+    @property
+    def title(self) -> str:
+        return f"{self.order} {self.sizes_name}".strip()
+
 
 def read_settings(args: argparse.Namespace, grid: TokenGrid, num_images: int) -> list[Setting]:
-    """Each of `--orders` with all of `--steps` and `--group_sizes`, those of one list together.
+    """Combine each of `--orders` with all of `--steps` and `--group_sizes`, list by list.
 
-    Raises:
-        UserError: one of them cannot be, or an order file does not serve so many images.
+    Raises `UserError` where one of them cannot be, or an order file does not serve so many images.
     """
     with blame("--orders"):
         paths = [published.resolve(text, published.ORDERS) for text in args.orders]
@@ -84,15 +80,15 @@ def read_settings(args: argparse.Namespace, grid: TokenGrid, num_images: int) ->
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images and its standard error."""
+    """A mean over images and its standard error, numbers or arrays."""
 
     mean: float
     se: float
 
     @classmethod
     def of(cls, values: np.ndarray) -> Estimate:
-        """Of (n,) values, n at least 2."""
-        return cls(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+        """Average values (n, ...) over n >= 2 images."""
+        return cls(values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values)))
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} ± {self.se:.2f}"
@@ -100,36 +96,27 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measured:
-    """A setting on n images.
-
-    Attributes:
-        by_step: (n, K) float64, NLL of each step's tokens, nats.
-        one_by_one: the same tokens if they came one at a time in the same orders; None if that was
-            not measured.
-    """
+    """A setting on n images, in nats."""
 
     setting: Setting
-    by_step: np.ndarray
-    one_by_one: np.ndarray | None
+    by_step: np.ndarray  # (n, K) float64, NLL of each step's tokens
+    one_by_one: np.ndarray | None  # the same tokens one at a time in the same orders, if measured
 
     @property
     def nll(self) -> np.ndarray:
-        """(n,) nats an image."""
         return self.by_step.sum(axis=1)
 
     @property
     def price_by_step(self) -> np.ndarray:
-        """(n, K): how much more than one by one, nats."""
         return self.by_step - self.one_by_one
 
     @property
     def price(self) -> np.ndarray:
-        """(n,) nats an image."""
         return self.price_by_step.sum(axis=1)
 
 
 def load_model(path: str, cache: TokenCache, bf16: bool) -> LPD:
-    """The network of `--pretrained_ckpt`, for the cache's grid, in eval mode."""
+    """Load the network of `--pretrained_ckpt`, for the cache's grid, in eval mode."""
     weights = read_weights(Path(path), "--pretrained_ckpt")
     config = {}
     if cache.grid is not None:
@@ -151,23 +138,11 @@ def measure(
     bf16: bool = False,
     one_by_one: bool = True,
 ) -> list[Measured]:
-    """Measure each setting's NLL of each image; every process takes its share of the images.
+    """Measure each setting's NLL of images (n,), places in the cache that also name their orders.
 
-    Args:
-        model: on the device to be used.
-        cache: holds the tokens.
-        settings: what to compare, all on the same images.
-        image_ids: (n,) places in the cache, which also name the images' orders.
-        batch_size: images at a time.
-        bf16: matrix products in bfloat16.
-        one_by_one: also measure the same orders one token at a time.
-
-    Returns:
-        One for each setting, in this order, on every process; the images as in `image_ids`. The
-        numbers do not depend on how many processes there are.
-
-    Raises:
-        UserError: a file of the cache is damaged, on all processes.
+    Every process takes its share; all return the same for any number of them. `one_by_one` also
+    measures the same orders one token at a time. Raises `UserError`, on all processes, where a file
+    of the cache is damaged.
     """
     starts = range(0, len(image_ids), batch_size)
     batches = [image_ids[start : start + batch_size] for start in starts]
@@ -177,11 +152,10 @@ def measure(
         share = []
         with progress(total=sum(map(len, mine)) * len(settings), desc="NLL", unit="image") as bar:
             for ids in mine:
-                by_setting = []
+                share.append([])
                 for nll in _batch_nll(model, cache, settings, ids, bf16, one_by_one):
-                    by_setting.append(nll)
+                    share[-1].append(nll)
                     bar.update(len(ids))
-                share.append(by_setting)
         return share
 
     shares = distributed.gather(distributed.fail_together(measure_share))
@@ -211,9 +185,7 @@ def _batch_nll(
     measured: dict[tuple[bytes, tuple[int, ...]], np.ndarray] = {}
     for setting in settings:
         orders = setting.orders(ids, setting.group_sizes)
-        lists = [setting.group_sizes]
-        if one_by_one:
-            lists.append((1,) * num_tokens)
+        lists = [setting.group_sizes, (1,) * num_tokens][: 1 + one_by_one]
         keys = [(orders.tobytes(), sizes) for sizes in lists]
         for key in keys:
             if key not in measured:
@@ -226,13 +198,11 @@ def _batch_nll(
 
 
 def images_digest(cache: TokenCache, image_ids: np.ndarray) -> str:
-    """Say which images these are: sha256 (hex) of labels and tokens at (n,) places in the cache.
+    """Say which images (n,) of the cache these are: sha256 (hex) of labels and tokens.
 
-    Raises:
-        UserError: a file of the cache is damaged.
+    Raises `UserError` where a file of the cache is damaged.
     """
     digest = hashlib.sha256(cache.labels[image_ids].astype(np.int64))
-    for start in range(0, len(image_ids), _HASHED_TOGETHER):
-        ids = image_ids[start : start + _HASHED_TOGETHER]
+    for ids in np.array_split(image_ids, -(-len(image_ids) // _HASHED_TOGETHER)):
         digest.update(cache.read(ids, np.zeros(len(ids), dtype=bool)).astype(np.int64))
     return digest.hexdigest()

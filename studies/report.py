@@ -14,7 +14,7 @@ import numpy as np
 from dataset.token_cache import TokenCache
 from hub.download import sha256_of
 from hub.published import pinned
-from studies.likelihood import Estimate, Measured, images_digest
+from studies.likelihood import Estimate, Measured, Setting, images_digest
 from util.errors import blame
 from util.files import replacing
 from util.run_record import revision, versions
@@ -27,15 +27,8 @@ if TYPE_CHECKING:
 _COLUMNS = 4
 
 
-def first_of_same_sizes(result: Measured, results: Sequence[Measured]) -> Measured | None:
-    """The first order's result with the same group sizes, if that is another."""
-    sizes = result.setting.group_sizes
-    first = next(other for other in results if other.setting.group_sizes == sizes)
-    return None if first is result else first
-
-
 def describe(args: argparse.Namespace, cache: TokenCache, image_ids: np.ndarray) -> dict[str, Any]:
-    """What makes the figures what they are; the first entries of the JSON file."""
+    """Say what makes the figures what they are; the first entries of the JSON file."""
     checkpoint = Path(args.pretrained_ckpt)
     with blame("--pretrained_ckpt"):
         content = sha256_of(checkpoint)
@@ -55,76 +48,78 @@ def describe(args: argparse.Namespace, cache: TokenCache, image_ids: np.ndarray)
     }
 
 
+def _figures(result: Measured, results: Sequence[Measured]) -> dict[str, Estimate]:
+    """Means of a result, and of what it differs by from the first order's with the same sizes."""
+    nll, first = result.nll, _first(result, results)
+    found = {"nll": nll, "nll_per_token": nll / sum(result.setting.group_sizes)}
+    found["price"] = result.price
+    if first is not None:
+        found["minus_first_order"] = nll - first.nll
+        less = result.price_by_step - first.price_by_step
+        found["price_minus_first_order"] = less.sum(axis=1)
+    return {name: Estimate.of(values) for name, values in found.items()}
+
+
+def _first(result: Measured, results: Sequence[Measured]) -> Measured | None:
+    """The first order's result with the same group sizes, if that is another."""
+    sizes = result.setting.group_sizes
+    first = next(other for other in results if other.setting.group_sizes == sizes)
+    return None if first is result else first
+
+
 def table(results: Sequence[Measured]) -> list[str]:
-    """Markdown lines. Differences are paired over images, so their errors are much smaller."""
-    lines = [
-        "| steps | order | nats an image | nats a token | price "
-        f"| minus {results[0].setting.order} |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Make Markdown lines; paired over images, differences have much smaller errors."""
+    first = results[0].setting.order
+    lines = [f"| steps | order | nats an image | nats a token | price | minus {first} |"]
+    lines.append("|---" * 6 + "|")
     for result in results:
-        setting, first = result.setting, first_of_same_sizes(result, results)
-        nll, num_tokens = Estimate.of(result.nll), sum(setting.group_sizes)
+        setting, figures = result.setting, _figures(result, results)
+        per_token = figures["nll_per_token"]
         cells = (
             f"{setting.steps} {setting.sizes_name}".strip(),
             setting.order,
-            nll,
-            f"{nll.mean / num_tokens:.4f} ± {nll.se / num_tokens:.4f}",
-            Estimate.of(result.price),
-            "" if first is None else Estimate.of(result.nll - first.nll),
+            figures["nll"],
+            f"{per_token.mean:.4f} ± {per_token.se:.4f}",
+            figures["price"],
+            figures.get("minus_first_order", ""),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
 def entries(results: Sequence[Measured]) -> list[dict[str, Any]]:
-    """The same, with every step and image, for a JSON file; `_se` is a standard error.
+    """Make the same, with every step and image, for a JSON file; `_se` is a standard error.
 
     Lists are text, because each would take a line an entry.
     """
     made = []
     for result in results:
-        setting, first = result.setting, first_of_same_sizes(result, results)
-        nll, num_tokens = Estimate.of(result.nll), sum(setting.group_sizes)
-        entry = {
+        setting = result.setting
+        entry: dict[str, Any] = {
             "order": setting.order,
             "steps": setting.steps,
             "group_sizes": str(list(setting.group_sizes)),
             "sizes_name": setting.sizes_name,
-            **named("nll", nll),
-            **named("nll_per_token", Estimate(nll.mean / num_tokens, nll.se / num_tokens)),
         }
-        if first is not None:
-            entry |= named("minus_first_order", Estimate.of(result.nll - first.nll))
-        entry |= named("price", Estimate.of(result.price))
-        entry |= _columns("nll_by_step", result.by_step)
-        entry |= _columns("price_by_step", result.price_by_step)
-        entry["price_by_image"] = _rounded(result.price, 3)
-        if first is not None:
-            less = (result.price_by_step - first.price_by_step).sum(axis=1)
-            entry |= named("price_minus_first_order", Estimate.of(less))
-        # For comparisons across files: of two models on the same images, say.
-        entry["nll_by_image"] = _rounded(result.nll, 3)
+        for name, estimate in _figures(result, results).items():
+            entry |= named(name, estimate)
+        for name, values in (("nll", result.by_step), ("price", result.price_by_step)):
+            steps = Estimate.of(values)
+            entry[f"{name}_by_step"] = _rounded(steps.mean, 4)
+            entry[f"{name}_by_step_se"] = _rounded(steps.se, 4)
+            # For comparisons across files: of two models on the same images, say.
+            entry[f"{name}_by_image"] = _rounded(values.sum(axis=1), 3)
         made.append(entry)
     return made
 
 
 def named(name: str, estimate: Estimate) -> dict[str, float]:
-    """Entries of a JSON file."""
+    """Make entries of a JSON file."""
     return {name: round(estimate.mean, 6), f"{name}_se": round(estimate.se, 6)}
 
 
-def _columns(name: str, values: np.ndarray) -> dict[str, str]:
-    """(n, K) as two lists of K numbers."""
-    estimates = [Estimate.of(column) for column in values.T]
-    return {
-        name: _rounded([estimate.mean for estimate in estimates], 4),
-        f"{name}_se": _rounded([estimate.se for estimate in estimates], 4),
-    }
-
-
-def _rounded(values: Sequence[float] | np.ndarray, digits: int) -> str:
-    return str([round(float(value), digits) for value in values])
+def _rounded(values: np.ndarray, digits: int) -> str:
+    return str([round(value, digits) for value in values.tolist()])
 
 
 def plot(results: Sequence[Measured], path: Path) -> None:
@@ -142,18 +137,24 @@ def draw(results: Sequence[Measured]) -> Figure:
     """
     from matplotlib.figure import Figure  # slow to import
 
-    pairs = [(result, first_of_same_sizes(result, results)) for result in results]
-    differences = [(result, result.nll - first.nll) for result, first in pairs if first is not None]
-    panels = {"NLL": [(result, result.nll) for result in results]}
-    if differences:
-        panels[f"NLL minus {results[0].setting.order}'s, paired"] = differences
-    panels["price of parallelism"] = [(result, result.price) for result in results]
+    figures = [(result.setting, _figures(result, results)) for result in results]
+    keys = {
+        "NLL": "nll",
+        f"NLL minus {results[0].setting.order}'s, paired": "minus_first_order",
+        "price of parallelism": "price",
+    }
+    panels = {
+        title: [(setting, found[key]) for setting, found in figures if key in found]
+        for title, key in keys.items()
+    }
+    panels = {title: points for title, points in panels.items() if points}
     paying = [result for result in results if max(result.setting.group_sizes) > 1]
     rows = -(-len({result.setting.steps for result in paying}) // _COLUMNS)
     heights = [4.5, 2.5 * rows] if rows else [4.5]
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    colours = {line: f"C{place}" for place, line in enumerate(dict.fromkeys(map(_line, results)))}
+    titles = dict.fromkeys(result.setting.title for result in results)
+    colours = {title: f"C{place}" for place, title in enumerate(titles)}
     upper = parts[0].subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, points) in zip(upper, panels.items(), strict=True):
         axes.set_title(title)
@@ -167,28 +168,19 @@ def draw(results: Sequence[Measured]) -> Figure:
     return figure
 
 
-def _line(result: Measured) -> str:
-    """What one line of the plot is of: an order, and its group sizes where they are no rule's."""
-    return f"{result.setting.order} {result.setting.sizes_name}".strip()
-
-
 def _against_steps(
-    axes: Axes, points: Sequence[tuple[Measured, np.ndarray]], colours: dict[str, str]
+    axes: Axes, points: Sequence[tuple[Setting, Estimate]], colours: dict[str, str]
 ) -> None:
-    """Means over images, (n,) values of each result, with error bars."""
-    points = sorted(points, key=lambda point: point[0].setting.steps)
-    for line, colour in colours.items():
-        own = [(r.setting.steps, Estimate.of(values)) for r, values in points if _line(r) == line]
+    """Means over images with error bars, a line for each order."""
+    points = sorted(points, key=lambda point: point[0].steps)
+    for title, colour in colours.items():
+        own = [(one.steps, cost.mean, cost.se) for one, cost in points if one.title == title]
         if own:
-            axes.errorbar(
-                [steps for steps, _ in own],
-                [estimate.mean for _, estimate in own],
-                [estimate.se for _, estimate in own],
-                **{"color": colour, "marker": "o", "markersize": 4, "capsize": 2, "label": line},
-            )
-    ticks = sorted({result.setting.steps for result, _ in points})
+            how = {"color": colour, "marker": "o", "markersize": 4, "capsize": 2, "label": title}
+            axes.errorbar(*zip(*own, strict=True), **how)
+    steps = sorted({setting.steps for setting, _ in points})
     axes.set(xlabel="decoding steps", xscale="log")
-    axes.set_xticks(ticks, labels=map(str, ticks))
+    axes.set_xticks(steps, labels=map(str, steps))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
 
@@ -203,15 +195,13 @@ def _generations(
         axes.set_title(f"{steps} steps", fontsize="medium")
         axes.grid(alpha=0.3)
         _scale(axes)
-        for result in results:
-            if result.setting.steps != steps:
-                continue
-            sizes, line = result.setting.group_sizes, _line(result)
-            so_far = [Estimate.of(values) for values in result.price_by_step.cumsum(axis=1).T]
-            mean, error = np.array([(estimate.mean, estimate.se) for estimate in so_far]).T
-            decoded, colour = np.cumsum(sizes) / sum(sizes), colours[line]
-            axes.plot(decoded, mean, color=colour, marker=".", markersize=3, label=line)
-            axes.fill_between(decoded, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+        for result in (result for result in results if result.setting.steps == steps):
+            sizes, title = result.setting.group_sizes, result.setting.title
+            so_far = Estimate.of(result.price_by_step.cumsum(axis=1))
+            low, high = so_far.mean - so_far.se, so_far.mean + so_far.se
+            decoded, own = np.cumsum(sizes) / sum(sizes), {"color": colours[title]}
+            axes.plot(decoded, so_far.mean, marker=".", markersize=3, label=title, **own)
+            axes.fill_between(decoded, low, high, alpha=0.2, lw=0, **own)
     for axes in panels[max(0, len(counts) - _COLUMNS) : len(counts)]:
         axes.tick_params(labelbottom=True)  # also where there is an empty place below
     for axes in panels[len(counts) :]:
