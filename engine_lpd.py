@@ -68,37 +68,30 @@ def train(
     scalars: ScalarLog,
     signals: StopSignals,
 ) -> int:
-    """Train to the last epoch, with checkpoints and online evaluations.
+    """Train to the last epoch, with checkpoints and, where there is one, online evaluations.
 
-    Args:
-        run: what to train and how, and from where on.
-        evaluation: what follows some of the epochs; None for nothing.
-        device: where steps run.
-        scalars: gets loss, learning rate and gradient norm every `--log_every` steps.
-        signals: ask for a stop; then the run is saved.
-
-    Returns:
-        The signal that stopped the run before its end; else 0.
-
-    Raises:
-        UserError: on all processes, if a loss or gradient is not finite, if any could not read its
-            data, or if a checkpoint or a scalar could not be written.
+    Returns the signal that stopped the run, saved, before its end; else 0. Raises a `UserError` on
+    all processes if a loss or gradient is not finite, if any could not read its data, or if a
+    checkpoint or a scalar could not be written.
     """
     state, source, args = run.state, run.source, run.state.args
-    folder, steps = Path(args.output_dir), run.steps_per_epoch
+    folder, steps, resumed = Path(args.output_dir), run.steps_per_epoch, run.resumed_from
     state.join(device)
     model = distribute(state, device, args.fsdp)
     evaluate_online = partial(_evaluate_online, run, evaluation, scalars, signals)
     # An evaluation that the run was stopped in is made up for.
     there = distributed.gather(results_file(args, state.epoch).exists())[0]
-    if run.resumed_from is not None and evaluation_is_due(state) and not there:
+    if resumed is not None and evaluation_is_due(state) and not there:
         evaluate_online()
     if state.epoch + 1 < args.epochs:
         settle_buckets(model, run, device)
     started, first_step = time.monotonic(), run.steps_done
     agreement, save_due, stop_signal = Agreement(), False, 0
+    # A `LAST` that was found damaged does not become `PREVIOUS`; a folder may have two names.
+    passed_over = resumed is not None and resumed.name == PREVIOUS
+    passed_over = passed_over and resumed.parent.samefile(folder)
 
-    with CheckpointSaver(folder, last_is_good(folder, run.resumed_from)) as saver:
+    with CheckpointSaver(folder, last_is_good=not passed_over) as saver:
 
         def save(*names: str) -> None:
             scalars.flush()  # on the disk before the checkpoint that goes on after them
@@ -169,7 +162,8 @@ def train(
 
             loss = distributed.mean(state.loss_sum / steps)
             state.finish_epoch()
-            time_left = _time_left(time.monotonic() - started, run.steps_done - first_step, run)
+            per_step = (time.monotonic() - started) / max(run.steps_done - first_step, 1)
+            time_left = timedelta(seconds=round(per_step * (steps * args.epochs - run.steps_done)))
             logger.info("epoch %d of %d: loss %.4f, %s to go", epoch, args.epochs, loss, time_left)
             scalars.add(run.steps_done - 1, {"epoch/loss": loss})
             evaluates = evaluation_is_due(state)
@@ -204,22 +198,9 @@ def _describe_bad_step(run: Training, done: Outcome) -> str:
     )
 
 
-def _time_left(seconds: float, steps: int, run: Training) -> timedelta:
-    """Estimate the rest of a run from its last `steps` steps, which took `seconds`."""
-    to_do = run.steps_per_epoch * run.state.args.epochs - run.steps_done
-    return timedelta(seconds=round(seconds / max(steps, 1) * to_do))
-
-
 def _leave_training(state: TrainingState, number: int) -> None:
     """Tell the launcher that signal `number` stopped training: the epoch, its steps done."""
     leave_marker(Path(state.args.output_dir), number, epoch=state.epoch + 1, step=state.step)
-
-
-def last_is_good(folder: Path, resumed_from: Path | None) -> bool:
-    """Whether the `LAST` of a folder was not found damaged, so that it may become `PREVIOUS`."""
-    if resumed_from is None or resumed_from.name != PREVIOUS:
-        return True
-    return not resumed_from.parent.samefile(folder)  # two names of a folder may look different
 
 
 def distribute(state: TrainingState, device: torch.device, fsdp: bool) -> nn.Module:
@@ -235,17 +216,10 @@ def distribute(state: TrainingState, device: torch.device, fsdp: bool) -> nn.Mod
 def optimize(
     model: nn.Module, batch: Batch, run: Training, step: int, lr: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make optimiser step number `step` of a run.
+    """Make optimiser step number `step` of a run, of LPD or its wrapper.
 
-    Args:
-        model: LPD or its wrapper.
-        batch: this process's.
-        run: whose optimiser steps.
-        step: from 0; dropout's masks and the list of group sizes depend on it.
-        lr: learning rate.
-
-    Returns:
-        This process's loss and the norm of the gradient before clipping, scalars on its device.
+    Dropout's masks and the list of group sizes depend on the step. Returns this process's loss and
+    the norm of the gradient before clipping, scalars on its device.
     """
     args, optimizer = run.state.args, run.state.optimizer
     for group in optimizer.param_groups:
@@ -296,8 +270,8 @@ def settle_buckets(model: nn.Module, run: Training, device: torch.device) -> Non
 
     DistributedDataParallel lays its buckets out anew after its first backward pass, in the order in
     which gradients became ready. From three processes on the layout decides the last bits of a sum:
-    without this the first step after a resume would differ from that step of an unstopped run. It
-    changes no weights and no random stream. All processes call it; other models are left alone.
+    without this the first step after a resume would differ from that step of an unstopped run. All
+    processes call it; other models are left alone.
     """
     # No setting of the wrapper does it: `find_unused_parameters` keeps one layout but searches the
     # graph in every step, and even a single bucket, which overlaps with nothing, is sorted anew.
@@ -316,9 +290,9 @@ def settle_buckets(model: nn.Module, run: Training, device: torch.device) -> Non
 
 def evaluation_is_due(state: TrainingState) -> bool:
     """Whether the run is between two epochs after one of which it evaluates."""
-    args = state.args
-    due = state.epoch % args.eval_freq == 0 or state.epoch + 1 == args.epochs
-    return args.online_eval and state.epoch >= 0 and state.step == 0 and due
+    args, epoch = state.args, state.epoch
+    due = epoch % args.eval_freq == 0 or epoch + 1 == args.epochs
+    return args.online_eval and epoch >= 0 and state.step == 0 and due
 
 
 def _evaluate_online(
@@ -370,9 +344,9 @@ def report(
         "seed": evaluation.seed,
         **vars(evaluation.sampling),
         "num_images": evaluation.num_images,
-        **({**evaluation.scoring.about(), **scores.json()} if scores is not None else {}),
     }
     if scores is not None:
+        results |= {**evaluation.scoring.about(), **scores.json()}
         say(scores)
         scalars.add(step, {f"eval/{tag}": value for tag, value in scores.tags().items()})
     scalars.flush()
@@ -381,8 +355,7 @@ def report(
 
 def results_file(args: argparse.Namespace, epoch: int | None) -> Path:
     """Where the scores of an evaluation go: after a training epoch, or (None) of --evaluate."""
-    name = "metrics.json" if epoch is None else f"metrics-{epoch}.json"
-    return Path(args.output_dir) / name
+    return Path(args.output_dir, "metrics.json" if epoch is None else f"metrics-{epoch}.json")
 
 
 def say(scores: Scores) -> None:
@@ -391,12 +364,12 @@ def say(scores: Scores) -> None:
         logger.info("%s", line)
 
 
-def on_main(write: Callable[[], None]) -> None:
-    """Let rank 0 write to --output_dir; all wait for it, and stop in one line if it fails."""
+def on_main(write: Callable[[], None], flag: str = "--output_dir") -> None:
+    """Let rank 0 write where `flag` says; all wait for it, and stop in one line if it fails."""
 
     def work() -> None:
         if distributed.is_main():
-            with blame("--output_dir"):
+            with blame(flag):
                 write()
 
     distributed.fail_together(work)
@@ -406,16 +379,10 @@ def on_main(write: Callable[[], None]) -> None:
 def evaluate(
     model: LPD, evaluation: Evaluation, image_folder: SampleFolder | None = None
 ) -> Scores | None:
-    """Generate the samples of an evaluation and score them.
+    """Generate the samples of an evaluation, with its reference, and score them on rank 0.
 
-    Args:
-        model: the bare network, on the evaluation's device.
-        evaluation: what to generate and how to score it, with its reference.
-        image_folder: where the images go, and where those of the same settings that are there
-            already count as samples of this evaluation; None keeps no images.
-
-    Returns:
-        The scores on rank 0; None elsewhere and where nothing scores.
+    Images go to the folder, if there is one: those of the same settings that are there already
+    count. Returns None elsewhere and where nothing scores.
     """
     # No process waits for another before its share is done: let all fail if one does.
     with eval_mode(model):
@@ -434,10 +401,7 @@ def evaluate(
 
 @torch.no_grad()
 def show_samples(model: LPD, evaluation: Evaluation) -> np.ndarray:
-    """Generate a few samples, spread over the classes, as one image (H, W, 3) uint8.
-
-    They have the same image ids, and so the same random numbers, whenever this is called.
-    """
+    """Generate a few samples, the same ones in every call, as one image (H, W, 3) uint8."""
     count = min(SAMPLES_SHOWN, evaluation.num_images)
     image_ids = np.arange(count) * evaluation.num_images // count
     with eval_mode(model):
@@ -446,11 +410,7 @@ def show_samples(model: LPD, evaluation: Evaluation) -> np.ndarray:
 
 
 def score_images(source: ImageSource, scoring: Scoring) -> Scores | None:
-    """Score images that are there; the scores on rank 0, None elsewhere.
-
-    Raises:
-        UserError: on all processes, if any of them cannot read an image.
-    """
+    """Score images that are there, on rank 0 (None elsewhere); all raise if any cannot be read."""
 
     def work() -> list[FeatureBatch]:
         sizes = (scoring.batch_size, scoring.num_workers)
@@ -471,38 +431,26 @@ def _score_on_main(scoring: Scoring, batches: list[FeatureBatch]) -> Scores | No
 
 
 def cache_latents(tokenizer: VQModel, images: ImageList, args: argparse.Namespace) -> int:
-    """Write the token cache of a data set, both ways round; every process takes its share.
+    """Write the token cache of a data set, both ways round; return the number of its images.
 
     Shards that an interrupted run of the same settings finished are kept. Of the others process r
     encodes the r-th, the (r + world size)-th, ... After each the processes agree that nothing went
-    wrong. The content depends neither on interruptions nor on the number of processes.
-
-    Args:
-        tokenizer: in eval mode, on this process's device.
-        images: the data set.
-        args: flags of `main_cache.py`; below float32 the share of indices that `precision` changes
-            is logged first.
-
-    Returns:
-        The number of images in the cache.
-
-    Raises:
-        UserError: on all processes, if any of them cannot read an image or write a file, or if the
-            folder holds shards of other settings. Finished shards stay.
+    wrong: a `UserError` on all of them, if any cannot read an image or write a file, or if the
+    folder holds shards of other settings; finished shards stay. The content depends neither on
+    interruptions nor on the number of processes. Below float32 the share of indices that
+    `--precision` changes is logged first.
     """
     grid = TokenGrid(args.img_size, tokenizer.stride, tokenizer.codebook_size)
-    made_by, skip_bad, precision = fingerprint(tokenizer), args.skip_bad_images, args.precision
-    cache = CacheInProgress(
-        *(Path(args.cached_path), images, grid, made_by, precision, args.batch_size, skip_bad)
-    )
-    to_do = cache.to_do
+    skip_bad, precision, processes = args.skip_bad_images, args.precision, distributed.world_size()
+    settings = (grid, fingerprint(tokenizer), precision, args.batch_size, skip_bad)
+    cache = CacheInProgress(Path(args.cached_path), images, *settings)
     if cache.earlier:
         logger.info("%d of %d shards are there already", len(cache.earlier), len(cache.shards))
-    mine = to_do[distributed.rank() :: distributed.world_size()]
+    mine = cache.to_do[distributed.rank() :: processes]
     batches = [batch for number in mine for batch in cache.shards[number]]
     loader = image_batches(images, args.img_size, batches, args.num_workers, args.pin_mem, skip_bad)
     tokenizer = tokenizer.to(memory_format=torch.channels_last)  # convolutions' fast layout
-    desc = f"encode (process 1 of {distributed.world_size()})"
+    desc = f"encode (process 1 of {processes})"
     bar = progress(total=sum(map(len, batches)), unit="image", desc=desc)
 
     def encode_shard(number: int) -> None:
@@ -519,10 +467,9 @@ def cache_latents(tokenizer: VQModel, images: ImageList, args: argparse.Namespac
     started = time.monotonic()
     try:
         with closing(loader), bar, logging_redirect_tqdm():
-            for turn in range(math.ceil(len(to_do) / distributed.world_size())):
-                distributed.fail_together(
-                    lambda turn=turn: encode_shard(mine[turn]) if turn < len(mine) else None
-                )
+            for turn in range(math.ceil(len(cache.to_do) / processes)):
+                mine_now = mine[turn : turn + 1]  # in the last turn some have none
+                distributed.fail_together(lambda now=mine_now: list(map(encode_shard, now)))
         total, encoded = cache.finish()
     except UserError:
         # Every process has left its last write behind: they have just agreed on the failure.

@@ -6,10 +6,10 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -37,10 +37,12 @@ from util.signals import StopSignals, exit_code, leave_marker, remove_marker
 logger = logging.getLogger("lpd")
 
 CHECKPOINTS = "checkpoint-*.pth"
+# What the network is called with as the flags are.
+MODEL_FLAGS = ("class_num", "label_drop_prob", "attn_dropout", "proj_dropout")
+MODEL_FLAGS += ("grad_checkpointing", "blind_queries")
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """Where the run's tokens come from, as far as it needs that, and the grid that all agree on."""
 
     grid: TokenGrid
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = distributed.resolve_device(args.device, launch)
         resolve_flags(args)
         with blame("--output_dir"):
-            require_free(Path(args.output_dir), kind_of_run(args))
+            require_free(Path(args.output_dir), "evaluation" if args.evaluate else "training")
             before = checkpoints_before(args)
         # Everything is checked and loaded before the processes meet: bad input ends here.
         wandb = import_wandb() if args.use_wandb else None
@@ -104,16 +106,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(exit_code(stopped_by))
 
 
-def kind_of_run(args: argparse.Namespace) -> str:
-    """One run of each kind may work in a folder."""
-    return "evaluation" if args.evaluate else "training"
-
-
 def checkpoints_before(args: argparse.Namespace) -> dict[str, int]:
     """List the checkpoints in a training run's output folder, and when each was written, ns.
 
-    Raises:
-        UserError: the run would begin anew over them; names the folder, but no flag.
+    Raises a `UserError`, without a flag's name, if the run would begin anew over them.
     """
     folder = Path(args.output_dir)
     if args.evaluate:
@@ -134,22 +130,22 @@ def checkpoints_before(args: argparse.Namespace) -> dict[str, int]:
     return files
 
 
+def delete_results(folder: Path) -> None:
+    """Delete the checkpoints that training has left in a folder, and the scores of them."""
+    for path in [*folder.glob(CHECKPOINTS), *folder.glob("metrics-*.json")]:
+        path.unlink()
+
+
 def begin(args: argparse.Namespace, signals: StopSignals, before: Mapping[str, int]) -> None:
     """Take the output folder, unless it has other checkpoints than `before` loading."""
     folder = Path(args.output_dir)
     # Let go of before a signal ends the process.
-    signals.locks.enter_context(folder_lock(folder, kind_of_run(args)))
+    signals.locks.enter_context(folder_lock(folder, "evaluation" if args.evaluate else "training"))
     if checkpoints_before(args) != before:
         raise UserError(
             f"{folder}: another run saved there while this one was loading, expected a new start"
         )
     remove_marker(folder)
-
-
-def delete_results(folder: Path) -> None:
-    """Delete what training has left in a folder: checkpoints, and scores that belong to them."""
-    for path in [*folder.glob(CHECKPOINTS), *folder.glob("metrics-*.json")]:
-        path.unlink()
 
 
 def load_tokens(args: argparse.Namespace) -> Tokens:
@@ -206,12 +202,7 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | N
             img_size=tokens.grid.image_size,
             vqgan_stride=tokens.grid.stride,
             vqgan_vocab_size=tokens.grid.vocab_size,
-            class_num=args.class_num,
-            label_drop_prob=args.label_drop_prob,
-            attn_dropout=args.attn_dropout,
-            proj_dropout=args.proj_dropout,
-            grad_checkpointing=args.grad_checkpointing,
-            blind_queries=args.blind_queries,
+            **{name: getattr(args, name) for name in MODEL_FLAGS},
         )
     weights = None
     if paths:
@@ -225,8 +216,7 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | N
 def find_weights(args: argparse.Namespace) -> tuple[list[Path], str]:
     """List the files to take the network's weights from, the first undamaged; and their flag.
 
-    An evaluation takes the folder of --resume where it holds a checkpoint. (A training run resumes
-    from there later, with its optimiser.)
+    Of --resume only an evaluation: a training run resumes from there later, with its optimiser.
     """
     if args.evaluate and args.resume:
         paths = checkpoints_in(Path(args.resume))
@@ -275,16 +265,12 @@ def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
         scores = score_images(source, scoring.with_reference())
-
-        def report() -> None:
-            if scores is not None:
-                say(scores)
-                about = {"images": str(source.path), "image_size": source.image_size}
-                with blame(flag):
-                    write_json({**about, **scoring.about(), **scores.json()}, results)
-                logger.info("scores in %s", results)
-
-        distributed.fail_together(report)
+        about = {"images": str(source.path), "image_size": source.image_size}
+        if scores is not None:
+            say(scores)
+            about |= {**scoring.about(), **scores.json()}
+        on_main(lambda: write_json(about, results), flag)
+        logger.info("scores in %s", results)
 
 
 if __name__ == "__main__":
