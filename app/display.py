@@ -25,7 +25,7 @@ BREATH = 0.2
 
 
 def paced(frames: Iterator[T], seconds: float) -> Iterator[T | None]:
-    """The same, none sooner than so many seconds after the one before: eyes want time.
+    """Yield the same, none sooner than so many seconds after the one before: eyes want time.
 
     In between comes None now and then, so that a visitor who stops need not wait for the next.
     """
@@ -39,20 +39,25 @@ def paced(frames: Iterator[T], seconds: float) -> Iterator[T | None]:
 
 
 def status(frame: Frame) -> str:
-    """A bar and a line of words."""
+    """Say how far a frame is: a bar, and the time, or steps and tokens (of the first image)."""
+    words = f"{frame.steps} steps in {frame.seconds:.2f} s"
+    if not frame.done:
+        decided, tokens = int((frame.tokens[0] != UNDECIDED).sum()), frame.tokens.shape[1]
+        words = f"step {frame.step} of {frame.steps}, {decided} of {tokens} tokens"
     bar = f'<progress max="{frame.steps}" value="{frame.step}"></progress>'
-    return f'{bar}<span title="drawing not counted">{describe(frame)}</span>'
+    return f'{bar}<span title="drawing not counted">{words}</span>'
 
 
 def canvas_side(size: int) -> int:
-    """Side of the canvas for images of side `size`, pixels."""
+    """Return the side of the canvas for images of side `size`, pixels."""
     return size * max(1, CANVAS_SIDE // size)
 
 
 def as_image(pixels: np.ndarray) -> Image.Image:
-    """(H, W, 3) uint8 for Gradio, which names a file after its content and writes it every time.
+    """Make an image of (H, W, 3) uint8 for Gradio, a file of its own each time.
 
-    A mark makes each a file of its own, so that none is written while a browser reads it.
+    Gradio names a file after its content and writes it every time: with a mark in each, none is
+    written while a browser reads it.
     """
     image = Image.fromarray(pixels)
     image.info["mark"] = secrets.token_hex(8)
@@ -60,23 +65,13 @@ def as_image(pixels: np.ndarray) -> Image.Image:
 
 
 def canvas_of(picture: Picture) -> dict[str, Any]:
-    """The picture on a canvas without paint, as `gr.ImageEditor` wants it."""
+    """Put a picture on a canvas without paint, as `gr.ImageEditor` wants it."""
     times = canvas_side(len(picture.pixels)) // len(picture.pixels)
     large = as_image(picture.pixels.repeat(times, axis=0).repeat(times, axis=1))
     return {"background": large, "layers": [], "composite": large}
 
 
 def painted(canvas: dict[str, Any] | None) -> np.ndarray:
-    """(H, W) bool, True where there is paint on the canvas of `gr.ImageEditor`."""
+    """Return (H, W) bool, True where there is paint on the canvas of `gr.ImageEditor`."""
     layers = [layer[..., 3] >= OPAQUE for layer in (canvas or {}).get("layers", [])]
-    if not layers:
-        return np.zeros((1, 1), dtype=bool)
-    return np.logical_or.reduce(layers)
-
-
-def describe(frame: Frame) -> str:
-    """How far the frame is, for people: the time, or steps and tokens (of the first image)."""
-    if frame.done:
-        return f"{frame.steps} steps in {frame.seconds:.2f} s"
-    decided, tokens = int((frame.tokens[0] != UNDECIDED).sum()), frame.tokens.shape[1]
-    return f"step {frame.step} of {frame.steps}, {decided} of {tokens} tokens"
+    return np.logical_or.reduce(layers) if layers else np.zeros((1, 1), dtype=bool)

@@ -25,7 +25,6 @@ logger = logging.getLogger("lpd")
 
 # For which an error stays on the page.
 SECONDS_OF_ERROR = 10
-_NO_PICTURE = "There is no picture to edit yet: upload one, or take one that you have generated."
 
 
 @contextmanager
@@ -52,8 +51,7 @@ def generate(studio: Studio, names: Sequence[str], order: str, *values: Any) -> 
     """Show the images after every step, for the values of the named fields."""
     with one_sentence():
         settings, pause = read(studio, names, values)
-        for frame in paced(studio.generate(settings, order), pause):
-            yield show(frame)
+        yield from map(show, paced(studio.generate(settings, order), pause))
 
 
 def compare(studio: Studio, names: Sequence[str], *values: Any) -> Iterator[list[Any]]:
@@ -79,10 +77,11 @@ def edit(
     with one_sentence():
         settings, pause = read(studio, names, values)
         if picture is None:
-            raise ValueError(_NO_PICTURE)
+            raise ValueError(
+                "There is no picture to edit yet: upload one, or take one that you have generated."
+            )
         frames = studio.edit(picture, painted(canvas), settings, keep_pixels)
-        for frame in paced(frames, pause):
-            yield show(frame)
+        yield from map(show, paced(frames, pause))
 
 
 def upload(studio: Studio, path: str) -> tuple[Picture, dict[str, Any]]:
@@ -103,11 +102,6 @@ def take(frame: Frame | None, number: int) -> tuple[Picture, dict[str, Any]]:
             raise ValueError("There is no image yet: please make some first.")
         picture = frame.picture(min(number, len(frame.images) - 1))
         return picture, canvas_of(picture)
-
-
-def clear(picture: Picture | None) -> dict[str, Any] | None:
-    """Return the canvas without paint: the picture stays."""
-    return None if picture is None else canvas_of(picture)
 
 
 def choose(event: gr.SelectData) -> int:

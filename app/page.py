@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import html
 import secrets
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from app import events
-from app.display import canvas_side
+from app.display import canvas_of, canvas_side
 from app.settings import MAX_IMAGES, MAX_PAUSE
 from app.studio import Studio
 from orders.group_sizes import default_steps
@@ -34,21 +34,11 @@ THEME = gr.themes.Default(
 )
 # Up to this side images are shown with their pixels as squares.
 SMALL = 128
-# What decodes waits for its turn.
-TURNS = {"concurrency_id": "networks", "concurrency_limit": 1}
 # What puts a picture on the canvas: Gradio's sign of progress would stay over the second one.
 AT_ONCE = {"show_progress": "hidden"}
 
-_GREETING = """# Locality-aware Parallel Decoding
-{about}"""
-_HOW_TO_EDIT = (
-    "Upload an image (its middle square is used) or take one that you have generated, paint over "
-    "what to make anew, and choose a class."
-)
 
-
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """Where images appear, and the states beside them."""
 
     gallery: gr.Gallery
@@ -62,7 +52,7 @@ def build_page(studio: Studio, about: str) -> gr.Blocks:
     with gr.Blocks(
         title="LPD", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
     ) as page:
-        gr.Markdown(_GREETING.format(about=html.escape(about)))
+        gr.Markdown(f"# Locality-aware Parallel Decoding\n{html.escape(about)}")
         with gr.Row():
             with gr.Column(scale=2, min_width=250):
                 fields = _add_fields(studio)
@@ -85,66 +75,35 @@ def build_page(studio: Studio, about: str) -> gr.Blocks:
 
 def _add_fields(studio: Studio) -> dict[str, Any]:
     """What all tabs go by, by name."""
-    grid = studio.model.grid
-    fields: dict[str, Any] = {
-        "label": gr.Dropdown(
-            [(f"{label} · {name}", str(label)) for label, name in enumerate(studio.names)],
-            value="0",
-            allow_custom_value=True,
-            label="Class",
-            info="By number or name",
-            elem_id="label",
-        ),
-        "count": gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count"),
-    }
+    grid, fields = studio.model.grid, {}
+
+    def slider(name: str, label: str, values: tuple, step: float = 1, info: str = "") -> None:
+        style = {"step": step, "label": label, "info": info or None, "elem_id": name}
+        fields[name] = gr.Slider(*values, **style)
+
+    fields["label"] = gr.Dropdown(
+        [(f"{label} · {name}", str(label)) for label, name in enumerate(studio.names)],
+        value="0",
+        allow_custom_value=True,
+        label="Class",
+        info="By number or name",
+        elem_id="label",
+    )
+    # The least and the greatest value, and the first.
+    slider("count", "Images", (1, MAX_IMAGES, 4))
     fields["seed"] = gr.Number(0, label="Seed", elem_id="seed")
     another = gr.Button("Another seed", size="sm", elem_id="another")
     another.click(lambda: secrets.randbelow(10**6), None, fields["seed"], show_progress="hidden")
-    fields["steps"] = gr.Slider(
-        min(2, grid.num_tokens),
-        grid.num_tokens,
-        default_steps(grid.num_tokens),
-        step=1,
-        label="Steps",
-        info=f"for {grid.num_tokens} tokens",
-        elem_id="steps",
-    )
-    fields["cfg"] = gr.Slider(
-        1,
-        10,
-        3,
-        step=0.1,
-        label="Guidance, cfg",
-        info="1 is none",
-        elem_id="cfg",
-    )
+    tokens = grid.num_tokens
+    steps = (min(2, tokens), tokens, default_steps(tokens))
+    slider("steps", "Steps", steps, info=f"for {tokens} tokens")
+    slider("cfg", "Guidance, cfg", (1, 10, 3), 0.1, "1 is none")
     with gr.Accordion("Sampling and pace", open=False, elem_id="more"):
-        fields |= _add_more_fields(grid.vocab_size)
+        slider("temperature", "Temperature", (0, 2, 1), 0.05, "lower is tamer")
+        slider("top_k", "Top-k", (0, grid.vocab_size, 0), info="likeliest codes; 0: all")
+        slider("top_p", "Top-p", (0, 1, 1), 0.01, "likeliest share; 1: all")
+        slider("pause", "Pace", (0, MAX_PAUSE, 0.2), 0.1, "seconds a step, at least")
     return fields
-
-
-def _add_more_fields(vocab_size: int) -> dict[str, Any]:
-    """What few visitors change."""
-    return {
-        "temperature": gr.Slider(
-            0, 2, 1, step=0.05, label="Temperature", info="lower is tamer", elem_id="temperature"
-        ),
-        "top_k": gr.Slider(
-            0, vocab_size, 0, step=1, label="Top-k", info="likeliest codes; 0: all", elem_id="top_k"
-        ),
-        "top_p": gr.Slider(
-            0, 1, 1, step=0.01, label="Top-p", info="likeliest share; 1: all", elem_id="top_p"
-        ),
-        "pause": gr.Slider(
-            0,
-            MAX_PAUSE,
-            0.2,
-            step=0.1,
-            label="Pace",
-            info="seconds a step, at least",
-            elem_id="pause",
-        ),
-    }
 
 
 def _add_result(studio: Studio, name: str, label: str, columns: int) -> Result:
@@ -174,6 +133,20 @@ def _add_buttons(name: str, label: str) -> tuple[gr.Button, gr.Button]:
     return start, stop
 
 
+def _connect(
+    buttons: tuple[gr.Button, gr.Button],
+    event: Callable,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    lines: Sequence[gr.HTML],
+) -> None:
+    """Let buttons start and stop what decodes; it waits for its turn, which `lines` show."""
+    style = {"show_progress": "minimal", "show_progress_on": lines}
+    turns = {"concurrency_id": "networks", "concurrency_limit": 1}
+    running = buttons[0].click(event, inputs, outputs, **style, **turns)
+    buttons[1].click(None, cancels=running)
+
+
 def _add_generation(studio: Studio, fields: dict[str, Any]) -> Result:
     """The tab that makes images."""
     order = gr.Radio(
@@ -183,17 +156,10 @@ def _add_generation(studio: Studio, fields: dict[str, Any]) -> Result:
         info="In which the tokens of an image are decoded",
         elem_id="order",
     )
-    start, stop = _add_buttons("generate", "Generate")
+    buttons = _add_buttons("generate", "Generate")
     result = _add_result(studio, "generated", "Images", columns=4)
-    running = start.click(
-        partial(events.generate, studio, list(fields)),
-        [order, *fields.values()],
-        [result.gallery, result.status, result.frame, result.chosen],
-        show_progress="minimal",
-        show_progress_on=result.status,
-        **TURNS,
-    )
-    stop.click(None, cancels=running)
+    event = partial(events.generate, studio, list(fields))
+    _connect(buttons, event, [order, *fields.values()], list(result), [result.status])
     return result
 
 
@@ -203,7 +169,10 @@ def _add_editing(studio: Studio, fields: dict[str, Any]) -> tuple[gr.State, gr.I
     side = canvas_side(studio.model.grid.image_size)
     with gr.Row():
         with gr.Column(min_width=280):
-            gr.Markdown(_HOW_TO_EDIT)
+            gr.Markdown(
+                "Upload an image (its middle square is used) or take one that you have generated, "
+                "paint over what to make anew, and choose a class."
+            )
             upload = gr.UploadButton(
                 "Upload an image",
                 size="md",
@@ -228,47 +197,32 @@ def _add_editing(studio: Studio, fields: dict[str, Any]) -> tuple[gr.State, gr.I
                 elem_id="editor",
             )
             keep = gr.Checkbox(
-                False,
                 label="Keep the picture's own pixels",
                 info="outside of what is painted",
                 elem_id="keep",
             )
         with gr.Column(min_width=280):
-            start, stop = _add_buttons("edit", "Make variants")
+            buttons = _add_buttons("edit", "Make variants")
             result = _add_result(studio, "edited", "Variants", columns=2)
             again = gr.Button("Edit the chosen variant", size="md", elem_id="again")
-    running = start.click(
-        partial(events.edit, studio, list(fields)),
-        [source, editor, keep, *fields.values()],
-        [result.gallery, result.status, result.frame, result.chosen],
-        show_progress="minimal",
-        show_progress_on=result.status,
-        **TURNS,
-    )
-    stop.click(None, cancels=running)
+    event = partial(events.edit, studio, list(fields))
+    inputs = [source, editor, keep, *fields.values()]
+    _connect(buttons, event, inputs, list(result), [result.status])
     upload.upload(partial(events.upload, studio), upload, [source, editor], **AT_ONCE)
-    editor.clear(events.clear, source, editor, **AT_ONCE)
+    # Without paint; the picture stays.
+    editor.clear(lambda picture: picture and canvas_of(picture), source, editor, **AT_ONCE)
     again.click(events.take, [result.frame, result.chosen], [source, editor], **AT_ONCE)
     return source, editor
 
 
 def _add_comparison(studio: Studio, fields: dict[str, Any]) -> None:
     """The tab that makes the same images in every order."""
-    start, stop = _add_buttons("compare", "Compare")
-    galleries, statuses = [], []
+    buttons, results = _add_buttons("compare", "Compare"), []
     with gr.Row(elem_id="orders"):
         for order, name in ORDERS.items():
             with gr.Column(min_width=140):
                 gr.Markdown(f"**{name.capitalize()}**")
-                result = _add_result(studio, f"compare-{order}", name.capitalize(), columns=2)
-                galleries.append(result.gallery)
-                statuses.append(result.status)
-    running = start.click(
-        partial(events.compare, studio, list(fields)),
-        list(fields.values()),
-        [*galleries, *statuses],
-        show_progress="minimal",
-        show_progress_on=statuses,
-        **TURNS,
-    )
-    stop.click(None, cancels=running)
+                results.append(_add_result(studio, f"compare-{order}", name.capitalize(), 2))
+    galleries, lines, *_ = map(list, zip(*results, strict=True))
+    event = partial(events.compare, studio, list(fields))
+    _connect(buttons, event, list(fields.values()), [*galleries, *lines], lines)

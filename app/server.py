@@ -15,18 +15,6 @@ from util.errors import UserError
 
 logger = logging.getLogger("lpd")
 
-# Seconds that a browser's open connections may hold up the end.
-_PATIENCE = 1
-
-
-def require_gradio() -> None:
-    """Refuse to go on without Gradio."""
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError(
-            "gradio is not installed, expected it for this page: "
-            "pip install -r requirements-app.txt"
-        )
-
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a socket on an address of this machine; port 0 takes any free one."""
@@ -47,6 +35,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
     """Show the page until the program is interrupted or told to end (`SystemExit`)."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "gradio is not installed, expected it for this page: "
+            "pip install -r requirements-app.txt"
+        )
     _end_by_exit()
     studio.warm_up()
     with tempfile.TemporaryDirectory(prefix="lpd-app-") as folder:
@@ -77,14 +70,12 @@ def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
         )
         # Without it Gradio opens any file of this machine that a visitor names as an upload.
         page.has_launched = True
-        host, port = server_socket.getsockname()[:2]
-        server = uvicorn.Server(
-            uvicorn.Config(
-                web, log_level="warning", log_config=None, timeout_graceful_shutdown=_PATIENCE
-            )
-        )
+        # The last: seconds that a browser's open connections may hold up the end.
+        options = {"log_level": "warning", "log_config": None, "timeout_graceful_shutdown": 1}
+        server = uvicorn.Server(uvicorn.Config(web, **options))
         # At the end it cuts off the streams to open pages, and calls each an error.
         logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+        host, port = server_socket.getsockname()[:2]
         logger.info("the page is at http://%s:%d (Ctrl-C ends it)", host, port)
         server.run(sockets=[server_socket])
 

@@ -21,15 +21,11 @@ from models.decoding import UNDECIDED, generate_steps
 from models.editing import edit_steps
 from models.lpd import LPD
 from models.sampling import SamplingSettings
-from orders.group_sizes import group_sizes, remaining_group_sizes
+from orders.group_sizes import group_sizes
 from orders.sources import ORDERS, parse_order
 from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel
 from visualization.generation import images_so_far
-
-# Pixels outside a mask over which a variant fades into the original, where that is kept: at most,
-# and as a share of the image's side.
-_FEATHER, _FEATHER_SHARE = 4, 1 / 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,15 +48,13 @@ class Frame:
 
     @property
     def done(self) -> bool:
-        """All tokens are decided."""
+        """Whether all tokens are decided."""
         return self.step == self.steps
 
     def picture(self, number: int) -> Picture:
-        """Return one of the images; `ValueError` if it is not finished or not there."""
+        """Return one of the images; a `ValueError` if it is not finished."""
         if not self.done:
             raise ValueError("This image is not finished, please wait for its last step.")
-        if not 0 <= number < len(self.images):
-            raise ValueError(f"There is no image {number + 1} among these {len(self.images)}.")
         return Picture(self.images[number], self.tokens[number])
 
 
@@ -70,7 +64,7 @@ class Studio:
 
     model: LPD
     tokenizer: VQModel
-    names: Sequence[str]
+    names: Sequence[str]  # of the classes
     bf16: bool = False
     # Whoever has it runs the networks, for one step at most: an event that was stopped ends its
     # step beside the next.
@@ -79,18 +73,15 @@ class Studio:
     def generate(self, settings: Settings, order: str = "lpd") -> Iterator[Frame]:
         """Generate as `models.decoding.generate` does: K + 1 frames, the first without a token.
 
-        Raises:
-            ValueError: there is no such order, or no group sizes for that many steps.
+        A `ValueError` if there is no such order, or no group sizes for that many steps.
         """
         if order not in ORDERS:
             raise ValueError(f"Order: found {order!r:.40}, expected one of {', '.join(ORDERS)}")
         grid, ids = self.model.grid, np.arange(settings.count)
         sizes = group_sizes(grid.num_tokens, settings.steps)
         orders = parse_order(order, grid, settings.seed, settings.count)(ids, sizes)
-        labels = self._labels(settings)
-        states = generate_steps(
-            self.model, labels, orders, sizes, settings.sampling, seed=settings.seed
-        )
+        labels, options = [settings.label] * settings.count, {"seed": settings.seed}
+        states = generate_steps(self.model, labels, orders, sizes, settings.sampling, **options)
         nothing = torch.full((settings.count, grid.num_tokens), UNDECIDED)
         return self._frames(nothing, states, len(sizes))
 
@@ -122,60 +113,43 @@ class Studio:
     ) -> Iterator[Frame]:
         """Make variants as `models.editing.edit` does; the first frame has no new token.
 
-        Args:
-            painted: (H, W) bool, H = W of any size. A token is made anew if any of its cell is
-                painted, in as large a share of `settings.steps` as is made anew, rounded up.
-            keep_pixels: outside of what is painted keep the picture itself, bit for bit beyond a
-                narrow seam, instead of what the tokenizer makes of its tokens.
-
-        Raises:
-            ValueError: nothing is painted.
+        A token is made anew if any of its cell is `painted`, (H, H) bool of any size, in as large
+        a share of `settings.steps` as is made anew, rounded up. `keep_pixels` keeps the picture
+        itself elsewhere, bit for bit beyond a narrow seam, instead of what the tokenizer makes of
+        its tokens. A `ValueError` if nothing is painted.
         """
         if not painted.any():
             raise ValueError("Nothing is painted: please brush over what is to be made anew.")
         grid = self.model.grid
         canvas = fit(Image.fromarray(picture.pixels), painted, grid.image_size)
-        mask = torch.from_numpy(canvas.token_mask(grid.stride))
-        masked = int(mask.sum())
+        mask = torch.from_numpy(canvas.token_mask(grid.stride)).expand(settings.count, -1)
+        masked = int(mask[0].sum())
         steps = min(masked, math.ceil(settings.steps * masked / grid.num_tokens))
-        sizes = remaining_group_sizes(grid.num_tokens, grid.num_tokens - masked, steps)
         tokens = picture.tokens.expand(settings.count, -1)
-        mask = mask.expand(settings.count, -1)
-        labels, options = self._labels(settings), {"num_steps": steps, "seed": settings.seed}
-        states = edit_steps(self.model, tokens, mask, labels, settings.sampling, **options)
+        labels, options = [settings.label] * settings.count, {"seed": settings.seed}
+        options |= {"sampling": settings.sampling, "num_steps": steps}
+        states = edit_steps(self.model, tokens, mask, labels, **options)
         kept = tokens.masked_fill(mask, UNDECIDED)
-        return self._frames(kept, states, len(sizes), canvas if keep_pixels else None)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.model.pos_embed.device
-
-    def _labels(self, settings: Settings) -> torch.Tensor:
-        return torch.full((settings.count,), settings.label)
+        return self._frames(kept, states, steps, canvas if keep_pixels else None)
 
     def _frames(
         self,
-        start: torch.Tensor,
+        tokens: torch.Tensor,
         states: Iterator[torch.Tensor],
         steps: int,
         canvas: Canvas | None = None,
     ) -> Iterator[Frame]:
         """Yield a frame of the tokens (B, N) at the start, and one of each state that follows."""
-        tokens, seconds = start, 0.0
+        device, size, seconds = self.model.pos_embed.device, self.model.grid.image_size, 0.0
         for step in range(steps + 1):
             # not around `yield`: the next frame may be asked for by another thread
             with self.turn:
                 if step:
                     began = time.perf_counter()
-                    with torch.autocast(self._device.type, torch.bfloat16, enabled=self.bf16):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                         tokens = next(states).cpu()  # which waits for the GPU
                     seconds += time.perf_counter() - began
                 images = images_so_far(self.tokenizer, tokens).cpu().numpy()
             if canvas is not None:
-                images = canvas.composite(images, feather(self.model.grid.image_size))
+                images = canvas.composite(images, feather=min(4, round(size / 64)))
             yield Frame(images, tokens, step, steps, seconds)
-
-
-def feather(size: int) -> int:
-    """Pixels over which a seam fades in an image of this side."""
-    return min(_FEATHER, round(size * _FEATHER_SHARE))

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app.server import listen, require_gradio, serve
+from app.server import listen, serve
 from app.studio import Studio
 from evaluation.networks import read_networks
 from models.sampling import warn_of_guidance
@@ -64,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = read_class_names(args.class_names, model.class_num)
     studio = Studio(model, tokenizer, names, args.bf16)
     with listen(args.host, args.port) as server_socket:
-        require_gradio()
         serve(studio, describe(args.pretrained_ckpt, studio), server_socket)
 
 

@@ -9,9 +9,8 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,7 +24,6 @@ from selenium.webdriver.remote.webelement import WebElement
 from dataset.pictures import center_crop
 
 T = TypeVar("T")
-
 
 DEADLINE = 90.0
 # A page that has not changed for so long, in seconds, has drawn all that it was told.
@@ -54,21 +52,13 @@ window.watcher.observe(document.body, what);
 """
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What stood on the page for a while.
+class Sight(NamedTuple):
+    """What stood on the page for a while."""
 
-    Attributes:
-        name: of the result: `generated`, `edited`, `compare-lpd`, ...
-        status: the line above the images.
-        images: their addresses.
-        at: since when, seconds.
-    """
-
-    name: str
-    status: str
-    images: list[str]
-    at: float
+    name: str  # of the result: `generated`, `edited`, `compare-lpd`, ...
+    status: str  # the line above the images
+    images: list[str]  # their addresses
+    at: float  # since when, seconds
 
 
 @contextmanager
@@ -110,11 +100,7 @@ class Visitor:
         return {urlsplit(url).netloc for url in requests if not url.startswith(("data:", "blob:"))}
 
     def wait(self, holds: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
-        """What `holds` gives as soon as it gives something.
-
-        Raises:
-            TimeoutError: it does not.
-        """
+        """What `holds` gives as soon as it gives something."""
         deadline = time.monotonic() + seconds
         while not (found := holds()):
             if time.monotonic() > deadline:
@@ -187,12 +173,7 @@ class Visitor:
         return text
 
     def paint(self, *way: tuple[int, int]) -> None:
-        """Drag the brush over the canvas.
-
-        Args:
-            way: where to start, pixels on the screen from the middle of the canvas, and then from
-                place to place.
-        """
+        """Drag the brush, from pixels beside the middle of the canvas, and then step by step."""
         canvas = self.find("#editor canvas")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
         self.wait(lambda: len(colours(canvas)) > FEW_COLOURS, "a picture on the canvas")

@@ -15,20 +15,15 @@ from app.studio import Studio
 from evaluation.networks import load_networks
 from tests.app.server import RunningApp, running_app
 from tests.apt import MissingProgramsError, require_programs
-from tests.integration.tiny_world import CLASSES, TinyWorld, build_world
+from tests.integration.conftest import world  # noqa: F401
+from tests.integration.tiny_world import CLASSES, TinyWorld
 
 if TYPE_CHECKING:
     from tests.app.browser import Visitor
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
-    """Files that no test changes."""
-    return build_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="session")
-def studio(world: TinyWorld) -> Iterator[Studio]:
+def studio(world: TinyWorld) -> Iterator[Studio]:  # noqa: F811
     """On one thread, as the program under test runs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -54,15 +49,15 @@ def packages() -> None:
 
 @pytest.fixture(scope="session")
 def running(
-    packages: None, world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
+    packages: None,
+    world: TinyWorld,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RunningApp]:
     """The page of the small model, for all tests."""
-    flags = ["--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer]
-    log = tmp_path_factory.mktemp("app") / "log.txt"
-    with running_app(log, *flags, "--device", "cpu") as app:
+    with running_app(world, tmp_path_factory.mktemp("app") / "log.txt") as app:
         yield app
         # Whatever visitors do is told them, and is no bug.
-        assert "Traceback" not in log.read_text()
+        assert "Traceback" not in app.log.read_text()
 
 
 @pytest.fixture
@@ -71,11 +66,10 @@ def visit(running: RunningApp, tmp_path: Path) -> Iterator[Callable[..., Visitor
     from tests.app.browser import visitor
 
     with ExitStack() as stack:
-        count = 0
 
-        def come(*size: str) -> Visitor:
-            nonlocal count
-            count += 1
-            return stack.enter_context(visitor(running.address, tmp_path / f"{count}.png", *size))
+        def come(size: str = "1280,900") -> Visitor:
+            picture = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+            picture.touch()
+            return stack.enter_context(visitor(running.address, picture, size))
 
         yield come

@@ -22,7 +22,7 @@ from models.decoding import generate
 from models.editing import edit
 from models.sampling import SamplingSettings
 from orders.sources import ORDERS
-from tests.app.server import RunningApp, running_app
+from tests.app.server import running_app
 from tests.integration.tiny_world import GRID, TinyWorld
 from visualization.generation import GREY
 
@@ -36,14 +36,6 @@ FIELDS = {"label": "class 1", "count": 3, "seed": 7, "steps": 8, "cfg": 2}
 LIBRARY = {"cfg": 2.0, "seed": 7}
 
 
-def weights(world: TinyWorld) -> tuple[object, ...]:
-    """Flags that say what to play with."""
-    return (
-        *("--pretrained_ckpt", world.checkpoint),
-        *("--vqgan_path", world.tokenizer, "--device", "cpu"),
-    )
-
-
 def library_images(studio: Studio, tokens: torch.Tensor) -> np.ndarray:
     return np.stack([np.asarray(image) for image in studio.tokenizer.decode_images(tokens)])
 
@@ -55,13 +47,22 @@ def frames_seen(sights: list[Sight]) -> list[np.ndarray]:
     return [np.stack([served(url) for url in sight.images]) for sight in sights if sight.images]
 
 
+def run(page: Visitor, button: str = "generate", result: str = "generated") -> list[Sight]:
+    page.start(button, result)
+    return page.finish(result)
+
+
+def choose_third(page: Visitor) -> None:
+    page.driver.find_elements("css selector", "#generated-gallery button img")[2].click()
+    page.wait(lambda: page.chosen("generated") == [2], "the mark on what was clicked")
+
+
 def test_generation_is_watched_and_is_the_library_s(
     visit: Callable[[], Visitor], studio: Studio
 ) -> None:
     page = visit()
     page.enter(**FIELDS)
-    page.start("generate", "generated")
-    sights = page.finish("generated")
+    sights = run(page)
     expected = generate(studio.model, [1, 1, 1], None, 8, **LIBRARY)
     np.testing.assert_array_equal(page.images("generated"), library_images(studio, expected))
 
@@ -78,32 +79,14 @@ def test_generation_is_watched_and_is_the_library_s(
     assert " steps in " in sights[-1].status
     assert page.driver.find_elements("css selector", "#generated-status progress")
 
-
-@pytest.mark.parametrize("order", ["random", "raster"])
-def test_other_orders_and_filters(visit: Callable[[], Visitor], studio: Studio, order: str) -> None:
-    page = visit()
-    page.click(f"#order input[value={order}]")
     page.click("#more button")
-    page.enter(**FIELDS, top_k=5, temperature=0.5, top_p=0.9, pause=0)
-    page.start("generate", "generated")
-    page.finish("generated")
+    page.enter(top_k=5, temperature=0.5, top_p=0.9, pause=0)
     sampling = SamplingSettings(cfg=2.0, temperature=0.5, top_k=5, top_p=0.9)
-    *_, last = studio.generate(replace(SETTINGS, sampling=sampling), order)
-    np.testing.assert_array_equal(page.images("generated"), last.images)
-
-
-def test_orders_are_compared_side_by_side(visit: Callable[[], Visitor], studio: Studio) -> None:
-    page = visit()
-    page.enter(**FIELDS)
-    page.open_tab("Compare orders")
-    names = [f"compare-{order}" for order in ORDERS]
-    page.start("compare", *names)
-    for name, order in zip(names, ORDERS, strict=True):
-        page.finish(name)
-        *_, last = studio.generate(SETTINGS, order)
-        np.testing.assert_array_equal(page.images(name), last.images)
-    tops = {page.find(f"#{name}-gallery").rect["y"] for name in names}
-    assert len(tops) == 1  # one row
+    for order in ("random", "raster"):
+        page.click(f"#order input[value={order}]")
+        run(page)
+        *_, last = studio.generate(replace(SETTINGS, sampling=sampling), order)
+        np.testing.assert_array_equal(page.images("generated"), last.images)
 
 
 def masked_cells(images: np.ndarray) -> torch.Tensor:
@@ -118,32 +101,24 @@ def test_a_painted_part_is_made_anew_and_the_rest_kept(
 ) -> None:
     page = visit()
     page.enter(**FIELDS)
-    page.start("generate", "generated")
-    page.finish("generated")
-    page.driver.find_elements("css selector", "#generated-gallery button img")[2].click()
+    run(page)
+    assert page.chosen("generated") == [0]
+    choose_third(page)
     page.click("#take")
     page.paint((-50, -50), (10, 10), (40, 20), (20, 0))
     page.wait(page.is_painted, "paint")
     page.enter(label="2", seed=9)
-    page.start("edit", "edited")
-    sights = page.finish("edited")
+    sights = run(page, "edit", "edited")
 
-    source = generate(studio.model, [1, 1, 1], None, 8, **LIBRARY)[2]
+    source = generate(studio.model, [1, 1, 1], None, 8, **LIBRARY)[2].expand(3, -1)
     mask = masked_cells(frames_seen(sights)[0])
     assert 1 <= mask.sum() <= GRID.num_tokens // 2
     assert mask[5]  # where the brush passed, above and left of the middle
     assert not mask[-1]
     steps = -(-8 * int(mask.sum()) // GRID.num_tokens)
-    tokens = edit(
-        studio.model,
-        source.expand(3, -1),
-        mask.expand(3, -1),
-        [2, 2, 2],
-        num_steps=steps,
-        cfg=2.0,
-        seed=9,
-    )
-    assert torch.equal(tokens[:, ~mask], source[~mask].expand(3, -1))
+    options = {"num_steps": steps, "cfg": 2.0, "seed": 9}
+    tokens = edit(studio.model, source, mask.expand(3, -1), [2, 2, 2], **options)
+    assert torch.equal(tokens[:, ~mask], source[:, ~mask])
     np.testing.assert_array_equal(page.images("edited"), library_images(studio, tokens))
     assert f"{steps} steps in " in sights[-1].status
 
@@ -156,9 +131,22 @@ def test_a_painted_part_is_made_anew_and_the_rest_kept(
         "Nothing is painted: please brush over what is to be made anew."
     )
 
+    # Of new images the first is marked, and taken.
+    page.open_tab("Generate")
+    page.enter(**FIELDS)
+    run(page)
+    assert page.chosen("generated") == [0]
+    page.click("#take")
+    page.paint((-50, -50), (10, 10))
+    page.click("#keep input")
+    run(page, "edit", "edited")
+    *_, last = studio.generate(SETTINGS)
+    edited = page.images("edited")[:, 12:]  # below the paint
+    np.testing.assert_array_equal(edited, np.broadcast_to(last.images[:1, 12:], edited.shape))
+
 
 def test_an_upload_is_edited_and_keeps_its_pixels(
-    visit: Callable[[], Visitor], studio: Studio, tmp_path: Path
+    visit: Callable[[], Visitor], tmp_path: Path
 ) -> None:
     from tests.app.browser import colours
 
@@ -174,36 +162,11 @@ def test_an_upload_is_edited_and_keeps_its_pixels(
     page.paint((-40, -40), (5, 5))
     assert not page.is_covered()
     page.click("#keep input")
-    page.start("edit", "edited")
-    page.finish("edited")
+    run(page, "edit", "edited")
     images = page.images("edited")
-    assert images.shape == (3, 16, 16, 3)
-    middle = pixels[:, 4:20]
-    np.testing.assert_array_equal(images[:, 12:], np.broadcast_to(middle, (3, 16, 16, 3))[:, 12:])
+    middle = np.stack([pixels[:, 4:20]] * 3)
+    np.testing.assert_array_equal(images[:, 12:], middle[:, 12:])
     assert (images != middle).any()
-
-
-def test_the_marked_image_is_the_one_that_is_taken(
-    visit: Callable[[], Visitor], studio: Studio
-) -> None:
-    page = visit()
-    page.enter(**FIELDS)
-    page.start("generate", "generated")
-    page.finish("generated")
-    assert page.chosen("generated") == [0]
-    page.driver.find_elements("css selector", "#generated-gallery button img")[2].click()
-    page.wait(lambda: page.chosen("generated") == [2], "the mark on what was clicked")
-    page.start("generate", "generated")
-    page.finish("generated")
-    assert page.chosen("generated") == [0]
-    page.click("#take")
-    page.paint((-50, -50), (10, 10))
-    page.click("#keep input")
-    page.start("edit", "edited")
-    page.finish("edited")
-    *_, last = studio.generate(SETTINGS)
-    edited = page.images("edited")[:, 12:]  # below the paint
-    np.testing.assert_array_equal(edited, np.broadcast_to(last.images[:1, 12:], edited.shape))
 
 
 def test_a_phone_compares_orders_one_below_the_other(visit: Callable[[str], Visitor]) -> None:
@@ -227,25 +190,21 @@ def test_the_tab_key_closes_the_list_of_classes(visit: Callable[[], Visitor]) ->
     field.send_keys("class 2", Keys.TAB)
     found = page.driver.find_elements("css selector", options)
     assert not any(option.is_displayed() for option in found)
-    page.start("generate", "generated")
-    page.finish("generated")
+    run(page)
 
 
 def test_errors_are_one_sentence(visit: Callable[[], Visitor], tmp_path: Path) -> None:
     page = visit()
-    page.enter(label="99")
-    page.start("generate", "generated")
-    sentence = page.complaint()
-    assert "Class: found '99', expected 0..2 or the name of one class" in sentence
-    assert "Traceback" not in page.driver.page_source
-    page.enter(label="<b>x")
-    page.start("generate", "generated")
-    assert "Class: found '<b>x', expected" in page.complaint()
-    page.enter(label="0")
-    for seed in ("-5", "1.5"):
-        page.enter(seed=seed)
+    for fields, sentence in (
+        ({"label": "99"}, "Class: found '99', expected 0..2 or the name of one class"),
+        ({"label": "<b>x"}, "Class: found '<b>x', expected"),
+        ({"label": "0", "seed": "-5"}, "Seed: found -5, expected a whole number from 0 to"),
+        ({"seed": "1.5"}, "Seed: found 1.5, expected a whole number from 0 to"),
+    ):
+        page.enter(**fields)
         page.start("generate", "generated")
-        assert f"Seed: found {seed}, expected a whole number from 0 to" in page.complaint()
+        assert sentence in page.complaint()
+    assert "Traceback" not in page.driver.page_source
     page.enter(seed=0)
     page.click("#take")
     assert "There is no image yet" in page.complaint()
@@ -265,15 +224,17 @@ def test_two_visitors_are_served_in_turn_and_never_mix(
     first.enter(**FIELDS)
     second.enter(label=2, count=2, seed=8, steps=6, cfg=2)
     second.open_tab("Compare orders")
+    names = [f"compare-{order}" for order in ORDERS]
     first.start("generate", "generated")
-    second.start("compare", *(f"compare-{order}" for order in ORDERS))
+    second.start("compare", *names)
     seen = [first.finish("generated"), second.finish("compare-raster")]
     *_, last = studio.generate(SETTINGS)
     np.testing.assert_array_equal(first.images("generated"), last.images)
     *_, all_last = studio.compare(wish)
-    for order, last in zip(ORDERS, all_last, strict=True):
-        second.finish(f"compare-{order}")
-        np.testing.assert_array_equal(second.images(f"compare-{order}"), last.images)
+    for name, last in zip(names, all_last, strict=True):
+        second.finish(name)
+        np.testing.assert_array_equal(second.images(name), last.images)
+    assert len({second.find(f"#{name}-gallery").rect["y"] for name in names}) == 1  # one row
     steps = [[sight.at for sight in one if sight.status.startswith("step ")] for one in seen]
     assert steps[0][0] < steps[0][-1] < steps[1][0]  # one after the other
 
@@ -284,22 +245,29 @@ def test_two_visitors_are_served_in_turn_and_never_mix(
     assert "There is no picture to edit yet" in second.complaint()
 
 
+def start_long(page: Visitor) -> None:
+    """Generate for half a minute, and wait for a step."""
+    page.click("#more button")
+    page.enter(**{**FIELDS, "steps": 16, "pause": 2})
+    page.start("generate", "generated")
+    wait_for_step(page)
+
+
+def wait_for_step(page: Visitor, **options: float) -> None:
+    page.wait(lambda: [s for s in page.seen() if s.status.startswith("step ")], "a step", **options)
+
+
 def soon(page: Visitor) -> None:
     """Generate, without waiting for another visitor's half a minute."""
     page.enter(**FIELDS)
     page.start("generate", "generated")
-    page.wait(
-        lambda: [s for s in page.seen() if s.status.startswith("step ")], "a step", seconds=15
-    )
+    wait_for_step(page, seconds=15)
     page.finish("generated")
 
 
 def test_a_visitor_who_stops_or_leaves_makes_room(visit: Callable[[], Visitor]) -> None:
     first, second = visit(), visit()
-    first.click("#more button")
-    first.enter(**{**FIELDS, "steps": 16, "pause": 2})  # half a minute
-    first.start("generate", "generated")
-    first.wait(lambda: [s for s in first.seen() if s.status.startswith("step ")], "a step")
+    start_long(first)
     first.click("#generate-stop")
     first.click("#take")
     assert "This image is not finished" in first.complaint()
@@ -314,24 +282,18 @@ def test_a_visitor_who_stops_or_leaves_makes_room(visit: Callable[[], Visitor]) 
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 )
 def test_a_signal_ends_the_program_whatever_it_does(
-    packages: None,
-    world: TinyWorld,
-    tmp_path: Path,
-    number: signal.Signals,
-    code: int,
+    packages: None, world: TinyWorld, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     from tests.app.browser import visitor
 
     files = tmp_path / "files"
     files.mkdir()
-    with running_app(tmp_path / "log.txt", *weights(world), TMPDIR=str(files)) as app:
+    with running_app(world, tmp_path / "log.txt", TMPDIR=str(files)) as app:
         with visitor(app.address, tmp_path / "page.png") as page:
-            page.click("#more button")
-            page.enter(**{**FIELDS, "steps": 16, "pause": 2})  # half a minute
-            page.start("generate", "generated")
-            page.wait(lambda: [s for s in page.seen() if s.status.startswith("step ")], "a step")
+            start_long(page)
             assert list(files.glob("lpd-app-*"))
-            assert app.end(number) == code
+            app.process.send_signal(number)
+            assert app.process.wait(60) == code
         assert not list(files.glob("lpd-app-*"))
     said = app.log.read_text().splitlines()
     ends = ["interrupted"] if number is signal.SIGINT else []
@@ -340,39 +302,22 @@ def test_a_signal_ends_the_program_whatever_it_does(
 
 def test_only_what_was_uploaded_is_opened(packages: None, world: TinyWorld, tmp_path: Path) -> None:
     """A visitor who speaks to the program without the page names a picture of this machine."""
+
+    def ask(address: str, content: bytes | None = None) -> str:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{app.address}{address}", content, headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.read().decode()  # to the end of the stream
+
     Image.new("RGB", (16, 16)).save(tmp_path / "private.png")
     file = {"path": str(tmp_path / "private.png"), "meta": {"_type": "gradio.FileData"}}
-    with running_app(tmp_path / "log.txt", *weights(world)) as app:
-        events = json.loads(ask(f"{app.address}/config"))["dependencies"]
+    with running_app(world, tmp_path / "log.txt") as app:
+        events = json.loads(ask("/config"))["dependencies"]
         (upload,) = [event["id"] for event in events if event["targets"][0][1] == "upload"]
         wish = {"data": [file], "fn_index": upload, "session_hash": "somebody"}
-        ask(f"{app.address}/gradio_api/queue/join", json.dumps(wish).encode())
-        said = ask(f"{app.address}/gradio_api/queue/data?session_hash=somebody")
+        ask("/gradio_api/queue/join", json.dumps(wish).encode())
+        said = ask("/gradio_api/queue/data?session_hash=somebody")
         assert "it was not uploaded by a user" in said
         assert "image.png" not in said
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            ask(f"{app.address}/gradio_api/file={file['path']}")
-
-
-def ask(address: str, content: bytes | None = None) -> str:
-    """What the program answers; to the end of the stream."""
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(address, content, headers)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return response.read().decode()
-
-
-def test_a_taken_port_is_told(running: RunningApp, world: TinyWorld) -> None:
-    from tests.commands import run_command
-
-    port = running.address.rpartition(":")[2]
-    result = run_command(
-        "scripts/app.py",
-        *weights(world),
-        *("--port", port),
-    )
-    assert result.returncode == 2
-    assert result.stderr == (
-        f"error: --host, --port: found 127.0.0.1:{port}, which cannot be used (Address already in "
-        "use), expected a free port of this machine\n"
-    )
+            ask(f"/gradio_api/file={file['path']}")

@@ -7,20 +7,11 @@ import pytest
 
 from app.settings import Settings, read_settings
 from models.sampling import SamplingSettings
-from util.geometry import TokenGrid
+from tests.integration.tiny_world import GRID
 
-GRID = TokenGrid(image_size=16, stride=4, vocab_size=32)
 NAMES = ["cat", "dog", "great white shark"]
-FIELDS = {
-    "label": "1",
-    "count": 4,
-    "seed": 0,
-    "steps": 5,
-    "cfg": 3,
-    "temperature": 1,
-    "top_k": 0,
-    "top_p": 1,
-}
+FIELDS = {"label": "1", "count": 4, "seed": 0, "steps": 5, "cfg": 3}
+FIELDS |= {"temperature": 1, "top_k": 0, "top_p": 1}
 
 
 def read(**changes: Any) -> Settings:
@@ -31,11 +22,9 @@ def test_fields_become_settings() -> None:
     expected = SamplingSettings(cfg=2.5, temperature=0.9, top_k=7, top_p=0.5)
     found = read(cfg=2.5, temperature=0.9, top_k=7.0, top_p=0.5, seed=9, count=16, steps=16)
     assert found == Settings(label=1, count=16, seed=9, steps=16, sampling=expected)
-
-
-@pytest.mark.parametrize("text", ["2", 2, " 2 ", "Great White Shark"])
-def test_a_class_has_a_number_and_a_name(text: Any) -> None:
-    assert read(label=text).label == 2
+    assert isinstance(found.sampling.top_k, int)
+    for text in ("2", 2, " 2 ", "Great White Shark"):
+        assert read(label=text).label == 2
 
 
 @pytest.mark.parametrize(
@@ -46,9 +35,8 @@ def test_a_class_has_a_number_and_a_name(text: Any) -> None:
         ({"label": 0.5}, "Class: found '0.5', expected 0..2 or the name of one class"),
         ({"count": 0}, "Images: found 0, expected a whole number from 1 to 16"),
         ({"count": 17}, "Images: found 17, expected a whole number from 1 to 16"),
-        ({"count": 1.5}, "Images: found 1.5, expected a whole number from 1 to 16"),
+        ({"seed": 1.5}, "Seed: found 1.5, expected a whole number from 0 to 2147483647"),
         ({"seed": None}, "Seed: found nothing, expected a whole number from 0 to 2147483647"),
-        ({"seed": -1}, "Seed: found -1, expected a whole number from 0 to 2147483647"),
         ({"steps": 1}, "Steps: found 1, expected a whole number from 2 to 16"),
         ({"steps": 17}, "Steps: found 17, expected a whole number from 2 to 16"),
         ({"steps": "5"}, "Steps: found '5', expected a whole number from 2 to 16"),
