@@ -158,7 +158,7 @@ def test_one_of_two_processes(
         fault.tries += 1
         output = tmp_path / str(local_rank)
         flags = trained.flags(output, *BY_TWO)
-        run = launch(2, "main_lpd.py", *flags)
+        run = launch(2, "main_lpd.py", *flags, cold=True)  # `worker` reads its first variables
         wait_for(lambda output=output: (output / LAST).exists(), run)
         victim = worker(run, local_rank)
         os.kill(victim, signal.SIGKILL)

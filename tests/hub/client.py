@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.commands import ROOT, run_command
+from tests.commands import run_command, start_command
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,8 @@ class Client:
 
     def start(self, *names: str) -> subprocess.Popen:
         """A download that goes on beside the test."""
-        return subprocess.Popen(
-            [sys.executable, "util/download.py", *names],
-            cwd=ROOT,
-            env={**os.environ, **self.variables()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return start_command("util/download.py", *names, variables=self.variables(), **pipes)
 
     def blobs(self) -> list[Path]:
         """All contents of the cache, those that are not whole included."""

@@ -6,7 +6,6 @@ import pickle
 import random
 import signal
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import main_lpd
 from dataset.batches import epoch_samples
 from hub.weights import atomic_save, read_checkpoint
 from models.lpd import LPD
-from tests.commands import ROOT, succeed
+from tests.commands import start_command, succeed
 from tests.integration.tiny_world import TinyWorld
 from training import checkpoint as saving
 from training.checkpoint import LAST, PREVIOUS
@@ -260,19 +259,15 @@ def test_a_loss_that_is_not_finite_leaves_the_checkpoint_of_before(
     assert not (tmp_path / MARKER).exists()
 
 
-def start(processes: int | None, *arguments: object) -> subprocess.Popen:
+def start(processes: int | None, *arguments: object, cold: bool = False) -> subprocess.Popen:
     """A run in the background, in a process group of its own."""
-    command = [sys.executable]
-    if processes is not None:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command += ["--signals-to-handle", "SIGTERM,SIGUSR1,SIGINT"]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    return start_command(
+        *arguments,
+        processes=processes,
+        launcher=("--signals-to-handle", "SIGTERM,SIGUSR1,SIGINT"),
+        cold=cold,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
         start_new_session=True,
     )
 
@@ -294,7 +289,7 @@ def test_two_processes_are_stopped_through_torchrun(
     world: TinyWorld, tmp_path: Path, number: int
 ) -> None:
     more = ("--save_steps", 2, "--batch_size", 4, "--epochs", 10**4)
-    run = start(2, "main_lpd.py", *flags(world, tmp_path, *more))
+    run = start(2, "main_lpd.py", *flags(world, tmp_path, *more), cold=number == signal.SIGINT)
     wait_for(lambda: (tmp_path / LAST).exists(), run)
     os.killpg(run.pid, number)  # as a terminal does
     _, errors = run.communicate(timeout=60)

@@ -1,0 +1,72 @@
+"""A forked command is a started one: same bits, same words, same end, and a child of the test."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.commands import run_command, start_command
+from tests.integration.test_resume import EPOCHS, same_training
+from tests.integration.tiny_world import build_world
+
+PROGRAM = """
+import atexit, os, signal, sys
+atexit.register(print, "at the end")
+print(sys.argv[1:], os.getcwd(), os.environ["RANK"], sys.stdin.read(), __name__)
+{}
+"""
+ENDS = {
+    "": 0,
+    "sys.exit(7)": 7,
+    "sys.exit('a reason')": 1,
+    "raise ValueError('a bug')": 1,
+    "os.kill(os.getpid(), signal.SIGTERM)": -signal.SIGTERM,
+    "raise KeyboardInterrupt": -signal.SIGINT,
+}
+
+
+@pytest.mark.parametrize("last", ENDS)
+def test_a_fork_says_and_ends_as_a_start(tmp_path: Path, last: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(last))
+    found = []
+    for cold in (False, True):
+        process = start_command(
+            program,
+            "--flag",
+            cold=cold,
+            variables={"RANK": "3"},
+            cwd=tmp_path,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+        )
+        output, errors = process.communicate("asked", timeout=60)
+        found.append((process.returncode, output, errors.splitlines()[-1:]))
+    assert found[0] == found[1]
+    assert found[0][0] == ENDS[last]
+
+
+@pytest.mark.parametrize("processes", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_fork_trains_to_the_same_bits(tmp_path: Path, processes: int | None) -> None:
+    (tmp_path / "world").mkdir()
+    world = build_world(tmp_path / "world")
+    folders = (tmp_path / "fork", tmp_path / "start")
+    for folder in folders:
+        flags = (
+            *world.train_flags(folder),
+            "--epochs",
+            EPOCHS,
+            "--batch_size",
+            16 // (processes or 1),
+        )
+        cold = folder.name == "start"
+        result = run_command("main_lpd.py", *flags, processes=processes, cold=cold)
+        assert result.returncode == 0, result.stderr
+    assert same_training(*folders)
+
+
+def test_only_what_is_read_late_is_given_to_a_fork(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys; print('main_lpd' in sys.modules)")
+    for variables, forked in (({"WORLD_SIZE": "1"}, True), ({"OMP_NUM_THREADS": "2"}, False)):
+        assert run_command(program, **variables).stdout == f"{forked}\n"
