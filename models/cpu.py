@@ -15,7 +15,6 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Any shape and dtype -> the same."""
         dropped = round(self.p * 2**16)
         draws_words = self.training and x.device.type == "cpu" and 0 < dropped < 2**16
         if not draws_words or torch.compiler.is_compiling():

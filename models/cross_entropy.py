@@ -16,16 +16,9 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """`F.cross_entropy(F.linear(x, weight).float(), targets)`, some rows at a time.
 
-    Gradients are computed along with the loss, where the logits are at hand: no logit is kept or
-    computed twice. Products run in the dtype of an enclosing `torch.autocast`, sums in float32.
-
-    Args:
-        x: (R, C).
-        weight: (V, C).
-        targets: (R,) int64 in [0, V).
-
-    Returns:
-        Scalar float32, the mean over rows.
+    (R, C), (V, C) and (R,) int64 -> scalar float32, the mean over rows. Gradients are computed
+    along with the loss, where the logits are at hand: no logit is kept or computed twice. Products
+    run in the dtype of an enclosing `torch.autocast`, sums in float32.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -36,11 +29,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        targets: torch.Tensor,
-        dtype: torch.dtype,
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         rows = max(1, LOGITS_AT_A_TIME // len(weight))
         wants_x, wants_weight, *_ = ctx.needs_input_grad

@@ -1,7 +1,4 @@
-"""CUDA graphs: record a function's kernels once, then launch them all with a single call.
-
-The rules kept here are those of PyTorch's notes on CUDA graphs (CUDA semantics, "CUDA Graphs").
-"""
+"""CUDA graphs, by PyTorch's notes on them: record kernels once, launch all with a single call."""
 
 from __future__ import annotations
 
@@ -13,10 +10,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.cuda import Stream
 
 from util.errors import is_out_of_memory
 
 logger = logging.getLogger(__name__)
+
+# Runs before a capture: libraries load their kernels, make their handles and choose algorithms.
+WARM_UP_RUNS = 2
+Pool = tuple[int, int]
 
 
 class WeightState:
@@ -29,11 +31,7 @@ class WeightState:
         # Aliases, so that no other tensor can get the same address.
         self._aliases = [weight.detach() for weight in weights]
         self._versions = _versions(weights)
-
-    @property
-    def versioned(self) -> bool:
-        """Whether changes can be told at all."""
-        return None not in self._versions
+        self.versioned = None not in self._versions  # whether changes can be told at all
 
     def same_tensors(self, weights: Sequence[Tensor]) -> bool:
         """Whether `weights` lie where they lay, whatever they hold."""
@@ -44,9 +42,8 @@ class WeightState:
 
     def is_current(self, weights: Sequence[Tensor]) -> bool:
         """Whether `weights` are the same tensors, and unchanged as far as can be told."""
-        return (
-            self.versioned and self._versions == _versions(weights) and self.same_tensors(weights)
-        )
+        unchanged = self.versioned and self._versions == _versions(weights)
+        return unchanged and self.same_tensors(weights)
 
 
 def _versions(weights: Sequence[Tensor]) -> list[int | None]:
@@ -71,10 +68,6 @@ def largest_that_fits(attempt: Callable[[int], object], too_large: int) -> int:
     return fits
 
 
-# Runs before a capture: libraries load their kernels, make their handles and choose algorithms.
-WARM_UP_RUNS = 2
-
-
 class CaptureError(RuntimeError):
     """A function cannot be captured; the message is one line that says why."""
 
@@ -86,7 +79,7 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor
-    pool: tuple[int, int] | None = None
+    pool: Pool | None = None
 
     def replay(self, *inputs: Tensor) -> Tensor:
         for static, new in zip(self.inputs, inputs, strict=True):
@@ -109,8 +102,8 @@ class GraphCache:
         self._max_graphs = max_graphs
         self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
         # Captures share the memory of a pool only if they share the stream as well.
-        self._pool: tuple[int, int] | None = None
-        self._side_stream: torch.cuda.Stream | None = None
+        self._pool: Pool | None = None
+        self._side_stream: Stream | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -119,6 +112,8 @@ class GraphCache:
     def run(self, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Replay `function` as captured for `key`, capturing it first if it is new.
 
+        The output has memory of its own; of a graph that does not fit nothing is kept.
+
         Args:
             key: names what `function` computes; appears in the log. Shapes and dtypes of the
                 inputs and PyTorch's own settings (autocast, TF32, ...) need not be part.
@@ -126,14 +121,6 @@ class GraphCache:
                 never again for this key. It may not wait for the GPU, and what it reads and writes
                 besides the inputs must stay alive at its address as long as the graph: new values
                 there are seen, another tensor is not.
-            inputs: on one CUDA device.
-
-        Returns:
-            The output, in memory of its own.
-
-        Raises:
-            CaptureError: `function` did something that cannot be captured.
-            torch.OutOfMemoryError: the graph does not fit; nothing of it is kept.
         """
         signature = (key, _settings(), *((x.shape, x.dtype, x.device) for x in inputs))
         if signature not in self._graphs:
@@ -145,7 +132,6 @@ class GraphCache:
         return self._graphs[signature].replay(*inputs)
 
     def clear(self) -> None:
-        """Drop all graphs and their memory."""
         self._graphs.clear()
 
     def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Captured:
@@ -157,12 +143,9 @@ class GraphCache:
             new.copy_(given)
         # Autocast would free its cast weights when it ends; without its cache they are part of
         # the graph, cast anew at every replay.
-        autocast = torch.autocast(
-            device.type,
-            dtype=torch.get_autocast_dtype(device.type),
-            enabled=torch.is_autocast_enabled(device.type),
-            cache_enabled=False,
-        )
+        kind = device.type
+        dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        autocast = torch.autocast(kind, dtype, enabled, cache_enabled=False)
         # A pool ends with its last graph, and no other capture enters one where a capture failed.
         pool, self._pool = self._pool, None
         if pool not in {captured.pool for captured in self._graphs.values()}:
@@ -202,10 +185,7 @@ def _settings() -> tuple[Hashable, ...]:
 
 
 def _record(
-    function: Callable[..., Tensor],
-    inputs: tuple[Tensor, ...],
-    pool: tuple[int, int],
-    stream: torch.cuda.Stream,
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Pool, stream: Stream
 ) -> _Captured:
     """Capture one call; nothing is computed yet."""
     graph = torch.cuda.CUDAGraph()
@@ -233,12 +213,11 @@ def _record(
     return _Captured(graph, inputs, output, pool)
 
 
-def _tidy_up(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+def _tidy_up(pool: Pool, stream: Stream) -> None:
     """Undo what a capture that failed leaves behind in older PyTorch (2.11; not in 2.15).
 
     If CUDA refuses to end it, the allocator goes on recording into the pool, and refuses to record
-    there again; the generator goes on as in a capture, and `torch.rand` raises. The device of
-    `stream`, where the capture took place, is the current one.
+    there again; the generator goes on as in a capture, and `torch.rand` raises.
     """
     with suppress(RuntimeError, AttributeError):  # "not currently recording": nothing to undo
         torch._C._cuda_endAllocateToPool(stream.device_index, pool)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,39 +41,30 @@ def generate(
     sampler: str = "fast",
     **fields: Any,
 ) -> torch.Tensor:
-    """Generate B images as code indices, in K steps.
+    """Generate B images in K steps: (B, N) int64 codes on the model's device, raster order.
 
     Image i consumes one uniform number per position, drawn from (seed, image_ids[i], position)
-    alone, so it does not depend on its batch. Honours an enclosing `torch.autocast`.
+    alone, so it does not depend on its batch. Dropout is off; honours an enclosing
+    `torch.autocast`. A ValueError names an argument that is out of range.
 
     Args:
-        model: the network; dropout is off while this runs.
         labels: (B,) int64 in [0, class_num); None generates without a class.
         orders: (B, N) raster positions in generation order; None makes locality-aware ones, as
             `--order lpd` does without a file, of (seed, image_ids[i]).
-        group_sizes: K positive sizes that sum to N - M; or K, for those of the table or rule (see
-            `remaining_group_sizes`).
-        sampling: guidance, temperature and filters. For the `linear` schedule known tokens count as
-            generated.
+        group_sizes: K positive sizes that sum to N - M; or K, see `remaining_group_sizes`.
+        sampling: guidance, temperature and filters, also by name as `fields`. For the `linear`
+            schedule known tokens count as generated.
         known: (B, M) int64 codes of the first M positions of the orders, which the images keep:
-            one group of context, after the class (method section 10). None: nothing is known.
-        seed: whole number that names the random streams.
+            one group of context, after the class (method section 10).
         image_ids: (B,) whole numbers that name the images; `range(B)` if None.
         sampler: `plain` runs the model as it is; `fast` runs the same steps with prepared weights
             and, on a GPU, as one CUDA graph. Where it cannot, the plain one stands in.
-        fields: of `sampling` by name: `cfg`, `cfg_schedule`, `temperature`, `top_k`, `top_p`.
-
-    Returns:
-        (B, N) int64 on the model's device, raster order.
-
-    Raises:
-        ValueError: an argument is out of range, or guidance is asked for without labels.
     """
-    options = {"known": known, "seed": seed, "image_ids": image_ids, "sampler": sampler}
-    job = _prepare(model, labels, orders, group_sizes, sampling, **options, **fields)
-    tokens = _decode_fast(model, job) if sampler == "fast" else None
+    given = labels, orders, group_sizes, sampling, known, seed, image_ids
+    job = _prepare(model, *given, **fields)
+    tokens = _decode_fast(model, job) if _is_fast(sampler) else None
     if tokens is None:
-        with eval_mode(model):
+        with _around(model, model):
             tokens = _last(job.decode(model, *job.inputs))
     return tokens
 
@@ -85,28 +75,20 @@ def generate_steps(
 ) -> Iterator[torch.Tensor]:
     """As `generate`, one step at a time; arguments and errors are the same, and come at the call.
 
+    Yields the (B, N) tokens after every step, -1 where they are not decided yet; all known, once.
     Each step is computed when it is asked for. The `torch.autocast` that holds when the first one
     is asked for decides for all of them; from then on the model must not change.
-
-    Returns:
-        An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
-        not decided yet. The last of them is what `generate` returns; all known, it is the only one.
     """
-    job = _prepare(model, *arguments, sampler=sampler, **options)
-    return _in_steps(model, job, sampler)
+    return _in_steps(model, _prepare(model, *arguments, **options), _is_fast(sampler))
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What to generate: checked, and on the model's device.
-
-    Attributes:
-        inputs: orders (B, N), uniform numbers (B, N) in raster order, known codes (B, M) and, if
-            there are any, labels (B,).
-    """
+    """What to generate: checked, and on the model's device."""
 
     plan: GenerationPlan
     settings: SamplingSettings
+    # Orders (B, N), uniform numbers (B, N) in raster order, known codes (B, M), labels (B,) if any.
     inputs: list[torch.Tensor]
 
     def decode(
@@ -119,8 +101,7 @@ class _Job:
     ) -> Iterator[torch.Tensor]:
         """The decoding loop, of `inputs` or, in a CUDA graph, others of the same shapes.
 
-        Yields:
-            The tokens so far, (B, N), after each step: one tensor, which the next step writes to.
+        Yields the tokens so far (B, N) after each step: one tensor, which the next step writes to.
         """
         uniforms = uniforms.gather(1, orders)
         scales = guidance_scales(self.settings, self.plan.num_tokens, orders.device)
@@ -130,8 +111,7 @@ class _Job:
             yield tokens
             return
 
-        def both_halves(x: torch.Tensor) -> torch.Tensor:
-            """The same tokens for the conditional and, under guidance, the unconditional half."""
+        def both_halves(x: torch.Tensor) -> torch.Tensor:  # conditional and unconditional
             return torch.cat([x, x]) if self.settings.guided else x
 
         context = network.embed_class(labels, len(orders))
@@ -151,23 +131,17 @@ class _Job:
             context = both_halves(network.embed_tokens(drawn, positions))
 
 
-def _prepare(
-    model: LPD,
-    labels: torch.Tensor | Sequence[int] | None,
-    orders: torch.Tensor | np.ndarray | None,
-    group_sizes: Sequence[int] | int,
-    sampling: SamplingSettings | None = None,
-    *,
-    known: torch.Tensor | None = None,
-    seed: int = 0,
-    image_ids: Sequence[int] | np.ndarray | None = None,
-    sampler: str,
-    **fields: Any,
-) -> _Job:
-    """Check the arguments of `generate` and put them where the model is."""
-    settings = SamplingSettings.of(sampling, fields)
+def _is_fast(sampler: str) -> bool:
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: found {sampler!r}, expected one of {SAMPLERS}")
+    return sampler == "fast"
+
+
+def _prepare(
+    model, labels, orders, group_sizes, sampling=None, known=None, seed=0, image_ids=None, **fields
+) -> _Job:
+    """Check the arguments of `generate` and put them where the model is."""
+    settings = replace(sampling or SamplingSettings(), **fields)
     if labels is not None:
         labels = torch.as_tensor(labels)
     elif settings.guided:
@@ -175,50 +149,38 @@ def _prepare(
     num_tokens, num_known = model.grid.num_tokens, 0 if known is None else known.shape[-1]
     if isinstance(group_sizes, int):
         group_sizes = remaining_group_sizes(num_tokens, num_known, group_sizes)
+    ids = None if image_ids is None else np.asarray(image_ids)
     if orders is None:
         if known is not None:
             raise ValueError("orders: found none, expected those that begin with what is known")
-        images = labels if image_ids is None else image_ids
-        if images is None:
+        if ids is None and labels is None:
             raise ValueError("orders: found none, and no labels or image_ids, expected one of them")
-        ids = np.arange(len(images)) if image_ids is None else np.asarray(image_ids)
+        ids = np.arange(len(labels)) if ids is None else ids
         orders = locality_aware(model.grid, seed)(ids, group_sizes)
     plan = GenerationPlan.build(orders, group_sizes, num_tokens, num_known)
-    batch_size = plan.batch_size
-    ids = np.arange(batch_size) if image_ids is None else np.asarray(image_ids)
+    batch_size, device = plan.batch_size, model.pos_embed.device
+    ids = np.arange(batch_size) if ids is None else ids
     if known is None:
         known = torch.empty(batch_size, 0, dtype=torch.int64)
     check_whole("image_ids", ids, (batch_size,))
     check_whole("known", known, (batch_size, num_known), model.grid.vocab_size)
-    device = model.pos_embed.device
-    inputs = [
-        to_device(plan.orders, device),
-        to_device(torch.from_numpy(position_uniforms(seed, ids, num_tokens)), device),
-        to_device(known.to(torch.int64), device),
-    ]
+    inputs = [plan.orders, torch.from_numpy(position_uniforms(seed, ids, num_tokens)), known.long()]
     if labels is not None:
         check_whole("labels", labels, (batch_size,), model.class_num)
-        inputs.append(to_device(labels.to(torch.int64), device))
-    return _Job(plan, settings, inputs)
+        inputs.append(labels.long())
+    return _Job(plan, settings, [to_device(x, device) for x in inputs])
 
 
 def check_whole(
-    name: str,
-    values: torch.Tensor | np.ndarray,
-    shape: tuple[int, ...],
-    stop: int | None = None,
+    name: str, values: torch.Tensor | np.ndarray, shape: tuple[int, ...], stop: int | None = None
 ) -> None:
     """Raise ValueError unless an argument holds whole numbers of a shape, in [0, stop)."""
-    is_whole = "int" in str(values.dtype)  # of PyTorch or NumPy
-    if tuple(values.shape) != shape or not is_whole:
-        raise ValueError(
-            f"{name}: found {values.dtype} of shape {tuple(values.shape)}, expected whole numbers "
-            f"{shape}"
-        )
+    if tuple(values.shape) != shape or "int" not in str(values.dtype):  # of PyTorch or NumPy
+        found = f"{values.dtype} of shape {tuple(values.shape)}"
+        raise ValueError(f"{name}: found {found}, expected whole numbers {shape}")
     if stop is not None and 0 not in shape and (values.min() < 0 or values.max() >= stop):
-        raise ValueError(
-            f"{name}: found {int(values.min())}..{int(values.max())}, expected 0..{stop - 1}"
-        )
+        found = f"{int(values.min())}..{int(values.max())}"
+        raise ValueError(f"{name}: found {found}, expected 0..{stop - 1}")
 
 
 def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.ndarray:
@@ -227,13 +189,15 @@ def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.n
 
 
 def _last(steps: Iterator[torch.Tensor]) -> torch.Tensor:
-    """What the last step leaves."""
     return deque(steps, maxlen=1).pop()
 
 
-def _no_autocast(model: LPD) -> torch.autocast:
-    """The fast network casts what it wants cast."""
-    # Without its cache, as where its rows were compiled: other states would compile them again.
+def _around(model: LPD, network: LPD | FastNetwork) -> AbstractContextManager[Any]:
+    """What holds while a network of a model computes."""
+    if network is model:
+        return eval_mode(model)
+    # The fast network casts what it wants cast. Without autocast's cache, as where its rows were
+    # compiled: other states would compile them again.
     return torch.autocast(model.pos_embed.device.type, enabled=False, cache_enabled=False)
 
 
@@ -247,7 +211,7 @@ def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:
     def decode(*inputs: torch.Tensor) -> torch.Tensor:
         return _last(job.decode(network, *inputs))
 
-    with _no_autocast(model):
+    with _around(model, network):
         if model.pos_embed.device.type != "cuda":
             return decode(*job.inputs)
         try:
@@ -266,18 +230,16 @@ def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:
     return None
 
 
-def _in_steps(model: LPD, job: _Job, sampler: str) -> Iterator[torch.Tensor]:
+def _in_steps(model: LPD, job: _Job, fast: bool) -> Iterator[torch.Tensor]:
     """Copies of what each step leaves; what surrounds one holds while it is computed only."""
     device = model.pos_embed.device.type
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-    mode, autocast = partial(eval_mode, model), partial(torch.autocast, device, dtype, enabled)
-    network = FastPath.of(model).network(model) if sampler == "fast" else None
-    if network is not None:
-        mode, autocast = nullcontext, partial(_no_autocast, model)
-    steps = job.decode(network or model, *job.inputs)
+    network = (FastPath.of(model).network(model) if fast else None) or model
+    steps = job.decode(network, *job.inputs)
     while True:
+        autocast = torch.autocast(device, dtype, enabled)
         # A tensor of a caller's inference mode could not be written to by a step outside it.
-        with torch.inference_mode(False), torch.no_grad(), mode(), autocast():
+        with torch.inference_mode(False), torch.no_grad(), autocast, _around(model, network):
             tokens = next(steps, None)
         if tokens is None:
             return

@@ -26,51 +26,28 @@ def edit(
     mask: torch.Tensor,
     labels: torch.Tensor | Sequence[int] | None,
     sampling: SamplingSettings | None = None,
-    *,
-    num_steps: int | None = None,
-    proximity_threshold: float = 1.0,
-    repulsion_threshold: float | None = None,
-    seed: int = 0,
-    image_ids: Sequence[int] | np.ndarray | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """Decode the masked tokens of B images anew; the others stay as they are.
+    """Decode the masked tokens of B images anew: (B, N) int64 on the model's device, raster order.
 
     Images with equal numbers of masked tokens are decoded together. What becomes of one depends on
     its own tokens, mask, label and id alone, never on the others; an image without masked tokens
-    is returned as it is.
+    is returned as it is. A ValueError names an argument that is out of range.
 
     Args:
-        model: the network.
         tokens: (B, N) int64 codes, raster order; what stands under the mask does not matter.
         mask: (B, N) bool, True where a token is decoded anew.
         labels: (B,) int64 in [0, class_num); None edits without a class.
-        sampling: how codes are drawn, see `generate`.
-        num_steps: decoding steps, at most one per masked token and at least two for a whole image;
-            by default a share of a whole image's, see `orders.group_sizes.remaining_group_sizes`,
-            which also says how many tokens each makes.
-        proximity_threshold: of the orders, see `locality_aware_orders`.
-        repulsion_threshold: of the orders; by default the one published for whole images.
-        seed: names the random streams of orders and draws.
-        image_ids: (B,) whole numbers that name the images; `range(B)` if None.
-        options: `sampler` and fields of `sampling` by name, as of `generate`.
-
-    Returns:
-        (B, N) int64 on the model's device, raster order.
-
-    Raises:
-        ValueError: an argument is out of range.
+        options: `num_steps`, at most one per masked token and at least two for a whole image, by
+            default a share of a whole image's (see `orders.group_sizes.remaining_group_sizes`);
+            `proximity_threshold` (1) and `repulsion_threshold` (by default the one published for
+            whole images) of the orders; `seed`, `image_ids`, `sampler` and fields of `sampling`
+            as of `generate`.
     """
-    plan = {
-        "num_steps": num_steps,
-        "proximity_threshold": proximity_threshold,
-        "repulsion_threshold": repulsion_threshold,
-    }
-    options = {"sampling": sampling, "seed": seed, **options}
-    parts = _split(model, tokens, mask, labels, image_ids=image_ids, **plan, **options)
+    parts = _split(model, tokens, mask, labels, sampling, **options)
     result = _kept(model, tokens, mask)
-    for rows, arguments in parts:
-        result[rows] = generate(model, **arguments)
+    for rows, given in parts:
+        result[rows] = generate(model, **given)
     return result
 
 
@@ -79,13 +56,11 @@ def edit_steps(
 ) -> Iterator[torch.Tensor]:
     """As `edit`, one step at a time; arguments and errors are the same, see `generate_steps`.
 
-    Returns:
-        An iterator over the (B, N) int64 tokens after every step, raster order, -1 where they are
-        not decided yet. Images that need fewer steps than others are done sooner. The last of them
-        is what `edit` returns; with nothing masked it is the only one.
+    Yields the (B, N) tokens after every step, -1 where they are not decided yet; with nothing
+    masked, once. Images that need fewer steps than others are done sooner.
     """
     parts = _split(model, tokens, mask, *arguments, **options)
-    running = [(rows, generate_steps(model, **arguments)) for rows, arguments in parts]
+    running = [(rows, generate_steps(model, **given)) for rows, given in parts]
     return _side_by_side(_kept(model, tokens, mask), running)
 
 
@@ -105,8 +80,7 @@ def _split(
 ) -> list[tuple[torch.Tensor, dict[str, Any]]]:
     """Check what `generate` cannot, and part the images by how many tokens are masked.
 
-    Returns:
-        For each number but 0: which images have it (b,), and the arguments of `generate` for them.
+    For each number but 0: which images have it (b,), and the arguments of `generate` for them.
     """
     num_tokens, batch_size = model.grid.num_tokens, len(tokens)
     labels = None if labels is None else torch.as_tensor(labels)
@@ -116,45 +90,28 @@ def _split(
     if labels is not None:
         check_whole("labels", labels, (batch_size,))
     if mask.shape != tokens.shape or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask: found {mask.dtype} of shape {tuple(mask.shape)}, expected bool "
-            f"{tuple(tokens.shape)}"
-        )
+        found = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise ValueError(f"mask: found {found}, expected bool {tuple(tokens.shape)}")
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"num_steps: found {num_steps}, expected at least 1")
     if repulsion_threshold is None:
         repulsion_threshold = published_repulsion(num_tokens, default_steps(num_tokens))
+    thresholds = proximity_threshold, repulsion_threshold
     tokens, mask = tokens.cpu(), mask.cpu()
-    counts = mask.sum(dim=1)
-    parts = []
+    counts, parts = mask.sum(dim=1), []
     for count in filter(None, counts.unique().tolist()):
         rows = torch.nonzero(counts == count)[:, 0]
+        num, row_ids = len(rows), ids[rows.numpy()]
         steps = num_steps and min(num_steps, count)
         sizes = remaining_group_sizes(num_tokens, num_tokens - count, steps)
         # Positions of False, as many in every row.
-        known = torch.nonzero(~mask[rows])[:, 1].view(len(rows), num_tokens - count)
-        row_ids = ids[rows.numpy()]
-        orders = locality_aware_orders(
-            len(rows),
-            sizes,
-            model.grid.side,
-            proximity_threshold,
-            repulsion_threshold,
-            seed,
-            image_ids=row_ids,
-            known=known.numpy(),
+        known = torch.nonzero(~mask[rows])[:, 1].view(num, num_tokens - count)
+        given = {"known": tokens[rows].gather(1, known), "group_sizes": sizes, "seed": seed}
+        given["orders"] = locality_aware_orders(
+            num, sizes, model.grid.side, *thresholds, seed, row_ids, known.numpy()
         )
-        arguments = {
-            "labels": None if labels is None else labels[rows.to(labels.device)],
-            "orders": orders,
-            "group_sizes": sizes,
-            "known": tokens[rows].gather(1, known),
-            "sampling": sampling,
-            "seed": seed,
-            "image_ids": row_ids,
-            **options,
-        }
-        parts.append((rows, arguments))
+        given["labels"] = None if labels is None else labels[rows.to(labels.device)]
+        parts.append((rows, dict(**options, **given, image_ids=row_ids, sampling=sampling)))
     return parts
 
 
@@ -171,13 +128,11 @@ def _side_by_side(
     if not running:
         yield so_far
     while running:
-        unfinished = []
-        for rows, steps in running:
-            stage = next(steps, None)
+        stages = [(part, next(part[1], None)) for part in running]
+        running = [part for part, stage in stages if stage is not None]
+        for (rows, _), stage in stages:
             if stage is not None:
                 # Not in place: a tensor of a caller's inference mode could not be written to.
                 so_far = so_far.index_put((rows,), stage)
-                unfinished.append((rows, steps))
-        running = unfinished
         if running:
             yield so_far

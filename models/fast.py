@@ -41,15 +41,11 @@ _METHODS = {"forward", "decode", "decode_step"}
 
 
 class Linear(NamedTuple):
-    """Weight (out, in) and bias (out,) of a linear layer.
-
-    Attributes:
-        packed: the weight lies in blocks as oneDNN multiplies them (CPU only).
-    """
+    """Weight (out, in) and bias (out,) of a linear layer."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
-    packed: bool
+    packed: bool  # the weight lies in blocks as oneDNN multiplies them (CPU only)
 
     @classmethod
     def prepare(cls, layer: nn.Linear, dtype: torch.dtype, packed: bool) -> Linear:
@@ -78,11 +74,9 @@ class Norm(NamedTuple):
 
     @classmethod
     def prepare(cls, layer: nn.LayerNorm) -> Norm:
-        """Cast to float32."""
         return cls(layer.weight.detach().float(), layer.bias.detach().float())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., C) float32 -> the same."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
 
 
@@ -148,17 +142,12 @@ class NetworkWeights(NamedTuple):
 
 def _prepared(model: LPD, dtype: torch.dtype, packed: bool) -> Iterator[tuple]:
     """Weights of each block, of the last LayerNorm and of the head, one after another."""
-    linear = partial(Linear.prepare, dtype=dtype, packed=packed)
+    norm, linear = Norm.prepare, partial(Linear.prepare, dtype=dtype, packed=packed)
     for block in model.blocks:
-        yield BlockWeights(
-            norm1=Norm.prepare(block.norm1),
-            qkv=linear(block.attn.qkv),
-            proj=linear(block.attn.proj),
-            norm2=Norm.prepare(block.norm2),
-            fc1=linear(block.mlp.fc1),
-            fc2=linear(block.mlp.fc2),
-        )
-    yield Norm.prepare(model.norm)
+        attn, mlp = block.attn, block.mlp
+        first = norm(block.norm1), linear(attn.qkv), linear(attn.proj)
+        yield BlockWeights(*first, norm(block.norm2), linear(mlp.fc1), linear(mlp.fc2))
+    yield norm(model.norm)
     yield linear(model.head)
 
 
@@ -172,11 +161,9 @@ def _tensors(parts: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 @dataclass(frozen=True)
 class Rows:
-    """The three functions of rows, as they are or compiled.
+    """The three functions of rows, tokens of any image, as they are or compiled."""
 
-    A row is one token of one image; without a second dimension nothing but their number varies.
-    """
-
+    # Without a second dimension nothing but the number of rows varies.
     into: Callable[..., torch.Tensor] = rows_in
     between: Callable[..., tuple[torch.Tensor, torch.Tensor]] = rows_between
     out: Callable[..., torch.Tensor] = rows_out
@@ -205,15 +192,12 @@ class FastNetwork:
     """Stands in for an LPD in the decoding loop, with its embeddings and prepared weights."""
 
     def __init__(self, model: LPD, weights: NetworkWeights, rows: Rows) -> None:
-        self._model = model
-        self._weights = weights
-        self._rows = rows
+        self._model, self._weights, self._rows = model, weights, rows
         self.embed_class = model.embed_class
         self.embed_tokens = model.embed_tokens
         self.embed_queries = model.embed_queries
 
     def new_cache(self, batch_size: int) -> KVCache:
-        """As of LPD, in the dtype of the matrix products."""
         return self._model.new_cache(batch_size, self._weights.dtype)
 
     def decode_step(
@@ -225,7 +209,7 @@ class FastNetwork:
         x = torch.cat([context, queries], dim=1).float().flatten(0, 1)
 
         def attend(layer: int, qkv: torch.Tensor, queries_only: bool = False) -> torch.Tensor:
-            heads = split_heads(qkv.unflatten(0, shape), cache.heads)
+            heads = split_heads(qkv.unflatten(0, shape), cache.entries.shape[3])
             return cache.attend(layer, heads, num_context, queries_only).flatten(0, 1)
 
         qkv = self._rows.into(x, blocks[0])
@@ -239,15 +223,12 @@ class FastNetwork:
 
 
 class FastPath:
-    """Prepared weights of one model, made when they are first used and again when they changed.
-
-    Attributes:
-        graphs: of whole generations, CUDA only; empty whenever the weights have moved.
-    """
+    """Prepared weights of one model, made when they are first used and again when they changed."""
 
     _of_models: ClassVar[WeakKeyDictionary[LPD, FastPath]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
+        # Of whole generations, CUDA only; empty whenever the weights have moved.
         self.graphs = GraphCache(MAX_GRAPHS)
         self._weights: NetworkWeights | None = None
         self._rows = Rows()
@@ -280,12 +261,8 @@ class FastPath:
 
     def _follow(self, model: LPD, dtype: torch.dtype) -> None:
         """Prepare the weights if they are new, moved or changed."""
-        weights = list(model.parameters())
-        if (
-            self._state is None
-            or self._weights.dtype != dtype
-            or not self._state.same_tensors(weights)
-        ):
+        weights, state = list(model.parameters()), self._state
+        if state is None or self._weights.dtype != dtype or not state.same_tensors(weights):
             self._state = None
             self.graphs.clear()
             self._weights = None  # the old copies go before the new ones come
@@ -293,14 +270,11 @@ class FastPath:
             self._weights = NetworkWeights.prepare(model, dtype, packed=on_cpu)
             if not on_cpu:
                 self._rows = _compile(self._weights)
-        elif self._trained or model.training or not self._state.is_current(weights):
+        elif self._trained or model.training or not state.is_current(weights):
             self._weights.refresh(model)
         else:
             return
-        self._watch(weights)
-
-    def _watch(self, weights: list[nn.Parameter]) -> None:
-        """Remember the weights as they are now, and notice when they are trained."""
+        # Remember them as they are now, and notice when they are trained.
         self._state, self._trained = WeightState(weights), False
         for hook in self._hooks:
             hook.remove()
@@ -337,19 +311,19 @@ def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return "this processor has no bfloat16 products"
     for name, part in model.named_modules():
-        if part is not model and type(part) not in _KNOWN_PARTS:
-            return f"{name} is a {type(part).__name__}, which it does not know"
-        if isinstance(part, nn.LayerNorm):
-            if part.eps != LAYER_NORM_EPS:
-                return f"{name} has eps {part.eps}, which it does not know"
-            if part.weight is None or part.bias is None:
-                return f"{name} lacks weights, which it does not know"
-        if isinstance(part, nn.GELU) and part.approximate != "none":
+        name, kind = name or "the model", type(part)
+        if part is not model and kind not in _KNOWN_PARTS:
+            return f"{name} is a {kind.__name__}, which it does not know"
+        if kind is nn.LayerNorm and part.eps != LAYER_NORM_EPS:
+            return f"{name} has eps {part.eps}, which it does not know"
+        if kind is nn.LayerNorm and (part.weight is None or part.bias is None):
+            return f"{name} lacks weights, which it does not know"
+        if kind is nn.GELU and part.approximate != "none":
             return f"{name} approximates, which it does not"
         if part._forward_hooks or part._forward_pre_hooks:
-            return f"{name or 'the model'} has a forward hook"
+            return f"{name} has a forward hook"
         for method in sorted(_METHODS & vars(part).keys()):
-            return f"{name or 'the model'} has a {method} of its own"
+            return f"{name} has a {method} of its own"
     return None
 
 

@@ -22,23 +22,12 @@ def token_nll(
     this plan (without guidance, at temperature 1, unfiltered). Dropout is off while this runs;
     honours an enclosing `torch.autocast`; the logarithms are float32 either way.
 
-    Args:
-        model: the network.
-        tokens: (B, N) int64 codes, raster order, on the model's device.
-        labels: (B,) int64 classes; None for "no class".
-        plan: B orders and the group sizes, on any device.
-
-    Returns:
-        (B, N) float32, nats, generation order.
-
-    Raises:
-        ValueError: the plan is one for other images.
+    Tokens (B, N) int64 in raster order and labels (B,) int64, None for "no class", are on the
+    model's device -> (B, N) float32, nats, generation order.
     """
     if tokens.shape != plan.orders.shape:
-        raise ValueError(
-            f"found tokens of shape {tuple(tokens.shape)}, expected the plan's "
-            f"{tuple(plan.orders.shape)}"
-        )
+        expected = f"expected the plan's {tuple(plan.orders.shape)}"
+        raise ValueError(f"found tokens of shape {tuple(tokens.shape)}, {expected}")
     orders = plan.orders.to(tokens.device)
     images = max(1, LOGITS_AT_A_TIME // (plan.num_tokens * model.grid.vocab_size))
     nll = []

@@ -16,7 +16,7 @@ from hub.pretrained import Pretrained
 from hub.published import WEIGHTS
 from hub.weights import Weights
 from models.cross_entropy import linear_cross_entropy
-from models.masks import group_causal_block_mask, group_causal_mask
+from models.masks import group_causal_mask
 from models.transformer import LAYER_NORM_EPS, Block, KVCache
 from util.geometry import TokenGrid, grid_side
 
@@ -32,22 +32,7 @@ SIZES = {
 
 
 class LPD(nn.Module, Pretrained, tags=["image-generation"]):
-    """Decoder-only transformer that predicts code indices in any order, any number at a time.
-
-    Args:
-        img_size: side of the image, pixels.
-        vqgan_stride: pixels per token along a side.
-        decoder_embed_dim, decoder_depth, decoder_num_heads: width, blocks, attention heads of each.
-        mlp_ratio: hidden width of the MLP over the width.
-        label_drop_prob: share of training images whose class is replaced by "no class".
-        class_num: number of classes.
-        attn_dropout: dropout on attention weights; 0 in the published models' effective training.
-        proj_dropout: dropout after the attention projection and in the MLP.
-        grad_checkpointing: recompute each block in the backward pass to save memory.
-        vqgan_vocab_size: number of codes.
-        blind_queries: the queries of a group do not see one another, in training and decoding: an
-            ablation. Published models see.
-    """
+    """Decoder-only transformer that predicts code indices in any order, any number at a time."""
 
     kind = WEIGHTS
     description = "A transformer that generates the codes of an image in parallel, in any order."
@@ -57,19 +42,19 @@ model = LPD.from_pretrained("user/name")"""
 
     def __init__(
         self,
-        img_size: int = 256,
-        vqgan_stride: int = 16,
+        img_size: int = 256,  # pixels along a side
+        vqgan_stride: int = 16,  # pixels per token along a side
         decoder_embed_dim: int = 1024,
         decoder_depth: int = 24,
         decoder_num_heads: int = 16,
         mlp_ratio: float = 4.0,
-        label_drop_prob: float = 0.1,
+        label_drop_prob: float = 0.1,  # share of training images without their class
         class_num: int = 1000,
-        attn_dropout: float = 0.0,
-        proj_dropout: float = 0.1,
-        grad_checkpointing: bool = False,
-        vqgan_vocab_size: int = 16384,
-        blind_queries: bool = False,
+        attn_dropout: float = 0.0,  # on attention weights; the published models had none in effect
+        proj_dropout: float = 0.1,  # after the attention projection and in the MLP
+        grad_checkpointing: bool = False,  # recompute each block in the backward pass
+        vqgan_vocab_size: int = 16384,  # number of codes
+        blind_queries: bool = False,  # an ablation: those of a group do not see one another
     ) -> None:
         super().__init__()
         self.grid = TokenGrid(img_size, vqgan_stride, vqgan_vocab_size)
@@ -98,7 +83,7 @@ model = LPD.from_pretrained("user/name")"""
 
     def _init_weights(self) -> None:
         """Initialise as published (method section 8); LayerNorms keep ones and zeros."""
-        tables = self.class_emb.weight, self.token_emb.weight
+        tables = (self.class_emb.weight, self.token_emb.weight)
         for table in (*tables, self.pos_embed, self.mask_token, self.fake_latent):
             nn.init.normal_(table, std=0.02)
         for module in self.modules():
@@ -131,14 +116,11 @@ model = LPD.from_pretrained("user/name")"""
 
     def embed_tokens(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Context tokens: codes at raster positions, both (B, T) int64 -> (B, T, C)."""
-        return self.z_proj_ln(self.token_emb(tokens) + self._position(positions))
+        return self.z_proj_ln(self.token_emb(tokens) + self.pos_embed[0, 1 + positions])
 
     def embed_queries(self, positions: torch.Tensor) -> torch.Tensor:
         """Position query tokens at raster positions (B, T) int64 -> (B, T, C)."""
-        return self.z_proj_ln(self.mask_token + self._position(positions))
-
-    def _position(self, positions: torch.Tensor) -> torch.Tensor:
-        return self.pos_embed[0, 1 + positions]
+        return self.z_proj_ln(self.mask_token + self.pos_embed[0, 1 + positions])
 
     # Training
 
@@ -150,19 +132,11 @@ model = LPD.from_pretrained("user/name")"""
         orders: torch.Tensor | None = None,
         label_drop: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean cross-entropy over all N queries of all images.
+        """Mean cross-entropy over all N queries of all images: scalar float32, nats per token.
 
-        Args:
-            tokens: (B, N) int64 code indices, raster order.
-            labels: (B,) int64 in [0, class_num).
-            group_sizes: K positive sizes that sum to N.
-            orders: (B, N) int64, raster position of each token in generation order; uniformly
-                random ones if None.
-            label_drop: (B,) bool, True where the class is dropped; in training mode drawn with
-                probability `label_drop_prob` if None.
-
-        Returns:
-            Scalar float32, nats per token.
+        Tokens (B, N) int64 are in raster order, `group_sizes` sum to N. Orders (B, N) int64 are
+        raster positions in generation order, uniformly random if None. The class is dropped where
+        `label_drop` (B,) is True, in training mode drawn with `label_drop_prob` if None.
         """
         if orders is None:
             orders = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1)
@@ -172,19 +146,9 @@ model = LPD.from_pretrained("user/name")"""
         targets = tokens.gather(1, orders)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
-    def forward_logits(
-        self,
-        tokens: torch.Tensor,
-        labels: torch.Tensor | None,
-        group_sizes: Sequence[int],
-        orders: torch.Tensor,
-        label_drop: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Teacher-forced logits of every decoding step in one pass: (B, N, V), generation order.
-
-        Arguments as for `forward`; `labels` None means "no class".
-        """
-        return self.head(self.forward_queries(tokens, labels, group_sizes, orders, label_drop))
+    def forward_logits(self, *arguments: Any) -> torch.Tensor:
+        """Teacher-forced logits of all decoding steps (B, N, V); see `forward_queries`."""
+        return self.head(self.forward_queries(*arguments))
 
     def forward_queries(
         self,
@@ -194,27 +158,16 @@ model = LPD.from_pretrained("user/name")"""
         orders: torch.Tensor,
         label_drop: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the head reads: (B, N, C), generation order; arguments as for `forward_logits`."""
+        """What the head reads: (B, N, C), generation order; labels None means "no class"."""
         batch_size, num_tokens = tokens.shape
-        if sum(group_sizes) != num_tokens:
-            raise ValueError(
-                f"group_sizes: found a sum of {sum(group_sizes)}, expected {num_tokens}"
-            )
-        if self._sparse_masks:
-            num_context = num_tokens - 1
-            mask = group_causal_block_mask(group_sizes, tokens.device, self.blind_queries)
-        else:
-            num_context = num_tokens - group_sizes[-1]
-            mask = group_causal_mask(group_sizes, tokens.device, self.blind_queries)
-        context_positions = orders[:, :num_context]
-        x = torch.cat(
-            [
-                self.embed_class(labels, batch_size, label_drop),
-                self.embed_tokens(tokens.gather(1, context_positions), context_positions),
-                self.embed_queries(orders),
-            ],
-            dim=1,
-        )
+        if (total := sum(group_sizes)) != num_tokens:
+            raise ValueError(f"group_sizes: found a sum of {total}, expected {num_tokens}")
+        sparse = self._sparse_masks
+        mask = group_causal_mask(group_sizes, tokens.device, self.blind_queries, sparse)
+        positions = orders[:, : num_tokens - (1 if sparse else group_sizes[-1])]
+        first = self.embed_class(labels, batch_size, label_drop)
+        context = self.embed_tokens(tokens.gather(1, positions), positions)
+        x = torch.cat([first, context, self.embed_queries(orders)], dim=1)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, use_reentrant=False)
@@ -223,12 +176,7 @@ model = LPD.from_pretrained("user/name")"""
         return self.norm(x[:, -num_tokens:])
 
     def compile_blocks(self, sparse: bool, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile the blocks when `forward` first runs them, into one program for all lists.
-
-        Args:
-            sparse: attend with sparse masks where the network can (a GPU is needed to train so).
-            backend: of `torch.compile`.
-        """
+        """Compile the blocks at their first run, with `sparse` masks (on a GPU) where they can."""
         self._sparse_masks = sparse and self.blocks[0].attn.takes_sparse_masks
         # DDP exchanges gradients of one block while the next is worked on anyway; its optimiser
         # would cut every block into programs of 25 MB of weights.
@@ -240,10 +188,7 @@ model = LPD.from_pretrained("user/name")"""
 
     @torch.no_grad()
     def round_products(self, dtype: torch.dtype = torch.bfloat16) -> LPD:
-        """Round the weights of matrix products in place, as autocast does: for inference.
-
-        Under `torch.autocast` in that dtype it changes no result, and saves half of their memory.
-        """
+        """Round the weights of matrix products in place, as autocast does: half of their memory."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.to(dtype)
@@ -260,28 +205,16 @@ model = LPD.from_pretrained("user/name")"""
         """Make an empty cache for one generation, by default in `compute_dtype`."""
         attention, capacity = self.blocks[0].attn, 1 + self.grid.num_tokens
         shape = (len(self.blocks), 2, batch_size, attention.num_heads, capacity)
-        return KVCache(
-            torch.empty(
-                (*shape, attention.head_size),
-                dtype=dtype or self.compute_dtype(),
-                device=self.pos_embed.device,
-            ),
-            self.blind_queries,
-        )
+        where = {"dtype": dtype or self.compute_dtype(), "device": self.pos_embed.device}
+        return KVCache(torch.empty(*shape, attention.head_size, **where), self.blind_queries)
 
     def decode_step(
         self, context: torch.Tensor, queries: torch.Tensor, cache: KVCache
     ) -> torch.Tensor:
-        """One step of parallel decoding (method section 4).
+        """One step of parallel decoding (method section 4): queries (B, g, C) -> (B, g, V) logits.
 
-        Args:
-            context: (B, T, C), what became known since the last step: first the class token,
-                followed by the tokens known from the start; then the tokens of the step before.
-            queries: (B, g, C), position query tokens of this step.
-            cache: read, extended by the context tokens.
-
-        Returns:
-            (B, g, vocabulary) logits of the queries.
+        The context (B, T, C), which extends the cache, is what became known since the last step:
+        first the class token and the tokens known from the start, then those of the step before.
         """
         num_context = context.shape[1]
         x = torch.cat([context, queries], dim=1)
@@ -300,45 +233,35 @@ lpd_tiny, lpd_l, lpd_xl, lpd_xxl = MODELS.values()
 # Pixels per token of the published tokenizer.
 _STRIDE = 16
 # Flags of a training run that are arguments of the same name, and change no shape.
-_SAME_NAME = {
-    "label_drop_prob": float,
-    "attn_dropout": float,
-    "proj_dropout": float,
-    "blind_queries": bool,
-}
+_SAME_NAME = dict.fromkeys(("label_drop_prob", "attn_dropout", "proj_dropout"), float)
+_SAME_NAME["blind_queries"] = bool
 
 
 def config_from_shapes(
     state: Mapping[str, Any], flags: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments that build an LPD model with weights of these shapes.
+    """Return the arguments that build an LPD model with weights of these shapes, or a ValueError.
 
     Shapes say nothing of the heads, of the stride and of dropout. The heads are those `given`, else
     of the size with this width and depth; the others are taken from the `flags` of the run that
     trained it, else as published.
-
-    Raises:
-        ValueError: not the weights of an LPD model, or of no known size and no heads given.
     """
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         weight = state.get(name)
         if not isinstance(weight, torch.Tensor) or weight.dim() != dimensions or 0 in weight.shape:
-            raise ValueError(
-                f"found no weight {name} as in LPD, expected the weights of an LPD model"
-            )
+            expected = "expected the weights of an LPD model"
+            raise ValueError(f"found no weight {name} as in LPD, {expected}")
         return tuple(weight.shape)
 
     _, rows, width = shape("pos_embed", 3)
     side = grid_side(rows - 1)
     depth = len({name.split(".")[1] for name in state if re.match(r"blocks\.\d+\.", name)})
-    heads = {size[:2]: size[2] for size in SIZES.values()}.get((width, depth))
-    heads = given.get("decoder_num_heads", heads)
+    known = {size[:2]: size[2] for size in SIZES.values()}
+    heads = given.get("decoder_num_heads", known.get((width, depth)))
     if heads is None:
-        raise ValueError(
-            f"found width {width} and depth {depth}, which is no known size, expected its "
-            "decoder_num_heads"
-        )
+        found = f"width {width} and depth {depth}, which is no known size"
+        raise ValueError(f"found {found}, expected its decoder_num_heads")
     img_size = flags.get("img_size")
     if not isinstance(img_size, int) or img_size < 1 or img_size % side:
         img_size = side * _STRIDE

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +17,13 @@ MIN_TEMPERATURE = 1e-5
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How codes are drawn.
+    """How codes are drawn."""
 
-    Attributes:
-        cfg: guidance strength; 1 is none and runs no unconditional half.
-        cfg_schedule: `linear` (grows from 1 over the tokens) or `constant`.
-        temperature: divides the logits; values below 1e-5 count as 1e-5.
-        top_k: keep the k most likely codes; 0 keeps all.
-        top_p: keep the most likely codes up to this mass; 1 keeps all.
-    """
-
-    cfg: float = 1.0
-    cfg_schedule: str = "linear"
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    cfg: float = 1.0  # guidance strength; 1 is none and runs no unconditional half
+    cfg_schedule: str = "linear"  # grows from 1 over the tokens; or `constant`
+    temperature: float = 1.0  # divides the logits; values below 1e-5 count as 1e-5
+    top_k: int = 0  # keep the k most likely codes; 0 keeps all
+    top_p: float = 1.0  # keep the most likely codes up to this mass; 1 keeps all
 
     def __post_init__(self) -> None:
         infinity = float("inf")
@@ -45,16 +36,6 @@ class SamplingSettings:
         ):
             if not valid:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected {expected}")
-
-    @classmethod
-    def of(cls, sampling: SamplingSettings | None, fields: dict[str, Any]) -> SamplingSettings:
-        """Return `sampling`, by default one of all defaults, with `fields` replaced by name."""
-        return replace(sampling or cls(), **fields)
-
-    @property
-    def filtered(self) -> bool:
-        """Whether some codes must not be drawn."""
-        return self.top_k > 0 or self.top_p < 1
 
     @property
     def guided(self) -> bool:
@@ -76,10 +57,9 @@ def warn_of_guidance(label_drop_prob: float, asked_for: str) -> None:
     """Warn, in a line that begins with `asked_for`, if a model was never without a class."""
     if label_drop_prob == 0:
         logger.warning(
-            "%s, but the model was trained with --label_drop_prob 0: it never learned images "
-            "without a class, which guidance leads away from, and spoils them; expected 1 (none), "
-            "or a model trained with --label_drop_prob 0.1",
-            asked_for,
+            f"{asked_for}, but the model was trained with --label_drop_prob 0: it never learned "
+            "images without a class, which guidance leads away from, and spoils them; expected 1 "
+            "(none), or a model trained with --label_drop_prob 0.1"
         )
 
 
@@ -99,21 +79,16 @@ def pick(
     uniforms: torch.Tensor,
     settings: SamplingSettings,
 ) -> torch.Tensor:
-    """Guide, filter and draw.
+    """Guide, filter and draw: logits (B, g, V) -> codes (B, g) int64.
 
-    Args:
-        logits: (B, g, V), under guidance (2B, g, V) with the conditional half first.
-        scales: (g,) guidance strengths; see `guidance_scales`.
-        uniforms: (B, g) in [0, 1).
-        settings: how codes are drawn.
-
-    Returns:
-        (B, g) int64 codes.
+    Under guidance of strengths `scales` (g,) there are 2B rows, the conditional half first.
+    `uniforms` are (B, g) in [0, 1).
     """
     logits = logits.float()
     if settings.guided:
         logits = guide(logits, scales)
-    return draw(filtered_probabilities(logits, settings), uniforms, settings.filtered)
+    filtered = settings.top_k > 0 or settings.top_p < 1
+    return draw(filtered_probabilities(logits, settings), uniforms, filtered)
 
 
 def guide(logits: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -123,14 +98,7 @@ def guide(logits: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """Apply temperature, then top-k, then top-p.
-
-    Args:
-        logits: (..., V) float32.
-
-    Returns:
-        (..., V) probabilities that sum to 1, zero where filtered out.
-    """
+    """Apply temperature, top-k and top-p: (..., V) float32 -> probabilities, 0 if filtered out."""
     if settings.temperature != 1:
         logits = logits / max(settings.temperature, MIN_TEMPERATURE)
     if 0 < settings.top_k < logits.shape[-1]:
@@ -148,16 +116,10 @@ def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> 
 
 
 def draw(probs: torch.Tensor, uniforms: torch.Tensor, filtered: bool = True) -> torch.Tensor:
-    """Draw by the inverse CDF in vocabulary order.
+    """Draw by the inverse CDF in vocabulary order: (..., V) and (...) in [0, 1) -> (...) int64.
 
-    Args:
-        probs: (..., V), summing to 1.
-        uniforms: (...) in [0, 1).
-        filtered: some codes have probability zero and must not be drawn, whatever the rounding.
-
-    Returns:
-        (...) int64: the first code whose cumulative probability exceeds its uniform number, at
-        most the last code of non-zero probability.
+    That is the first code whose cumulative probability exceeds its uniform number, at most the
+    last of non-zero probability. `filtered`: some have zero and must not be drawn.
     """
     cumulative = probs.cumsum(dim=-1)
     if filtered:  # a GPU adds in parallel: rounding may take a step back, which would be searched

@@ -26,43 +26,29 @@ class KVCache:
     far and then advances over the context tokens only, so that the next step's context overwrites
     the queries. The first token of all is the class token, which sees only itself whatever enters
     beside it.
-
-    Attributes:
-        entries: (layers, keys and values, B, heads, capacity, head size).
-        blind_queries: the queries of a step do not see one another.
-        length: number of context tokens stored, the class token included.
     """
 
-    entries: torch.Tensor
-    blind_queries: bool = False
-    length: int = 0
-
-    @property
-    def heads(self) -> int:
-        """Attention heads of a layer."""
-        return self.entries.shape[3]
+    entries: torch.Tensor  # (layers, keys and values, B, heads, capacity, head size)
+    blind_queries: bool = False  # the queries of a step do not see one another
+    length: int = 0  # context tokens stored, the class token included
 
     def attend(
         self, layer: int, qkv: torch.Tensor, num_context: int, queries_only: bool = False
     ) -> torch.Tensor:
         """Store a step's keys and values in one layer and attend to all it may see.
 
-        Args:
-            layer: its number.
-            qkv: (3, B, heads, T, head size): of `num_context` new context tokens, then of this
-                step's queries.
-            num_context: context tokens at the front.
-            queries_only: leave out what the context tokens see.
-
-        Returns:
-            (B, T, heads * head size), or without the context tokens.
+        `qkv` (3, B, heads, T, head size) are of `num_context` new context tokens, then of this
+        step's queries -> (B, T, heads * head size); `queries_only`, without the context tokens.
         """
         known = self.length + num_context
         stop = self.length + qkv.shape[3]
         self.entries[layer, :, :, :, self.length : stop] = qkv[1:]
         keys, values = self.entries[layer, :, :, :, :stop]
-        # Two unmasked calls say what a mask would: the context does not see the queries.
-        mask = self._blinding(known, stop) if self.blind_queries else None
+        mask = None
+        if self.blind_queries:  # a query sees what is known and itself
+            queries = torch.arange(known, stop, device=qkv.device)[:, None]
+            seen = torch.arange(stop, device=qkv.device)
+            mask = (seen < known) | (seen == queries)
 
         def attended(rows: slice, seen: int, mask: torch.Tensor | None = None) -> torch.Tensor:
             # Attention leaves a token's heads side by side in memory: merging them copies nothing,
@@ -70,6 +56,7 @@ class KVCache:
             q, k, v = qkv[0, :, :, rows], keys[:, :, :seen], values[:, :, :seen]
             return merge_heads(F.scaled_dot_product_attention(q, k, v, mask))
 
+        # Two unmasked calls say what a mask would: the context does not see the queries.
         queries = attended(slice(num_context, None), stop, mask)
         if queries_only:
             return queries
@@ -80,12 +67,6 @@ class KVCache:
             for start, end in itertools.pairwise([*starts, num_context])
         ]
         return torch.cat([*context, queries], dim=1)
-
-    def _blinding(self, known: int, stop: int) -> torch.Tensor:
-        """What blind queries see of `known` tokens and of themselves: (queries, stop) bool."""
-        mask = torch.ones(stop - known, stop, dtype=torch.bool, device=self.entries.device)
-        mask[:, known:] = torch.eye(stop - known, dtype=torch.bool, device=self.entries.device)
-        return mask
 
     def advance(self, num_context: int) -> None:
         """Keep the first `num_context` of the tokens that the last step wrote."""
@@ -117,15 +98,10 @@ class Attention(nn.Module):
         self.proj_drop = Dropout(proj_dropout)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | BlockMask) -> torch.Tensor:
-        """Attend within one sequence.
+        """Attend within one sequence: (B, L, C) -> the same.
 
-        Args:
-            x: (B, L, C).
-            mask: (L, L) bool, True where the row may attend to the column; or the same as a
-                sparse mask, which knows no dropout and is meant for compiled code.
-
-        Returns:
-            (B, L, C).
+        The mask is (L, L) bool, True where the row may attend to the column; or the same as a
+        sparse mask, which knows no dropout and is meant for compiled code.
         """
         qkv = split_heads(self.qkv(x), self.num_heads)
         dropout = self.attn_dropout if self.training else 0.0
@@ -153,12 +129,7 @@ class Block(nn.Module):
     """LayerNorm, attention, residual; LayerNorm, MLP (exact GELU), residual."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        attn_dropout: float,
-        proj_dropout: float,
+        self, dim: int, num_heads: int, mlp_ratio: float, attn_dropout: float, proj_dropout: float
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)

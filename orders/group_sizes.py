@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from util.errors import blame
 from util.files import read_json
 
 # Image size (at stride 16) under which the published tables file the lists of N tokens.
@@ -42,24 +43,17 @@ def _published(num_tokens: int) -> dict[int, tuple[int, ...]]:
 
 
 def group_sizes(num_tokens: int, steps: int) -> list[int]:
-    """Return the published list of a grid and number of steps, else that of the cosine rule.
+    """Return the published list of N tokens in K steps, else that of the cosine rule.
 
-    Args:
-        num_tokens: tokens of one image, N.
-        steps: decoding steps, K; 2 <= K <= N, or K = N = 1.
-
-    Returns:
-        K sizes that sum to N, the first 1, none smaller than the one before (method section 5).
-
-    Raises:
-        ValueError: no list exists for this pair.
+    K sizes that sum to N, the first 1, none smaller than the one before (method section 5); a
+    ValueError unless 2 <= K <= N, or K = N = 1.
     """
     published = _published(num_tokens).get(steps)
     return list(published) if published else cosine_group_sizes(num_tokens, steps)
 
 
 def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
-    """Apply the cosine rule of method section 5; arguments and errors as for `group_sizes`.
+    """Apply the cosine rule (method section 5), as `group_sizes`.
 
     Sizes start from round(N * (cos(a_i) - cos(a_{i+1}))), at least 1, with a_i = pi * i / (2K) and
     the first size fixed at 1. Until they sum to N, the size moves by 1 that stays sorted and is
@@ -74,16 +68,14 @@ def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
     while sizes.sum() != num_tokens:
         change = 1 if sizes.sum() < num_tokens else -1
         moved = sizes + change
-        stays_sorted = np.ones(steps, dtype=bool)
-        if change > 0:
-            stays_sorted[:-1] = moved[:-1] <= sizes[1:]
-        else:
-            stays_sorted[1:] = moved[1:] >= sizes[:-1]
-        stays_sorted[0] = False
         # Nine decimals, far coarser than the error of a float64 cosine: equal distances do tie.
-        distance = np.where(stays_sorted, np.abs(moved - unrounded).round(9), np.inf)
-        chosen = steps - 1 - np.argmin(distance[::-1])
-        sizes[chosen] += change
+        distance = np.abs(moved - unrounded).round(9)
+        distance[0] = np.inf
+        if change > 0:
+            distance[:-1][moved[:-1] > sizes[1:]] = np.inf
+        else:
+            distance[1:][moved[1:] < sizes[:-1]] = np.inf
+        sizes[steps - 1 - np.argmin(distance[::-1])] += change
     return sizes.tolist()
 
 
@@ -98,22 +90,12 @@ def default_steps(num_tokens: int) -> int:
 
 
 def remaining_group_sizes(num_tokens: int, num_known: int, steps: int | None = None) -> list[int]:
-    """Split the tokens that are not known yet, along the rest of the cosine curve.
+    """Split the N - M tokens that are not known yet, along the rest of the cosine curve.
 
     The curve's angles from where as many tokens are generated as are known here to its end are
-    divided equally (method section 10). With nothing known these are `group_sizes`.
-
-    Args:
-        num_tokens: tokens of one image, N.
-        num_known: M, in 0..N.
-        steps: K, in 1..N - M (for M = 0, see `group_sizes`); by default as large a share of
-            `default_steps`, rounded up, as N - M is of N.
-
-    Returns:
-        K sizes of at least 1 that sum to N - M; none if all is known.
-
-    Raises:
-        ValueError: no list exists for these numbers.
+    divided equally (method section 10). With nothing known these are `group_sizes`, with all known
+    none. A ValueError unless K is in 1..N - M; by default it is as large a share of
+    `default_steps`, rounded up, as N - M is of N.
     """
     left = num_tokens - num_known
     if not left:
@@ -129,17 +111,11 @@ def remaining_group_sizes(num_tokens: int, num_known: int, steps: int | None = N
 
 
 def shaped_group_sizes(num_tokens: int, steps: int, shape: str) -> list[int]:
-    """Group sizes of a shape: 1 first, then growing as the shape says.
+    """Make K group sizes of N tokens: 1 first, then growing as the shape says.
 
-    Args:
-        num_tokens: N.
-        steps: K.
-        shape: `rule` for the published table or cosine rule, or a positive number a, for which
-            about 1 + (N - 1) * (k / (K - 1)) ** a tokens are known after step k + 1: 1 for equal
-            groups, 2 for groups that grow in proportion to their number.
-
-    Raises:
-        ValueError: no such shape, or no split into so many steps.
+    It is `rule`, for `group_sizes`, or a positive number a, for which about
+    1 + (N - 1) * (k / (K - 1)) ** a tokens are known after step k + 1: 1 for equal groups, 2 for
+    groups that grow in proportion to their number. A ValueError if there is no such split.
     """
     if shape == RULE:
         return group_sizes(num_tokens, steps)
@@ -168,8 +144,7 @@ def training_group_sizes(num_tokens: int) -> list[list[int]]:
     A grid with published lists uses all of them. Others use the lists of N, N/2, N/4, N/8, 12 and
     6 steps (rounded down), without those a tiny grid has no list for or would repeat.
     """
-    published = _published(num_tokens)
-    if published:
+    if published := _published(num_tokens):
         return [list(sizes) for sizes in published.values()]
     counts = dict.fromkeys([*(num_tokens // part for part in (1, 2, 4, 8)), 12, 6])
     return [group_sizes(num_tokens, steps) for steps in counts if _splits(num_tokens, steps)]
@@ -182,30 +157,20 @@ def validate_group_sizes(sizes: Sequence[int], num_tokens: int) -> None:
             raise ValueError(f"group {step}: found {size!r:.40}, expected a whole number")
         if size < 1:
             raise ValueError(f"group {step}: found size {reprlib.repr(size)}, expected at least 1")
-    total = sum(int(size) for size in sizes)
-    if total != num_tokens:
-        raise ValueError(
-            f"found {len(sizes)} group sizes that sum to {reprlib.repr(total)}, "
-            f"expected a sum of {num_tokens}"
-        )
+    if (total := sum(int(size) for size in sizes)) != num_tokens:
+        found = f"found {len(sizes)} group sizes that sum to {reprlib.repr(total)}"
+        raise ValueError(f"{found}, expected a sum of {num_tokens}")
 
 
 def read_group_sizes_list(path: str | Path, num_tokens: int) -> list[list[int]]:
-    """Read a JSON list of group-size lists, each summing to `num_tokens`.
-
-    Raises:
-        ValueError: the file is damaged or a list does not fit the grid.
-        OSError: the file cannot be read.
-    """
+    """Read a JSON list of group-size lists, each summing to `num_tokens`, or raise ValueError."""
     lists = read_json(path)
     if not lists or not isinstance(lists, list) or not all(isinstance(one, list) for one in lists):
         kind = "an empty list" if lists == [] else "something else"
         raise ValueError(f"{path}: found {kind}, expected a JSON list of lists of group sizes")
     for number, sizes in enumerate(lists):
-        try:
+        with blame(f"{path}: list {number}"):
             validate_group_sizes(sizes, num_tokens)
-        except ValueError as error:
-            raise ValueError(f"{path}: list {number}: {error}") from error
     return lists
 
 
@@ -213,10 +178,7 @@ def parse_group_sizes(text: str, num_tokens: int) -> list[int]:
     """Read group sizes written as Python would: `[1] * 256`, `[1]*4 + [2]*126`, `(1, 2, 5)`.
 
     Only lists or tuples of whole numbers, repeated with `*` and joined with `+`, are understood;
-    nothing is evaluated.
-
-    Raises:
-        ValueError: the text is anything else, or the sizes do not fit `num_tokens`.
+    nothing is evaluated. A ValueError says what else the text is, or that the sizes do not fit.
     """
     if len(text) > _MAX_CHARACTERS:
         raise ValueError(f"found {len(text)} characters, expected at most {_MAX_CHARACTERS}")
@@ -233,10 +195,8 @@ def parse_group_sizes(text: str, num_tokens: int) -> list[int]:
         sizes = None
     if not isinstance(sizes, list):
         shown = text if len(text) <= 60 else f"{text[:57]}..."
-        raise ValueError(
-            f"found {shown!r}, expected group sizes such as '[1] * 256', '[1]*4 + [2]*126' or "
-            "'[1, 3]'"
-        )
+        expected = "expected group sizes such as '[1] * 256', '[1]*4 + [2]*126' or '[1, 3]'"
+        raise ValueError(f"found {shown!r}, {expected}")
     validate_group_sizes(sizes, num_tokens)
     return sizes
 
@@ -251,21 +211,14 @@ def _value(node: ast.expr) -> int | list[int] | None:
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
             numbers = [_value(element) for element in elements]
             return numbers if all(isinstance(value, int) for value in numbers) else None
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            sizes, times = _value(left), _value(right)
-            if isinstance(sizes, int):
-                sizes, times = times, sizes
-            if isinstance(sizes, list) and isinstance(times, int):
-                _check_length(len(sizes) * times)
-                return sizes * times
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
+        case ast.BinOp(left=left, op=ast.Mult() | ast.Add() as operation, right=right):
             first, second = _value(left), _value(right)
-            if isinstance(first, list) and isinstance(second, list):
-                _check_length(len(first) + len(second))
-                return first + second
+            repeats = isinstance(operation, ast.Mult)
+            if repeats and isinstance(first, int):
+                first, second = second, first
+            if isinstance(first, list) and isinstance(second, int if repeats else list):
+                groups = len(first) * second if repeats else len(first) + len(second)
+                if groups > _MAX_GROUPS:
+                    raise ValueError(f"found {groups} groups, expected at most {_MAX_GROUPS}")
+                return first * second if repeats else first + second
     return None
-
-
-def _check_length(groups: int) -> None:
-    if groups > _MAX_GROUPS:
-        raise ValueError(f"found {groups} groups, expected at most {_MAX_GROUPS}")

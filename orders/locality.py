@@ -39,25 +39,19 @@ def locality_aware_orders(
 ) -> np.ndarray:
     """Make orders that decode near what is known and far apart within a group (method section 6).
 
+    `num` = B rows of raster positions in generation order, (B, G * G) int64, on a grid of side
+    `grid_size` = G; a ValueError if a size, threshold or known position is out of range.
+
     Args:
-        num: number of orders, B.
         group_sizes: K sizes that sum to the G * G positions less the known ones.
-        grid_size: side of the grid, G.
         proximity_threshold: score from which a position counts as near what is decoded; decoded
             edge neighbours count 1 and corner neighbours 1 / sqrt(2).
         repulsion_threshold: Chebyshev distance, in positions, up to which a taken position keeps
             others out of the proximity pass of its group.
-        seed: of the random choices.
         image_ids: B whole numbers, by default 0 .. B - 1. A row depends on the settings, the seed,
             its own id and what is known of it only.
         known: (B, M) raster positions that count as decoded before the first group, in any order
-            (section 10); none by default.
-
-    Returns:
-        (B, G * G) int64: raster positions in generation order, after the known ones.
-
-    Raises:
-        ValueError: a size, threshold or known position is out of range.
+            (section 10), and that every row begins with; none by default.
     """
     num_tokens = grid_size * grid_size
     check_grid_size(grid_size)
@@ -67,9 +61,8 @@ def locality_aware_orders(
     validate_group_sizes(group_sizes, num_tokens - known.shape[1])
     for name, value in (("proximity", proximity_threshold), ("repulsion", repulsion_threshold)):
         if not 0 <= value < math.inf:
-            raise ValueError(
-                f"found {name} threshold {value}, expected a finite number of at least 0"
-            )
+            expected = "expected a finite number of at least 0"
+            raise ValueError(f"found {name} threshold {value}, {expected}")
     # Not at the top of the file: it loads a compiler, which takes longer than the rest together.
     from orders.locality_kernel import make_orders
 
@@ -81,16 +74,9 @@ def locality_aware_orders(
 
 
 def random_orders(
-    num: int,
-    num_tokens: int,
-    seed: int = 0,
-    image_ids: Sequence[int] | np.ndarray | None = None,
+    num: int, num_tokens: int, seed: int = 0, image_ids: Sequence[int] | np.ndarray | None = None
 ) -> np.ndarray:
-    """Make uniformly random orders; arguments and errors as for `locality_aware_orders`.
-
-    Returns:
-        (B, N) int64: raster positions in generation order.
-    """
+    """Make uniformly random orders (B, N) int64; the rest as of `locality_aware_orders`."""
     ids = _image_ids(num, image_ids)
     orders = np.empty((num, num_tokens), dtype=np.int64)
     for rows in _batches(num, num_tokens):
@@ -101,21 +87,17 @@ def random_orders(
 def _check_known(known: np.ndarray, num: int, num_tokens: int) -> None:
     """Raise `ValueError` unless every row holds positions, none of them twice."""
     if known.ndim != 2 or len(known) != num or known.dtype.kind not in "iu":
-        raise ValueError(
-            f"found known positions of shape {known.shape} and type {known.dtype}, expected rows "
-            f"of whole numbers for {num} orders"
-        )
+        found = f"found known positions of shape {known.shape} and type {known.dtype}"
+        raise ValueError(f"{found}, expected rows of whole numbers for {num} orders")
     ranked = np.sort(known, axis=1)
-    if known.size and (ranked[:, 0].min() < 0 or ranked[:, -1].max() >= num_tokens):
-        raise ValueError(
-            f"found known positions {ranked.min()}..{ranked.max()}, expected 0..{num_tokens - 1}"
-        )
+    if known.size and (known.min() < 0 or known.max() >= num_tokens):
+        found = f"found known positions {known.min()}..{known.max()}"
+        raise ValueError(f"{found}, expected 0..{num_tokens - 1}")
     if (ranked[:, 1:] == ranked[:, :-1]).any():
         raise ValueError("found a known position repeated, expected each once")
 
 
 def _batches(num: int, num_tokens: int) -> Iterator[slice]:
-    """The rows to handle at once."""
     size = max(1, _BATCH_POSITIONS // num_tokens)
     return (slice(start, start + size) for start in range(0, num, size))
 

@@ -7,7 +7,7 @@ breaks ties with random bits, and says in its low bits whose it is; -1 marks a p
 be taken.
 
 Importing this module loads numba and compiles, or reads what an earlier process compiled from
-`__pycache__` (from `~/.cache/numba` where that cannot be written): leave it until it is needed.
+`__pycache__` (or `~/.cache/numba`): leave it until it is needed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _WITHOUT_SCORE = (1 << _RANDOM_BITS + _POSITION_BITS) - 1
 _LOW_SCORE = 1 << 7
 
 _FAR = np.iinfo(np.int32).max
-# orders, states, group_sizes, num_known, side, reach, near: see `_search`.
+# Of `_search`: orders, states, group_sizes, num_known, side, reach, near.
 _SIGNATURE = "void(int64[:, ::1], uint64[:, ::1], int64[::1], int64, int64, int64, int64)"
 
 # The cache of compiled code does not notice changes of `util.streams`, which would change every
@@ -59,18 +59,17 @@ def make_orders(
     known: np.ndarray,
     group_sizes: Sequence[int],
     side: int,
-    proximity_threshold: float,
-    repulsion_threshold: float,
+    proximity: float,
+    repulsion: float,
     seed: int,
 ) -> np.ndarray:
     """Make orders (B, N) int64 of images `ids` (B,), which begin with `known` positions (B, M)."""
     sizes = np.array(group_sizes, dtype=np.int64)
     states = streams.starting_states("order", seed, ids[:, None], np.arange(len(sizes)))
-    num_known = known.shape[1]
     orders = np.empty((len(ids), side * side), dtype=np.int64)
-    orders[:, :num_known] = known
-    reach = min(math.floor(repulsion_threshold), side - 1)
-    _search(orders, states, sizes, num_known, side, reach, lowest_near_score(proximity_threshold))
+    orders[:, : known.shape[1]] = known
+    reach = min(math.floor(repulsion), side - 1)
+    _search(orders, states, sizes, known.shape[1], side, reach, lowest_near_score(proximity))
     return orders
 
 
@@ -96,7 +95,7 @@ def _compiled(function: Callable) -> Callable:
 
 
 class _Announcement(event.Listener):
-    """Says why nothing happens for some seconds."""
+    """Say why nothing happens for some seconds."""
 
     def __init__(self, function: Callable) -> None:
         self._function = function
@@ -107,12 +106,12 @@ class _Announcement(event.Listener):
             logger.info("compiling the search for generation orders (some seconds)")
 
     def on_end(self, ended: event.Event) -> None:
-        """Nothing to say."""
+        pass
 
 
 @njit
 def _random_words(words, state):
-    """As `streams.words` from one starting state."""
+    # As `streams.words` from one starting state.
     for i in range(len(words)):
         words[i] = _mix(state + uint64(i + 1) * _GOLDEN)
 
@@ -209,16 +208,10 @@ def _decode(group, scores, side):
 
 @_compiled
 def _search(orders, states, group_sizes, num_known, side, reach, near):
-    """Make one order per row.
+    """Write an order into each row (B, N) of `orders`, behind the `num_known` positions.
 
-    Args:
-        orders: (B, N) int64, to be written behind the known positions.
-        states: (B, K) uint64, where the random words of each row and step start.
-        group_sizes: (K,) int64.
-        num_known: M, positions at the front of every row that count as decoded.
-        side: of the grid, G.
-        reach: Chebyshev distance up to which a taken position keeps others out.
-        near: lowest score of the proximity pass.
+    The random words of each row and step start at `states` (B, K); a taken position keeps others
+    out up to the Chebyshev distance `reach`; `near` is the lowest score of the proximity pass.
     """
     num_tokens = side * side
     words = np.empty(num_tokens, dtype=np.uint64)

@@ -26,25 +26,15 @@ def compact_dtype(num_tokens: int) -> np.dtype:
 
 
 def validate_orders(orders: Any, num_tokens: int | None = None) -> np.ndarray:
-    """Check that every row holds every position exactly once.
+    """Return orders (M, N) as an array if every row holds every position exactly once.
 
-    Args:
-        orders: (M, N) whole numbers, an array or a sequence of rows.
-        num_tokens: N, if it is known beforehand.
-
-    Returns:
-        The orders as an array, not copied if they were one.
-
-    Raises:
-        ValueError: they are no such orders; names the first bad row and what is wrong with it.
+    An array is not copied. A ValueError names the first bad row and what is wrong with it.
     """
     if not isinstance(orders, np.ndarray):
         orders = _stack([np.asarray(row) for row in orders], num_tokens)
     if orders.ndim != 2 or orders.dtype.kind not in "iu":
-        raise ValueError(
-            f"found an array of shape {orders.shape} and type {orders.dtype}, "
-            "expected rows of whole numbers"
-        )
+        found = f"found an array of shape {orders.shape} and type {orders.dtype}"
+        raise ValueError(f"{found}, expected rows of whole numbers")
     count, length = orders.shape
     if num_tokens is not None and length != num_tokens:
         raise ValueError(f"found orders of length {length}, expected {num_tokens}")
@@ -70,9 +60,7 @@ def _stack(rows: list[np.ndarray], num_tokens: int | None) -> np.ndarray:
         length = rows[0].size if num_tokens is None else num_tokens
         if row.size != length:
             raise ValueError(f"row {number}: found length {row.size}, expected {length}")
-    if not rows:
-        raise ValueError("found no orders, expected at least one")
-    return np.stack(rows)
+    return np.stack(rows) if rows else np.empty((0, num_tokens or 0), dtype=np.int64)
 
 
 def _describe(row: np.ndarray) -> str:
@@ -104,13 +92,9 @@ def warn_of_steps(
     flag: str = "--lpd_order_file",
     steps_flag: str = "--generation_steps",
 ) -> None:
-    """Warn where an order file's name states another number of steps than it is used for.
+    """Warn where an order file's name states another number of steps than all it is used for.
 
-    Args:
-        path: the file; other kinds of order, which have no such name, are passed over.
-        steps: all the numbers that it is used for.
-        flag: what named the file, for the message.
-        steps_flag: what named the steps.
+    Other kinds of order have no such name. The flags are those that named the file and the steps.
     """
     made = steps_in_name(path)
     others = [str(count) for count in steps if count != made]
@@ -124,19 +108,10 @@ def warn_of_steps(
 
 
 def read_orders(path: str | Path, num_tokens: int | None = None) -> np.ndarray:
-    """Read an order file: `.json` as published, or this project's compact `.npy`.
+    """Read valid orders (M, N) from a file, or raise OSError or a ValueError that says where.
 
-    Args:
-        path: a JSON list of lists of N raster indices, or an (M, N) integer array (mapped from
-            the disk, not read into memory: processes on one machine share it).
-        num_tokens: N, if it is known beforehand.
-
-    Returns:
-        (M, N) whole numbers, read-only if mapped; every row holds every position once.
-
-    Raises:
-        ValueError: the file is damaged or holds something else; says where.
-        OSError: the file cannot be read.
+    It is a JSON list of lists as published, or this project's compact `.npy`, which is mapped from
+    the disk, read-only: processes on one machine share it.
     """
     is_json = require_suffix(path) == ".json"
     path = Path(path)
@@ -158,10 +133,8 @@ def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
     # Nothing else occurs in lists of lists of whole numbers: no text, fraction, true or null.
     foreign = content.translate(None, b"0123456789-[], \t\r\n")[:1]
     if foreign:
-        raise ValueError(
-            f"found {foreign!r} at byte {content.index(foreign)}, "
-            "expected a JSON list of lists of whole numbers"
-        )
+        found = f"found {foreign!r} at byte {content.index(foreign)}"
+        raise ValueError(f"{found}, expected a JSON list of lists of whole numbers")
     text = content.decode("ascii").lstrip()
     if not text.startswith("["):
         raise ValueError("damaged JSON: found no list, expected one of lists of whole numbers")
@@ -187,12 +160,7 @@ def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
 
 
 def write_orders(path: str | Path, orders: Any) -> None:
-    """Write an order file in the form its name asks for; it appears complete or not at all.
-
-    Raises:
-        ValueError: the suffix is unknown or the orders are not valid.
-        OSError: the file cannot be written.
-    """
+    """Write valid orders in the form the file's name asks for, complete or not at all."""
     path = Path(path)
     suffix = require_suffix(path)
     orders = validate_orders(orders)

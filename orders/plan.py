@@ -14,18 +14,11 @@ from orders.order_file import validate_orders
 
 @dataclass(frozen=True, eq=False)
 class GenerationPlan:
-    """Orders and group sizes that fit each other; make one with `build`, which checks them.
+    """Orders and group sizes that fit each other; make one with `build`, which checks them."""
 
-    Attributes:
-        orders: (B, N) int64; row b lists the raster positions of image b in generation order.
-        group_sizes: K sizes that sum to N - num_known; step k makes the next `group_sizes[k]`
-            positions.
-        num_known: M, how many positions every order begins with whose tokens are known.
-    """
-
-    orders: torch.Tensor
-    group_sizes: tuple[int, ...]
-    num_known: int = 0
+    orders: torch.Tensor  # (B, N) int64; row b: raster positions of image b in generation order
+    group_sizes: tuple[int, ...]  # K sizes that sum to N - num_known
+    num_known: int = 0  # how many positions every order begins with whose tokens are known
 
     @classmethod
     def build(
@@ -33,15 +26,8 @@ class GenerationPlan:
     ) -> GenerationPlan:
         """Check orders and group sizes once: whoever is handed the plan may trust it.
 
-        Args:
-            orders: (B, N) whole numbers: tensor (the plan stays on its device), array or lists.
-            group_sizes: positive whole numbers that sum to N - num_known; none if all is known.
-            num_tokens: N, the positions of the grid.
-            num_known: M, in 0..N.
-
-        Raises:
-            ValueError: a row does not hold every position once, or the sizes do not sum to what
-                is not known.
+        A tensor of orders stays on its device. A ValueError if a row does not hold every position
+        once, or the sizes do not sum to N - num_known.
         """
         is_tensor = isinstance(orders, torch.Tensor)
         checked = validate_orders(orders.cpu().numpy() if is_tensor else orders, num_tokens)
@@ -54,17 +40,14 @@ class GenerationPlan:
 
     @property
     def batch_size(self) -> int:
-        """Number of images, B."""
         return self.orders.shape[0]
 
     @property
     def num_tokens(self) -> int:
-        """Positions of one image, N."""
         return self.orders.shape[1]
 
     @property
     def num_steps(self) -> int:
-        """Number of decoding steps, K."""
         return len(self.group_sizes)
 
     def steps(self) -> Iterator[tuple[int, int]]:

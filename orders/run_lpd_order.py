@@ -60,7 +60,11 @@ def main(argv: list[str] | None = None) -> None:
         grid = TokenGrid(args.img_size, args.vqgan_stride, vocab_size=1)
         check_grid_size(grid.side)
     sizes = read_group_sizes(args, grid.num_tokens)
-    _check_output(args.output_file)
+    if args.output_file is None:
+        raise UserError("--output_file: not given, expected a .json or .npy file")
+    with blame("--output_file"):
+        require_suffix(args.output_file)
+    require_writable_file(args.output_file, "--output_file")
     with blame("--output_file"):
         record_run(parser, args, args.output_file.parent)
     orders = np.empty((args.num_runs, grid.num_tokens), dtype=compact_dtype(grid.num_tokens))
@@ -83,15 +87,6 @@ def main(argv: list[str] | None = None) -> None:
     with blame("--output_file"):
         write_orders(args.output_file, orders)
     logger.info("wrote %d orders of %d steps to %s", len(orders), len(sizes), args.output_file)
-
-
-def _check_output(path: Path | None) -> None:
-    """Find out before the work whether the file can be written."""
-    if path is None:
-        raise UserError("--output_file: not given, expected a .json or .npy file")
-    with blame("--output_file"):
-        require_suffix(path)
-    require_writable_file(path, "--output_file")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from orders.group_sizes import group_sizes, parse_group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import read_orders, warn_of_steps
 from util import streams
+from util.cli import number
 from util.errors import UserError, blame
 from util.geometry import TokenGrid
 
@@ -36,20 +38,12 @@ def published_repulsion(num_tokens: int, steps: int) -> float:
 
 
 def parse_order(text: str, grid: TokenGrid, seed: int, num_images: int) -> OrderSource:
-    """Read an order as users write it.
+    """Read an order as users write it, or raise ValueError or OSError.
 
-    Args:
-        text: `random`, `raster`, `lpd` (locality-aware, with the published repulsion threshold of
-            the grid and step count, else 1), `lpd:R` or `lpd:R:P` with repulsion threshold R and
-            proximity threshold P (1 if not given), or the path of an order file, whose row i is
-            the order of image i.
-        grid: of the images.
-        seed: names the random streams.
-        num_images: images from 0 that an order file has to serve.
-
-    Raises:
-        ValueError: something else, or an order file that does not serve.
-        OSError: an order file cannot be read.
+    `random`, `raster`, `lpd` (locality-aware, with the published repulsion threshold of the grid
+    and step count, else 1), `lpd:R` or `lpd:R:P` with repulsion threshold R and proximity threshold
+    P (1 if not given), or the path of an order file, whose row i is the order of image i and which
+    has to serve images 0 to `num_images` - 1.
     """
     if text == "raster":
         return lambda ids, _: raster_orders(len(ids), grid.num_tokens)
@@ -58,7 +52,12 @@ def parse_order(text: str, grid: TokenGrid, seed: int, num_images: int) -> Order
     if text == "lpd":
         return locality_aware(grid, seed)
     if text.startswith("lpd:"):
-        return locality_aware(grid, seed, *_thresholds(text))
+        with suppress(argparse.ArgumentTypeError):
+            thresholds = [number()(part) for part in text.split(":")[1:]]
+            if len(thresholds) <= 2:
+                return locality_aware(grid, seed, *thresholds)
+        expected = "expected lpd:R or lpd:R:P with finite numbers of at least 0"
+        raise ValueError(f"found {text!r}, {expected}")
     if not text.endswith((".json", ".npy")):
         raise ValueError(
             f"found {text!r}, expected random, raster, lpd, lpd:R, lpd:R:P or an order file "
@@ -85,11 +84,7 @@ def locality_aware(
 
 
 def stored(orders: np.ndarray, path: str, num_images: int, expected: str) -> OrderSource:
-    """Take row i of an order file for image i.
-
-    Raises:
-        ValueError: there are fewer rows than images; `expected` says what they are for.
-    """
+    """Take row i of an order file for image i; `expected` is for the error if there are too few."""
     if len(orders) < num_images:
         raise ValueError(f"{path} holds {len(orders)} orders, expected {expected}")
     return lambda ids, _: orders[ids].astype(np.int64)
@@ -103,22 +98,14 @@ def raster_orders(num: int, num_tokens: int) -> np.ndarray:
 def training_orders(
     kind: str, num_tokens: int, seed: int, epoch: int, samples: np.ndarray
 ) -> np.ndarray:
-    """Make the orders that one visit of samples (B,) is trained in: (B, N) int64.
-
-    Args:
-        kind: one of `TRAINING_ORDERS`; random ones differ from visit to visit.
-    """
+    """Make the orders, one of `TRAINING_ORDERS`, of one visit of samples (B,): (B, N) int64."""
     if kind == "raster":
         return raster_orders(len(samples), num_tokens)
     return streams.permutations("order", seed, epoch, samples, count=num_tokens)
 
 
 def read_group_sizes(args: argparse.Namespace, num_tokens: int) -> list[int]:
-    """Group sizes by `--generation_steps`, else from `--group_sizes`.
-
-    Raises:
-        UserError: neither is given, or it is no valid split.
-    """
+    """Read group sizes by `--generation_steps`, else from `--group_sizes`, or raise UserError."""
     if args.generation_steps is not None:
         with blame("--generation_steps"):
             return group_sizes(num_tokens, args.generation_steps)
@@ -129,12 +116,9 @@ def read_group_sizes(args: argparse.Namespace, num_tokens: int) -> list[int]:
 
 
 def build_orders(args: argparse.Namespace, grid: TokenGrid, steps: int) -> OrderSource:
-    """The orders of samples, by `--order` and the flags that go with it.
+    """Make the orders of samples, by `--order` and the flags that go with it, or raise UserError.
 
     Warns of a file that is named for another number of steps.
-
-    Raises:
-        UserError: the order file cannot serve this grid and number of images.
     """
     path = args.lpd_order_file
     if args.order != "lpd":
@@ -150,16 +134,3 @@ def build_orders(args: argparse.Namespace, grid: TokenGrid, steps: int) -> Order
         orders = stored(read_orders(path, grid.num_tokens), path, args.num_images, expected)
     warn_of_steps(path, [steps])
     return orders
-
-
-def _thresholds(text: str) -> list[float]:
-    """R, or R and P, of `lpd:R:P`."""
-    try:
-        thresholds = [float(part) for part in text.split(":")[1:]]
-    except ValueError:
-        thresholds = []
-    if not 1 <= len(thresholds) <= 2 or not all(0 <= value < np.inf for value in thresholds):
-        raise ValueError(
-            f"found {text!r}, expected lpd:R or lpd:R:P with finite numbers of at least 0"
-        )
-    return thresholds

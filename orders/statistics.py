@@ -22,19 +22,9 @@ def group_distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Measure how far each group's positions are from the context and from one another.
 
-    Distances are Euclidean, in grid positions: 1 between edge neighbours.
-
-    Args:
-        orders: (M, N) whole numbers: valid orders of a square grid, raster positions.
-        group_sizes: K sizes that sum to N.
-
-    Returns:
-        Two (M, K) float64 arrays, each a mean over the positions of a group: the distance to the
-        nearest position of the earlier groups (NaN for the first group), and to the nearest other
-        position of the same group (NaN for groups of one).
-
-    Raises:
-        ValueError: no square grid, or sizes that do not fit it.
+    Valid orders (M, N) -> two (M, K) float64 arrays, each a mean over the positions of a group: the
+    Euclidean distance, in grid positions, to the nearest position of the earlier groups (NaN for
+    the first group), and to the nearest other position of the same group (NaN for groups of one).
     """
     num, num_tokens = orders.shape
     side = grid_side(num_tokens)

@@ -24,11 +24,7 @@ def forced_logits(
     orders: torch.Tensor,
     num_known: int = 0,
 ) -> torch.Tensor:
-    """Logits of every decoding step, generation order, as of `LPD.forward_logits`.
-
-    Returns:
-        (B, N - num_known, V).
-    """
+    """Logits of every decoding step, as of `LPD.forward_logits`: (B, N - num_known, V)."""
     plan = GenerationPlan.build(orders, sizes, tokens.shape[1], num_known)
     cache = network.new_cache(len(tokens))
     context, logits = network.embed_class(labels, len(tokens)), []
@@ -61,30 +57,22 @@ def assert_same_but_for_ties(
     """
     if torch.equal(fast, plain):
         return
-    orders, settings = torch.as_tensor(orders).to(plain.device), SamplingSettings(**sampling)
-    labels = None if labels is None else labels.to(plain.device)
-    num_known = plain.shape[1] - sum(sizes)
-    logits = torch.cat(
-        [
-            forced_logits(model, plain, given, sizes, orders, num_known)
-            for given in ([labels, None] if settings.guided else [labels])
-        ]
-    )
-    drawn = position_uniforms(seed, np.arange(len(plain)), plain.shape[1])
-    uniforms = torch.from_numpy(drawn).to(plain.device)
+    num_tokens, device, settings = plain.shape[1], plain.device, SamplingSettings(**sampling)
+    num_known = num_tokens - sum(sizes)
+    orders = torch.as_tensor(orders).to(device)
+    labels = None if labels is None else labels.to(device)
+    halves = [labels, None] if settings.guided else [labels]
+    given = sizes, orders, num_known
+    logits = torch.cat([forced_logits(model, plain, half, *given) for half in halves])
+    drawn = torch.from_numpy(position_uniforms(seed, np.arange(len(plain)), num_tokens)).to(device)
     new = orders[:, num_known:]
-    drawing = (
-        guidance_scales(settings, plain.shape[1], plain.device)[num_known:],
-        uniforms.gather(1, new),
-        settings,
-    )
+    scales = guidance_scales(settings, num_tokens, device)[num_known:]
     generator = torch.Generator().manual_seed(0)
     moves = (torch.rand(logits.shape, generator=generator) * 2 - 1 for _ in range(TRIES))
-    moved = (logits + ROUNDING * move.to(logits.device) for move in moves)
-    possible = torch.stack([pick(each, *drawing) for each in moved])
+    moved = (logits + ROUNDING * move.to(device) for move in moves)
+    possible = torch.stack([pick(each, scales, drawn.gather(1, new), settings) for each in moved])
     fast, plain = fast.gather(1, new), plain.gather(1, new)
-    steps = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    step = steps.to(plain.device)
+    step = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(device)
     for image in torch.nonzero((fast != plain).any(dim=1))[:, 0]:
         differs = fast[image] != plain[image]
         first = differs & (step == step[differs].min())

@@ -13,7 +13,6 @@ from tests.commands import run_command
 # One gigabyte, over what Python and its libraries take to start.
 SHARE = 10**9
 
-
 # Any JSON value.
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
@@ -61,14 +60,10 @@ def one_line(error: Exception) -> bool:
 
 
 def read_confined(imports: str, read: str, *paths: Path) -> subprocess.CompletedProcess:
-    """Try to read files, each in turn, in a process of limited memory and processor time.
+    """Try to `read` (an expression in `path`) hostile files with little memory and processor time.
 
-    It prints a line for each, `ValueError: message`, and fails where one raises anything else.
-
-    Args:
-        imports: statements.
-        read: an expression in `path`, a `Path`.
-        paths: of the files, each hostile.
+    The process prints a line for each, `ValueError: message`, and fails where one raises anything
+    else.
     """
     script = f"""
         import resource, sys, time

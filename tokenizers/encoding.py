@@ -18,16 +18,10 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 @torch.no_grad()  # training keeps the indices for its backward pass: no inference mode
 def encode(tokenizer: VQModel, images: Tensor, precision: str = "float32") -> Tensor:
-    """Tokenize images.
+    """Tokenize images (B, 3, S, S) uint8: (B, N) int64, raster order, on the tokenizer's device.
 
-    Args:
-        tokenizer: in eval mode.
-        images: (B, 3, S, S) uint8, on any device.
-        precision: one of `PRECISIONS`, whatever autocast and `torch.backends` say (PyTorch by
-            itself would use TF32 on a GPU). The nearest code is looked up in float64 either way.
-
-    Returns:
-        (B, N) int64, raster order, on the tokenizer's device.
+    The precision, one of `PRECISIONS`, holds whatever autocast and `torch.backends` say (PyTorch by
+    itself would use TF32 on a GPU). The nearest code is looked up in float64 either way.
     """
     device = next(tokenizer.parameters()).device
     pixels = to_float(images.to(device, non_blocking=True))

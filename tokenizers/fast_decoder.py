@@ -62,11 +62,8 @@ def _code_features(tokenizer: VQModel) -> Tensor:
 
 def _decoding_weights(tokenizer: VQModel) -> list[Tensor]:
     """List all that `DecoderCopy` copies."""
-    return [
-        *tokenizer.decoder.parameters(),
-        *tokenizer.post_quant_conv.parameters(),
-        tokenizer.quantize.embedding.weight,
-    ]
+    parts = tokenizer.decoder, tokenizer.post_quant_conv, tokenizer.quantize
+    return [weight for part in parts for weight in part.parameters()]
 
 
 class FastDecoder:
@@ -75,22 +72,17 @@ class FastDecoder:
     Stands for `to_uint8(tokenizer.decode_code(indices))`, within one grey level for 99.9 % of the
     values of a probe batch, or else in float32. On a CUDA device float16 and bfloat16 are tried and
     the decoder runs in CUDA graphs. A CPU uses float32: bfloat16 is not accurate enough there
-    either, and float16 is slow. `dtype` tries that one only.
+    either, and float16 is slow. A given `dtype` is the only one tried; the one in use is an
+    attribute, as is `agreement`, the share of the probe within one grey level of float32.
 
     Changed or moved weights are noticed at the next call, except writes through `.data`, which
     PyTorch does not count.
-
-    Attributes:
-        dtype: the precision in use.
-        agreement: share of the probe's values within one grey level of float32; 1 for float32.
     """
 
     def __init__(
         self, tokenizer: VQModel, num_tokens: int, *, dtype: torch.dtype | None = None
     ) -> None:
-        self._tokenizer = tokenizer
-        self._num_tokens = num_tokens
-        self._wanted = dtype
+        self._tokenizer, self._num_tokens, self._wanted = tokenizer, num_tokens, dtype
         image_size = grid_side(num_tokens) * tokenizer.stride
         self._images_at_a_time = max(1, MAX_PIXELS // image_size**2)
         self._build()
@@ -128,7 +120,7 @@ class FastDecoder:
             state = WeightState(weights)
             # Without versions this happens at every call: what was measured at first must do.
             if state.versioned and self.dtype != torch.float32:
-                self.agreement = self._measure(self._copy)
+                self.agreement = self._measure()
             if self.agreement < MIN_AGREEMENT:
                 self._build()
             self._state = state
@@ -147,29 +139,27 @@ class FastDecoder:
             with torch.inference_mode(False):  # whose tensors could not be written to later
                 self._copy = DecoderCopy(self._tokenizer, dtype)
             self.dtype, self.agreement = dtype, 1.0
-            if dtype == torch.float32 or self._is_accurate():
+            if dtype == torch.float32:
+                break
+            self.agreement = self._measure()
+            accurate = self.agreement >= MIN_AGREEMENT
+            logger.info(
+                "VQ decoder: %s keeps %.3f %% of grey levels within one of float32 (%s %.1f %%)",
+                str(dtype).removeprefix("torch."),
+                100 * self.agreement,
+                "accepted: at least" if accurate else "rejected: below",
+                100 * MIN_AGREEMENT,
+            )
+            if accurate:
                 break
         self._state = WeightState(weights)
 
-    def _is_accurate(self) -> bool:
-        """Measure and log the agreement with float32."""
-        self.agreement = self._measure(self._copy)
-        accurate = self.agreement >= MIN_AGREEMENT
-        logger.info(
-            "VQ decoder: %s keeps %.3f %% of grey levels within one of float32 (%s %.1f %%)",
-            str(self.dtype).removeprefix("torch."),
-            100 * self.agreement,
-            "accepted: at least" if accurate else "rejected: below",
-            100 * MIN_AGREEMENT,
-        )
-        return accurate
-
-    def _measure(self, decoder: DecoderCopy) -> float:
+    def _measure(self) -> float:
         """Return the share of a probe's uint8 values within one of the plain path's."""
         words = streams.words("VQ decoder probe", np.arange(PROBE_IMAGES), count=self._num_tokens)
         codes = (words % np.uint64(self._tokenizer.codebook_size)).astype(np.int64)
         indices = torch.from_numpy(codes).to(self._device)
         with plain_float32(self._device):
             expected = to_uint8(self._tokenizer.decode_code(indices))
-            images = decoder(indices)
+            images = self._copy(indices)
         return ((images.int() - expected.int()).abs() <= 1).float().mean().item()

@@ -88,11 +88,7 @@ def build_parser() -> Parser:
 
 
 def build_model(args: argparse.Namespace) -> VQModel:
-    """Initialise a tokenizer, the same for the same seed.
-
-    Raises:
-        UserError: sizes that do not fit together.
-    """
+    """Initialise a tokenizer, the same for the same seed, or raise UserError."""
     torch.manual_seed(streams.torch_seed("vq init", args.seed))
     with blame("--codebook_size, --codebook_embed_dim, --ch, --ch_mult, ..."):
         model = VQModel(
@@ -100,20 +96,15 @@ def build_model(args: argparse.Namespace) -> VQModel:
             *(args.num_res_blocks, args.z_channels),
         )
     if args.img_size % model.stride:
-        raise UserError(
-            f"--img_size: found {args.img_size}, expected a multiple of the stride {model.stride} "
-            f"that --ch_mult makes"
-        )
+        expected = f"expected a multiple of the stride {model.stride} that --ch_mult makes"
+        raise UserError(f"--img_size: found {args.img_size}, {expected}")
     return model
 
 
 def picture_reader(
     images: ImageList, image_size: int, num_workers: int
 ) -> Callable[[Iterable[np.ndarray]], Iterator[Tensor]]:
-    """Return what yields (B, 3, S, S) uint8 of each array of sample indices.
-
-    Small data sets are decoded once and kept in memory.
-    """
+    """Return what yields (B, 3, S, S) uint8 of each array of sample indices."""
 
     def decode(batches: Iterable[np.ndarray]) -> Iterator[Tensor]:
         for loaded in image_batches(images, image_size, batches, num_workers):
@@ -152,10 +143,8 @@ def train(
         read = picture_reader(data, args.img_size, args.num_workers)
     batch_size = min(args.batch_size, count // processes)
     if batch_size < 1:
-        raise UserError(
-            f"--data_path: found {count} images, expected at least one for each of "
-            f"{processes} processes"
-        )
+        expected = f"expected at least one for each of {processes} processes"
+        raise UserError(f"--data_path: found {count} images, {expected}")
     steps = count // (batch_size * processes)
     network: nn.Module = model
     if dist.is_initialized():
@@ -195,10 +184,9 @@ def train(
             if step % steps % LOG_EVERY == 0:
                 values = {f"loss/{name}": value.item() for name, value in vars(losses).items()}
                 if not all(map(math.isfinite, values.values())):
-                    raise UserError(
-                        f"training: the losses are {values} in epoch {epoch}, step {step % steps}, "
-                        "expected finite numbers (a smaller --lr may help)"
-                    )
+                    found = f"the losses are {values} in epoch {epoch}, step {step % steps}"
+                    expected = "expected finite numbers (a smaller --lr may help)"
+                    raise UserError(f"training: {found}, {expected}")
                 scalars.add(step, {**values, "lr": lr, "codes_used": codes_used(quantizer)})
                 bar.set_postfix(mse=f"{values['loss/reconstruction']:.5f}", refresh=False)
         if distributed.is_main():
@@ -242,8 +230,7 @@ def main() -> None:
     args = parser.parse_args()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
-    model = build_model(args).to(device)
-    images = list_images(args.data_path)
+    model, images = build_model(args).to(device), list_images(args.data_path)
     folder = errors.require_writable_folder(args.output_dir, "--output_dir")
     refuse_to_overwrite(args)
     with ExitStack() as at_exit:
@@ -254,12 +241,9 @@ def main() -> None:
 
 
 def refuse_to_overwrite(args: argparse.Namespace) -> None:
-    """Raise a `UserError` if there is a tokenizer and --overwrite was not given."""
     if Path(args.output_dir, "vq.pt").exists() and not args.overwrite:
-        raise UserError(
-            f"--output_dir: {args.output_dir} holds vq.pt, expected another folder, or --overwrite "
-            "(caches made with it will be refused)"
-        )
+        expected = "another folder, or --overwrite (caches made with it will be refused)"
+        raise UserError(f"--output_dir: {args.output_dir} holds vq.pt, expected {expected}")
 
 
 def begin(parser: Parser, args: argparse.Namespace, folder: Path, at_exit: ExitStack) -> None:

@@ -34,21 +34,15 @@ def vq_losses(
     commitment: float = 0.25,
     entropy_ratio: float = 0.0,
 ) -> VQLosses:
-    """Compute the loss of one batch.
+    """Compute the loss of images (B, 3, S, S) in [-1, 1], with the weights of two of its terms.
 
-    Args:
-        images: (B, 3, S, S) in [-1, 1], what went in.
-        result: what came out.
-        codebook: (V, E) unit codes with gradient; only the entropy term needs it.
-        commitment, entropy_ratio: weights of these terms.
+    The codebook (V, E) of unit codes has a gradient; only the entropy term needs it.
     """
-    latents, codes = result.latents, result.codes
-    reconstruction = F.mse_loss(result.images.float(), images)
-    entropy = reconstruction.new_zeros(())
+    latents, codes, entropy = result.latents, result.codes, images.new_zeros(())
     if entropy_ratio:
         entropy = entropy_ratio * entropy_term(latents.flatten(0, 1), codebook)
     return VQLosses(
-        reconstruction=reconstruction,
+        reconstruction=F.mse_loss(result.images.float(), images),
         codebook=F.mse_loss(codes, latents.detach()),
         commitment=commitment * F.mse_loss(latents, codes.detach()),
         entropy=entropy,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,6 @@ from util.images import to_uint8
 USAGE_RECORD = 65_536
 # Look-ups are done this many similarities at a time (float64: 0.5 GB).
 LOOKUP_ENTRIES = 2**26
-
 
 _norm = partial(nn.GroupNorm, 32, eps=1e-6)
 
@@ -109,9 +107,8 @@ class Level(nn.Module):
 
 
 def _middle(channels: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        [ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)]
-    )
+    first = ResBlock(channels, channels)
+    return nn.ModuleList([first, AttnBlock(channels), ResBlock(channels, channels)])
 
 
 class Encoder(nn.Module):
@@ -200,8 +197,7 @@ class VectorQuantizer(nn.Module):
         self.codebook_used.copy_(latest[-USAGE_RECORD:])
 
 
-@dataclass(frozen=True)
-class Autoencoded:
+class Autoencoded(NamedTuple):
     """What training needs of one pass."""
 
     images: Tensor  # (B, 3, S, S) reconstructions
@@ -213,18 +209,8 @@ class Autoencoded:
 class VQModel(nn.Module, Pretrained, tags=["image-tokenizer"]):
     """Images (B, 3, S, S) in [-1, 1] <-> code indices (B, (S / stride) ** 2) in raster order.
 
-    Args:
-        codebook_size: number of codes.
-        codebook_embed_dim: dimensions of a code, E.
-        ch: base width, a multiple of 32.
-        encoder_ch_mult: width multipliers of the encoder's levels, finest first; each level but the
-            last halves the side.
-        decoder_ch_mult: the same for the decoder (also finest first), of the same length.
-        num_res_blocks: residual blocks per encoder level; the decoder has one more.
-        z_channels: width between the two halves and the codebook.
-
-    Raises:
-        ValueError: the arguments do not fit together.
+    The multipliers are widths of the levels of both halves in units of `ch` (a multiple of 32),
+    finest first; each level but the last halves the side.
     """
 
     kind = TOKENIZER
@@ -240,8 +226,8 @@ tokenizer = VQModel.from_pretrained("user/name")"""
         ch: int = 128,
         encoder_ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
         decoder_ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
-        num_res_blocks: int = 2,
-        z_channels: int = 256,
+        num_res_blocks: int = 2,  # per encoder level; the decoder has one more
+        z_channels: int = 256,  # width between the two halves and the codebook
     ) -> None:
         super().__init__()
         encoder_ch_mult, decoder_ch_mult = tuple(encoder_ch_mult), tuple(decoder_ch_mult)
@@ -252,19 +238,12 @@ tokenizer = VQModel.from_pretrained("user/name")"""
         if ch % 32:
             raise ValueError(f"found ch {ch}, expected a multiple of 32")
         if not len(encoder_ch_mult) == len(decoder_ch_mult) > 0:
-            raise ValueError(
-                f"found multipliers {encoder_ch_mult} and {decoder_ch_mult}, expected as many "
-                "decoder levels as encoder levels"
-            )
-        self.config: dict[str, int | tuple[int, ...]] = dict(
-            codebook_size=codebook_size,
-            codebook_embed_dim=codebook_embed_dim,
-            ch=ch,
-            encoder_ch_mult=encoder_ch_mult,
-            decoder_ch_mult=decoder_ch_mult,
-            num_res_blocks=num_res_blocks,
-            z_channels=z_channels,
-        )
+            found = f"found multipliers {encoder_ch_mult} and {decoder_ch_mult}"
+            raise ValueError(f"{found}, expected as many decoder levels as encoder levels")
+        rest = {"num_res_blocks": num_res_blocks, "z_channels": z_channels}
+        multipliers = {"encoder_ch_mult": encoder_ch_mult, "decoder_ch_mult": decoder_ch_mult}
+        codebook = {"codebook_size": codebook_size, "codebook_embed_dim": codebook_embed_dim}
+        self.config: dict[str, Any] = {**codebook, "ch": ch, **multipliers, **rest}
         self.encoder = Encoder(ch, encoder_ch_mult, num_res_blocks, z_channels)
         self.decoder = Decoder(ch, decoder_ch_mult, num_res_blocks, z_channels)
         self.quantize = VectorQuantizer(codebook_size, codebook_embed_dim)
@@ -273,7 +252,6 @@ tokenizer = VQModel.from_pretrained("user/name")"""
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes; indices lie in [0, codebook_size)."""
         return self.quantize.embedding.num_embeddings
 
     @property
@@ -283,25 +261,18 @@ tokenizer = VQModel.from_pretrained("user/name")"""
 
     @classmethod
     def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the published sizes: only the published tokenizer comes without its own."""
-        return {}
+        return {}  # the published sizes: only that tokenizer comes without its own
 
     def encode(self, images: Tensor) -> Tensor:
         """Compute latents (B, E, S/stride, S/stride), before normalisation."""
         return self.quant_conv(self.encoder(images))
 
     def encode_indices(self, images: Tensor) -> Tensor:
-        """Tokenize images (B, 3, S, S), float in [-1, 1]: (B, N) int64 code indices, raster order.
-
-        S is a multiple of `stride`.
-        """
+        """Tokenize float images (B, 3, S, S) in [-1, 1]: (B, N) int64 codes, raster order."""
         return self._match(self.encode(images))[1]
 
     def decode_code(self, indices: Tensor) -> Tensor:
-        """Decode indices (B, N) int64, raster order of a square grid, to images (B, 3, S, S).
-
-        They are float, nominally in [-1, 1] but not clipped.
-        """
+        """Decode indices (B, N) int64, raster order, to float images (B, 3, S, S), not clipped."""
         return self._decode(self.quantize.lookup(indices))
 
     @torch.no_grad()
@@ -338,26 +309,21 @@ def save_tokenizer(path: str | Path, model: VQModel, **extra: Any) -> None:
 def load_tokenizer(path: str | Path, codebook_size: int | None = None) -> VQModel:
     """Read a tokenizer, published or ours, for inference: on the CPU, in float32 and eval mode.
 
-    Raises:
-        UserError: not such a file, or not of `codebook_size` codes; begins with `--vqgan_path`.
+    A UserError if it is none, or not of `codebook_size` codes, begins with `--vqgan_path`.
     """
     what = f"--vqgan_path: {path}"
     model = VQModel.from_weights(read_weights(path, "--vqgan_path"), what)
-    if codebook_size is not None and model.codebook_size != codebook_size:
-        raise UserError(
-            f"{what} has {model.codebook_size} codes, expected {codebook_size} (--vqgan_vocab_size)"
-        )
+    if codebook_size not in (None, model.codebook_size):
+        found = f"{what} has {model.codebook_size} codes"
+        raise UserError(f"{found}, expected {codebook_size} (--vqgan_vocab_size)")
     return model.requires_grad_(False)
 
 
 def fingerprint(model: VQModel) -> str:
-    """Hash which tokenizer this is: sha256 (hex) over names, dtypes, shapes and bytes of weights.
-
-    `quantize.codebook_used`, which changes nothing, does not count.
-    """
+    """Hash a tokenizer: sha256 (hex) over names, dtypes, shapes and bytes of its weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        if name != "quantize.codebook_used":
+        if name != "quantize.codebook_used":  # which changes nothing
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -29,15 +29,7 @@ def long(array: np.ndarray) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def tiny() -> LPD:
-    model = LPD(
-        img_size=128,
-        vqgan_stride=16,
-        decoder_embed_dim=96,
-        decoder_depth=3,
-        decoder_num_heads=4,
-        class_num=10,
-        vqgan_vocab_size=211,
-    )
+    model = LPD(128, 16, 96, 3, 4, class_num=10, vqgan_vocab_size=211)
     fill_golden_weights(model)
     return model.eval()
 
@@ -62,11 +54,10 @@ def check_fast_logits(model: LPD, golden: dict[str, np.ndarray]) -> None:
 
 
 def check_logits(model: LPD, golden: dict[str, np.ndarray], bound: float = 1e-5) -> None:
-    tokens, orders = long(golden["tokens"]), long(golden["orders"])
-    sizes = golden["group_sizes"].tolist()
+    tokens, labels, orders = (long(golden[k]) for k in ("tokens", "labels", "orders"))
     with torch.no_grad():
-        logits = model.forward_logits(tokens, long(golden["labels"]), sizes, orders)
-        loss = model(tokens, long(golden["labels"]), sizes, orders)
+        given = tokens, labels, golden["group_sizes"].tolist(), orders
+        logits, loss = model.forward_logits(*given), model(*given)
     stored = torch.from_numpy(golden["train_logits"])
     assert (logits[..., : stored.shape[-1]] - stored).abs().max() < bound
     assert torch.equal(logits.argmax(-1), long(golden["train_logits_argmax"]))
@@ -115,22 +106,12 @@ def test_large_greedy_tokens(large: LPD, name: str, key: str, sampler: str) -> N
     check_greedy(large, read(name), key, sampler)
 
 
-@pytest.mark.parametrize(
-    ("factory", "options", "file"),
-    [
-        ("lpd_l", {}, "lpd_l_256_state_dict.json"),
-    ],
-)
-def test_state_dict_layout(factory: str, options: dict, file: str) -> None:
+def test_state_dicts_are_the_published_ones(tiny: LPD) -> None:
     with torch.device("meta"):
-        model = MODELS[factory](**options)
-    layout = {key: list(value.shape) for key, value in model.state_dict().items()}
-    assert layout == json.loads((DATA / file).read_text())
-
-
-def test_tiny_state_dict_loads_strictly_both_ways(tiny: LPD) -> None:
-    published = json.loads((DATA / "lpd_tiny_state_dict.json").read_text())
-    assert {key: list(value.shape) for key, value in tiny.state_dict().items()} == published
+        large = lpd_l()
+    for model, name in ((large, "lpd_l_256"), (tiny, "lpd_tiny")):
+        published = json.loads((DATA / f"{name}_state_dict.json").read_text())
+        assert {key: list(value.shape) for key, value in model.state_dict().items()} == published
     tiny.load_state_dict({key: torch.ones(shape) for key, shape in published.items()}, strict=True)
     fill_golden_weights(tiny)
 

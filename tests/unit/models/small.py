@@ -16,17 +16,9 @@ VOCAB = 23
 def small_lpd(seed: int = 0, **options: object) -> LPD:
     """16 positions, 23 codes, 5 classes; weights large enough that logits differ clearly."""
     torch.manual_seed(seed)
-    defaults = dict(
-        img_size=16,
-        vqgan_stride=4,
-        decoder_embed_dim=32,
-        decoder_depth=2,
-        decoder_num_heads=4,
-        class_num=5,
-        vqgan_vocab_size=VOCAB,
-        proj_dropout=0.0,
-    )
-    model = LPD(**{**defaults, **options})
+    size = dict(img_size=16, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4)
+    codes = dict(vqgan_stride=4, vqgan_vocab_size=VOCAB, class_num=5, proj_dropout=0.0)
+    model = LPD(**{**size, **codes, **options})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()

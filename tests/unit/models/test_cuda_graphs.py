@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import cuda_graphs
-from models.cuda_graphs import CaptureError, GraphCache, _Captured, _record, largest_that_fits
+from models.cuda_graphs import CaptureError, GraphCache, _Captured, largest_that_fits
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -28,39 +28,33 @@ class CpuGraph:
 
 @pytest.fixture
 def captures(monkeypatch):
-    """The functions captured so far, each with how many graphs were held at that time."""
-    functions = []
+    """How many graphs were held at each capture so far."""
+    held = []
 
     def capture(cache, function, inputs):
-        functions.append((function, len(cache)))
+        held.append(len(cache))
         graph = CpuGraph(function, tuple(x.clone() for x in inputs))
         return _Captured(graph, graph.inputs, graph.output)
 
     monkeypatch.setattr(GraphCache, "_capture", capture)
-    return functions
+    return held
 
 
 def test_a_key_is_captured_once_and_replayed_with_new_inputs(captures):
     cache = GraphCache(2)
     first = cache.run("sum", torch.add, torch.tensor([1.0]), torch.tensor([2.0]))
     second = cache.run("sum", torch.add, torch.tensor([10.0]), torch.tensor([20.0]))
-    assert captures == [(torch.add, 0)]
+    assert captures == [0]
     assert first.item() == 3  # not overwritten by the second replay
     assert second.item() == 30
 
 
-def test_other_shapes_and_dtypes_are_other_graphs(captures):
-    cache = GraphCache(4)
-    for inputs in (torch.zeros(1), torch.zeros(3), torch.zeros(3, dtype=torch.int64)):
+def test_other_inputs_and_settings_of_pytorch_are_other_graphs(captures):
+    cache, x = GraphCache(9), torch.zeros(1)
+    for inputs in (x, torch.zeros(3), torch.zeros(3, dtype=torch.int64)):
         result = cache.run("negative", torch.neg, inputs)
         assert (result.shape, result.dtype) == (inputs.shape, inputs.dtype)
     assert len(captures) == len(cache) == 3
-
-
-def test_other_settings_of_pytorch_are_other_graphs(captures):
-    cache = GraphCache(9)
-    x = torch.zeros(1)
-    cache.run("negative", torch.neg, x)
     with torch.backends.cudnn.flags(deterministic=True):
         cache.run("negative", torch.neg, x)
     before = torch.get_float32_matmul_precision()
@@ -70,7 +64,7 @@ def test_other_settings_of_pytorch_are_other_graphs(captures):
     finally:
         torch.set_float32_matmul_precision(before)
     cache.run("negative", torch.neg, x)
-    assert len(captures) == len(cache) == 3
+    assert len(captures) == len(cache) == 5
 
 
 def test_the_least_recently_used_graph_is_dropped_before_another_is_captured(captures):
@@ -78,71 +72,11 @@ def test_the_least_recently_used_graph_is_dropped_before_another_is_captured(cap
     for key in ("a", "b", "a", "c", "a", "b"):  # c pushes out b
         cache.run(key, torch.neg, torch.zeros(1))
     assert len(cache) == 2
-    assert [held for _, held in captures] == [0, 1, 1, 1]
+    assert captures == [0, 1, 1, 1]
     cache.clear()
     assert len(cache) == 0
     with pytest.raises(ValueError, match="max_graphs: found 0"):
         GraphCache(0)
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    """Stands for `torch.cuda.CUDAGraph`; `torch.cuda.graph` fails as CUDA's end of a capture."""
-    made = SimpleNamespace(was_reset=False)
-    made.reset = lambda: setattr(made, "was_reset", True)
-    monkeypatch.setattr(cuda_graphs.torch.cuda, "CUDAGraph", lambda: made)
-
-    @contextmanager
-    def recording(graph, **options):
-        try:
-            yield
-        except RuntimeError as error:
-            if "invalid" in str(error):
-                raise RuntimeError("capture was invalidated") from None
-            raise
-
-    monkeypatch.setattr(cuda_graphs.torch.cuda, "graph", recording)
-    monkeypatch.setattr(cuda_graphs, "_tidy_up", lambda pool, stream: None)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "line"),
-    [
-        (RuntimeError("no\nmore lines"), CaptureError, "it cannot be captured: no"),
-        (RuntimeError("invalid wait"), CaptureError, "it cannot be captured: invalid wait"),
-        (torch.OutOfMemoryError("invalid: full"), torch.OutOfMemoryError, "invalid: full"),
-        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
-        (ValueError("bad"), ValueError, "bad"),
-    ],
-)
-def test_what_cannot_be_captured_says_what_the_function_did(recorder, error, kind, line):
-    def function():
-        raise error
-
-    with pytest.raises(RuntimeError if kind is not ValueError else ValueError) as caught:
-        _record(function, (), (0, 1), None)
-    assert (type(caught.value), str(caught.value)) == (kind, line)
-    assert kind is CaptureError or caught.value is error
-    assert recorder.was_reset
-
-
-def test_a_failed_capture_keeps_no_input_alive(recorder):
-    """An error that its traceback leads back to would, until garbage is collected."""
-
-    def function(x):
-        raise RuntimeError("not permitted")
-
-    x = torch.zeros(1)
-    kept = weakref.ref(x)
-    gc.disable()
-    try:
-        with suppress(CaptureError):
-            _record(function, (x,), (0, 1), None)
-        del x
-        assert kept() is None
-    finally:
-        gc.enable()
 
 
 class Captures211:
@@ -154,13 +88,14 @@ class Captures211:
 
     def __init__(self, monkeypatch):
         self.handles = itertools.count(1)
-        self.recording, self.released, self.entered = [], [], []
+        self.recording, self.released, self.entered, self.reset = [], [], [], []
         self.generator_captures = False
         stream = SimpleNamespace(
             device=torch.device("cpu"), device_index=0, wait_stream=lambda other: None
         )
+        graph = SimpleNamespace(reset=lambda: self.reset.append(True), replay=lambda: None)
         for name, fake in {
-            "CUDAGraph": lambda: SimpleNamespace(reset=lambda: None, replay=lambda: None),
+            "CUDAGraph": lambda: graph,
             "Stream": lambda device: stream,
             "current_stream": lambda: stream,
             "device": nullcontext,
@@ -200,26 +135,67 @@ class Captures211:
         self.generator_captures = False
 
 
-def failing_when_captured(message):
+@pytest.fixture
+def cuda(monkeypatch):
+    return Captures211(monkeypatch)
+
+
+def failing_when_captured(error):
     """A function that can be run, but not captured."""
     calls = itertools.count()
 
     def function(x):
         if next(calls) >= cuda_graphs.WARM_UP_RUNS:
-            raise RuntimeError(message)
+            raise error
         return x
 
     return function
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "line"),
+    [
+        (RuntimeError("no\nmore lines"), CaptureError, "it cannot be captured: no"),
+        (RuntimeError("it waits"), CaptureError, "it cannot be captured: it waits"),
+        (torch.OutOfMemoryError("waits: full"), torch.OutOfMemoryError, "waits: full"),
+        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
+        (ValueError("bad"), ValueError, "bad"),
+    ],
+)
+def test_what_cannot_be_captured_says_what_the_function_did(cuda, error, kind, line):
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        GraphCache(1).run("fails", failing_when_captured(error), torch.ones(2))
+    assert (type(caught.value), str(caught.value)) == (kind, line)
+    assert kind is CaptureError or caught.value is error
+    assert cuda.reset
+
+
+def test_a_failed_capture_keeps_no_input_alive(cuda):
+    """An error that its traceback leads back to would, until garbage is collected."""
+    seen = []
+
+    def function(x):
+        seen.append(weakref.ref(x))
+        if len(seen) > cuda_graphs.WARM_UP_RUNS:
+            raise RuntimeError("not permitted")
+        return x
+
+    gc.disable()
+    try:
+        with suppress(CaptureError):
+            GraphCache(1).run("fails", function, torch.ones(2))
+        assert seen[-1]() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("others", [0, 1])
-def test_a_failed_capture_does_not_stand_in_the_way_of_later_ones(monkeypatch, others):
-    cuda = Captures211(monkeypatch)
+def test_a_failed_capture_does_not_stand_in_the_way_of_later_ones(cuda, others):
     cache, x = GraphCache(4), torch.ones(2)
     for _ in range(others):
         cache.run("before", torch.neg, x)
-    with pytest.raises(CaptureError, match="^it cannot be captured: it waits$"):
-        cache.run("waits", failing_when_captured("it waits"), x)
+    with pytest.raises(CaptureError):
+        cache.run("waits", failing_when_captured(RuntimeError("it waits")), x)
     assert len(cache) == others
     failed, trivial = cuda.entered[others:]
     assert cuda.entered[:others] == [failed] * others  # graphs share their pool
@@ -232,24 +208,23 @@ def test_a_failed_capture_does_not_stand_in_the_way_of_later_ones(monkeypatch, o
     assert len(cache) == others + 2
 
 
-def test_no_capture_enters_the_pool_of_graphs_that_are_gone(monkeypatch):
+def test_no_capture_enters_the_pool_of_graphs_that_are_gone(cuda):
     """After a failure the graphs of a cache lie in two pools, and one may lose its last."""
-    cuda = Captures211(monkeypatch)
     cache, x = GraphCache(2), torch.ones(2)
     cache.run("first", torch.neg, x)
     with pytest.raises(CaptureError):
-        cache.run("waits", failing_when_captured("it waits"), x)
+        cache.run("waits", failing_when_captured(RuntimeError("it waits")), x)
     cache.run("second", torch.neg, x)
     cache.run("first", torch.neg, x)
     cache.run("third", torch.neg, x)  # in the place of the second
     assert len(set(cuda.entered)) == len(cuda.entered) - 1  # all but the one that failed
 
 
-def test_a_capture_that_could_be_ended_releases_its_pool_once(monkeypatch):
+def test_a_capture_that_could_be_ended_releases_its_pool_once(cuda):
     """By its graph's `reset`: another release would take the pool from the other graphs."""
-    cuda = Captures211(monkeypatch)
     with pytest.raises(CaptureError, match="not permitted"):
-        GraphCache(1).run("fails", failing_when_captured("not permitted"), torch.ones(2))
+        function = failing_when_captured(RuntimeError("not permitted"))
+        GraphCache(1).run("fails", function, torch.ones(2))
     assert (cuda.released, cuda.recording, cuda.generator_captures) == ([], [], False)
 
 
@@ -279,11 +254,11 @@ def test_results_survive_other_replays_and_dropped_graphs():
 def test_one_graph_at_a_time():
     """The pool ends with its only graph; the next begins another."""
     cache = GraphCache(1)
-    for n in (10, 20, 10):
-        x = torch.arange(n, device="cuda")
+    for n in (10, 20, 10, 0):
+        if n == 0:
+            cache.clear()
+        x = torch.arange(n or 10, device="cuda")
         assert torch.equal(cache.run("double", lambda x: 2 * x, x), 2 * x)
-    cache.clear()
-    assert torch.equal(cache.run("double", lambda x: 2 * x, x), 2 * x)
 
 
 @needs_gpu

@@ -14,8 +14,6 @@ BATCH, HEADS, SIZE = 3, 4, 16
 
 
 class OperationCount(TorchDispatchMode):
-    """Counts operations by name."""
-
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.masks import group_causal_block_mask, group_causal_mask
+from models.masks import group_causal_mask
 from orders.group_sizes import training_group_sizes
 from tests.unit.models.small import random_split
 
@@ -43,12 +43,11 @@ LISTS = [*training_group_sizes(256), *training_group_sizes(1024), [16], [1] * 16
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("sizes", LISTS, ids=lambda sizes: f"{sum(sizes)}-{len(sizes)}")
 def test_the_sparse_mask_is_the_dense_one(sizes: list[int], blind: bool) -> None:
-    num_tokens, device = sum(sizes), torch.device("cpu")
-    sparse = group_causal_block_mask(sizes, device, blind)
+    num_tokens, sparse = sum(sizes), group_causal_mask(sizes, None, blind, sparse=True)
     index = torch.arange(2 * num_tokens)
     unseen = num_tokens - sizes[-1] + 1  # context rows of the last group: nobody looks at them
     kept = torch.cat([index[:unseen], index[num_tokens:]])
     whole = sparse.mask_mod(0, 0, index[:, None], index[None, :])
-    assert torch.equal(whole[kept[:, None], kept], group_causal_mask(sizes, device, blind))
+    assert torch.equal(whole[kept[:, None], kept], group_causal_mask(sizes, None, blind))
     assert not whole[kept, unseen:num_tokens].any()
     assert whole.any(dim=1).all()  # a row without anything to see would be NaN

@@ -17,7 +17,7 @@ from orders.group_sizes import group_sizes, remaining_group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import validate_orders
 from orders.statistics import group_distances
-from tests.unit.orders import literal_reference
+from tests.unit.orders.literal_reference import legal_choices, one_order
 
 # (grid side, group sizes, proximity threshold, repulsion threshold)
 SETTINGS = {
@@ -41,29 +41,25 @@ settings = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.ke
 
 
 def make(setting: tuple, num: int, seed: int = 0) -> np.ndarray:
-    side, sizes, proximity, repulsion = setting
-    return locality_aware_orders(num, sizes, side, proximity, repulsion, seed)
+    side, sizes, *thresholds = setting
+    return locality_aware_orders(num, sizes, side, *thresholds, seed)
 
 
-def make_literally(setting: tuple, num: int, seed: int = 0) -> np.ndarray:
-    side, sizes, proximity, repulsion = setting
-    rng = random.Random(seed)
-    return np.array(
-        [literal_reference.one_order(sizes, side, proximity, repulsion, rng) for _ in range(num)]
-    )
+def make_literally(setting: tuple, num: int) -> np.ndarray:
+    side, sizes, *thresholds = setting
+    rng = random.Random(0)
+    return np.array([one_order(sizes, side, *thresholds, rng) for _ in range(num)])
 
 
 def choices(setting: tuple, order: np.ndarray, num_known: int = 0) -> list[tuple]:
     """Every choice of an order with those the rules allowed."""
-    side, sizes, proximity, repulsion = setting
+    side, sizes, *thresholds = setting
     cells = [divmod(int(position), side) for position in order]
     made, start = [], num_known
     for size in sizes:
         decoded = set(cells[:start])
         for at in range(start, start + size):
-            group = cells[start:at]
-            legal = literal_reference.legal_choices(decoded, group, side, proximity, repulsion)
-            made.append((cells[at], legal))
+            made.append((cells[at], legal_choices(decoded, cells[start:at], side, *thresholds)))
         start += size
     return made
 
@@ -126,55 +122,36 @@ def test_statistics_agree_with_the_literal_reading(setting: tuple) -> None:
 @pytest.mark.parametrize("sizes", [[1, 2, 6], [1, 1, 1, 1, 5]])
 def test_whole_distribution_of_a_tiny_grid(sizes: list[int]) -> None:
     setting, shown = (3, sizes, 1.0, 1.0), 9 - sizes[-1]
-    ours = Counter(tuple(order[:shown]) for order in make(setting, 4000).tolist())
-    theirs = Counter(tuple(order[:shown]) for order in make_literally(setting, 4000).tolist())
+    ours, theirs = (
+        Counter(map(tuple, orders[:, :shown].tolist()))
+        for orders in (make(setting, 4000), make_literally(setting, 4000))
+    )
     outcomes = sorted(ours.keys() | theirs.keys())
     assert len(outcomes) > 20
     table = [[counts[outcome] for outcome in outcomes] for counts in (ours, theirs)]
     assert chi2_contingency(table).pvalue > 1e-4
 
 
-def test_forced_choices_on_two_by_two() -> None:
+def test_choices_by_hand() -> None:
     # After one position, its two edge neighbours (score 1) repel each other at r = 1, and the
     # opposite corner scores too little: the fill adds the one farther from the first of the group.
     for order in make((2, [1, 2, 1], 1.0, 1.0), 50):
         first, second, third, _ = order.tolist()
         assert second in {first ^ 1, first ^ 2}
         assert third == second ^ 3
-
-
-def test_fill_takes_low_scores_before_skipped_positions() -> None:
     # After 1 (middle of the top row), 0, 2 and 4 score 1. The centre 4 repels all others, which
-    # leaves four corners equally far from it: 0 and 2 were skipped, 6 and 8 have low scores.
-    seen = set()
-    for order in make((3, [1, 2, 6], 1.0, 1.0), 400).tolist():
-        if order[0] == 1 and order[1] == 4:
-            seen.add(order[2])
-    assert seen == {6, 8}
-
-
-def test_fill_prefers_higher_scores_among_low_ones() -> None:
-    # As above, but nothing counts as near: all four corners have low scores, 0 and 2 the higher.
-    seen = set()
-    for order in make((3, [1, 2, 6], 50.0, 1.0), 1500).tolist():
-        if order[0] == 1 and order[1] == 4:
-            seen.add(order[2])
-    assert seen == {0, 2}
-
-
-def test_scores_are_those_of_the_literal_reading() -> None:
-    for side, sizes, *_ in SETTINGS.values():
-        orders = random_orders(2, side * side, seed=3)
-        literal = [literal_reference.mean_scores(o, sizes, side) for o in orders.tolist()]
-        np.testing.assert_allclose(mean_scores(orders, sizes, side), literal, atol=1e-12)
+    # leaves four corners equally far from it: 0 and 2 were skipped, 6 and 8 have low scores, which
+    # go first; but if nothing counts as near, all have low scores, and those of 0 and 2 are higher.
+    for proximity, num, corners in ((1.0, 400, {6, 8}), (50.0, 1500, {0, 2})):
+        orders = make((3, [1, 2, 6], proximity, 1.0), num).tolist()
+        assert {order[2] for order in orders if order[:2] == [1, 4]} == corners
 
 
 def test_rows_depend_on_seed_and_image_only(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = SETTINGS["8x8 in 12"]
-    side, sizes, *thresholds = setting
     orders = make(setting, 300)
     np.testing.assert_array_equal(make(setting, 100), orders[:100])
-    picked = locality_aware_orders(3, sizes, side, *thresholds, image_ids=[250, 7, 7])
+    picked = locality_aware_orders(3, setting[1], 8, image_ids=[250, 7, 7])
     np.testing.assert_array_equal(picked, orders[[250, 7, 7]])
     monkeypatch.setattr(locality, "_BATCH_POSITIONS", 7 * 64)
     np.testing.assert_array_equal(make(setting, 300), orders)
@@ -216,7 +193,6 @@ def test_random_orders() -> None:
     [
         ({"num": 0}, "found 0 orders"),
         ({"group_sizes": [1, 2]}, "sum to 3, expected a sum of 16"),
-        ({"group_sizes": [1, 0, 15]}, "group 1: found size 0"),
         ({"proximity_threshold": -1.0}, "proximity threshold -1.0"),
         ({"repulsion_threshold": math.nan}, "repulsion threshold nan"),
         ({"repulsion_threshold": math.inf}, "repulsion threshold inf"),
@@ -236,7 +212,7 @@ def test_bad_settings(options: dict, message: str) -> None:
         locality_aware_orders(**(good | options))
 
 
-def block(side: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+def outside(side: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
     """Raster positions outside a rectangle."""
     masked = np.zeros((side, side), dtype=bool)
     masked[top:bottom, left:right] = True
@@ -247,51 +223,51 @@ def scattered(side: int, count: int) -> np.ndarray:
     return np.random.default_rng(count).permutation(side * side)[:count]
 
 
-# (grid side, known positions, steps, proximity threshold, repulsion threshold)
-KNOWN = {
-    "lower half": (8, block(8, 4, 0, 8, 8), None, 1.0, 1.0),
-    "hole": (8, block(8, 2, 2, 6, 7), None, 1.0, 2.0),
-    "hole at once": (8, block(8, 2, 2, 6, 7), 1, 1.0, 1.0),
-    "all but a corner": (8, block(8, 0, 0, 7, 8), 6, 1.5, 1.0),
-    "scattered": (8, scattered(8, 30), 5, 1.0, 1.0),
-    "nearly nothing known": (8, np.array([63]), None, 1.0, 1.0),
-    "nearly all known": (8, scattered(8, 62), None, 1.0, 1.0),
-    "none near": (8, block(8, 4, 0, 8, 8), None, 50.0, 1.0),
-    "all near": (8, block(8, 4, 0, 8, 8), None, 0.0, 0.0),
-    "one by one": (5, block(5, 1, 1, 4, 4), 9, 1.0, 1.0),
-    "16 x 16": (16, block(16, 5, 5, 16, 16), None, 1.0, 2.0),
-}
-
-
-@pytest.mark.parametrize("setting", KNOWN.values(), ids=KNOWN.keys())
-def test_every_choice_after_known_positions_is_legal(setting: tuple) -> None:
-    side, known, steps, *thresholds = setting
-    num = 4 if side == 16 else 20
+@pytest.mark.parametrize(
+    ("side", "known", "steps", "thresholds"),
+    [
+        (8, outside(8, 4, 0, 8, 8), None, (1.0, 1.0)),  # a half
+        (8, outside(8, 4, 0, 8, 8), None, (50.0, 1.0)),  # none near
+        (8, outside(8, 4, 0, 8, 8), None, (0.0, 0.0)),  # all near
+        (8, outside(8, 2, 2, 6, 7), None, (1.0, 2.0)),  # a hole
+        (8, outside(8, 2, 2, 6, 7), 1, (1.0, 1.0)),  # at once
+        (8, outside(8, 0, 0, 7, 8), 6, (1.5, 1.0)),  # all but a row
+        (8, scattered(8, 30), 5, (1.0, 1.0)),
+        (8, np.array([63]), None, (1.0, 1.0)),  # nearly nothing known
+        (8, scattered(8, 62), None, (1.0, 1.0)),  # nearly all
+        (5, outside(5, 1, 1, 4, 4), 9, (1.0, 1.0)),  # one by one
+        (16, outside(16, 5, 5, 16, 16), None, (1.0, 2.0)),
+    ],
+)
+def test_every_choice_after_known_positions_is_legal(
+    side: int, known: np.ndarray, steps: int | None, thresholds: tuple[float, float]
+) -> None:
     sizes = remaining_group_sizes(side * side, len(known), steps)
-    rows = np.tile(known, (num, 1))
-    orders = locality_aware_orders(num, sizes, side, *thresholds, known=rows)
+    rows = np.tile(known, (4 if side == 16 else 20, 1))
+    orders = locality_aware_orders(len(rows), sizes, side, *thresholds, known=rows)
     assert (orders[:, : len(known)] == known).all()
     check_choices((side, sizes, *thresholds), orders, len(known))
 
 
 def test_a_row_depends_on_what_is_known_of_it_only() -> None:
-    known = np.stack([scattered(8, 30), block(8, 0, 0, 2, 17)[:30], scattered(8, 30)[::-1]])
-    sizes = remaining_group_sizes(64, 30)
-    options = {"grid_size": 8, "seed": 3}
-    orders = locality_aware_orders(3, sizes, image_ids=[5, 6, 5], known=known, **options)
+    known = np.stack([scattered(8, 30), outside(8, 0, 0, 2, 17)[:30], scattered(8, 30)[::-1]])
+    sizes, ids = remaining_group_sizes(64, 30), np.array([5, 6, 5])
+
+    def made(rows: list[int]) -> np.ndarray:
+        return locality_aware_orders(
+            len(rows), sizes, 8, seed=3, image_ids=ids[rows], known=known[rows]
+        )
+
+    orders = made([0, 1, 2])
     for row in range(3):
-        ids = [[5, 6, 5][row]]
-        alone = locality_aware_orders(1, sizes, image_ids=ids, known=known[[row]], **options)
-        np.testing.assert_array_equal(alone[0], orders[row])
+        np.testing.assert_array_equal(made([row])[0], orders[row])
     # The same positions in another order are the same knowledge.
     np.testing.assert_array_equal(orders[0, 30:], orders[2, 30:])
 
 
 def test_nothing_known_is_as_without() -> None:
-    sizes = group_sizes(64, 12)
-    nothing = np.empty((5, 0), dtype=np.int64)
-    np.testing.assert_array_equal(
-        locality_aware_orders(5, sizes, 8, known=nothing), locality_aware_orders(5, sizes, 8)
-    )
+    sizes, nothing = group_sizes(64, 12), np.empty((5, 0), dtype=np.int64)
+    without = locality_aware_orders(5, sizes, 8)
+    np.testing.assert_array_equal(locality_aware_orders(5, sizes, 8, known=nothing), without)
     assert locality_aware_orders(1, [], 2, known=[[3, 1, 0, 2]]).tolist() == [[3, 1, 0, 2]]
     assert locality_aware_orders(4, [1], 1).tolist() == [[0]] * 4

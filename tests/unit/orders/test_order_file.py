@@ -1,4 +1,4 @@
-"""Order files: both forms, and every way they can be wrong."""
+"""Order files: both forms, and how they can be wrong; the table of bad input has more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def test_round_trip(tmp_path: Path, suffix: str, num_tokens: int) -> None:
         read = read_orders(path, expected)
         assert read.dtype == (np.uint8 if num_tokens <= 256 else np.uint16)
         np.testing.assert_array_equal(read, orders)
+        if suffix == ".npy":
+            assert isinstance(read, np.memmap) and not read.flags.writeable
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(ValueError, match=f"length {num_tokens}, expected 7"):
+        read_orders(path, 7)
 
 
 def test_json_is_the_published_form(tmp_path: Path) -> None:
@@ -35,19 +39,10 @@ def test_json_is_the_published_form(tmp_path: Path) -> None:
     assert read_orders(path).tolist() == orders
 
 
-def test_npy_is_mapped_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "orders.npy"
-    write_orders(path, random_orders(3, 4))
-    orders = read_orders(path)
-    assert isinstance(orders, np.memmap)
-    assert not orders.flags.writeable
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "found no list"),
-        ("[", "damaged JSON in the row at character 1"),
         ("[]", "damaged JSON in the row at character 1"),
         ("[[]]", "found no orders"),
         ("[[0, 1, 2, 3], [0, 1", "damaged JSON in the row at character 15"),
@@ -58,14 +53,9 @@ def test_npy_is_mapped_not_read(tmp_path: Path) -> None:
         ("[0, 1, 2, 3]", "row 0: expected a list of whole numbers"),
         ("[[[0, 1, 2, 3]]]", "row 0: expected a list of whole numbers"),
         ("[[0, 1, 2, [3]]]", "damaged JSON in the row at character 1"),
-        ("[" * 200_000, "damaged JSON"),
-        ("{}", "found b'{' at byte 0"),
         ("[[0, 1, 2, 3.0]]", r"found b'\.' at byte"),
         ("[[0, true, 2, 3]]", "found b't' at byte 5"),
-        ("[[0, null, 2, 3]]", "found b'n' at byte 5"),
-        ('[["0", 1, 2, 3]]', "found b'\"' at byte 2"),
         ("[[0, 1, 2, 3], [0, 1, 2]]", "row 1: found length 3, expected 4"),
-        ("[[0, 1, 2, 3], [0, 1, 1, 3]]", "row 1: found position 1 repeated"),
         ("[[0, 1, 2, 4]]", r"row 0: found position 4, expected 0\.\.3"),
         ("[[0, 1, 2, -3]]", "row 0: found position -3"),
         ("[[0, 1, 2, 260]]", "row 0: found position 260"),
@@ -82,52 +72,21 @@ def test_damaged_json(tmp_path: Path, text: str, message: str) -> None:
     assert len(str(caught.value)) < 250 + len(str(path))
 
 
-@pytest.mark.parametrize("suffix", [".json", ".npy"])
-def test_other_grid_and_missing_file(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"orders{suffix}"
-    with pytest.raises(FileNotFoundError):
-        read_orders(path)
-    write_orders(path, random_orders(2, 64))
-    with pytest.raises(ValueError, match="length 64, expected 256"):
-        read_orders(path, 256)
-
-
 def test_damaged_npy(tmp_path: Path) -> None:
     path = tmp_path / "orders.npy"
     write_orders(path, random_orders(50, 64))
     whole = path.read_bytes()
-    cut = (b"", whole[:50], whole[:-1], b"[[0, 1]]", whole.replace(b"(50, 64)", b"(50, 9)"))
+    cut = (b"", whole[:50], whole[:-1], whole.replace(b"(50, 64)", b"(50, 9)"))
     for content in cut:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"orders\.npy: "):
             read_orders(path, 64)
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.array([[0, 1]], dtype=object),
-        np.array([[0.0, 1.0]]),
-        np.array([[False, True]]),
-        np.array([0, 1]),
-        np.array([[[0, 1]]]),
-        np.zeros((0, 2), dtype=np.uint8),
-        np.array([[0, 0]]),
-        np.array([[0, 2]]),
-    ],
-)
-def test_npy_of_something_else(tmp_path: Path, array: np.ndarray) -> None:
-    path = tmp_path / "orders.npy"
-    np.save(path, array)
-    with pytest.raises(ValueError, match=r"orders\.npy: "):
-        read_orders(path)
-
-
-@pytest.mark.parametrize("name", ["orders.txt", "orders", "orders.npz"])
-def test_other_suffix(tmp_path: Path, name: str) -> None:
-    for act in (read_orders, lambda path: write_orders(path, [[0, 1]])):
-        with pytest.raises(ValueError, match=r"expected a name ending in \.json or \.npy"):
-            act(tmp_path / name)
+    numbers = ([[0.0, 1.0]], [[False, True]], [0, 1], [[[0, 1]]], [[0, 0]], [[0, 2]])
+    objects, none = np.array([[0, 1]], dtype=object), np.zeros((0, 2), dtype=np.uint8)
+    for array in (*map(np.array, numbers), objects, none):
+        np.save(path, array)
+        with pytest.raises(ValueError, match=r"orders\.npy: "):
+            read_orders(path)
 
 
 def test_bad_rows_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +103,8 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_orders(path, [[0, 1]])
     with pytest.raises(ValueError, match="repeated"):
         write_orders(path, [[0, 0]])
+    with pytest.raises(ValueError, match=r"expected a name ending in \.json or \.npy"):
+        write_orders(tmp_path / "orders.npz", [[0, 1]])
 
     def fail(_: object) -> str:
         raise OSError("no space left on device")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,8 @@ def test_kinds_are_what_evaluation_uses() -> None:
     assert np.array_equal(orders("lpd:3:0"), lpd[2])
     assert np.array_equal(orders("random"), random_orders(3, 256, 5, IDS))
     assert (orders("raster") == np.arange(256)).all()
+    published = {(256, 20): 2, (256, 32): 2, (1024, 48): 4, (256, 64): 1, (64, 12): 1}
+    assert {pair: published_repulsion(*pair) for pair in published} == published
 
 
 @pytest.mark.parametrize("text", ["lpd", "random", "raster"])
@@ -35,7 +39,7 @@ def test_an_order_depends_on_seed_and_image_only(text: str) -> None:
     assert np.array_equal(orders(text), orders(text, seed=6)) == (text == "raster")
 
 
-def test_order_files_give_the_row_of_the_image(tmp_path) -> None:
+def test_order_files_give_the_row_of_the_image(tmp_path: Path) -> None:
     rows = random_orders(50, 256, seed=9)
     for name in ("orders.npy", "orders.json"):
         write_orders(tmp_path / name, rows)
@@ -45,18 +49,9 @@ def test_order_files_give_the_row_of_the_image(tmp_path) -> None:
         parse_order(str(tmp_path / "orders.npy"), GRID, 0, 51)
 
 
-@pytest.mark.parametrize("text", ["lpd:", "lpd:x", "lpd:1:2:3", "lpd:-1", "lpd:nan", "lpd:inf"])
-def test_thresholds_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected lpd:R or lpd:R:P with finite numbers"):
-        parse_order(text, GRID, 0, 50)
-
-
 def test_anything_else_is_refused() -> None:
     with pytest.raises(ValueError, match=r"found 'spiral', expected random, raster, lpd"):
         parse_order("spiral", GRID, 0, 50)
-
-
-def test_published_repulsion() -> None:
-    assert published_repulsion(256, 20) == published_repulsion(256, 32) == 2
-    assert published_repulsion(1024, 48) == 4
-    assert published_repulsion(256, 64) == published_repulsion(64, 12) == 1
+    for text in ("lpd:", "lpd:x", "lpd:1:2:3", "lpd:-1", "lpd:nan", "lpd:inf"):
+        with pytest.raises(ValueError, match=r"expected lpd:R or lpd:R:P with finite numbers"):
+            parse_order(text, GRID, 0, 50)
