@@ -37,8 +37,7 @@ class TinyWorld:
         return [
             *self.model_flags(),
             *("--use_cached", "--cached_path", str(self.cache), "--group_sizes_list", "auto"),
-            *("--lr_schedule", "constant", "--warmup_epochs", "0", "--lr", "1e-3"),
-            *("--batch_size", "16"),
+            *"--lr_schedule constant --warmup_epochs 0 --lr 1e-3 --batch_size 16".split(),
             *("--output_dir", str(output), "--log_dir", str(output), "--log_every", "1"),
         ]
 
@@ -46,23 +45,15 @@ class TinyWorld:
         return [
             *self.model_flags(),
             *("--evaluate", "--pretrained_ckpt", str(self.checkpoint)),
-            *("--generation_steps", "5", "--num_images", "9", "--eval_bsz", "4"),
-            *("--feature_extractor", "none"),
+            *"--generation_steps 5 --num_images 9 --eval_bsz 4 --feature_extractor none".split(),
             *("--output_dir", str(output), "--log_dir", str(output)),
         ]
 
 
 def tiny_tokenizer(seed: int = 0) -> VQModel:
     torch.manual_seed(seed)
-    return VQModel(
-        codebook_size=GRID.vocab_size,
-        codebook_embed_dim=4,
-        ch=32,
-        encoder_ch_mult=(1, 1, 1),
-        decoder_ch_mult=(1, 1, 1),
-        num_res_blocks=1,
-        z_channels=32,
-    )
+    size = dict(codebook_size=GRID.vocab_size, codebook_embed_dim=4, ch=32, z_channels=32)
+    return VQModel(**size, encoder_ch_mult=(1, 1, 1), decoder_ch_mult=(1, 1, 1), num_res_blocks=1)
 
 
 def build_world(folder: Path) -> TinyWorld:
@@ -78,12 +69,7 @@ def build_world(folder: Path) -> TinyWorld:
     names = [f"class{label}" for label in range(CLASSES)]
     write_index(world.cache, GRID, fingerprint(tokenizer), names, [shard])
     torch.manual_seed(1)
-    model = lpd_tiny(
-        img_size=GRID.image_size,
-        vqgan_stride=GRID.stride,
-        vqgan_vocab_size=GRID.vocab_size,
-        class_num=CLASSES,
-    )
+    model = lpd_tiny(img_size=16, vqgan_stride=4, vqgan_vocab_size=32, class_num=CLASSES)
     for parameter in model.parameters():  # the initial network is too uniform to compare with
         torch.nn.init.normal_(parameter, std=0.2)
     atomic_save({"model": model.state_dict()}, world.checkpoint)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset.write_cache import LABELS_FILE, RECORD_FILE, TOKENS_FILE, write_shard
+from dataset.write_cache import RECORD_FILE, write_shard
 from evaluation.digits import DigitsClassifier
 from hub.weights import atomic_save
 from models.lpd import lpd_tiny
@@ -30,7 +30,7 @@ from util import folder_lock
 Spoil = Callable[[Path], None]
 
 
-def build_good_files(world: TinyWorld, folder: Path) -> None:
+def build_good_files(world: TinyWorld, folder: Path) -> Path:
     """Everything that the commands' lines name without a case: each works."""
     folder.mkdir()
     shutil.copy(world.tokenizer, folder / "vq.pt")
@@ -52,6 +52,7 @@ def build_good_files(world: TinyWorld, folder: Path) -> None:
     np.savez(folder / "samples.npz", arr_0=pixels)
     (folder / "empty").mkdir()
     (folder / "file").touch()
+    return folder
 
 
 def write_published(path: Path, tokens: np.ndarray) -> None:
@@ -74,25 +75,24 @@ def in_use(name: str, kind: str) -> Spoil:
     return writing(f"{name}/.{kind}.lock", folder_lock._encode(folder_lock._describe_self(), 0))
 
 
+def changing(name: str, change: Callable[[bytes], bytes], new: str | None = None) -> Spoil:
+    """Changes a file, or makes a copy that is."""
+    return lambda folder: (folder / (new or name)).write_bytes(change((folder / name).read_bytes()))
+
+
 def cutting(name: str, new: str | None = None) -> Spoil:
-    """Cuts a file in half, or makes a copy that is."""
-
-    def spoil(folder: Path) -> None:
-        content = (folder / name).read_bytes()
-        (folder / (new or name)).write_bytes(content[: len(content) // 2])
-
-    return spoil
+    """Cuts a file in half."""
+    return changing(name, lambda content: content[: len(content) // 2], new)
 
 
 def flipping(name: str, new: str) -> Spoil:
     """Makes a copy of which one bit, in the middle, is another."""
 
-    def spoil(folder: Path) -> None:
-        content = bytearray((folder / name).read_bytes())
-        content[len(content) // 2] ^= 1
-        (folder / new).write_bytes(content)
+    def flip(content: bytes) -> bytes:
+        middle = len(content) // 2
+        return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
-    return spoil
+    return changing(name, flip, new)
 
 
 class Canary:
@@ -162,20 +162,18 @@ def other_grid_orders(folder: Path) -> None:
 
 def editing_index(**entries: object) -> Spoil:
     """Changes entries of the token cache's index."""
-
-    def spoil(folder: Path) -> None:
-        index = json.loads((folder / "cache" / "index.json").read_text())
-        (folder / "cache" / "index.json").write_text(json.dumps({**index, **entries}))
-
-    return spoil
+    return changing(
+        "cache/index.json", lambda index: json.dumps({**json.loads(index), **entries}).encode()
+    )
 
 
-def labels_out_of_range(folder: Path) -> None:
-    np.save(folder / "cache" / LABELS_FILE, np.full(48, CLASSES, dtype=np.int32))
+def removing(name: str) -> Spoil:
+    return lambda folder: (folder / name).unlink()
 
 
-def tokens_of_another_type(folder: Path) -> None:
-    np.save(folder / "cache" / TOKENS_FILE, np.zeros((48, 2, 16), dtype=np.float32))
+def array(name: str, values: np.ndarray) -> Spoil:
+    """Puts an array there."""
+    return lambda folder: np.save(folder / name, values)
 
 
 def unfinished_cache(folder: Path) -> None:
@@ -208,22 +206,15 @@ def packing(name: str, *members: str, length: int) -> Spoil:
 
 def statistics(mu: object, sigma: object = None) -> Spoil:
     """Puts reference statistics there."""
-
-    def spoil(folder: Path) -> None:
-        arrays = {"mu": np.asarray(mu)}
-        if sigma is not None:
-            arrays["sigma"] = np.asarray(sigma)
-        np.savez(folder / "stats.npz", **arrays)
-
-    return spoil
+    arrays = {"mu": mu} if sigma is None else {"mu": mu, "sigma": sigma}
+    return lambda folder: np.savez(folder / "stats.npz", **arrays)
 
 
 def empty_class(folder: Path) -> None:
     (folder / "data" / "eel").mkdir()
 
 
-def corrupt_image(folder: Path) -> None:
-    (folder / "data" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+corrupt_image = writing("data/dog/1.png", b"\x89PNG\r\n\x1a\n and no more")
 
 
 def tar_of_images(folder: Path, mode: str = "w:") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tests.fuzzing import claiming, npy
 from tests.integration.bad_input import files
 from tests.integration.bad_input.evaluation import MODEL, OUTPUT
@@ -146,17 +148,19 @@ TOKEN_CACHE = Group(
             "an index without classes": files.editing_index(classes=None),
             "an index of no tokens": files.editing_index(stride=0),
             "an index of more images": files.editing_index(num_images=10**12),
-            "no index: another run has not finished": lambda folder: (
-                folder / "cache" / "index.json"
-            ).unlink(),
-            "no tokens": lambda folder: (folder / "cache" / "cache-tokens.npy").unlink(),
+            "no index: another run has not finished": files.removing("cache/index.json"),
+            "no tokens": files.removing("cache/cache-tokens.npy"),
             "tokens cut short": files.cutting("cache/cache-tokens.npy"),
-            "tokens of another type": files.tokens_of_another_type,
+            "tokens of another type": files.array(
+                "cache/cache-tokens.npy", np.zeros((48, 2, 16), dtype=np.float32)
+            ),
             "a header of brackets": files.writing("cache/cache-tokens.npy", npy("(" * 100)),
             "a header that claims a trillion images": files.writing(
                 "cache/cache-tokens.npy", claiming("<u2", "(1000000000000, 2, 16)")
             ),
-            "labels beyond the classes": files.labels_out_of_range,
+            "labels beyond the classes": files.array(
+                "cache/cache-labels.npy", np.full(48, 3, dtype=np.int32)
+            ),
         },
     ),
 )
