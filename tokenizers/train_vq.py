@@ -200,7 +200,7 @@ def train(
             psnr = show_reconstructions(model, images, folder / "reconstructions.png")
         scalars.add(args.epochs * steps, {"psnr": psnr})
     scalars.close()
-    distributed.barrier()
+    distributed.gather(None)  # none ends before rank 0 has written
 
 
 def codes_used(quantizer: VectorQuantizer) -> int:

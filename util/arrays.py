@@ -20,10 +20,6 @@ from util.files import open_file
 # The largest array taken out of an archive: a small file can claim to unpack to anything.
 MAX_UNPACKED_BYTES = 2**27
 
-_HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 # What NumPy's header reader and Python's archive reader are seen to raise on damaged files.
 _NO_HEADER = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, tokenize.TokenError)
 _NO_HEADER += (RecursionError, MemoryError, OverflowError)
@@ -31,11 +27,7 @@ _NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowE
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """Memory-map the array of an .npy file, read-only.
-
-    Raises:
-        ValueError: not such a file, or of another size than its header says; without its name.
-    """
+    """Memory-map an .npy file, read-only; a `ValueError` without its name if it is damaged."""
     with open_file(path) as stream:
         if stream.read(4) == b"PK\x03\x04":
             raise ValueError("is an .npz archive, expected an .npy file")
@@ -54,17 +46,15 @@ def map_npy(path: Path) -> np.ndarray:
 def read_npz(
     path: Path, names: Sequence[str], max_bytes: int = MAX_UNPACKED_BYTES
 ) -> dict[str, np.ndarray]:
-    """Read some arrays of an .npz archive.
+    """Read some arrays of an .npz archive, each of at most `max_bytes`.
 
-    Raises:
-        KeyError: there is no array of that name.
-        ValueError: damaged, an array of Python objects or one above `max_bytes`.
+    A `KeyError` is for an array that is not there, a `ValueError` for a damaged file or objects.
     """
     arrays = {}
-    with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
+    with ExitStack() as files, _naming_damage():
+        archive = _open_archive(path, files)
         for name in names:
-            with archive.open(_member(archive, name)) as packed:
-                content = packed.read(max_bytes + 1)
+            content = _open_array(archive, name, files).read(max_bytes + 1)
             if len(content) > max_bytes:
                 raise ValueError(f"{name}.npy unpacks to more than {max_bytes} bytes")
             body = io.BytesIO(content)
@@ -80,25 +70,18 @@ class ArrayStream(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    # A number -> the next so many entries of the first axis, or all that are left.
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int], np.ndarray]  # the next so many of the first axis, or all that are left
 
 
 @contextmanager
 def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
-    """Open one array of an .npz archive, of any size, without having all of it in memory.
+    """Open one array of an .npz archive, of any size; errors are those of `read_npz`.
 
     The archive's checksum is compared once the last entry is read.
-
-    Raises:
-        KeyError: there is no array of that name.
-        ValueError: damaged, cut short, an array of Python objects or one in Fortran's order.
     """
     with ExitStack() as files:
         with _naming_damage():
-            stream = files.enter_context(open_file(path))
-            archive = files.enter_context(zipfile.ZipFile(stream))
-            packed = files.enter_context(archive.open(_member(archive, name)))
+            packed = _open_array(_open_archive(path, files), name, files)
             shape, fortran_order, dtype = _read_header(packed)
         if fortran_order:
             raise ValueError(f"{name}.npy is in Fortran's order, expected C's")
@@ -120,9 +103,9 @@ def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
 
 
 def names_in_npz(path: Path) -> set[str]:
-    """List the arrays of an .npz archive; raises as `read_npz`."""
-    with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist()}
+    """List the arrays of an .npz archive; a `ValueError` if it is damaged."""
+    with ExitStack() as files, _naming_damage():
+        return {name.removesuffix(".npy") for name in _open_archive(path, files).namelist()}
 
 
 @contextmanager
@@ -133,23 +116,26 @@ def _naming_damage() -> Iterator[None]:
         raise ValueError("damaged, or no .npz archive") from error
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """Find the file of an array in an archive, packed so that it can be read piece by piece."""
-    member = f"{name}.npy"
-    if member not in archive.namelist():
+def _open_archive(path: Path, files: ExitStack) -> zipfile.ZipFile:
+    return files.enter_context(zipfile.ZipFile(files.enter_context(open_file(path))))
+
+
+def _open_array(archive: zipfile.ZipFile, name: str, files: ExitStack) -> BinaryIO:
+    """Open the file of an array, if it is packed so that it can be read piece by piece."""
+    if f"{name}.npy" not in archive.namelist():
         raise KeyError(name)
-    info = archive.getinfo(member)
+    info = archive.getinfo(f"{name}.npy")
     # Others unpack whole blocks at once, however little of them is asked for.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{member} is not packed the way NumPy does it")
-    return info
+        raise ValueError(f"{name}.npy is not packed the way NumPy does it")
+    return files.enter_context(archive.open(info))
 
 
 def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read shape, whether it is in Fortran's order, and type; the data follow in the stream."""
     try:
-        read = _HEADER_READERS[np.lib.format.read_magic(stream)]
-        shape, fortran_order, dtype = read(stream)
+        version = "{}_{}".format(*np.lib.format.read_magic(stream))
+        shape, fortran_order, dtype = getattr(np.lib.format, f"read_array_header_{version}")(stream)
     except _NO_HEADER as error:
         raise ValueError("has no readable .npy header, expected one as NumPy writes it") from error
     if dtype.hasobject:

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,136 +33,108 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
 
-def whole(lowest: int = 0, highest: int = 10**9) -> Callable[[str], int]:
-    """The type of a flag that takes a whole number from `lowest` to `highest`."""
-    expected = f"a whole number from {lowest} to {highest}"
-    return _ranged(int, expected, lambda value: lowest <= value <= highest)
-
-
-def pixels() -> Callable[[str], int]:
-    """The type of a flag that takes the side of an image."""
-    return whole(1, 2**14)
+def whole(lowest: int = 0, highest: int = 10**9, expected: str = "") -> Callable[[str], int]:
+    """Make the type of a flag that takes a whole number from `lowest` to `highest`."""
+    expected = expected or f"a whole number from {lowest} to {highest}"
+    return partial(_parse, int, lowest, highest, expected)
 
 
 def number(lowest: float = 0.0, highest: float = math.inf) -> Callable[[str], float]:
-    """The type of a flag that takes a finite number of at least `lowest`, at most `highest`."""
+    """Make the type of a flag that takes a finite number from `lowest` to `highest`."""
     expected = f"a finite number of at least {lowest:g}"
     if highest < math.inf:
         expected = f"a number from {lowest:g} to {highest:g}"
-    return _ranged(float, expected, lambda value: lowest <= value <= highest and value < math.inf)
+    return partial(_parse, float, lowest, min(highest, math.nextafter(math.inf, 0)), expected)
 
 
 def share() -> Callable[[str], float]:
-    """The type of a flag that takes a probability."""
-    return _ranged(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+    """Make the type of a flag that takes a probability."""
+    return number(0, 1)
 
 
-def random_seed(text: str) -> int:
-    """The type of a flag that names the random streams."""
-    limit = 2**63
-    expected = "a whole number of at most 63 bits"
-    return _ranged(int, expected, lambda value: -limit <= value < limit)(text)
+def _parse(kind: Callable, lowest: float, highest: float, expected: str, text: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan  # in no range
+    if not lowest <= value <= highest:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
+    return value
 
 
 def available_cores() -> int:
-    """Cores of this process's affinity mask where the system has one, else of the machine."""
+    """Count the cores of this process's affinity mask where the system has one, else all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _ranged(
-    kind: Callable[[str], float], expected: str, fits: Callable[[float], bool]
-) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not fits(value):
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
-        return value
-
-    return parse
-
-
 # What several commands take, said once. A command names its flags, and what differs there.
 FLAGS: dict[str, dict[str, Any]] = {
-    "--img_size": {"type": pixels(), "default": 256, "help": "side of the image, pixels"},
-    "--class_num": {"type": whole(1), "default": 1000, "help": "number of classes"},
-    "--class_names": {
-        "metavar": "FILE",
-        "help": "names of all classes: text with one a line, or JSON (a list, or names by number);"
+    "--img_size": dict(type=whole(1, 2**14), default=256, help="side of the image, pixels"),
+    "--class_num": dict(type=whole(1), default=1000, help="number of classes"),
+    "--class_names": dict(
+        metavar="FILE",
+        help="names of all classes: text with one a line, or JSON (a list, or names by number);"
         " digits for the demo's",
-    },
-    "--vqgan_path": {
-        "default": "tokenizers/vq_ds16_c2i.pt",
-        "help": "tokenizer checkpoint, or llamagen for the published one",
-    },
-    "--vqgan_stride": {"type": whole(1), "help": "pixels per token"},
-    "--vqgan_vocab_size": {"type": whole(1), "help": "number of codes"},
-    "--pretrained_ckpt": {"help": "LPD checkpoint, or a published name: lpd_l_256 ..."},
-    "--data_path": {
-        "default": "./data/imagenet",
-        "help": "ImageFolder, or one under train/, or an uncompressed tar of one",
-    },
-    "--cached_path": {"default": "", "help": "folder of the token cache"},
-    "--flip_prob": {"type": share(), "default": 0.5, "help": "share of mirrored images"},
-    "--num_workers": {"type": whole(0), "default": 10, "help": "image-decoding processes"},
+    ),
+    "--vqgan_path": dict(
+        default="tokenizers/vq_ds16_c2i.pt",
+        help="tokenizer checkpoint, or llamagen for the published one",
+    ),
+    "--vqgan_stride": dict(type=whole(1), help="pixels per token"),
+    "--vqgan_vocab_size": dict(type=whole(1), help="number of codes"),
+    "--pretrained_ckpt": dict(help="LPD checkpoint, or a published name: lpd_l_256 ..."),
+    "--data_path": dict(
+        default="./data/imagenet",
+        help="ImageFolder, or one under train/, or an uncompressed tar of one",
+    ),
+    "--cached_path": dict(default="", help="folder of the token cache"),
+    "--flip_prob": dict(type=share(), default=0.5, help="share of mirrored images"),
+    "--num_workers": dict(type=whole(0), default=10, help="image-decoding processes"),
     # Both say the default: the first of two flags of one `dest` decides it.
-    "--pin_mem": {
-        "action": "store_true",
-        "default": True,
-        "help": "page-locked host memory; the default",
-    },
-    "--no_pin_mem": {"action": "store_false", "dest": "pin_mem", "help": "ordinary memory"},
-    "--generation_steps": {"type": whole(1), "help": "K; replaces --group_sizes"},
-    "--group_sizes": {"help": "tokens per step, for example '[1]*4 + [2]*126'"},
-    "--orders": {
-        "nargs": "+",
-        "metavar": "ORDER",
-        "help": "lpd (published repulsion), lpd:R, lpd:R:P (repulsion R, proximity P), random, "
+    "--pin_mem": dict(
+        action="store_true", default=True, help="page-locked host memory; the default"
+    ),
+    "--no_pin_mem": dict(action="store_false", dest="pin_mem", help="ordinary memory"),
+    "--generation_steps": dict(type=whole(1), help="K; replaces --group_sizes"),
+    "--group_sizes": dict(help="tokens per step, for example '[1]*4 + [2]*126'"),
+    "--orders": dict(
+        nargs="+",
+        metavar="ORDER",
+        help="lpd (published repulsion), lpd:R, lpd:R:P (repulsion R, proximity P), random, "
         "raster, or an order file or its published name",
-    },
-    "--steps": {
-        "nargs": "+",
-        "type": whole(1),
-        "metavar": "K",
-        "help": "numbers of decoding steps",
-    },
-    "--proximity_threshold": {
-        "type": number(),
-        "default": 1.0,
-        "help": "least score of a near position, in edge neighbours",
-    },
-    "--repulsion_threshold": {
-        "type": number(),
-        "help": "grid steps; by default the published value of this grid and step count, else 1",
-    },
-    "--cfg": {"type": number(), "default": 1.0, "help": "guidance strength; 1 is none"},
-    "--feature_extractor": {
-        "default": "inception",
-        "help": "network that scores: inception, digits (the demo's classifier) or none",
-    },
-    "--feature_extractor_weights": {"help": "its weights file"},
-    "--epochs": {"type": whole(1), "help": "passes over the data"},
-    "--batch_size": {"type": whole(1), "default": 64, "help": "images at a time"},
-    "--bf16": {"action": "store_true", "help": "bfloat16 autocast"},
-    "--device": {"default": "cuda", "help": "cuda or cpu"},
-    "--seed": {"type": random_seed, "default": 0, "help": "names all random streams"},
-    "--output": {"type": Path, "help": "JSON file for all figures"},
-    "--output_dir": {"default": "./output_dir", "help": "where results go"},
-    "--debug": {"action": "store_true", "help": "show tracebacks of bad input"},
+    ),
+    "--steps": dict(nargs="+", type=whole(1), metavar="K", help="numbers of decoding steps"),
+    "--proximity_threshold": dict(
+        type=number(), default=1.0, help="least score of a near position, in edge neighbours"
+    ),
+    "--repulsion_threshold": dict(
+        type=number(),
+        help="grid steps; by default the published value of this grid and step count, else 1",
+    ),
+    "--cfg": dict(type=number(), default=1.0, help="guidance strength; 1 is none"),
+    "--feature_extractor": dict(
+        default="inception",
+        help="network that scores: inception, digits (the demo's classifier) or none",
+    ),
+    "--feature_extractor_weights": dict(help="its weights file"),
+    "--epochs": dict(type=whole(1), help="passes over the data"),
+    "--batch_size": dict(type=whole(1), default=64, help="images at a time"),
+    "--bf16": dict(action="store_true", help="bfloat16 autocast"),
+    "--device": dict(default="cuda", help="cuda or cpu"),
+    "--seed": dict(
+        type=whole(-(2**63), 2**63 - 1, "a whole number of at most 63 bits"),
+        default=0,
+        help="names all random streams",
+    ),
+    "--output": dict(type=Path, help="JSON file for all figures"),
+    "--output_dir": dict(default="./output_dir", help="where results go"),
+    "--debug": dict(action="store_true", help="show tracebacks of bad input"),
 }
 
 
 def add_flags(to: argparse._ActionsContainer, *names: str, **changes: object) -> None:
-    """Add flags of `FLAGS` to a parser or a group of one.
-
-    Args:
-        to: the parser or the group.
-        names: keys of `FLAGS`.
-        changes: arguments of `add_argument` that differ from theirs.
-    """
+    """Add `names` of `FLAGS` to a parser or a group; `changes` of `add_argument` replace theirs."""
     for name in names:
         to.add_argument(name, **{**FLAGS[name], **changes})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,32 +13,24 @@ from torch import Tensor
 def plain_float32(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
     """Compute float32 in float32 inside the block: no autocast, and no TF32 but in convolutions.
 
-    Only settings by the name of `fp32_precision` are read: once a user has set one, PyTorch refuses
-    to read the older ones of the same meaning, and with them `cudnn.flags`. The settings are those
-    of the whole process: one thread at a time may enter.
+    The settings are those of the whole process: one thread at a time may enter.
     """
-    backends, conv = torch.backends, "tf32" if tf32 else "ieee"
-    with (
-        torch.autocast(device.type, enabled=False),
-        _set(backends.cudnn.conv, conv),
-        _set(backends.mkldnn.conv, conv),
-        _set(backends.cuda.matmul, "ieee"),
-        _set(backends.mkldnn.matmul, "ieee"),
-    ):
-        yield
-
-
-@contextmanager
-def _set(setting: Any, precision: str) -> Iterator[None]:
-    before = setting.fp32_precision
-    setting.fp32_precision = precision
+    # Once a user has set a `fp32_precision`, PyTorch refuses to read the older settings of the same
+    # meaning, and with them `cudnn.flags`.
+    convolutions = [torch.backends.cudnn.conv, torch.backends.mkldnn.conv]
+    settings = [*convolutions, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    before = [setting.fp32_precision for setting in settings]
     try:
-        yield
+        for setting in settings:
+            setting.fp32_precision = "tf32" if tf32 and setting in convolutions else "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
-        # What only followed `torch.backends.fp32_precision` goes on following it.
-        setting.fp32_precision = "none"
-        if setting.fp32_precision != before:
-            setting.fp32_precision = before
+        for setting, precision in zip(settings, before, strict=True):
+            # What only followed `torch.backends.fp32_precision` goes on following it.
+            setting.fp32_precision = "none"
+            if setting.fp32_precision != precision:
+                setting.fp32_precision = precision
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -50,26 +41,20 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """Copies of a device's tensors, started when this is made and awaited when they are needed.
-
-    Those on the host are not copied.
-    """
+    """Copies of a GPU's tensors, started when this is made; others are taken as they are."""
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._arrived: torch.cuda.Event | None = None
-        if tensors[0].device.type != "cuda":
-            self._copies = tensors
-            return
-        # Only page-locked memory is written without holding the host up.
-        self._copies = tuple(
-            torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-            for tensor in tensors
-        )
-        self._arrived = torch.cuda.Event()
-        self._arrived.record(torch.cuda.current_stream(tensors[0].device))
+        self._copies, self._arrived = tensors, None
+        if tensors[0].device.type == "cuda":
+            # Only page-locked memory is written without holding the host up.
+            pinned = [torch.empty_like(one, device="cpu", pin_memory=True) for one in tensors]
+            copies = zip(pinned, tensors, strict=True)
+            self._copies = tuple(copy.copy_(one, non_blocking=True) for copy, one in copies)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> tuple[Tensor, ...]:
-        """The tensors on the host, in the order given."""
+        """Wait for the tensors on the host, in the order given."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._copies

@@ -53,10 +53,8 @@ def read_launch(args: argparse.Namespace) -> Launch:
     except ValueError as error:
         raise UserError(f"launcher variables: {error}, expected whole numbers") from error
     if args.world_size > 1:
-        raise UserError(
-            f"--world_size: found {args.world_size} but no RANK and WORLD_SIZE, expected a start "
-            "by torchrun"
-        )
+        found = f"found {args.world_size} but no RANK and WORLD_SIZE"
+        raise UserError(f"--world_size: {found}, expected a start by torchrun")
     return Launch()
 
 
@@ -64,12 +62,12 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
     """Choose the device of this process: `cuda` becomes the GPU of its local rank."""
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device: found {name!r}, expected cpu or cuda") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device: found {name!r}, expected cpu or cuda")
     if device.type == "cpu":
         return device
-    if device.type != "cuda":
-        raise UserError(f"--device: found {name!r}, expected cpu or cuda")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         raise UserError(f"--device: found {name!r} but no usable GPU, expected --device cpu here")
@@ -83,13 +81,14 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
 
 def start(launch: Launch, device: torch.device) -> None:
     """Make the process group (nccl on GPUs, gloo on CPU); nothing to do for one process."""
+    on_gpu = device.type == "cuda"
     if launch.world_size > 1:
         dist.init_process_group(
-            backend="nccl" if device.type == "cuda" else "gloo",
+            backend="nccl" if on_gpu else "gloo",
             init_method=launch.init_method,
             world_size=launch.world_size,
             rank=launch.rank,
-            device_id=device if device.type == "cuda" else None,
+            device_id=device if on_gpu else None,
         )
 
 
@@ -100,28 +99,22 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """This process's number; 0 without a process group."""
+    """Return this process's number; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes; 1 without a process group."""
+    """Count the processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process logs, draws progress bars and writes shared files."""
+    """Tell whether this process logs, draws progress bars and writes shared files."""
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def gather(value: T) -> list[T]:
-    """Every process's `value` (any picklable object), by rank."""
+    """Collect every process's `value` (any picklable object), by rank."""
     values: list[Any] = [value] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
@@ -129,7 +122,7 @@ def gather(value: T) -> list[T]:
 
 
 def gather_to_main(value: T) -> list[T] | None:
-    """The same on rank 0 only; None elsewhere."""
+    """Collect the same on rank 0 only; None elsewhere."""
     values: list[Any] | None = [value] * world_size() if is_main() else None
     if dist.is_initialized():
         dist.gather_object(value, values)
@@ -137,23 +130,20 @@ def gather_to_main(value: T) -> list[T] | None:
 
 
 def mean(value: torch.Tensor) -> float:
-    """The mean of a scalar tensor over all processes."""
+    """Average a scalar tensor over all processes."""
     return (total(value.clone()) / world_size()).item()
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """The elementwise sum over all processes, in the place of `values`; no wait on a GPU."""
+    """Sum elementwise over all processes, in the place of `values`; no wait on a GPU."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def fail_together(work: Callable[[], T]) -> T:
-    """Run `work` on every process; if it fails as bad input on any, fail on all alike.
-
-    For where only some processes can meet the bad input (their shard of the data, a file only
-    rank 0 writes): none is left waiting in a collective.
-    """
+    """Run `work` on every process; if it fails as bad input on any, fail on all alike."""
+    # Else the others would be left waiting in a collective.
     result, message = None, None
     try:
         result = work()

@@ -19,7 +19,7 @@ from util.cli import Parser, add_flags
 from util.errors import UserError, blame, run
 
 
-def build_parser() -> Parser:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         description="Fetch what is published, for nodes without network: the commands find it in "
         "the cache, where HF_HOME names the same folder."
@@ -27,17 +27,10 @@ def build_parser() -> Parser:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of --list, or NAME@REVISION")
     parser.add_argument("--all", action="store_true", help="fetch everything")
     parser.add_argument("--list", action="store_true", help="print the names, fetch nothing")
-    parser.add_argument(
-        "--update",
-        action="store_true",
-        help="take the newest commit, where the cache has an older one; else it stays at that",
-    )
+    newest = "take the newest commit, where the cache has an older one; else it stays at that"
+    parser.add_argument("--update", action="store_true", help=newest)
     add_flags(parser, "--debug")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     logs.setup()
     given = args.list + args.all + bool(args.names)
     if given != 1:

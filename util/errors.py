@@ -33,10 +33,9 @@ def blame(name: str) -> Iterator[None]:
     """Turn a `ValueError` or `OSError` of the block into a `UserError` that begins with `name`."""
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{name}: {describe_os_error(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = describe_os_error(error) if isinstance(error, OSError) else error
+        raise UserError(f"{name}: {reason}") from error
 
 
 def describe_os_error(error: OSError) -> str:
@@ -50,14 +49,11 @@ def describe_os_error(error: OSError) -> str:
 def require_file(path: str | Path, flag: str, expected: str) -> Path:
     """Return `path` if it is a readable file, else raise a `UserError` that names the flag."""
     path = Path(path)
-    for good, problem in (
-        (path.exists(), "does not exist"),
-        (path.is_file(), "is not a file"),
-        (os.access(path, os.R_OK), "cannot be read"),
-    ):
-        if not good:
-            raise UserError(f"{flag}: {path} {problem}, expected {expected}")
-    return path
+    if path.is_file() and os.access(path, os.R_OK):
+        return path
+    problem = "is not a file" if path.exists() else "does not exist"
+    problem = "cannot be read" if path.is_file() else problem
+    raise UserError(f"{flag}: {path} {problem}, expected {expected}")
 
 
 def require_writable_folder(path: str | Path, flag: str) -> Path:
@@ -68,13 +64,11 @@ def require_writable_folder(path: str | Path, flag: str) -> Path:
     path = Path(path)
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # TensorBoard and JSON hold UTF-8 only
-        raise UserError(f"{flag}: found {str(path)!a}, expected a name in UTF-8") from None
-    try:
         path.mkdir(parents=True, exist_ok=True)
         # Permission bits say little for root or on network file systems: try it.
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        tempfile.TemporaryFile(dir=path).close()
+    except UnicodeEncodeError:  # TensorBoard and JSON hold UTF-8 only
+        raise UserError(f"{flag}: found {str(path)!a}, expected a name in UTF-8") from None
     except OSError as error:
         raise UserError(f"{flag}: {path}: {error.strerror or error}, {expected}") from error
     return path
@@ -92,9 +86,8 @@ def require_writable_file(path: str | Path, flag: str) -> Path:
 def run(main: Callable[[], None]) -> None:
     """Run a command's `main`; end with one line and exit code 2 on bad input.
 
-    So end what the operating system refuses and a lack of memory; any other error is a bug and
-    keeps its traceback, which `--debug` shows of all. `main` closes what it opens: a worker of
-    several leaves without the interpreter's shutdown. Its `SystemExit(code)` is obeyed.
+    So end what the operating system refuses and a lack of memory; a bug keeps its traceback, which
+    `--debug` shows of all. `main` closes what it opens: workers leave without a shutdown.
     """
     one_of_several, code = _world_size() > 1, 0
     try:
@@ -122,7 +115,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _message_of(error: Exception) -> str | None:
-    """What to tell the user; None of a bug."""
+    """Say what to tell the user; None of a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):

@@ -42,20 +42,15 @@ def replacing(
 ) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` if the block succeeds, else goes.
 
-    So a reader sees the old file or the whole new one.
-
-    Args:
-        path: the file to write; an `OSError` names it, also where the system does not (full disk).
-        durable: bring the data to the disk before the name, so that not even a power cut leaves
-            an empty file; too slow for very many small ones.
-        previous: where the old file goes, if there is one; None drops it.
+    So a reader sees the old file or the whole new one, after a power cut as well if `durable` (too
+    slow for very many small files). The old one goes to `previous`. An `OSError` names `path`.
     """
     path = Path(path)
     # A fixed name: what a killed process leaves behind, the next write of the file replaces.
     temporary = path.with_name(f".{path.name}.part")
     try:
         yield temporary
-        if durable:
+        if durable:  # the data are on the disk before the name is
             _bring_to_disk(temporary)
         if previous is not None and path.exists():
             _keep(path, previous)
@@ -64,7 +59,7 @@ def replacing(
             with suppress(OSError):  # some network file systems cannot do this to a folder
                 _bring_to_disk(path.parent)
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.filename is None and error.errno is not None:  # a full disk
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

@@ -1,9 +1,8 @@
 """One run at a time in a folder, on any file system.
 
-Advisory locks of the operating system answer yes to everyone on some cluster file systems, so the
-lock is a file that names its owner and holds a counter, which the owner advances every few seconds.
-Whether an owner on this machine lives is asked of the machine; of another machine's owner it is
-seen in the counter. So what a killed run leaves behind keeps nobody out.
+Advisory locks answer yes to everyone on some cluster file systems, so the lock is a file that names
+its owner and holds a counter, which the owner advances every few seconds. Whether an owner lives is
+asked of the machine, or seen in the counter if it is another machine's.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Owner = dict[str, object]
 
 
 def lock_file(folder: Path, kind: str) -> Path:
-    """Where the lock of a kind of run lies."""
+    """Name the lock of a kind of run."""
     return folder / f".{kind}.lock"
 
 
@@ -44,12 +43,9 @@ def lock_file(folder: Path, kind: str) -> Path:
 def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
     """Keep other runs of this kind out of an existing folder, or `wait` until they let go of it.
 
-    Should another run take the folder over all the same (this one seemed dead to it for
-    `SILENCE` seconds), this process ends at once with one line.
-
-    Raises:
-        UserError: another run has it; begins with the folder, and leaves the flag to the caller.
-        OSError: the file cannot be written.
+    A `UserError` that begins with the folder says that another run has it, an `OSError` that the
+    file cannot be written. Should another run take the folder over all the same (this one seemed
+    dead to it for `SILENCE` seconds), this process ends at once with one line.
     """
     path, owner = lock_file(folder, kind), _describe_self()
     while not _take(path, owner):
@@ -80,7 +76,7 @@ def require_free(folder: Path, kind: str) -> None:
 
 
 def _describe_self() -> Owner:
-    """This process, told from every other one of any machine and time."""
+    """Tell this process from every other one of any machine and time."""
     return {
         "process": os.getpid(),
         "began": _start_time(os.getpid()),
@@ -92,7 +88,7 @@ def _describe_self() -> Owner:
 
 
 def _machine() -> str:
-    """Which processes can be asked after here: one boot of one system, one space of their ids."""
+    """Say which processes can be asked after here: one boot of one system, one space of ids."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -100,31 +96,28 @@ def _machine() -> str:
 
 
 def _start_time(process: int) -> str | None:
-    """When a living process began, in the kernel's ticks; None if it is gone, "" if unknown."""
+    """Say when a living process began, in the kernel's ticks; None if it is gone, "" if unknown."""
     # A number may be given to another process later; a start time is not.
     with suppress(OSError, IndexError):
         # Behind the name, which may hold anything: the state, ..., and 19 places on the start.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         # Z and X have ended, and nobody has waited for them yet.
         return None if fields[0] in "ZX" else fields[19]
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:  # it is someone else's
-        pass
+    with suppress(PermissionError):  # it is someone else's
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return None
     return ""
 
 
 def _take(path: Path, owner: Owner) -> bool:
-    """Make the file, or take over a dead owner's; False if its owner lives.
-
-    Of two that take it over at once, both may believe they have it, until one reads the other's
-    name in it (`_beat`).
-    """
+    """Make the file, or take over a dead owner's; False if its owner lives."""
+    # Of two that take it over at once, both may believe they have it, until one beats.
     while True:
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            file = path.open("xb")
+            break
         except FileExistsError:
             if path.is_symlink():  # it may lead nowhere, and is not ours
                 path.unlink(missing_ok=True)
@@ -134,14 +127,13 @@ def _take(path: Path, owner: Owner) -> bool:
                     return False
                 if _read(path)[0] == other:
                     path.unlink()
-            continue
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(_encode(owner, 0))
-        except OSError as error:  # a full disk: an empty file would name nobody
-            path.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        return True
+    try:
+        with file:
+            file.write(_encode(owner, 0))
+    except OSError as error:  # a full disk: an empty file would name nobody
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return True
 
 
 def _in_use(path: Path) -> UserError:
@@ -150,14 +142,12 @@ def _in_use(path: Path) -> UserError:
 
 
 def _lives(path: Path, owner: Owner, count: int) -> bool:
-    """Whether the owner of a lock still runs; of another machine it takes a while to see."""
+    """Tell whether the owner of a lock still runs; of another machine it takes a while to see."""
     if owner.get("machine") == _machine():
         began = _start_time(owner["process"])
         return began is not None and began in (owner["began"], "")
-    logger.info(
-        "%s was left by another run (%s): watching for %.0f s whether it lives",
-        *(path, _name(owner), SILENCE),
-    )
+    watch = "%s was left by another run (%s): watching for %.0f s whether it lives"
+    logger.info(watch, path, _name(owner), SILENCE)
     until = time.monotonic() + SILENCE
     while time.monotonic() < until:
         time.sleep(SILENCE / 60)  # whether a counter advances is a matter of time alone
@@ -193,7 +183,7 @@ def _encode(owner: Owner, count: int) -> bytes:
 
 
 def _read(path: Path) -> tuple[Owner, int]:
-    """Owner and counter; no owner where the file is not whole."""
+    """Read owner and counter; no owner where the file is not whole."""
     count, _, text = path.read_text(errors="replace").partition(" ")
     with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
         owner = dict(json.loads(text))
@@ -204,6 +194,5 @@ def _read(path: Path) -> tuple[Owner, int]:
 
 
 def _name(owner: Owner) -> str:
-    """An owner, for people."""
     process, host, since = (owner.get(name, "?") for name in ("process", "host", "since"))
     return f"process {process} on {host}, since {since}"

@@ -8,26 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """A square grid of code indices.
+    """A square grid of code indices."""
 
-    Attributes:
-        image_size: side of the image, pixels.
-        stride: pixels per token along a side (16 for the published tokenizer).
-        vocab_size: number of codes; indices lie in [0, vocab_size).
-    """
-
-    image_size: int
-    stride: int
-    vocab_size: int
+    image_size: int  # side of the image, pixels
+    stride: int  # pixels per token along a side (16 for the published tokenizer)
+    vocab_size: int  # number of codes; indices lie in [0, vocab_size)
 
     def __post_init__(self) -> None:
         if min(self.image_size, self.stride, self.vocab_size) < 1:
             raise ValueError(f"expected positive sizes, found {self}")
         if self.image_size % self.stride:
-            raise ValueError(
-                f"image size {self.image_size} is not a multiple of the tokenizer's stride "
-                f"{self.stride}"
-            )
+            size = f"image size {self.image_size}"
+            raise ValueError(f"{size} is not a multiple of the tokenizer's stride {self.stride}")
 
     @property
     def side(self) -> int:

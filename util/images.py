@@ -18,15 +18,12 @@ MADE_BY = "Made-By"
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """Pixels (uint8) to network range, float32 in [-1, 1], of the same shape."""
+    """Scale pixels (uint8) to network range, float32 in [-1, 1], of the same shape."""
     return images.float() / 255 * 2 - 1
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Network range to pixels, rounded and clipped (method section 7).
-
-    (B, 3, S, S) floating point, nominally in [-1, 1], becomes (B, S, S, 3) uint8, contiguous.
-    """
+    """Scale (B, 3, S, S) in [-1, 1] to pixels (B, S, S, 3) uint8, rounded, clipped, contiguous."""
     pixels = ((images.float() + 1) / 2 * 255).clamp(0, 255).round()
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
@@ -37,32 +34,23 @@ def save_png(image: Pixels, path: str | Path, made_by: str | None = None) -> Non
     if made_by is not None:
         text.add_text(MADE_BY, made_by)
     with replacing(path, durable=False) as temporary:
-        Image.fromarray(as_pixels(image, 3)).save(temporary, format="PNG", pnginfo=text)
+        Image.fromarray(_to_numpy(image)).save(temporary, format="PNG", pnginfo=text)
 
 
-def image_grid(images: Pixels, columns: int, gap: int = 2) -> np.ndarray:
-    """Join images, (n, S, S, 3) uint8, row by row into one, with white gaps of `gap` pixels."""
-    pixels = as_pixels(images, 4)
-    if len(pixels) == 0 or columns < 1:
-        raise ValueError(f"found {len(pixels)} images in {columns} columns, expected at least 1")
-    rows = -(-len(pixels) // columns)
-    padding = ((0, rows * columns - len(pixels)), (0, gap), (0, gap), (0, 0))
-    tiles = np.pad(pixels, padding, constant_values=255)
-    _, height, width, _ = tiles.shape
-    tiles = tiles.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    grid = tiles.reshape(rows * height, columns * width, 3)
-    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
+def image_grid(images: Pixels, columns: int) -> np.ndarray:
+    """Join images, (n, S, S, 3) uint8, row by row into one, with white gaps of 2 pixels."""
+    pixels, gap = _to_numpy(images), 2
+    count, height, width, _ = pixels.shape
+    sheet = np.full((-(-count // columns), height + gap, columns, width + gap, 3), 255, np.uint8)
+    for place, image in enumerate(pixels):
+        sheet[place // columns, :height, place % columns, :width] = image
+    return sheet.reshape(-1, columns * (width + gap), 3)[:-gap, :-gap]
 
 
-def save_grid(images: Pixels, path: str | Path, columns: int, gap: int = 2) -> None:
+def save_grid(images: Pixels, path: str | Path, columns: int) -> None:
     """Write `image_grid` of images as a PNG file."""
-    save_png(image_grid(images, columns, gap), path)
+    save_png(image_grid(images, columns), path)
 
 
-def as_pixels(images: Pixels, dimensions: int) -> np.ndarray:
-    """Return `images` as a C-contiguous uint8 array of (..., 3), or raise a `ValueError`."""
-    pixels = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
-    if pixels.dtype != np.uint8 or pixels.ndim != dimensions or pixels.shape[-1] != 3:
-        expected = "(S, S, 3)" if dimensions == 3 else "(n, S, S, 3)"
-        raise ValueError(f"found {pixels.dtype} {pixels.shape}, expected uint8 {expected}")
-    return np.ascontiguousarray(pixels)
+def _to_numpy(images: Pixels) -> np.ndarray:
+    return images.cpu().numpy() if isinstance(images, torch.Tensor) else images

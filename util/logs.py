@@ -1,7 +1,7 @@
 """Logging and progress: rank 0 speaks, the others keep to errors.
 
-On a terminal progress is a bar; elsewhere it is a line of the log every half minute, with rate and
-remaining time, and what is logged also goes to a file beside the run's output.
+On a terminal progress is a bar; elsewhere it is a line of the log every half minute, and what is
+logged also goes to a file beside the run's output.
 """
 
 from __future__ import annotations
@@ -30,16 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0, as the launcher says."""
+    """Tell whether this is rank 0, as the launcher says."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def setup() -> None:
     """Send this project's log to standard error, from rank 0 only."""
     level = logging.INFO if is_main_process() else logging.ERROR
-    logging.basicConfig(
-        level=level, format=_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr, force=True
-    )
+    logging.basicConfig(level=level, format=_FORMAT, datefmt="%H:%M:%S", force=True)
     logging.captureWarnings(True)
     endings.handlers = [one for one in endings.handlers if not isinstance(one, _LogFile)]
 
@@ -64,7 +62,7 @@ class _LogFile(logging.FileHandler):
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
-    """A tqdm bar on rank 0; off a terminal its state as a line of the log, now and then."""
+    """Draw a tqdm bar on rank 0; off a terminal log its state now and then."""
     options.setdefault("disable", not is_main_process())
     if sys.stderr.isatty():
         return tqdm(items, dynamic_ncols=True, mininterval=0.2, **options)
@@ -87,11 +85,11 @@ class _LogLines:
             self._last = line
 
     def flush(self) -> None:
-        """There is nothing to flush."""
+        pass  # there is nothing
 
 
 def logging_redirect_tqdm() -> AbstractContextManager[None]:
-    """While entered, what is logged goes above the bar that is on the terminal, if it is one."""
+    """Write what is logged above the bar, on a terminal."""
     # Elsewhere progress is logged under tqdm's lock: a thread that had the log's and waited for
     # tqdm's to write above a bar would wait forever.
     return tqdm_logging.logging_redirect_tqdm() if sys.stderr.isatty() else nullcontext()

@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -24,23 +25,12 @@ _ROOT = Path(__file__).resolve().parents[1]
 def record_run(
     parser: argparse.ArgumentParser, args: argparse.Namespace, folder: str | Path
 ) -> None:
-    """Add a run to `commands.sh` in its output folder, on rank 0, and let it log there from now on.
+    """Add a run, with its flags, to `commands.sh` in its output folder, on rank 0; log there, too.
 
-    `args` are the flags as the run uses them. The file grows by one block with every start.
+    Each start adds a block: comments, and a command that can be pasted.
     """
     if not logs.is_main_process():
         return
-    path = Path(folder) / RECORD_FILE
-    earlier = path.read_bytes() if path.exists() else b""
-    # A new file each time: a shell that runs this one must not find a run's own block at its end.
-    with replacing(path, durable=False) as temporary:
-        # Names of files may be any bytes.
-        temporary.write_bytes(earlier + os.fsencode(describe_run(parser, args)))
-    logs.keep(folder)
-
-
-def describe_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """Make the block of `record_run`: comments, and a command that can be pasted."""
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     script, here = Path(sys.argv[0]).resolve(), Path.cwd()
     if script.is_relative_to(here):
@@ -48,7 +38,13 @@ def describe_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> s
     parts = [[*launcher(), str(script)], *flags_of(parser, args)]
     command = " \\\n    ".join(map(shlex.join, parts))
     where = f"{platform.node()}, in {str(here)!r}"
-    return f"# {when} on {where}, {revision()}\n# {versions()}\n{command}\n\n"
+    block = f"# {when} on {where}, {revision()}\n# {versions()}\n{command}\n\n"
+    path = Path(folder) / RECORD_FILE
+    earlier = path.read_bytes() if path.exists() else b""
+    # A new file each time: a shell that runs this one must not find a run's own block at its end.
+    with replacing(path, durable=False) as temporary:
+        temporary.write_bytes(earlier + os.fsencode(block))  # names of files may be any bytes
+    logs.keep(folder)
 
 
 def flags_of(
@@ -62,9 +58,8 @@ def flags_of(
     flags: list[list[str]] = []
     for action in parser._actions:
         value, default = getattr(args, action.dest, None), parser.get_default(action.dest)
-        if value is None or isinstance(action, argparse._HelpAction):
-            continue
-        if not defaults and value == default:
+        unsaid = value == default and not defaults
+        if value is None or unsaid or isinstance(action, argparse._HelpAction):
             continue
         values = list(map(str, value if isinstance(value, list | tuple) else [value]))
         if not action.option_strings:
@@ -76,15 +71,15 @@ def flags_of(
         elif action.nargs == 0:  # a switch: the one that sets this value
             if value == action.const and value != default:
                 flags.append([flag])
-        elif isinstance(value, list | tuple) or not values[0].startswith("-"):
+        elif len(values) != 1 or not values[0].startswith("-"):
             flags.append([flag, *values])
         else:  # what looks like another flag must be joined to it
-            flags.append([f"{flag}={value}"])
+            flags.append([f"{flag}={values[0]}"])
     return [positional, *flags] if positional else flags
 
 
 def launcher() -> list[str]:
-    """What starts as many processes as there are."""
+    """Say what starts as many processes as there are."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ["python"]
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
@@ -93,28 +88,24 @@ def launcher() -> list[str]:
 
 
 def revision() -> str:
-    """The git revision of this code, and whether its files differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(_ROOT), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-
+    """Say the git revision of this code, and whether its files differ from it."""
+    git = ["git", "-C", str(_ROOT)]
+    # Studies write their results to docs/.
+    status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"]
     try:
-        commit = git("rev-parse", "HEAD")
-        # Studies write their results to docs/.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+        commit, changed = (
+            subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+            for command in ([*git, "rev-parse", "HEAD"], status)
+        )
     except (OSError, subprocess.SubprocessError):
         return "git revision unknown"
-    return f"git {commit}" + (" with changes" if changed else "")
+    return f"git {commit.strip()}" + (" with changes" if changed else "")
 
 
 def versions() -> str:
-    """Of Python and of the libraries that compute."""
+    """List the versions of Python and of the libraries that compute."""
     parts = [f"python {platform.python_version()}"]
     for name in _LIBRARIES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             parts.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return ", ".join(parts)

@@ -1,9 +1,8 @@
 """Signals that ask a run to stop, and what it leaves behind for its launcher.
 
-Slurm warns with SIGUSR1, launchers with SIGTERM, a terminal's Ctrl-C with SIGINT. Training
-finishes its step and saves; caching and evaluation keep what they have finished anyway. The run
-leaves `MARKER` and ends with `exit_code`: not 0, because it is not finished. A second signal ends a
-process at once; files are written such that even this damages none.
+Slurm warns with SIGUSR1, launchers with SIGTERM, a terminal with SIGINT. The run saves, leaves
+`MARKER` and ends with `exit_code`. A second signal ends a process at once; files are written such
+that even this damages none.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 from util.errors import describe_os_error
 from util.files import write_json
@@ -35,15 +33,12 @@ ECHO_SECONDS = 2.0
 
 
 def exit_code(number: int) -> int:
-    """What a process that signal `number` stopped exits with, as a shell would report it."""
+    """Return what a process that signal `number` stopped exits with, as a shell reports it."""
     return 128 + number
 
 
 def leave_marker(folder: Path, number: int, **place: int) -> None:
-    """Tell the launcher, on rank 0, that signal `number` has ended a run that wants to go on.
-
-    `place` says how far it is: one that is interrupted at the same place again makes no progress.
-    """
+    """Tell the launcher, on rank 0, that signal `number` ended a run, and at which `place`."""
     if is_main_process():
         name = signal.Signals(number).name
         logger.warning("stopped by %s (%s); all is saved", name, describe_place(place))
@@ -64,25 +59,17 @@ def _marker_file(folder: Path) -> Path:
     return Path(os.environ.get(MARKER_VARIABLE, folder / MARKER))
 
 
-Receiver = TypeVar("Receiver", bound="SignalReceiver")
-
-
-class SignalReceiver:
+class SignalReceiver(ExitStack):
     """While entered, gets signals of `numbers` through `_receive`; then the old handlers do."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
+        super().__init__()
         self._numbers = numbers
 
-    def __enter__(self: Receiver) -> Receiver:
-        self._handlers_before = {one: signal.signal(one, self._receive) for one in self._numbers}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        raise NotImplementedError
+    def __enter__(self) -> SignalReceiver:
+        for number in self._numbers:
+            self.callback(signal.signal, number, signal.signal(number, self._receive))
+        return super().__enter__()
 
 
 class StopSignals(SignalReceiver):
@@ -90,42 +77,35 @@ class StopSignals(SignalReceiver):
 
     A thread is told of them, too: Python calls no handler while the main thread is inside a library
     (a long step, a wait for other processes), and counts two signals in that time as one.
-
-    Attributes:
-        received: the first one's number; 0 while there is none.
-        locks: closed at the end of the block, and before the first signal ends the process.
     """
 
     def __init__(self) -> None:
         super().__init__(SIGNALS)
-        self.received = 0
-        self.locks = ExitStack()
+        self.received = 0  # the first one's number
+        self.locks = ExitStack()  # closed at the end, and before the first signal ends the process
         self._last_words: Callable[[int], None] | None = None
         self._leaving = threading.RLock()
 
     def __enter__(self) -> StopSignals:
         super().__enter__()
-        self._told, self._tell = os.pipe()
-        os.set_blocking(self._tell, False)
-        self._told_before = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        listener = threading.Thread(target=self._listen, daemon=True)
+        listener.start()
+        # What is registered last is undone first.
+        self.callback(self.locks.close)
+        for descriptor in (self._told, tell):
+            self.callback(os.close, descriptor)
+        self.callback(listener.join)
+        self.callback(os.write, tell, b"\0")
+        self.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(tell, warn_on_full_buffer=False))
         return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.set_wakeup_fd(self._told_before)
-        os.write(self._tell, b"\0")
-        self._listener.join()
-        os.close(self._tell)
-        os.close(self._told)
-        self.locks.close()
-        super().__exit__(*error)
 
     @contextmanager
     def leaving_at_once(self, last_words: Callable[[int], None]) -> Iterator[None]:
-        """Let the first signal end the process inside the block: all it has done is saved.
+        """Let the first signal end the process inside the block, after `last_words` of its number.
 
-        Before it ends, any thread calls `last_words` with the signal's number.
+        All that the process has done is saved; any thread may say the words.
         """
         self._last_words = last_words
         try:
@@ -163,7 +143,6 @@ class StopSignals(SignalReceiver):
             os.write(2, b"saving and ending; Ctrl-C again ends at once\n")
 
     def _leave(self, number: int) -> None:
-        """Say the last words and end the process, where nothing is left to be finished."""
         with self._leaving:  # one thread does
             if self._last_words is None:
                 return

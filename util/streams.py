@@ -1,11 +1,8 @@
-"""Random numbers that depend on names, not on who draws them.
+"""Random numbers that depend on names (seed, epoch, image id ...), not on who draws them.
 
-Every draw of this project is a pure function of (seed, purpose, ids): sampling uses (seed, image
-id), training (seed, epoch, sample index). No result can then depend on the batch size, on the
-number of processes or on what was drawn before, and a resumed run needs no saved random state.
-
-The generator is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) started at a hash of the names.
-Names are whole numbers, or integer arrays that broadcast to shape (B,): seed, epoch, ids ...
+So no result depends on the batch size, on the number of processes or on what was drawn before, and
+a resumed run needs no saved random state. The generator is SplitMix64 (Steele, Lea and Flood,
+OOPSLA 2014), started at a hash of the names: whole numbers, or arrays that broadcast to (B,).
 """
 
 from __future__ import annotations
@@ -20,21 +17,14 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function, elementwise on uint64.
-
-    Word number j = 1, 2 ... of a stream that starts at s is mix(s + j * GOLDEN), modulo 2**64.
-    """
+    """Mix uint64 elementwise: word j = 1, 2 ... of a stream from s is mix(s + j * GOLDEN)."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
 
 
 def starting_states(purpose: str, *names: int | np.ndarray) -> np.ndarray:
-    """Where streams start, for loops that make the words themselves.
-
-    Returns:
-        uint64, of the shape that the names broadcast to, here any.
-    """
+    """Hash names, which may broadcast to any shape here, to the starts of streams, uint64."""
     state = np.atleast_1d(mix(np.array([zlib.crc32(purpose.encode())], dtype=np.uint64)))
     for name in names:
         value = np.atleast_1d(np.asarray(name, dtype=np.int64)).view(np.uint64)
@@ -43,22 +33,22 @@ def starting_states(purpose: str, *names: int | np.ndarray) -> np.ndarray:
 
 
 def words(purpose: str, *names: int | np.ndarray, count: int) -> np.ndarray:
-    """Random 64-bit words, (B, count) uint64; streams of different purposes are independent."""
+    """Draw 64-bit words, (B, count) uint64; streams of different purposes are independent."""
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
     return mix(starting_states(purpose, *names)[:, None] + steps)
 
 
 def uniforms(purpose: str, *names: int | np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), (B, count) float32, multiples of 2**-24 and so exact."""
+    """Draw uniform numbers in [0, 1), (B, count) float32, multiples of 2**-24 and so exact."""
     top = words(purpose, *names, count=count) >> np.uint64(40)
     return (top.astype(np.float64) * 2.0**-24).astype(np.float32)
 
 
 def permutations(purpose: str, *names: int | np.ndarray, count: int) -> np.ndarray:
-    """Uniformly random permutations of range(count), (B, count) int64."""
+    """Draw permutations of range(count), (B, count) int64."""
     return np.argsort(words(purpose, *names, count=count), axis=1, kind="stable")
 
 
 def torch_seed(purpose: str, *names: int) -> int:
-    """A seed for `torch.manual_seed`, in [0, 2**63)."""
+    """Make a seed for `torch.manual_seed`, in [0, 2**63)."""
     return int(words(purpose, *names, count=1)[0, 0] >> np.uint64(1))

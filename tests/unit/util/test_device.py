@@ -28,29 +28,15 @@ SETTERS = [
     ("backends.mkldnn.fp32_precision", "bf16"),
     ("backends.mkldnn.matmul.fp32_precision", "bf16"),
     ("backends.mkldnn.conv.fp32_precision", "bf16"),
-    ("backends.cudnn.fp32_precision", "ieee"),
-    ("backends.cudnn.fp32_precision", "tf32"),
+    *(("backends.cudnn.fp32_precision", value) for value in ("ieee", "tf32")),
     ("backends.cudnn.conv.fp32_precision", "ieee"),
     ("backends.cudnn.rnn.fp32_precision", "ieee"),
     ("backends.cuda.matmul.fp32_precision", "tf32"),
     ("backends.cuda.matmul.allow_tf32", True),
     ("backends.cudnn.allow_tf32", False),
     ("backends.mkldnn.allow_tf32", True),
-    ("set_float32_matmul_precision", "high"),
-    ("set_float32_matmul_precision", "medium"),
+    *(("set_float32_matmul_precision", value) for value in ("high", "medium")),
 ]
-# Also the older ones, which some cannot be read with.
-READ = (
-    "backends.fp32_precision",
-    "backends.cudnn.fp32_precision",
-    "backends.cudnn.conv.fp32_precision",
-    "backends.cuda.matmul.fp32_precision",
-    "backends.mkldnn.conv.fp32_precision",
-    "backends.mkldnn.matmul.fp32_precision",
-    "get_float32_matmul_precision",
-    "backends.cudnn.allow_tf32",
-    "backends.cuda.matmul.allow_tf32",
-)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +60,16 @@ def in_float32(folder: Path) -> list[torch.Tensor]:
     return [features.pool, features.logits, pictures, tokens, *latents]
 
 
-def setting(name: str) -> object:
-    try:
-        value = reduce(getattr, name.split("."), torch)
-        return value() if callable(value) else value
-    except RuntimeError:
-        return None
+def settings() -> list[object]:
+    """All of them, also the older ones, which some cannot be read with."""
+    found: list[object] = []
+    for name, _ in SETTERS:
+        try:
+            value = reduce(getattr, name.replace("set_", "get_").split("."), torch)
+            found.append(value() if callable(value) else value)
+        except RuntimeError:
+            found.append(None)
+    return found
 
 
 def under(name: str, value: object, folder: Path) -> None:
@@ -90,7 +80,7 @@ def under(name: str, value: object, folder: Path) -> None:
         getattr(target, attribute)(value)
     else:
         setattr(target, attribute, value)
-    before = list(map(setting, READ))
+    before = settings()
     for number, (found, wanted) in enumerate(zip(in_float32(folder), expected, strict=True)):
         assert torch.equal(found, wanted), number
     for precision in PRECISIONS:
@@ -102,7 +92,7 @@ def under(name: str, value: object, folder: Path) -> None:
     with plain_float32(torch.device("cpu")):
         assert _settings()[1:3] == (False, False)
     assert _settings() == outside
-    assert list(map(setting, READ)) == before
+    assert settings() == before
 
 
 @pytest.mark.parametrize(("name", "value"), SETTERS)

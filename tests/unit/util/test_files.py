@@ -1,5 +1,3 @@
-"""Files are there in full or not, on the disk before they have their name; pipes are no files."""
-
 import os
 from pathlib import Path
 
@@ -8,44 +6,33 @@ import pytest
 from util.files import open_file, replacing
 
 
-@pytest.fixture
-def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is brought to the disk and what gets its name, in order."""
-    steps: list[str] = []
+def test_data_are_on_the_disk_before_the_name_is_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
     fsync, replace = os.fsync, os.replace
 
     def record_fsync(descriptor: int) -> None:
-        path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        steps.append(f"fsync {path.name}")
+        order.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     def record_replace(source: Path, target: Path) -> None:
-        steps.append(f"rename to {Path(target).name}")
+        order.append(f"rename to {Path(target).name}")
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(os, "replace", record_replace)
-    return steps
-
-
-def test_data_are_on_the_disk_before_the_name_is_and_the_name_before_the_end(
-    tmp_path: Path, order: list[str]
-) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "file").write_text("old")
-    with replacing(folder / "file", previous=folder / "before") as temporary:
+    file = tmp_path / "folder" / "file"
+    file.parent.mkdir()
+    with replacing(file, durable=False) as temporary:  # a file that may be lost
+        temporary.write_text("old")
+    assert order == ["rename to file"]
+    order.clear()
+    with replacing(file, previous=file.with_name("before")) as temporary:
         temporary.write_text("new")
         assert not order
     assert order == ["fsync .file.part", "rename to before", "rename to file", "fsync folder"]
-    assert (folder / "file").read_text() == "new"
-    assert (folder / "before").read_text() == "old"
-
-
-def test_files_that_may_be_lost_are_not_waited_for(tmp_path: Path, order: list[str]) -> None:
-    with replacing(tmp_path / "image", durable=False) as temporary:
-        temporary.write_text("new")
-    assert order == ["rename to image"]
+    assert (file.read_text(), file.with_name("before").read_text()) == ("new", "old")
 
 
 def test_only_files_are_opened(tmp_path: Path) -> None:

@@ -1,44 +1,34 @@
-"""Value ranges, PNGs and sheets of images."""
-
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from util.images import save_grid, save_png, to_float, to_uint8
+from util.images import MADE_BY, save_grid, save_png, to_float, to_uint8
 
 
-def test_pixels_survive_the_way_to_float_and_back() -> None:
+def test_values_are_scaled_rounded_and_clipped() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
     values = to_float(pixels)
-    assert values.dtype == torch.float32
-    assert (values.min(), values.max()) == (-1, 1)
+    assert values.dtype == torch.float32 and (values.min(), values.max()) == (-1, 1)
     torch.testing.assert_close(to_uint8(values), pixels.permute(0, 2, 3, 1), rtol=0, atol=0)
-
-
-def test_to_uint8_rounds_and_clips() -> None:
     levels = torch.tensor([-300.0, -0.4, 0.4, 0.6, 99.4, 99.6, 254.6, 300.0])
     images = (levels / 255 * 2 - 1).expand(1, 3, 1, 8)
-    expected = [0, 0, 0, 1, 99, 100, 255, 255]
-    assert to_uint8(images)[0, 0, :, 2].tolist() == expected
+    assert to_uint8(images)[0, 0, :, 2].tolist() == [0, 0, 0, 1, 99, 100, 255, 255]
 
 
 def test_a_grid_places_images_with_white_gaps(tmp_path: Path) -> None:
-    images = np.stack([np.full((4, 4, 3), value, dtype=np.uint8) for value in (10, 20, 30)])
-    save_grid(images, tmp_path / "grid.png", columns=2, gap=2)
+    images = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 4, 4, 3)
+    save_grid(images, tmp_path / "grid.png", columns=2)
     expected = np.full((10, 10, 3), 255, dtype=np.uint8)
     expected[:4, :4], expected[:4, 6:], expected[6:, :4] = 10, 20, 30
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), expected)
-    with pytest.raises(ValueError, match="0 images"):
-        save_grid(images[:0], tmp_path / "none.png", columns=2)
 
 
-def test_save_png_is_lossless_and_checks_its_input(tmp_path: Path) -> None:
+def test_save_png_is_lossless(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    save_png(image, tmp_path / "a.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), image)
-    with pytest.raises(ValueError, match="float64"):
-        save_png(image / 255, tmp_path / "b.png")
+    save_png(image, tmp_path / "a.png", "these settings")
+    written = Image.open(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(written), image)
+    assert written.info == {MADE_BY: "these settings"}
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

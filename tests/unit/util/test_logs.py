@@ -1,15 +1,15 @@
 import os
 import pty
 import re
-import subprocess
 import sys
 import termios
 import threading
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
-from tests.commands import ROOT
+from tests.commands import ROOT, run_command
 
 SCRIPT = """
 import logging, sys, time
@@ -59,14 +59,7 @@ speaker.join()
 
 def run(script: str, *arguments: object, **variables: str) -> tuple[int, list[str]]:
     """Exit code and lines on standard error."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
+    done = run_command("-c", script, *arguments, timeout=60, **variables)
     return done.returncode, done.stderr.splitlines()
 
 
@@ -74,8 +67,7 @@ def run_on_terminal(script: str, *arguments: object) -> tuple[int, bytes]:
     """Exit code and what the terminal shows."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    child = subprocess.Popen(command, cwd=ROOT, stderr=theirs)
+    child = Popen([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, stderr=theirs)
     os.close(theirs)
     watch = threading.Timer(60, child.kill)
     watch.start()
@@ -91,24 +83,22 @@ def run_on_terminal(script: str, *arguments: object) -> tuple[int, bytes]:
 
 
 def test_off_a_terminal_progress_is_lines_of_the_log_and_of_a_file(tmp_path: Path) -> None:
-    code, lines = run(SCRIPT, tmp_path)
-    assert code == 0
+    code, lines = run(SCRIPT, tmp_path, "--fail")
+    assert (code, lines.pop()) == (2, "error: --flag: found this")
     progress = [line for line in lines if "loop: " in line]
     assert 2 <= len(progress) <= 10  # a busy machine takes longer over less
     assert re.search(r"10/10 \[00:\d\d<00:00", progress[-1])
     assert "image/s]" in progress[-1]
     assert not [line for line in lines if "short" in line]
     assert lines[-1].endswith("W said")
-    kept = (tmp_path / "log.txt").read_text().splitlines()
+    *kept, end = (tmp_path / "log.txt").read_text().splitlines()
     assert [line[11:] for line in kept] == lines  # the file's lines carry the date, too
-    code, lines = run(SCRIPT, tmp_path, "--fail")
-    assert (code, lines[-1]) == (2, "error: --flag: found this")
-    content = (tmp_path / "log.txt").read_text()
-    assert content.splitlines()[: len(kept)] == kept
-    assert content.endswith("E error: --flag: found this\n")
+    assert end.endswith("E error: --flag: found this")
     code, lines = run(SCRIPT, tmp_path, "--bug")
     assert (code, lines.count("Traceback (most recent call last):")) == (1, 1)
-    assert (tmp_path / "log.txt").read_text().endswith("KeyError: 'a bug'\n")
+    content = (tmp_path / "log.txt").read_text()
+    assert content.splitlines()[: len(kept)] == kept
+    assert content.endswith("KeyError: 'a bug'\n")
 
 
 def test_on_a_terminal_progress_is_a_bar_and_there_is_no_file(tmp_path: Path) -> None:
