@@ -51,23 +51,28 @@ MAX_SHIFT = 2
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line: a sub-command with its flags, and the function that runs it."""
     parser = Parser(description="The digits of the demo: data set, feature extractor, report.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     sub = commands.add_parser("prepare", help="write the digits as an image folder of 32 x 32 PNGs")
     sub.add_argument("--output", required=True, help="folder for train/<digit>/ and test/<digit>/")
+    sub.set_defaults(run=lambda args: prepare(require_writable_folder(args.output, "--output")))
 
     sub = commands.add_parser("features", help="train the classifier that serves as extractor")
     sub.add_argument("--data", required=True, help="the folder `prepare` wrote")
-    sub.add_argument("--output", required=True, help="file for the classifier's weights")
-    sub.add_argument("--stats", help=".npz file for mu and sigma of the test part's features")
+    sub.add_argument("--output", type=Path, required=True, help="file for the classifier's weights")
+    about = ".npz file for mu and sigma of the test part's features"
+    sub.add_argument("--stats", type=Path, help=about)
     add_flags(sub, "--seed", help="seed of the training")
+    sub.set_defaults(run=features)
 
     sub = commands.add_parser("report", help="judge generated digits by an SVM on real ones")
     sub.add_argument("--data", required=True, help="the folder `prepare` wrote")
     sub.add_argument("--samples", required=True, help="folder of 00000.png ..., sorted by class")
     sub.add_argument("--metrics", required=True, help="JSON file to add the accuracies to")
     sub.add_argument("--grid", required=True, help="PNG file for ten samples of every class")
+    sub.set_defaults(run=report)
 
     for sub in commands.choices.values():
         add_flags(sub, "--debug")
@@ -76,12 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the sub-command."""
-    if args.command == "prepare":
-        prepare(require_writable_folder(args.output, "--output"))
-    elif args.command == "features":
-        features(args)
-    else:
-        report(args)
+    args.run(args)
 
 
 def prepare(output: Path) -> None:
@@ -96,12 +96,11 @@ def prepare(output: Path) -> None:
         np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
     )
     for part, numbers in zip(("train", "test"), parts, strict=True):
-        for digit in range(NUM_CLASSES):
-            (output / part / str(digit)).mkdir(parents=True, exist_ok=True)
         for number in logs.progress(numbers, desc=part, unit="image"):
             pixels = np.rint(digits.images[number] * (255 / 16)).astype(np.uint8)
             image = Image.fromarray(pixels).resize((IMAGE_SIZE,) * 2, Image.Resampling.BICUBIC)
             path = output / part / str(digits.target[number]) / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_png(np.asarray(image.convert("RGB")), path)
     logger.info("%d training and %d test images in %s", *map(len, parts), output)
 
@@ -109,18 +108,17 @@ def prepare(output: Path) -> None:
 def features(args: argparse.Namespace) -> None:
     """Train the classifier on the training part; measure it and its statistics on the test part."""
     train, test = read_part(args.data, "train"), read_part(args.data, "test")
-    output = Path(args.output)
-    require_writable_folder(output.parent, "--output")
-    if args.stats:
-        require_writable_folder(Path(args.stats).parent, "--stats")
+    for flag, path in (("--output", args.output), ("--stats", args.stats)):
+        if path is not None:
+            require_writable_folder(path.parent, flag)
     model = train_digits_classifier(*train, seed=args.seed)
     with torch.no_grad():
         test_features, logits = model(test[0])
     correct = logits.argmax(dim=1) == test[1]
     logger.info("the classifier recognises %.1f %% of the test part", 100 * correct.float().mean())
     with blame("--output"):
-        atomic_save({"model": model.state_dict()}, output)
-    if args.stats:
+        atomic_save({"model": model.state_dict()}, args.output)
+    if args.stats is not None:
         with blame("--stats"):
             feature_statistics(test_features).save(args.stats)
 
@@ -139,7 +137,9 @@ def train_digits_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> Di
         bar = logs.progress(range(EPOCHS), desc="digits classifier", unit="epoch")
         for _ in bar:
             for chosen in torch.randperm(len(images)).split(BATCH_SIZE):
-                _, logits = model(_shifted(images[chosen]))
+                top, left = torch.randint(0, 2 * MAX_SHIFT + 1, (2,)).tolist()
+                shifted = functional.pad(images[chosen], (MAX_SHIFT,) * 4)  # with black
+                _, logits = model(shifted[..., top:, left:][..., :IMAGE_SIZE, :IMAGE_SIZE])
                 loss = functional.cross_entropy(logits, labels[chosen])
                 optimizer.zero_grad()
                 loss.backward()
@@ -149,36 +149,33 @@ def train_digits_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> Di
     return model.eval().requires_grad_(False)
 
 
-def _shifted(images: Tensor) -> Tensor:
-    """Move the batch by one random offset; what comes in from outside is black."""
-    top, left = torch.randint(0, 2 * MAX_SHIFT + 1, (2,)).tolist()
-    padded = functional.pad(images, (MAX_SHIFT,) * 4)
-    return padded[..., top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
-
-
 def report(args: argparse.Namespace) -> None:
     """Add the judge's accuracies to the metrics, and write the grid of samples."""
-    metrics = _read_metrics(args.metrics)
-    for flag, file in (("--metrics", args.metrics), ("--grid", args.grid)):
-        require_writable_folder(Path(file).parent, flag)
-    samples, labels = read_samples(args.samples)
+    file = require_file(args.metrics, "--metrics", "the JSON file an evaluation wrote")
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"--metrics: {file} is not JSON ({error}), expected an object") from error
+    if not isinstance(metrics, dict):
+        raise UserError(f"--metrics: {file} holds a {type(metrics).__name__}, expected an object")
+    for flag, path in (("--metrics", file), ("--grid", Path(args.grid))):
+        require_writable_folder(path.parent, flag)
+    samples, labels = read_samples(Path(args.samples))
     judge = train_judge(*read_part(args.data, "train"))
-    metrics["class_accuracy_generated"] = accuracy(judge, samples, labels)
-    metrics["class_accuracy_real_test"] = accuracy(judge, *read_part(args.data, "test"))
+    generated = accuracy(judge, samples, labels)
+    real = accuracy(judge, *read_part(args.data, "test"))
+    metrics |= {"class_accuracy_generated": generated, "class_accuracy_real_test": real}
 
-    per_class = len(samples) // NUM_CLASSES
-    shown = min(10, per_class)
-    grid = samples.unflatten(0, (NUM_CLASSES, per_class))[:, :shown].flatten(0, 1)
+    by_class = samples.unflatten(0, (NUM_CLASSES, -1))[:, :10]
     with blame("--grid"):
-        save_grid(grid.permute(0, 2, 3, 1), args.grid, columns=shown)
+        pixels = by_class.flatten(0, 1).permute(0, 2, 3, 1)
+        save_grid(pixels, args.grid, columns=by_class.shape[1])
     with blame("--metrics"):
-        write_json(metrics, args.metrics)
-    logger.info(
-        "recognised by the judge: %.1f %% of %d generated digits, %.1f %% of the real test digits",
-        100 * metrics["class_accuracy_generated"],
-        len(samples),
-        100 * metrics["class_accuracy_real_test"],
+        write_json(metrics, file)
+    line = (
+        "recognised by the judge: %.1f %% of %d generated digits, %.1f %% of the real test digits"
     )
+    logger.info(line, 100 * generated, len(samples), 100 * real)
 
 
 def train_judge(images: Tensor, labels: Tensor) -> SVC:
@@ -208,11 +205,11 @@ def read_part(data: str | Path, part: str) -> tuple[Tensor, Tensor]:
         return _read(images)
 
 
-def read_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
+def read_samples(folder: Path) -> tuple[Tensor, Tensor]:
     """Read generated images (n, 3, 32, 32) uint8, sorted by class, and their labels (n,) int64."""
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         raise UserError(f"--samples: {folder} is not a folder, expected one of PNG files")
-    paths = sorted(Path(folder).glob("*.png"))
+    paths = sorted(folder.glob("*.png"))
     count = len(paths)
     if count == 0 or count % NUM_CLASSES:
         raise UserError(
@@ -222,25 +219,13 @@ def read_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
         if path.name != f"{image_id:05d}.png":
             raise UserError(f"--samples: found {path}, expected {image_id:05d}.png in its place")
     labels = np.arange(count, dtype=np.int64) // (count // NUM_CLASSES)
-    images = ImageList(tuple(paths), labels, tuple(map(str, range(NUM_CLASSES))))
     with blame("--samples"):
-        return _read(images)
+        return _read(ImageList(tuple(paths), labels, tuple(map(str, range(NUM_CLASSES)))))
 
 
 def _read(images: ImageList) -> tuple[Tensor, Tensor]:
     batch = next(image_batches(images, IMAGE_SIZE, [np.arange(len(images))]))
     return batch.images, batch.labels
-
-
-def _read_metrics(path: str) -> dict[str, float]:
-    file = require_file(path, "--metrics", "the JSON file an evaluation wrote")
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"--metrics: {path} is not JSON ({error}), expected an object") from error
-    if not isinstance(metrics, dict):
-        raise UserError(f"--metrics: {path} holds a {type(metrics).__name__}, expected an object")
-    return metrics
 
 
 if __name__ == "__main__":

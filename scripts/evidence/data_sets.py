@@ -8,7 +8,7 @@ sampler's. Nothing in these features is trained.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,25 +58,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What generated images are held against.
+    """What generated images are held against."""
 
-    Attributes:
-        train: what models and judge were trained on, and the features of digits.
-        held_out: of the same kind, none of them trained on.
-        judge: images (n, 3, S, S) uint8 and labels (n,) -> share that it gives their label.
-        features: images (n, 3, S, S) uint8 -> (n, D) float32.
-        references: what Frechet distances are to, by the name of the distance.
-    """
-
-    train: Labelled
-    held_out: Labelled
-    judge: Callable[[Tensor, Tensor], float]
-    features: Callable[[Tensor], Tensor]
-    references: Mapping[str, Labelled]
-
-    def accuracy(self, made: Labelled) -> float:
-        """Return the share to which the judge gives their label."""
-        return self.judge(made.images, made.labels)
+    train: Labelled  # what models and judge were trained on, and the features of digits
+    held_out: Labelled  # of the same kind, none of them trained on
+    accuracy: Callable[[Labelled], float]  # the share of images that a judge gives their label
+    features: Callable[[Tensor], Tensor]  # of images (n, 3, S, S) uint8: (n, D) float32
+    references: Mapping[str, Labelled]  # what distances are to, by the name of the distance
 
     def distances(self, made: Labelled) -> dict[str, float]:
         """Measure Frechet distances of the features to those of the references."""
@@ -103,10 +91,9 @@ class DataSet:
 
 
 def digits(args: argparse.Namespace) -> DataSet:
-    """The demo's digits, its judge and the features of its classifier.
+    """Read the demo's digits, with its judge and the features of its classifier.
 
-    Raises:
-        UserError: a file is not what scripts/demo_digits.py writes; begins with the flag.
+    Raises `UserError` where a file is not what scripts/demo_digits.py writes.
     """
     extractor = build_extractor("digits", args.feature_extractor_weights, torch.device("cpu"))
     train, held_out = (
@@ -116,22 +103,19 @@ def digits(args: argparse.Namespace) -> DataSet:
     return DataSet(
         train=train,
         held_out=held_out,
-        judge=lambda images, labels: demo_digits.accuracy(svm, images, labels),
+        accuracy=lambda made: demo_digits.accuracy(svm, made.images, made.labels),
         features=lambda images: extract(extractor, images).pool,
         references={"frechet_distance": held_out},
     )
 
 
 def photographs(args: argparse.Namespace) -> DataSet:
-    """Crops of the two photographs, each also mirrored, as the models see them in training.
+    """Read crops of the two photographs, each also mirrored, as models see them in training.
 
     The judge is an SVM on lines and colours; the features are colours and textures, in standard
     deviations of the training crops. The distance is to these: two parts of one picture differ by
-    more than samples do from what they were trained on.
-
-    Raises:
-        UserError: `--data` is not what scripts/evidence/photographs.py writes, or
-            `--feature_extractor_weights` is given: there are none.
+    more than samples do from what they were trained on. Raises `UserError` where `--data` is not
+    what scripts/evidence/photographs.py writes, and of weights of features: these are fixed.
     """
     if args.feature_extractor_weights is not None:
         raise UserError(
@@ -145,8 +129,8 @@ def photographs(args: argparse.Namespace) -> DataSet:
     return DataSet(
         train=train,
         held_out=held_out,
-        judge=lambda images, labels: float(
-            svm.score(judge_features(images).numpy(), labels.numpy())
+        accuracy=lambda made: float(
+            svm.score(judge_features(made.images).numpy(), made.labels.numpy())
         ),
         features=lambda images: texture_features(images) / deviation,
         references={"frechet_distance": train, "frechet_distance_held_out": held_out},
@@ -170,16 +154,10 @@ DATA_SETS = {"digits": digits, "photographs": photographs}
 
 
 def judge_features(images: Tensor) -> Tensor:
-    """Compute which colours and lines are where in a crop.
+    """Compute which colours and lines are where in images (n, 3, S, S) uint8, 16 dividing S.
 
-    For every cell of 16 x 16 pixels its mean colour, and the square root of the mean gradient of
-    lightness in each of eight directions.
-
-    Args:
-        images: (n, 3, S, S) uint8, S a multiple of 16.
-
-    Returns:
-        (n, 11 * (S / 16) ** 2) float32.
+    For every cell of 16 x 16 pixels the square root of the mean gradient of lightness in each of
+    eight directions, and its mean colour: (n, 11 * (S / 16) ** 2) float32.
     """
     colours = _by_token(images)
     light = functional.pad(colours.mean(dim=1), (0, 1, 0, 1), mode="replicate")
@@ -193,22 +171,18 @@ def judge_features(images: Tensor) -> Tensor:
 
 
 def texture_features(images: Tensor) -> Tensor:
-    """Compute a crop's colours, and how strongly they change from token to token.
+    """Compute colours of images (n, 3, S, S) uint8, and how much they change between tokens.
 
     Of lightness and two colour contrasts: the means of the four quarters; then, by token and by
     2 x 2 tokens, the logarithms of the mean and of the root mean square difference of neighbours,
-    side by side, one below the other and along both diagonals.
-
-    Args:
-        images: (n, 3, S, S) uint8, S a multiple of 16.
-
-    Returns:
-        (n, 60) float32.
+    side by side, one below the other and along both diagonals: (n, 60) float32.
     """
     planes = torch.einsum("pc,nchw->nphw", OPPONENT, _by_token(images))
     parts = [functional.avg_pool2d(planes, planes.shape[-1] // 2).flatten(1)]
     for _ in range(SCALES):
-        for difference in _differences(planes):
+        here, right = planes[..., :-1, :-1], planes[..., :-1, 1:]
+        below, across = planes[..., 1:, :-1], planes[..., 1:, 1:]
+        for difference in (right - here, below - here, across - here, below - right):
             parts.append((difference.abs().mean(dim=(2, 3)) + FLOOR).log())
             parts.append((difference.square().mean(dim=(2, 3)) + FLOOR**2).log() / 2)
         planes = functional.avg_pool2d(planes, 2)
@@ -218,12 +192,3 @@ def texture_features(images: Tensor) -> Tensor:
 def _by_token(images: Tensor) -> Tensor:
     """Mean colours (n, 3, S / 4, S / 4) in [0, 1]."""
     return functional.avg_pool2d(images.float(), TOKEN) / 255
-
-
-def _differences(planes: Tensor) -> Iterator[Tensor]:
-    """Of neighbours in four directions, each (n, 3, side - 1, side - 1)."""
-    here = planes[..., :-1, :-1]
-    yield planes[..., :-1, 1:] - here
-    yield planes[..., 1:, :-1] - here
-    yield planes[..., 1:, 1:] - here
-    yield planes[..., 1:, :-1] - planes[..., :-1, 1:]

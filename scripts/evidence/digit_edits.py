@@ -78,21 +78,21 @@ def main(args: argparse.Namespace) -> None:
     shown = torch.arange(min(SHOWN, count)) * count // min(SHOWN, count)
     results, rows = [], []
     for name, part in logs.progress(PARTS.items(), desc="edits", unit="part"):
-        mask, pixels = mask_of(part, model.grid.side), mask_of(part, IMAGE_SIZE)
+        mask = mask_of(part, model.grid.side)
         masks = mask.view(1, -1).expand(count, -1)
-        own = codec.decode(edit(model, tokens, masks, labels, cfg=args.cfg, seed=args.seed))
-        free = codec.decode(edit(model, tokens, masks, None, cfg=1.0, seed=args.seed))
-        black = reconstructed * ~pixels
-        results.append(
-            {
-                "part": name,
-                "tokens": int(mask.sum()),
-                "class_accuracy": accuracy(judge, own, labels),
-                "class_accuracy_without_class": accuracy(judge, free, labels),
-                "class_accuracy_black": accuracy(judge, black, labels),
-            }
-        )
-        rows += [black[shown], own[shown]]
+        made = {
+            "": edit(model, tokens, masks, labels, cfg=args.cfg, seed=args.seed),
+            "_without_class": edit(model, tokens, masks, None, cfg=1.0, seed=args.seed),
+        }
+        pictures = {kind: codec.decode(codes) for kind, codes in made.items()}
+        pictures["_black"] = reconstructed * ~mask_of(part, IMAGE_SIZE)
+        scores = {
+            f"class_accuracy{kind}": accuracy(judge, edited, labels)
+            for kind, edited in pictures.items()
+        }
+        logger.info("%s: %.3f", name, scores["class_accuracy"])
+        results.append({"part": name, "tokens": int(mask.sum()), **scores})
+        rows += [pictures["_black"][shown], pictures[""][shown]]
     about = {
         "command": shlex.join(["python", *sys.argv]),
         "num_images": count,
@@ -101,8 +101,6 @@ def main(args: argparse.Namespace) -> None:
         "class_accuracy_real": accuracy(judge, images, labels),
         "class_accuracy_reconstructed": accuracy(judge, reconstructed, labels),
     }
-    for entry in results:
-        logger.info("%(part)s: %(class_accuracy).3f", entry)
     with blame("--output"):
         write_json({**about, "results": results}, args.output)
     if args.grid is not None:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 from sklearn.datasets import load_sample_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -35,9 +34,8 @@ FIRST_HELD_OUT_COLUMN = 448
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Crops of scikit-learn's two photographs, some held out.")
     parser.add_argument("--output", required=True, help="folder for train/, test/ and held_out/")
-    parser.add_argument(
-        "--spacing", type=whole(1), default=10, help="pixels between overlapping crops"
-    )
+    about = "pixels between overlapping crops"
+    parser.add_argument("--spacing", type=whole(1), default=10, help=about)
     add_flags(parser, "--debug")
     return parser.parse_args(argv)
 
@@ -54,17 +52,11 @@ def main(args: argparse.Namespace) -> None:
         for part, pixels, spacing in (*parts, ("held_out", right, args.spacing)):
             folder = output / part / name
             folder.mkdir(parents=True)
-            for number, crop in enumerate(crops(pixels, spacing)):
-                save_png(crop, folder / f"{number:04d}.png")
+            height, width = pixels.shape[:2]
+            corners = product(*(range(0, end - SIDE + 1, spacing) for end in (height, width)))
+            for number, (top, side) in enumerate(corners):
+                save_png(pixels[top : top + SIDE, side : side + SIDE], folder / f"{number:04d}.png")
             logger.info("%s: %d crops in %s", name, number + 1, folder)
-
-
-def crops(pixels: np.ndarray, spacing: int) -> Iterator[np.ndarray]:
-    """Cut (64, 64, 3) squares every `spacing` pixels, row by row."""
-    height, width = pixels.shape[:2]
-    for top in range(0, height - SIDE + 1, spacing):
-        for left in range(0, width - SIDE + 1, spacing):
-            yield np.ascontiguousarray(pixels[top : top + SIDE, left : left + SIDE])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from models.decoding import generate
 from models.lpd import LPD
 from orders.group_sizes import group_sizes
 from orders.sources import ORDERS, OrderSource, parse_order
-from scripts.evidence.data_sets import DATA_SETS, DataSet, Labelled
+from scripts.evidence.data_sets import DATA_SETS, Labelled
 from tokenizers.vq_model import VQModel
 from util import logs
 from util.cli import Parser, add_flags, whole
@@ -55,20 +55,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pretrained_ckpt", type=Path, required=True, help="LPD checkpoint")
     parser.add_argument("--vqgan_path", required=True, help="its tokenizer")
     parser.add_argument("--data", required=True, help="the real images, as they were prepared")
-    parser.add_argument(
-        "--feature_extractor_weights", help="digits: what demo_digits.py features wrote"
-    )
+    about = "digits: what demo_digits.py features wrote"
+    parser.add_argument("--feature_extractor_weights", help=about)
     add_flags(parser, "--orders", default=list(ORDERS))
     add_flags(parser, "--steps", required=True)
-    add_flags(parser, "--cfg")
+    add_flags(parser, "--cfg", "--debug")
     parser.add_argument("--samples", type=whole(2), default=500, help="as many of each class")
     add_flags(parser, "--seed", help="of orders and draws")
     add_flags(parser, "--output", required=True)
     parser.add_argument("--grid", type=Path, help="PNG file of real images, and samples below")
-    parser.add_argument(
-        "--grid_steps", nargs="+", type=whole(1), metavar="K", help="only samples of these steps"
-    )
-    add_flags(parser, "--debug")
+    about = {"metavar": "K", "help": "only samples of these steps"}
+    parser.add_argument("--grid_steps", nargs="+", type=whole(1), **about)
     return parser
 
 
@@ -106,22 +103,23 @@ def main(args: argparse.Namespace) -> None:
         sources = [parse_order(path, model.grid, args.seed, args.samples) for path in paths]
     with blame("--steps"):
         lists = [group_sizes(model.grid.num_tokens, steps) for steps in args.steps]
+
+    def measures(judged: Labelled, compared: Labelled) -> dict[str, float]:
+        return {"class_accuracy": data.accuracy(judged), **data.distances(compared)}
+
     # For the judge images that it has not seen, for the distance such as the models learned from.
     real = data.held_out.spread(per_class), data.train.spread(per_class)
-    reconstructed = tuple(
-        Labelled(codec.decode(codec.encode(part.images)), part.labels) for part in real
-    )
-    rows = [real[1], reconstructed[1]]
-    results = []
+    reconstructed = [Labelled(codec.decode(codec.encode(r.images)), r.labels) for r in real]
+    scores = {"real": measures(*real), "reconstructed": measures(*reconstructed)}
+    results, rows = [], [real[1], reconstructed[1]]
     cases = itertools.product(lists, zip(args.orders, sources, strict=True))
     for sizes, (order, source) in logs.progress(list(cases), desc="samples", unit="setting"):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             tokens = sample(model, labels, source, sizes, args.cfg, args.seed)
         made = Labelled(codec.decode(tokens), labels)
-        results.append({"order": order, "steps": len(sizes), **measures(data, made, made)})
+        results.append({"order": order, "steps": len(sizes), **measures(made, made)})
         if args.grid_steps is None or len(sizes) in args.grid_steps:
             rows.append(made)
-    scores = {"real": measures(data, *real), "reconstructed": measures(data, *reconstructed)}
     with blame("--output"):
         write_json({**about, **scores, "results": results}, args.output)
     if args.grid is not None:
@@ -155,8 +153,8 @@ def sample(
     """Generate codes (n, N) of labels (n,); image i has an order and draws of its own."""
     made = []
     for ids in torch.arange(len(labels)).split(batch_size):
-        orders = source(ids.numpy(), sizes)
         options = dict(cfg=cfg, seed=seed, image_ids=ids.numpy())
+        orders = source(ids.numpy(), sizes)
         made.append(generate(model, labels[ids], orders, sizes, **options))
     return torch.cat(made)
 
@@ -175,11 +173,6 @@ class Codec:
     def decode(self, tokens: Tensor) -> Tensor:
         made = torch.cat([self._decode(part) for part in tokens.split(BATCH_SIZE)])
         return made.permute(0, 3, 1, 2)
-
-
-def measures(data: DataSet, judged: Labelled, compared: Labelled) -> dict[str, float]:
-    """Measure what share of some images is recognised, and how far some are from real ones."""
-    return {"class_accuracy": data.accuracy(judged), **data.distances(compared)}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ from util.errors import UserError, blame, require_file, run
 # Steps and order.
 Key = tuple[int, str]
 # Title, order, and what a cell holds.
-Column = tuple[str, str, Callable[[Key], str]]
+Column = tuple[str, str, Callable[[Key], object]]
+Row = list[object]
 
 # What the files of a table must have in common, as far as they say it.
 COMMON = ("data_set", "num_images", "num_tokens", "samples", "cfg")
@@ -49,26 +51,25 @@ MODEL = ("checkpoint_sha256", "checkpoint")
 MEASURED = ("seed", "bf16")
 # Candidates of a search that are shown.
 SHOWN = 5
+SCORES = {
+    "class_accuracy": "accuracy, %",
+    "frechet_distance": "Frechet distance",
+    "frechet_distance_held_out": "to held-out crops",
+}
 
 
 @dataclass(frozen=True)
 class Study:
-    """What was measured of one model.
+    """What was measured of one model."""
 
-    Attributes:
-        path: of the JSON file, or the first of several.
-        about: its entries beside the results.
-        results: of all files.
-        chosen: (n,) bool, the images that count; None for all.
-    """
-
-    path: Path
-    about: dict[str, Any]
-    results: dict[Key, dict[str, Any]]
-    chosen: np.ndarray | None = None
+    path: Path  # of the JSON file, or the first of several
+    about: dict[str, Any]  # its entries beside the results
+    results: dict[Key, dict[str, Any]]  # of all files
+    chosen: np.ndarray | EllipsisType = ...  # the images that count
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line: a table, its files and flags."""
     parser = Parser(description="Markdown tables from the JSON files of the studies.")
     tables = parser.add_subparsers(dest="table", required=True)
     for name, (_, flags) in TABLES.items():
@@ -83,11 +84,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Write the table to standard output."""
     make, flags = TABLES[args.table]
-    lines = study_table(args, make) if flags else make(args.files)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    head, *rows = study_table(args, make) if flags else make(args.files)
+    lines = [" | ".join(map(str, row)) for row in rows]
+    sys.stdout.write(f"| {' | '.join(head)} |\n{'|---' * len(head)}|\n")
+    sys.stdout.write("".join(f"| {line} |\n" for line in lines))
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a file of a study."""
     require_file(path, "files", "JSON of a study")
     with blame(f"files: {path}"):
         content = json.loads(path.read_text())
@@ -96,35 +100,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_study(path: Path) -> Study:
-    about = read_json(path)
-    entries = about.pop("results", [])
-    results = {(entry.get("steps"), entry.get("order")): entry for entry in entries}
-    if not results or len(results) < len(entries):
-        raise UserError(
-            f"files: {path} holds {len(entries)} results of {len(results)} steps and orders, "
-            "expected one of each"
-        )
-    return Study(path, about, results)
-
-
 def read_models(paths: Sequence[Path]) -> list[Study]:
     """Read one study for each model; all must be of the same images."""
     models: list[Study] = []
-    for study in map(read_study, paths):
+    for path in paths:
+        about = read_json(path)
+        entries = about.pop("results", [])
+        results = {(entry.get("steps"), entry.get("order")): entry for entry in entries}
+        if not results or len(results) < len(entries):
+            raise UserError(
+                f"files: {path} holds {len(entries)} results of {len(results)} steps and orders, "
+                "expected one of each"
+            )
+        study = Study(path, about, results)
         if models:
             require_same_images(models[0], study)
-        same = [place for place, known in enumerate(models) if are_of_one_model(known, study)]
-        if not same:
+        known = next((model for model in models if are_of_one_model(model, study)), None)
+        if known is None:
             models.append(study)
             continue
-        known = models[same[0]]
-        for steps, order in known.results.keys() & study.results.keys():
+        for steps, order in known.results.keys() & results.keys():
             raise UserError(
-                f"files: {study.path} and {known.path} are of one model and both hold {order} in "
+                f"files: {path} and {known.path} are of one model and both hold {order} in "
                 f"{steps} steps, expected it once"
             )
-        models[same[0]] = replace(known, results={**known.results, **study.results})
+        known.results.update(results)
     return models
 
 
@@ -139,7 +139,7 @@ def require_same_images(first: Study, study: Study) -> None:
 
 
 def are_of_one_model(first: Study, second: Study) -> bool:
-    """Whether two files say that they are of the same model, measured alike."""
+    """Say whether two files are of the same model, measured alike."""
     model = told_by_both(first, second, MODEL)[:1]
     names = [*model, *told_by_both(first, second, MEASURED)]
     return bool(model) and all(first.about[name] == second.about[name] for name in names)
@@ -161,29 +161,32 @@ def choose_class(study: Study, name: str) -> Study:
     return replace(study, chosen=chosen)
 
 
-def by_image(studies: Sequence[Study], what: str, key: Key) -> np.ndarray:
-    """Nats (`nll`) or price of each image, averaged over the models: (n,)."""
+def by_image(what: str, studies: Sequence[Study], key: Key) -> np.ndarray:
+    """Nats (`nll`), their price or nats `alone` of each image (n,), averaged over the models."""
+    if what == "alone":
+        return by_image("nll", studies, key) - by_image("price", studies, key)
     values = []
     for study in studies:
         name = f"{what}_by_image"
         if name not in study.results[key]:
             raise UserError(f"files: {study.path} has no {name}, expected it of every order")
-        images = np.array(ast.literal_eval(study.results[key][name]))
-        values.append(images if study.chosen is None else images[study.chosen])
+        values.append(np.array(ast.literal_eval(study.results[key][name]))[study.chosen])
     return np.mean(values, axis=0)
 
 
 def study_table(
     args: argparse.Namespace, make_columns: Callable[..., list[Column]]
-) -> Iterator[str]:
-    """Steps by orders, of all models."""
+) -> Iterator[Row]:
+    """Make rows of steps by orders, of all models."""
     studies = read_models(args.files)
     if getattr(args, "class_name", None) is not None:
         studies = [choose_class(study, args.class_name) for study in studies]
     every = list(dict.fromkeys(order for study in studies for _, order in study.results))
     orders, minus = args.orders or every, getattr(args, "minus", None)
-    require_known("--orders", orders, every)
-    require_known("--minus", [minus or orders[0]], orders)
+    for flag, given, known in (("--orders", orders, every), ("--minus", [minus], orders)):
+        for order in given:
+            if order not in (None, *known):
+                raise UserError(f"{flag}: found {order}, expected some of {', '.join(known)}")
     needed = [(study, order) for study in studies for order in orders]
     counts = dict.fromkeys(steps for steps, _ in studies[0].results)
     counts = [k for k in counts if all((k, order) in study.results for study, order in needed)]
@@ -192,76 +195,53 @@ def study_table(
             f"files: found no number of steps with {', '.join(orders)} of every model, expected one"
         )
     columns = make_columns(studies, orders, minus)
-    yield f"| steps | {' | '.join(title for title, _, _ in columns)} |"
-    yield "|---" * (1 + len(columns)) + "|"
+    yield ["steps", *(title for title, _, _ in columns)]
     for steps in counts:
-        cells = [cell((steps, order)) for _, order, cell in columns]
-        yield f"| {steps} | {' | '.join(cells)} |"
-
-
-def require_known(flag: str, orders: Sequence[str], known: Sequence[str]) -> None:
-    for order in orders:
-        if order not in known:
-            raise UserError(f"{flag}: found {order}, expected some of {', '.join(known)}")
-
-
-def differences(
-    cost: Callable[[Key], np.ndarray], orders: Sequence[str], minus: str
-) -> list[Column]:
-    """Differences of a cost by image to that of one order."""
-
-    def difference(key: Key) -> str:
-        return str(Estimate.of(cost(key) - cost((key[0], minus))))
-
-    return [(f"{order} - {minus}", order, difference) for order in orders if order != minus]
+        yield [steps, *(cell((steps, order)) for _, order, cell in columns)]
 
 
 def cost_columns(
     what: str, studies: Sequence[Study], orders: Sequence[str], minus: str | None
 ) -> list[Column]:
-    """Nats an image or their price, then the differences to one order's."""
-    cost = partial(by_image, studies, what)
-    columns = [(order, order, lambda key: str(Estimate.of(cost(key)))) for order in orders]
-    return columns + differences(cost, orders, minus or orders[0])
+    """Make columns of costs of an image, then of the differences to one order's.
 
+    Of `alone` they are means and, of several models, ranges, and differences only if asked for.
+    """
+    cost, alone = partial(by_image, what, studies), what == "alone"
 
-def alone_columns(
-    studies: Sequence[Study], orders: Sequence[str], minus: str | None
-) -> list[Column]:
-    """Nats an image of each order one token at a time: means and, of several models, ranges."""
+    def mean(key: Key) -> object:
+        each = [by_image(what, [study], key).mean() for study in studies] if alone else []
+        return spread(each, digits=2) if alone else Estimate.of(cost(key))
 
-    def alone(chosen: Sequence[Study], key: Key) -> np.ndarray:
-        return by_image(chosen, "nll", key) - by_image(chosen, "price", key)
+    def difference(key: Key) -> Estimate:
+        return Estimate.of(cost(key) - cost((key[0], minus)))
 
-    def mean(key: Key) -> str:
-        return spread([alone([study], key).mean() for study in studies], digits=2)
-
+    minus = minus or (None if alone else orders[0])
+    others = [order for order in orders if minus not in (None, order)]
     columns = [(order, order, mean) for order in orders]
-    return columns + (differences(partial(alone, studies), orders, minus) if minus else [])
+    return columns + [(f"{order} - {minus}", order, difference) for order in others]
 
 
 def against_columns(studies: Sequence[Study], orders: Sequence[str], _: None) -> list[Column]:
-    """Nats an image of the second half of the models, and by how much they exceed the first's."""
-    if len(studies) % 2:
+    """Make columns of the second half of the models, and of what they exceed the first half by."""
+    half, odd = divmod(len(studies), 2)
+    if odd:
         raise UserError(
             f"files: found {len(studies)} models, expected as many of one as of the other"
         )
-    first, second = studies[: len(studies) // 2], studies[len(studies) // 2 :]
 
-    def nll(key: Key) -> str:
-        return str(Estimate.of(by_image(second, "nll", key)))
+    def difference(key: Key) -> Estimate:
+        second, first = (by_image("nll", part, key) for part in (studies[half:], studies[:half]))
+        return Estimate.of(second - first)
 
-    def difference(key: Key) -> str:
-        return str(Estimate.of(by_image(second, "nll", key) - by_image(first, "nll", key)))
-
-    columns = [(order, order, nll) for order in orders]
+    columns = cost_columns("nll", studies[half:], orders, None)[: len(orders)]
     return columns + [(f"{order}, minus the first model", order, difference) for order in orders]
 
 
 def each_columns(
     studies: Sequence[Study], orders: Sequence[str], minus: str | None
 ) -> list[Column]:
-    """Differences to one order, of each model by itself."""
+    """Make columns of differences to one order, of each model by itself."""
     return [
         (f"{title}, {study.path.stem}", order, cell)
         for study in studies
@@ -270,21 +250,41 @@ def each_columns(
 
 
 def samples_columns(studies: Sequence[Study], orders: Sequence[str], _: None) -> list[Column]:
-    """Class accuracy and Frechet distance, means and, of several models, ranges."""
+    """Make columns of class accuracies, then of Frechet distances."""
 
-    def judged(name: str, factor: float, key: Key) -> str:
-        return spread([factor * study.results[key][name] for study in studies], digits=1)
+    def judged(name: str, key: Key) -> str:
+        return judge([study.results[key] for study in studies], name)
 
-    accuracy = partial(judged, "class_accuracy", 100)
-    distance = partial(judged, "frechet_distance", 1)
-    columns = [(f"{order}, accuracy, %", order, accuracy) for order in orders]
-    return columns + [(f"{order}, Frechet distance", order, distance) for order in orders]
+    columns = [(name, order) for name in ("class_accuracy", "frechet_distance") for order in orders]
+    return [(f"{order}, {SCORES[name]}", order, partial(judged, name)) for name, order in columns]
 
 
-def search_table(paths: Sequence[Path]) -> Iterator[str]:
-    """Candidates on the images that chose among them, and the best on the others."""
-    yield "| steps | images | rank | repulsion | proximity | sizes | nats | minus published |"
-    yield "|---" * 8 + "|"
+def yardsticks_table(paths: Sequence[Path]) -> Iterator[Row]:
+    """Make rows of the scores of real images: as they are, and reconstructed."""
+    studies = [study.about for study in read_models(paths)]
+    if any(not {"real", "reconstructed"} <= study.keys() for study in studies):
+        raise UserError("files: found no real and reconstructed, expected them of every file")
+    names = [name for name in SCORES if all(name in study["real"] for study in studies)]
+    yield ["images", *(SCORES[name] for name in names)]
+    for images in ("real", "reconstructed"):
+        yield [images, *(judge([study[images] for study in studies], name) for name in names)]
+
+
+def judge(scores: Sequence[dict[str, float]], name: str) -> str:
+    """Write a score of one or several models, accuracies in %."""
+    factor = 100 if name == "class_accuracy" else 1
+    return spread([factor * score[name] for score in scores], digits=1)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Write the mean of values and, of several, their range."""
+    low, mean, high = (f"{reduce(values):.{digits}f}" for reduce in (min, np.mean, max))
+    return mean if len(values) == 1 else f"{mean} ({low}-{high})"
+
+
+def search_table(paths: Sequence[Path]) -> Iterator[Row]:
+    """Make rows of candidates on the images that chose among them, and the best on the others."""
+    yield [*"steps images rank repulsion proximity sizes nats".split(), "minus published"]
     for path in paths:
         searches = read_json(path).get("searches")
         if not searches:
@@ -295,40 +295,10 @@ def search_table(paths: Sequence[Path]) -> Iterator[str]:
             shown = dict([*ranked[:SHOWN], *alone[:1], ranked[-1]])
             halves = [("chosen on", rank, candidate) for rank, candidate in shown.items()]
             for half, rank, each in [*halves, ("the others", 1, search["best"])]:
-                nll = Estimate(each["nll"], each["nll_se"])
-                less = Estimate(each["minus_published"], each["minus_published_se"])
-                yield (
-                    f"| {search['steps']} | {half} | {rank} | {each['repulsion']:g} | "
-                    f"{each['proximity']:g} | {each['shape']} | {nll} | {less} |"
-                )
-
-
-def yardsticks_table(paths: Sequence[Path]) -> Iterator[str]:
-    """Class accuracy and Frechet distances of real images: as they are, and reconstructed."""
-    files = [study.about for study in read_models(paths)]
-    titles = {
-        "class_accuracy": "accuracy, %",
-        "frechet_distance": "Frechet distance",
-        "frechet_distance_held_out": "to held-out crops",
-    }
-    if any(not {"real", "reconstructed"} <= file.keys() for file in files):
-        raise UserError("files: found no real and reconstructed, expected them of every file")
-    names = [name for name in titles if all(name in file["real"] for file in files)]
-    yield f"| images | {' | '.join(titles[name] for name in names)} |"
-    yield "|---" * (1 + len(names)) + "|"
-    for images in ("real", "reconstructed"):
-        factors = {"class_accuracy": 100}
-        cells = [
-            spread([factors.get(name, 1) * file[images][name] for file in files], digits=1)
-            for name in names
-        ]
-        yield f"| {images} | {' | '.join(cells)} |"
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Their mean and, of several, their range."""
-    low, mean, high = (f"{reduce(values):.{digits}f}" for reduce in (min, np.mean, max))
-    return mean if len(values) == 1 else f"{mean} ({low}-{high})"
+                setting = (f"{each['repulsion']:g}", f"{each['proximity']:g}", each["shape"])
+                names = ("nll", "minus_published")
+                figures = (Estimate(each[name], each[f"{name}_se"]) for name in names)
+                yield [search["steps"], half, rank, *setting, *figures]
 
 
 FLAGS: dict[str, dict[str, Any]] = {
@@ -340,7 +310,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 TABLES: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "nll": (partial(cost_columns, "nll"), ("--orders", "--class", "--minus")),
     "prices": (partial(cost_columns, "price"), ("--orders", "--class", "--minus")),
-    "alone": (alone_columns, ("--orders", "--class", "--minus")),
+    "alone": (partial(cost_columns, "alone"), ("--orders", "--class", "--minus")),
     "against": (against_columns, ("--orders", "--class")),
     "each": (each_columns, ("--orders", "--class", "--minus")),
     "samples": (samples_columns, ("--orders",)),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +16,8 @@ from sklearn.datasets import load_digits
 from evaluation.features import build_extractor
 from evaluation.references import open_reference
 from scripts import demo_digits
-from tests.commands import opens_anywhere
+from tests.commands import opens_anywhere, run_command
 from util.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +45,7 @@ def report(data: Path, samples: Path, folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_prepare_writes_the_split(data: Path) -> None:
+def test_prepare_writes_the_split_of_enlarged_digits(data: Path) -> None:
     digits = load_digits()
     numbers = []
     for part, count in (("train", 1437), ("test", 360)):
@@ -60,23 +56,12 @@ def test_prepare_writes_the_split(data: Path) -> None:
         numbers += [int(path.stem) for path in paths]
     assert sorted(numbers) == list(range(1797))
     assert sorted(path.name for path in data.iterdir()) == ["test", "train"]
-
-
-def test_images_are_enlarged_digits(data: Path) -> None:
-    path = data / "train" / "3" / "0003.png"
-    image = Image.open(path)
+    image = Image.open(data / "train" / "3" / "0003.png")
     assert image.size == (32, 32) and image.mode == "RGB"
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     assert torch.equal(pixels[:, 0], pixels[:, 2])
-    difference = demo_digits.to_digits(pixels)[0] - load_digits().data[3]
+    difference = demo_digits.to_digits(pixels)[0] - digits.data[3]
     assert np.abs(difference).mean() < 1  # of 16 grey levels
-
-
-def test_judge_recognises_real_digits(data: Path) -> None:
-    judge = demo_digits.train_judge(*demo_digits.read_part(data, "train"))
-    assert demo_digits.accuracy(judge, *demo_digits.read_part(data, "test")) == pytest.approx(
-        0.989, abs=0.003
-    )
 
 
 def test_report_on_real_digits(
@@ -93,35 +78,29 @@ def test_report_on_real_digits(
     assert grid.shape == (10 * 32 + 9 * 2, 10 * 32 + 9 * 2, 3)
     fourth_of_class_2 = np.array(Image.open(samples / "00063.png"))
     assert np.array_equal(grid[68:100, 102:134], fourth_of_class_2)
-
-
-def test_report_knows_the_labels_from_the_order(data: Path, samples: Path, tmp_path: Path) -> None:
-    paths = sorted(samples.iterdir())
-    for path in paths[:30]:  # the first class now shows the digit 1
+    # Labels follow from the order: the first class now shows the digit 1.
+    for path in sorted(samples.iterdir())[:30]:
         shutil.copy(samples / f"{int(path.stem) + 30:05d}.png", path)
-    (tmp_path / "metrics.json").write_text("{}")
     assert 0.87 < report(data, samples, tmp_path)["class_accuracy_generated"] <= 0.9
 
 
 def test_report_refuses_what_it_cannot_judge(data: Path, samples: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--metrics: .* does not exist"):
-        report(data, samples, tmp_path)
-    (tmp_path / "metrics.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"--metrics: .* holds a list, expected an object"):
-        report(data, samples, tmp_path)
-    (tmp_path / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match=r"--metrics: .* is not JSON"):
-        report(data, samples, tmp_path)
-    (tmp_path / "metrics.json").write_text("{}")
+    def refused(message: str, folder: Path = samples) -> None:
+        with pytest.raises(UserError, match=message):
+            report(data, folder, tmp_path)
+
+    metrics = tmp_path / "metrics.json"
+    refused(r"--metrics: .* does not exist")
+    for content, message in (("[1]", "holds a list, expected an object"), ("{", "is not JSON")):
+        metrics.write_text(content)
+        refused(f"--metrics: .* {message}")
+    metrics.write_text("{}")
     (samples / "00299.png").rename(samples / "00300.png")
-    with pytest.raises(UserError, match=r"--samples: found .*00300.png, expected 00299.png"):
-        report(data, samples, tmp_path)
+    refused(r"--samples: found .*00300.png, expected 00299.png")
     (samples / "00300.png").unlink()
-    with pytest.raises(UserError, match=r"--samples: .* holds 299 PNG files, expected a multiple"):
-        report(data, samples, tmp_path)
-    with pytest.raises(UserError, match=r"--samples: .* is not a folder"):
-        report(data, tmp_path / "absent", tmp_path)
-    assert (tmp_path / "metrics.json").read_text() == "{}"
+    refused(r"--samples: .* holds 299 PNG files, expected a multiple")
+    refused(r"--samples: .* is not a folder", tmp_path / "absent")
+    assert metrics.read_text() == "{}"
     assert not (tmp_path / "grid.png").exists()
 
 
@@ -171,11 +150,9 @@ def test_data_of_another_data_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_command_line_ends_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/demo_digits.py", "features", "--data", str(tmp_path / "no")]
-    command += ["--output", str(tmp_path / "f.pt")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    flags = ["--data", tmp_path / "no", "--output", tmp_path / "f.pt"]
+    done = run_command("scripts/demo_digits.py", "features", *flags)
     assert done.returncode == 2
-    assert done.stderr.strip() == (
-        f"error: --data: {tmp_path / 'no' / 'train'} does not exist, "
-        "expected a folder of class folders"
-    )
+    folder = tmp_path / "no" / "train"
+    line = f"error: --data: {folder} does not exist, expected a folder of class folders\n"
+    assert done.stderr == line

@@ -85,8 +85,8 @@ def toy(args: argparse.Namespace | None = None) -> DataSet:
     return DataSet(
         train=train,
         held_out=held_out,
-        judge=lambda images, labels: float(
-            (images.float().mean(dim=(1, 2, 3)) // 86 == labels).float().mean()
+        accuracy=lambda made: float(
+            (made.images.float().mean(dim=(1, 2, 3)) // 86 == made.labels).float().mean()
         ),
         features=lambda images: images.float()[:, 0, :2, 0],
         references={"to_held_out": held_out, "to_train": train},
