@@ -1,9 +1,12 @@
 """Debian packages that some tests need, installed where that is possible."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class MissingProgramsError(RuntimeError):
@@ -13,36 +16,29 @@ class MissingProgramsError(RuntimeError):
 def require_programs(
     programs: Sequence[str], packages: Sequence[str], search_path: str | None = None
 ) -> None:
-    """Install packages if a program is missing.
+    """Install packages if a program is missing on the path; `MissingProgramsError` if it cannot."""
 
-    Args:
-        programs: that must be there in the end.
-        packages: that bring them.
-        search_path: where to look for the programs; by default where commands are found.
+    def missing() -> str:
+        return ", ".join(name for name in programs if shutil.which(name, path=search_path) is None)
 
-    Raises:
-        MissingProgramsError: one is missing and cannot be installed.
-    """
-
-    def missing() -> list[str]:
-        return [name for name in programs if shutil.which(name, path=search_path) is None]
-
-    if not missing():
-        return
-    if os.geteuid() != 0:
-        raise MissingProgramsError(f"{', '.join(missing())} missing, and not root to install it")
-    if shutil.which("apt-get") is None:
-        raise MissingProgramsError(f"{', '.join(missing())} missing, and no apt-get to install it")
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-        result = subprocess.run(
-            ["apt-get", "-q", *command],
-            env=quiet,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if missing():
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MissingProgramsError(f"apt-get install {' '.join(packages)} failed: {last}")
+    with (Path(tempfile.gettempdir()) / "apt-get.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other tests may be at it
+        if not missing():
+            return
+        if os.geteuid() != 0:
+            raise MissingProgramsError(f"{missing()} missing, and not root to install it")
+        if shutil.which("apt-get") is None:
+            raise MissingProgramsError(f"{missing()} missing, and no apt-get to install it")
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+            result = subprocess.run(
+                ["apt-get", "-q", *command],
+                env=quiet,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if missing():
+            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise MissingProgramsError(f"apt-get install {' '.join(packages)} failed: {last}")

@@ -1,13 +1,42 @@
+import json
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="the full form of tests that have a short one too"
     )
+
+
+class Times:
+    """What the tests of each folder took, in times.json, and a line for each beyond budget.json."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        kind = "slow" if "slow" in report.keywords else "quick"
+        self.seconds[f"{Path(report.location[0]).parent} {kind}"] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        times = {name: round(seconds, 1) for name, seconds in sorted(self.seconds.items())}
+        (HERE / "times.json").write_text(json.dumps(times, indent=2) + "\n")
+        budgets = json.loads((HERE / "budget.json").read_text())
+        for name, seconds in times.items():
+            if seconds > (budget := budgets.get(name, 0)):
+                terminalreporter.write_line(f"{name}: took {seconds:.0f} s, expected {budget} s")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Times())
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def fault(request: pytest.FixtureRequest) -> Fault:
     what = request.function.__doc__.splitlines()[0].rstrip(".")
     case = f": {request.node.callspec.id}" if hasattr(request.node, "callspec") else ""
     row = Fault(what + case)
-    request.node.user_properties.append((FAULT, row))
+    request.node.user_properties.append((FAULT, vars(row)))  # simple enough for xdist
     return row
 
 
@@ -56,8 +56,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             # A module that is skipped whole reports its collection, which has none.
             properties = getattr(report, "user_properties", ())
             for row in (value for name, value in properties if name == FAULT):
-                ended = {"passed": row.ended, "failed": "FAILED"}.get(outcome)
-                rows.append((row.what, str(row.tries), ended or f"skipped: {report.longrepr[2]}"))
+                ended = {"passed": row["ended"], "failed": "FAILED"}.get(outcome)
+                ended = ended or f"skipped: {report.longrepr[2]}"
+                rows.append((row["what"], str(row["tries"]), ended))
     if not rows:
         return
     terminalreporter.section("faults that were tried")
