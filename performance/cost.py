@@ -60,35 +60,23 @@ def num_parameters(module: torch.nn.Module, matrices: bool = False) -> int:
 
 @dataclass(frozen=True)
 class Generation:
-    """The sizes of parallel decoding (method section 4).
-
-    Attributes:
-        sequences: decoded side by side: the images, twice under guidance.
-        number_bytes: size of a weight, key or value.
-    """
+    """The sizes of parallel decoding (method section 4)."""
 
     width: int
     depth: int
     block_parameters: int
     head_parameters: int
     group_sizes: tuple[int, ...]
-    sequences: int
-    number_bytes: int
+    sequences: int  # decoded side by side: the images, twice under guidance
+    number_bytes: int  # of a weight, key or value
 
     @classmethod
     def of(
         cls, model: LPD, group_sizes: Sequence[int], sequences: int, number_bytes: int
     ) -> Generation:
         """Read the sizes off a network."""
-        return cls(
-            model.pos_embed.shape[-1],
-            len(model.blocks),
-            num_parameters(model.blocks),
-            model.head.weight.numel(),
-            tuple(group_sizes),
-            sequences,
-            number_bytes,
-        )
+        sizes = (model.pos_embed.shape[-1], len(model.blocks), num_parameters(model.blocks))
+        return cls(*sizes, model.head.weight.numel(), tuple(group_sizes), sequences, number_bytes)
 
     def step_rows(self) -> list[tuple[int, int]]:
         """List new context tokens and queries of one sequence by step; first the class token."""
@@ -106,30 +94,10 @@ class Generation:
                 + 2 * queries * self.head_parameters
                 + 4 * self.width * self.depth * pairs
             )
-            works.append(Work(weights + self._cache(stored), self.sequences * per_sequence))
+            cache = 2 * self.sequences * stored * self.depth * self.width * self.number_bytes
+            works.append(Work(weights + cache, self.sequences * per_sequence))
             stored = known
         return works
-
-    @property
-    def cache_bytes(self) -> int:
-        """Keys and values of the class token and of all tokens."""
-        return self._cache(1 + sum(self.group_sizes))
-
-    @property
-    def activation_bytes(self) -> int:
-        """The widest moment of any step.
-
-        In a block this is the stream (float32) beside what enters and leaves the MLP's hidden
-        layer; behind the head, the logits and their probabilities, both float32.
-        """
-        vocabulary = self.head_parameters // self.width
-        rows = max(context + queries for context, queries in self.step_rows())
-        in_block = rows * self.width * (4 + 5 * self.number_bytes)
-        behind_head = 2 * max(self.group_sizes) * vocabulary * 4
-        return self.sequences * max(in_block, behind_head)
-
-    def _cache(self, tokens: int) -> int:
-        return 2 * self.sequences * tokens * self.depth * self.width * self.number_bytes
 
 
 def sampling_cost(
@@ -168,13 +136,11 @@ def training_cost(
 
 def visible_pairs(group_sizes: Sequence[int]) -> int:
     """Count the open places of the group-causal mask (method section 3)."""
-    pairs, known = 1, 1  # the class token sees itself
-    for number, size in enumerate(group_sizes, start=1):
-        pairs += size * (known + size)  # queries: the earlier context and one another
-        if number < len(group_sizes):
-            pairs += size * (known + size)  # as context: likewise
+    pairs = known = 1  # the class token sees itself
+    for size in group_sizes:
         known += size
-    return pairs
+        pairs += 2 * size * known  # as queries and as context: what came before and one another
+    return pairs - group_sizes[-1] * known  # the last group is never context
 
 
 def tokenizer_cost(tokenizer: VQModel, num_tokens: int, number_bytes: int) -> dict[str, Work]:
@@ -184,11 +150,10 @@ def tokenizer_cost(tokenizer: VQModel, num_tokens: int, number_bytes: int) -> di
         same = VQModel(**tokenizer.config).eval()
         codes = torch.zeros(1, num_tokens, dtype=torch.int64)
         image = torch.zeros(1, 3, side, side)
-    calls = {"encoder": lambda: same.encode(image), "decoder": lambda: same.decode_code(codes)}
     costs = {}
-    for name, call in calls.items():
+    for name, call, x in (("encoder", same.encode, image), ("decoder", same.decode_code, codes)):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call()
+            call(x)
         weights = num_parameters(getattr(same, name))
         costs[name] = Work(weights * number_bytes, counter.get_total_flops())
     return costs

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import platform
 import resource
+import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.cuda_graphs import largest_that_fits
 from performance.cost import Rates
-from util import distributed
+from util import distributed, logs
 from util.cli import Parser, add_flags, number, whole
 from util.errors import blame, require_writable_folder
 from util.files import write_json
@@ -28,7 +28,14 @@ from util.files import write_json
 logger = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=nn.Module)
+Record = dict[str, Any]
+# Title, number format and factor by key of a record.
+Columns = Mapping[str, tuple[str, str, float]]
 
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Calls of a kind that are timed at most: enough for a 95th percentile.
+MOST_ROUNDS = 30
 # Of the copy whose bandwidth is measured: far beyond any cache.
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 # (rows, in, out) of the products whose rate is measured.
@@ -41,24 +48,12 @@ _RATE_CALLS = {"cpu": 4, "cuda": 20}
 
 @dataclass(frozen=True)
 class Effort:
-    """What is measured, and how often.
-
-    Attributes:
-        batch_sizes: tried in turn until one does not fit; none for the row's own.
-        plain: measure the plain path, too.
-        rounds: at least so many, whatever they take.
-        seconds: after these no round begins beyond the least number.
-        dtypes: of the network's matrix products.
-        plain_once: types whose plain path, being slow, is called once, cold.
-    """
+    """Where, and how often calls are timed: at least `rounds` times, then for `seconds`."""
 
     device: torch.device
-    batch_sizes: Sequence[int] = ()
-    plain: bool = True
     rounds: int = 3
     seconds: float = 10.0
-    dtypes: Sequence[str] = ()
-    plain_once: Collection[str] = ()
+    plain: bool = True  # measure the plain path, too
 
 
 def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) -> Parser:
@@ -71,9 +66,15 @@ def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) 
     parser.add_argument("--device", help="by default cuda where there is one, else cpu")
     parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
     parser.add_argument("--no_plain", action="store_true", help=f"leave out the plain {plain}")
-    parser.add_argument("--quick", action="store_true", help=f"few rounds; by default {quick}")
+    parser.add_argument("--quick", action="store_true", help=f"two rounds; by default {quick}")
     add_flags(parser, "--output", "--debug")
     return parser
+
+
+def read_effort(args: argparse.Namespace) -> Effort:
+    """Read it off the flags of `build_parser`."""
+    rounds, seconds = (2, 0.0) if args.quick else (3, args.seconds)
+    return Effort(choose_device(args.device), rounds, seconds, not args.no_plain)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -82,19 +83,42 @@ def choose_device(name: str | None) -> torch.device:
     return distributed.resolve_device(name or default, distributed.Launch())
 
 
-def result_file(
-    output: Path | None, machine: Mapping[str, Any]
-) -> Callable[[Mapping[str, Any]], None]:
-    """Return what writes a result so far, with machine and command, to `--output` if given."""
-    if output is None:
-        return lambda result: None
-    require_writable_folder(output.parent, "--output")
+def result_file(output: Path | None, device: torch.device) -> Callable[..., None]:
+    """Return what writes figures, beside machine and command, to `--output` if it is given."""
+    machine = describe_machine(device)
+    logger.info("measuring on %s", machine)
+    if output is not None:
+        require_writable_folder(output.parent, "--output")
 
-    def keep(result: Mapping[str, Any]) -> None:
-        with blame("--output"):
-            write_json({"machine": machine, "command": sys.argv, **result}, output)
+    def keep(**figures: Any) -> None:
+        if output is not None:
+            with blame("--output"):
+                write_json({"machine": machine, "command": sys.argv, **figures}, output)
 
     return keep
+
+
+def show(
+    series: Mapping[str, Iterable[Record]],
+    keep: Callable[..., None],
+    columns: Columns,
+    notes: str,
+    **about: Any,
+) -> None:
+    """Print a table of all records of all series, each of which goes to `keep` at once.
+
+    A series ends where memory does, with one line of the log.
+    """
+    rows: list[Record] = []
+    with logs.logging_redirect_tqdm():
+        for name, records in logs.progress(series.items(), desc="benchmark", unit="series"):
+            try:
+                for record in records:
+                    rows.append(record)
+                    keep(**about, rows=rows)
+            except torch.OutOfMemoryError as error:
+                logger.warning("%s: the next batch size does not fit: %s", name, error)
+    sys.stdout.write(f"{markdown_table(columns, rows)}\n{notes}")
 
 
 def wait_for(device: torch.device) -> None:
@@ -113,60 +137,21 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
 
 
 def time_in_turn(
-    subjects: Mapping[str, Callable[[], object]],
-    device: torch.device,
-    *,
-    rounds: tuple[int, int],
-    seconds: float,
-    once: Collection[str] = (),
-) -> dict[str, list[float]]:
+    subjects: Mapping[str, Callable[[], object]], effort: Effort, once: Collection[str] = ()
+) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Call warm functions in turn, so that a machine that drifts treats all alike.
 
-    Args:
-        rounds: least and largest number.
-        seconds: after these no round begins beyond the least number.
-        once: names of those called in the first round only.
-
-    Returns:
-        Seconds of every call, by name.
+    Returns medians and all seconds by name; those in `once` are called in the first round only.
     """
-    least, most = rounds
     times: dict[str, list[float]] = {name: [] for name in subjects}
     started = time.perf_counter()
-    for turn in range(most):
-        if turn >= least and time.perf_counter() - started >= seconds:
+    for turn in range(max(effort.rounds, MOST_ROUNDS)):
+        if turn >= effort.rounds and time.perf_counter() - started >= effort.seconds:
             break
         for name, function in subjects.items():
             if turn == 0 or name not in once:
-                times[name].append(seconds_of(function, device))
-    return times
-
-
-def measure_series(
-    measured: Callable[[int], dict[str, Any]],
-    batch_sizes: Sequence[int],
-    name: str,
-    device: torch.device,
-    attempt: Callable[[int], object] | None = None,
-) -> list[dict[str, Any]]:
-    """Measure each batch size; one that does not fit ends the series in one line of the log.
-
-    `attempt` is a cheaper call than `measured` that finds the largest that fits.
-    """
-    records = []
-    for batch_size in batch_sizes:
-        record = None
-        with suppress(torch.OutOfMemoryError):
-            record = measured(batch_size)
-        if record is None:  # only now is free what the failed attempt took
-            fits = largest_that_fits(attempt or measured, batch_size)
-            logger.warning(
-                "%s: a batch of %d does not fit into the memory of %s, the largest that does is %d",
-                *(name, batch_size, device, fits),
-            )
-            break
-        records.append(record)
-    return records
+                times[name].append(seconds_of(function, effort.device))
+    return {name: statistics.median(seconds) for name, seconds in times.items()}, times
 
 
 def measure_rates(
@@ -178,8 +163,8 @@ def measure_rates(
     bandwidth = 2 * source.numel() / _least_seconds(lambda: target.copy_(source), device)
     rates = {}
     for dtype in dtypes:
-        products = large_products(device, dtype)
-        best = max(work / _least_seconds(product, device) for product, work in products.values())
+        products = large_products(device, dtype).values()
+        best = max(work / _least_seconds(product, device) for product, work in products)
         rates[dtype] = Rates(bandwidth, best)
     return rates
 
@@ -188,13 +173,12 @@ def large_products(
     device: torch.device, dtype: torch.dtype
 ) -> dict[str, tuple[Callable[[], object], int]]:
     """Return products that a machine is fast at, by name: a function, and its operations."""
-
-    def product(rows: int, width: int, out: int) -> Callable[[], object]:
-        x = torch.randn(rows, width, device=device, dtype=dtype)
-        return partial(F.linear, x, torch.randn(out, width, device=device, dtype=dtype))
-
+    random = partial(torch.randn, device=device, dtype=dtype)
     return {
-        f"{rows} x {width} x {out}": (product(rows, width, out), 2 * rows * width * out)
+        f"{rows} x {width} x {out}": (
+            partial(F.linear, random(rows, width), random(out, width)),
+            2 * rows * width * out,
+        )
         for rows, width, out in _PRODUCTS[device.type]
     }
 
@@ -219,11 +203,6 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def num_bytes(model: nn.Module) -> int:
-    """Count the bytes of all parameters and buffers."""
-    return sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
-
-
 @torch.no_grad()
 def random_weights(build: Callable[[], Module], device: torch.device) -> Module:
     """Return a model for inference with normal weights of std 0.02; norms are as they begin."""
@@ -238,7 +217,7 @@ def random_weights(build: Callable[[], Module], device: torch.device) -> Module:
     return model.eval().requires_grad_(False)
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: torch.device) -> Record:
     """Name what figures depend on besides the code."""
     cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {
@@ -250,22 +229,16 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def markdown_table(
-    columns: Mapping[str, tuple[str, str, float]], records: Sequence[Mapping[str, Any]]
-) -> str:
-    """Format records as a Markdown table that is aligned as text, too.
-
-    `columns` holds title, number format and factor by key; those without any value are left out.
-    """
+def markdown_table(columns: Columns, records: Sequence[Mapping[str, Any]]) -> str:
+    """Format records as a Markdown table that is aligned as text, too; without empty columns."""
     cells = []
     for key, (title, kind, factor) in columns.items():
         values = [record.get(key) for record in records]
         if any(value is not None for value in values):
-            shown = [_cell(value, kind, factor) for value in values]
-            width = max(map(len, (title, *shown)))
-            cells.append(
-                [title.rjust(width), "-" * (width - 1) + ":", *(x.rjust(width) for x in shown)]
-            )
+            shown = [title, *(_cell(value, kind, factor) for value in values)]
+            width = max(map(len, shown))
+            shown.insert(1, "-" * (width - 1) + ":")
+            cells.append([text.rjust(width) for text in shown])
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*cells, strict=True))
 
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.sources import published_repulsion
-from performance.timing import markdown_table
+from performance import timing as benchmark
 from util import logs
 from util.cli import Parser, add_flags, whole
-from util.errors import blame, require_writable_folder, run
-from util.files import write_json
+from util.errors import run
 
 logger = logging.getLogger(__name__)
 
@@ -52,41 +52,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, show the table and write it."""
-    if args.output is not None:
-        require_writable_folder(args.output.parent, "--output")
-    start = time.perf_counter()
-    locality_aware_orders(1, [1], 1)
-    start_up = time.perf_counter() - start
+    cpu = torch.device("cpu")
+    keep = benchmark.result_file(args.output, cpu)
+    start_up = benchmark.seconds_of(lambda: locality_aware_orders(1, [1], 1), cpu)
     logger.info("the first order took %.2f s: compiling, or reading what was compiled", start_up)
-    bar = logs.progress(SETTINGS, desc="orders", unit="setting")
-    rows = [measure(*setting, args.num_orders, args.repeats) for setting in bar]
-    sys.stdout.write(markdown_table(COLUMNS, rows))
-    if args.output is not None:
-        with blame("--output"):
-            write_json({"start_up_s": start_up, "settings": rows}, args.output)
-
-
-def measure(
-    image_size: int, steps: int, release_ms: float, num_orders: int, repeats: int
-) -> dict[str, float]:
-    """The row of a setting: times per order; `ratio` is the release's time over the median."""
-    side = image_size // STRIDE
-    sizes, repulsion = group_sizes(side**2, steps), published_repulsion(side**2, steps)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        locality_aware_orders(num_orders, sizes, side, repulsion_threshold=repulsion)
-        times.append((time.perf_counter() - start) * 1e6 / num_orders)
-    median = statistics.median(times)
-    return {
-        "image_size": image_size,
-        "steps": steps,
-        "repulsion": repulsion,
-        "release_ms": release_ms,
-        "median_us": median,
-        "best_us": min(times),
-        "ratio": release_ms * 1e3 / median,
-    }
+    calls, rows = {}, []
+    for image_size, steps, release_ms in SETTINGS:
+        side = image_size // STRIDE
+        sizes, repulsion = group_sizes(side**2, steps), published_repulsion(side**2, steps)
+        orders = (locality_aware_orders, args.num_orders, sizes, side)
+        calls[f"{image_size} {steps}"] = partial(*orders, repulsion_threshold=repulsion)
+        row = dict(image_size=image_size, steps=steps, repulsion=repulsion, release_ms=release_ms)
+        rows.append(row)
+    median, times = benchmark.time_in_turn(calls, benchmark.Effort(cpu, args.repeats, seconds=0))
+    for name, row in zip(calls, rows, strict=True):
+        row["median_us"], row["best_us"] = (
+            1e6 * seconds / args.num_orders for seconds in (median[name], min(times[name]))
+        )
+        row["ratio"] = 1e3 * row["release_ms"] / row["median_us"]
+    sys.stdout.write(benchmark.markdown_table(COLUMNS, rows))
+    keep(start_up_s=start_up, settings=rows)
 
 
 if __name__ == "__main__":

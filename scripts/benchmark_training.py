@@ -11,17 +11,14 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import logging
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -41,20 +38,51 @@ from models.lpd import LPD, lpd_l, lpd_tiny, lpd_xl, lpd_xxl
 from orders.group_sizes import group_sizes, training_group_sizes
 from performance import timing as benchmark
 from performance.cost import num_parameters
-from performance.timing import Effort
+from performance.timing import MOST_ROUNDS, NAMES, Effort, Record
 from training.recipe import BETAS
 from util import logs, streams
 from util.errors import run
 
-logger = logging.getLogger(__name__)
-
-NAMES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 FAST_DTYPE = torch.bfloat16
 PLAIN_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
 GRAD_CLIP = 3.0
 WEIGHT_DECAY = 0.02
-# Steps of a kind that are timed at most.
-MOST_ROUNDS = 30
+# Of the token cache that steps are fed from, at least.
+NUM_IMAGES = 4096
+# Title, number format and factor by key.
+COLUMNS = {
+    "row": ("row", "", 1),
+    "batch_size": ("batch", "d", 1),
+    "rounds": ("rounds", "d", 1),
+    "dtype": ("type", "", 1),
+    "fast_s": ("fast, ms", ".1f", 1e3),
+    "images_per_s": ("images/s", ".2f", 1),
+    "tokens_per_s": ("tokens/s", ".0f", 1),
+    "flop_per_s": ("TFLOP/s", ".3g", 1e-12),
+    "rate_share": ("of the rate", ".0%", 1),
+    "products_share": ("products / fast", ".0%", 1),
+    "waiting_share": ("waiting for data", ".2%", 1),
+    "peak_bytes": ("peak, GiB", ".2f", 2**-30),
+    "plain_dtype": ("plain type", "", 1),
+    "plain_s": ("plain, ms", ".1f", 1e3),
+    "ratio": ("plain / fast", ".2f", 1),
+    "plain_peak_bytes": ("plain peak, GiB", ".2f", 2**-30),
+    "first_steps_s": ("first steps, s", ".1f", 1),
+}
+NOTES = """\
+fast: median optimiser step as training runs it: bfloat16 autocast, fused AdamW, on a GPU compiled
+  blocks and sparse masks; each step draws its list of group sizes
+plain: the same batches and lists; dense masks made at every step, eager, all logits at once,
+  PyTorch's own dropout and unfused AdamW
+tokens/s: 2N sequence tokens an image, N known ones and N queries
+TFLOP/s: by the rule below, which counts the head for all 2N though only N reach it; of the rate:
+  over the fastest of large matrix products in the same rounds and type
+products: qkv, proj, fc1, fc2 and head alone, forward and backward, for the rows that are needed
+waiting for data: share of the fast loop's time that the host asks a token cache for its next batch
+peak: on a GPU of one step's network, optimiser and activations, on a CPU of the process so far
+first steps: from a new network on, with compilation
+"""
+FORMULA = "operations of an image = 2N tokens x 6 x (block + head parameters)\n"
 
 
 @dataclass(frozen=True)
@@ -67,16 +95,64 @@ class Row:
     steps: int | None = None
 
 
-def write_tokens(folder: Path, row: Row, num_images: int) -> None:
-    """Write a token cache of random images for a network."""
+DEMO = dict(img_size=32, vqgan_stride=4, vqgan_vocab_size=256, class_num=10)
+SMALL_ROWS = (
+    Row("lpd_tiny_32", partial(lpd_tiny, **DEMO), 64, steps=12),
+    Row("lpd_l_x2_256", partial(LPD, decoder_embed_dim=1024, decoder_depth=2), 8),
+)
+PUBLISHED_ROWS = (
+    Row("lpd_l_256", lpd_l, 64),
+    Row("lpd_xl_256", lpd_xl, 32),
+    Row("lpd_xxl_256", lpd_xxl, 32),
+    Row("lpd_l_512", partial(lpd_l, img_size=512), 16),
+    Row("lpd_xl_512", partial(lpd_xl, img_size=512), 8),
+)
+ROWS = SMALL_ROWS + PUBLISHED_ROWS
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    return benchmark.build_parser(
+        "Time per training step, beside what this machine allows.",
+        [row.name for row in ROWS],
+        plain="step",
+        quick="the small rows only",
+    ).parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, show the table and write it."""
+    effort = benchmark.read_effort(args)
+    keep = benchmark.result_file(args.output, effort.device)
+    rows = SMALL_ROWS if args.quick or effort.device.type == "cpu" else PUBLISHED_ROWS
+    if args.rows:
+        rows = [row for row in ROWS if row.name in args.rows]
+
+    def series(row: Row) -> Iterator[Record]:
+        sizes = args.batch_sizes or [row.batch_size]
+        with random_source(row, max(sizes), effort.device) as source:
+            for size in sizes:
+                names = {"row": row.name, "batch_size": size}
+                yield names | Case(row, source, size, effort).measure(effort)
+
+    named = {row.name: series(row) for row in rows}
+    benchmark.show(named, keep, COLUMNS, f"{NOTES}\n{FORMULA}", formula=FORMULA)
+
+
+@contextmanager
+def random_source(row: Row, batch_size: int, device: torch.device) -> Iterator[CachedTokens]:
+    """Make a token cache of random images for a network, which goes with the block."""
     with torch.device("meta"):
         model = row.build()
+    grid, num_images = model.grid, max(NUM_IMAGES, (MOST_ROUNDS + 1) * batch_size)
     rng = np.random.default_rng(0)
-    grid, classes = model.grid, [str(number) for number in range(model.class_num)]
     tokens = rng.integers(grid.vocab_size, size=(num_images, 2, grid.num_tokens))
-    labels = rng.integers(len(classes), size=num_images)
-    shard = write_shard(folder, 0, tokens, labels, grid.vocab_size)
-    write_index(folder, grid, "random", classes, [shard])
+    labels = rng.integers(model.class_num, size=num_images)
+    classes = list(map(str, range(model.class_num)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shard = write_shard(folder, 0, tokens, labels, grid.vocab_size)
+        write_index(folder, grid, "random", classes, [shard])
+        yield CachedTokens(open_cache(folder), device)
 
 
 class Step:
@@ -119,38 +195,41 @@ class Step:
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens.gather(1, orders).flatten())
 
 
-class Products:
-    """The matrix products of a step on weights of its own, and nothing between them."""
+def bare_products(
+    model: LPD, dtype: torch.dtype, batch_size: int
+) -> Callable[[list[int], Batch], None]:
+    """Return what makes the matrix products of a step, and nothing between them."""
+    blocks = [(x.attn.qkv, x.attn.proj, x.mlp.fc1, x.mlp.fc2) for x in model.blocks]
+    layers = [*itertools.chain.from_iterable(blocks), model.head]
+    weights = [layer.weight.detach().to(dtype, copy=True) for layer in layers]
+    num_tokens, device = model.grid.num_tokens, model.pos_embed.device
+    # Inputs and gradients by width, enough for the longest sequences.
+    rows = {
+        width: torch.randn(2 * batch_size * num_tokens, width, device=device, dtype=dtype)
+        for width in {width for weight in weights for width in weight.shape}
+    }
 
-    def __init__(self, model: LPD, dtype: torch.dtype, batch_size: int) -> None:
-        blocks = [(x.attn.qkv, x.attn.proj, x.mlp.fc1, x.mlp.fc2) for x in model.blocks]
-        layers = [*itertools.chain.from_iterable(blocks), model.head]
-        self.weights = [layer.weight.detach().to(dtype, copy=True) for layer in layers]
-        self.num_tokens = model.grid.num_tokens
-        # Inputs and gradients by width, enough for the longest sequences.
-        self.rows = {
-            width: torch.randn(
-                2 * batch_size * self.num_tokens, width, device=model.pos_embed.device, dtype=dtype
-            )
-            for width in {width for weight in self.weights for width in weight.shape}
-        }
-
-    def __call__(self, sizes: list[int], batch: Batch) -> None:
-        """Multiply forward and backward for the rows that a list of group sizes needs."""
-        at_head = len(batch.labels) * self.num_tokens
-        in_blocks = at_head + len(batch.labels) * (1 + self.num_tokens - sizes[-1])
-        counts = [in_blocks] * (len(self.weights) - 1) + [at_head]
-        work = list(zip(self.weights, counts, strict=True))
+    def multiply(sizes: list[int], batch: Batch) -> None:
+        """Forward and backward, for the rows that a list of group sizes needs."""
+        at_head = len(batch.labels) * num_tokens
+        in_blocks = at_head + len(batch.labels) * (1 + num_tokens - sizes[-1])
+        counts = [in_blocks] * (len(weights) - 1) + [at_head]
+        work = list(zip(weights, counts, strict=True))
         for weight, count in work:
-            F.linear(self.rows[weight.shape[1]][:count], weight)
+            F.linear(rows[weight.shape[1]][:count], weight)
         for weight, count in reversed(work):
-            grad, x = (self.rows[width][:count] for width in weight.shape)
+            grad, x = (rows[width][:count] for width in weight.shape)
             grad @ weight
             grad.mT @ x
 
+    return multiply
+
 
 class Case:
-    """One line of the table: a network at a batch size, its fast and plain steps warm."""
+    """One line of the table: a network at a batch size, its fast and plain steps warm.
+
+    `calls` holds by name what takes the next part of the same work at every call.
+    """
 
     def __init__(self, row: Row, source: CachedTokens, batch_size: int, effort: Effort) -> None:
         # Compiled networks refer to themselves: those of other cases are still there.
@@ -167,41 +246,70 @@ class Case:
             epoch_batches, source, batch_size=batch_size, seed=0, device=device, **shares
         )
         with closing(epoch(0)) as batches:
-            self.plan = list(zip(drawn, batches, strict=False))
+            plan = list(zip(drawn, batches, strict=False))
 
         def warm_step(plain: bool) -> Step:
             step = Step(row.build, device, plain)
             # A GPU meets every list, and twice: a first step leaves the optimiser's state behind.
             for sizes in 2 * lists if device.type == "cuda" else drawn[:1]:
-                step(sizes, self.plan[0][1])
+                step(sizes, plan[0][1])
             benchmark.wait_for(device)
             return step
 
         benchmark.reset_peak(device)
         started = time.perf_counter()
         fast = warm_step(plain=False)
-        self.record: dict[str, Any] = {"dtype": NAMES[fast.dtype]}
+        self.record: Record = {"dtype": NAMES[fast.dtype]}
         self.record["first_steps_s"] = time.perf_counter() - started
         with closing(epoch(1)) as batches:
             self.record["waiting_share"] = waiting_share(fast, batches, drawn, effort)
         self.record["peak_bytes"] = benchmark.peak_bytes(device)
         self.model = fast.model
-        self.subjects: dict[str, Callable[..., object]] = {"fast": fast}
+        subjects: dict[str, Callable[..., object]] = {"fast": fast}
         if effort.plain:
             benchmark.reset_peak(device)
             others = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
-            plain = warm_step(plain=True)
+            subjects["plain"] = plain = warm_step(plain=True)
             self.record["plain_dtype"] = NAMES[plain.dtype]
             if others is not None:
                 self.record["plain_peak_bytes"] = benchmark.peak_bytes(device) - others
-            self.subjects["plain"] = plain
-        self.subjects["products"] = Products(fast.model, fast.dtype, batch_size)
-        self.subjects["products"](*self.plan[0])
+        subjects["products"] = bare_products(fast.model, fast.dtype, batch_size)
+        subjects["products"](*plan[0])
 
-    def in_turn(self, name: str) -> Callable[[], object]:
-        """Return a function that takes the next part of the plan at every call."""
-        work, subject = itertools.cycle(self.plan), self.subjects[name]
-        return lambda: subject(*next(work))
+        def in_turn(subject: Callable[..., object]) -> Callable[[], object]:
+            work = itertools.cycle(plan)
+            return lambda: subject(*next(work))
+
+        self.calls = {name: in_turn(subject) for name, subject in subjects.items()}
+
+    def measure(self, effort: Effort) -> Record:
+        """Time the calls, and large products in the same rounds."""
+        large = benchmark.large_products(effort.device, FAST_DTYPE)
+        products = {name: product for name, (product, _) in large.items()}
+        median, times = benchmark.time_in_turn({**self.calls, **products}, effort)
+        rate = max(work / median[name] for name, (_, work) in large.items())
+        num_tokens = self.model.grid.num_tokens
+        parameters = num_parameters(self.model.blocks) + num_parameters(self.model.head)
+        operations = 2 * num_tokens * 6 * parameters
+        images_per_s = self.batch_size / median["fast"]
+        record = {
+            "rounds": len(times["fast"]),
+            **{f"{name}_s": median[name] for name in self.calls},
+            "images_per_s": images_per_s,
+            "tokens_per_s": images_per_s * 2 * num_tokens,
+            "flop_per_s": images_per_s * operations,
+            "rate_share": images_per_s * operations / rate,
+            "products_share": median["products"] / median["fast"],
+        }
+        if "plain" in median:
+            record["ratio"] = median["plain"] / median["fast"]
+        counted = {
+            "num_tokens": num_tokens,
+            "parameters": parameters,
+            "operations_per_image": operations,
+            "rate": rate,
+        }
+        return record | self.record | {"counted": counted, "times_s": times}
 
 
 def waiting_share(
@@ -223,184 +331,6 @@ def waiting_share(
         benchmark.wait_for(effort.device)
         waited += time.perf_counter() - asked
     return waited / (time.perf_counter() - started)
-
-
-def counted_parameters(model: LPD) -> int:
-    """Count blocks and head."""
-    return num_parameters(model.blocks) + num_parameters(model.head)
-
-
-def operations_per_image(model: LPD) -> int:
-    """Count an image's training by `FORMULA`."""
-    return 2 * model.grid.num_tokens * 6 * counted_parameters(model)
-
-
-# Of the token cache that steps are fed from, at least.
-NUM_IMAGES = 4096
-
-# Title, number format and factor by key.
-COLUMNS = {
-    "row": ("row", "", 1),
-    "batch_size": ("batch", "d", 1),
-    "rounds": ("rounds", "d", 1),
-    "dtype": ("type", "", 1),
-    "fast_s": ("fast, ms", ".1f", 1e3),
-    "images_per_s": ("images/s", ".2f", 1),
-    "tokens_per_s": ("tokens/s", ".0f", 1),
-    "flop_per_s": ("TFLOP/s", ".3g", 1e-12),
-    "rate_share": ("of the rate", ".0%", 1),
-    "products_share": ("products / fast", ".0%", 1),
-    "waiting_share": ("waiting for data", ".2%", 1),
-    "peak_bytes": ("peak, GiB", ".2f", 2**-30),
-    "plain_dtype": ("plain type", "", 1),
-    "plain_s": ("plain, ms", ".1f", 1e3),
-    "ratio": ("plain / fast", ".2f", 1),
-    "plain_peak_bytes": ("plain peak, GiB", ".2f", 2**-30),
-    "first_steps_s": ("first steps, s", ".1f", 1),
-}
-NOTES = """\
-fast: median optimiser step as training runs it: bfloat16 autocast, fused AdamW, on a GPU compiled
-  blocks and sparse masks; each step draws its list of group sizes
-plain: the same batches and lists; dense masks made at every step, eager, all logits at once,
-  PyTorch's own dropout and unfused AdamW
-tokens/s: 2N sequence tokens an image, N known ones and N queries
-TFLOP/s: by the rule below, which counts the head for all 2N though only N reach it; of the rate:
-  over the fastest of large matrix products in the same rounds and type
-products: qkv, proj, fc1, fc2 and head alone, forward and backward, for the rows that are needed
-waiting for data: share of the fast loop's time that the host asks a token cache for its next batch
-peak: on a GPU of one step's network, optimiser and activations, on a CPU of the process so far
-first steps: from a new network on, with compilation
-"""
-FORMULA = "operations of an image = 2N tokens x 6 x (block + head parameters)\n"
-
-
-DEMO = dict(img_size=32, vqgan_stride=4, vqgan_vocab_size=256, class_num=10)
-SMALL_ROWS = (
-    Row("lpd_tiny_32", partial(lpd_tiny, **DEMO), 64, steps=12),
-    Row("lpd_l_x2_256", partial(LPD, decoder_embed_dim=1024, decoder_depth=2), 8),
-)
-PUBLISHED_ROWS = (
-    Row("lpd_l_256", lpd_l, 64),
-    Row("lpd_xl_256", lpd_xl, 32),
-    Row("lpd_xxl_256", lpd_xxl, 32),
-    Row("lpd_l_512", partial(lpd_l, img_size=512), 16),
-    Row("lpd_xl_512", partial(lpd_xl, img_size=512), 8),
-)
-ROWS = SMALL_ROWS + PUBLISHED_ROWS
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    names = [row.name for row in ROWS]
-    return benchmark.build_parser(
-        "Time per training step, beside what this machine allows.",
-        names,
-        plain="step",
-        quick="the small rows only",
-    ).parse_args(argv)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Measure, show the table and write it."""
-    device = benchmark.choose_device(args.device)
-    machine = benchmark.describe_machine(device)
-    keep = benchmark.result_file(args.output, machine)
-    small = args.quick or device.type == "cpu"
-    wanted = args.rows or [row.name for row in (SMALL_ROWS if small else PUBLISHED_ROWS)]
-    effort = Effort(
-        device=device,
-        batch_sizes=args.batch_sizes or (),
-        plain=not args.no_plain,
-        rounds=2 if args.quick else 3,
-        seconds=min(args.seconds, 3) if args.quick else args.seconds,
-    )
-    result = measure_rows([row for row in ROWS if row.name in wanted], effort, keep)
-    sys.stdout.write(report(result["rows"]))
-    logger.info("measured on %s", machine)
-
-
-def measure_rows(
-    rows: Sequence[Row], effort: Effort, keep: Callable[[Mapping[str, Any]], None]
-) -> dict[str, Any]:
-    """Measure every row at every batch size that fits; `keep` gets the result after each row."""
-    result: dict[str, Any] = {"formula": FORMULA, "rows": []}
-    bar = logs.progress(rows, desc="training", unit="row")
-    with logs.logging_redirect_tqdm(), tempfile.TemporaryDirectory() as folder:
-        for row in bar:
-            cache = Path(folder, row.name)
-            cache.mkdir()
-            batch_sizes = effort.batch_sizes or [row.batch_size]
-            write_tokens(cache, row, max(NUM_IMAGES, (MOST_ROUNDS + 1) * max(batch_sizes)))
-            source = CachedTokens(open_cache(cache), effort.device)
-
-            def measured(
-                batch_size: int,
-                effort: Effort = effort,
-                row: Row = row,
-                source: CachedTokens = source,
-            ) -> dict[str, Any]:
-                names = {"row": row.name, "batch_size": batch_size}
-                return names | measure(Case(row, source, batch_size, effort), effort)
-
-            once = partial(measured, effort=replace(effort, rounds=1, seconds=0))
-            result["rows"] += benchmark.measure_series(
-                measured, batch_sizes, row.name, effort.device, once
-            )
-            keep(result)
-    return result
-
-
-def measure(case: Case, effort: Effort) -> dict[str, Any]:
-    """Time a warm case, and large products in the same rounds."""
-    large = benchmark.large_products(effort.device, FAST_DTYPE)
-    times = benchmark.time_in_turn(
-        {
-            **{name: case.in_turn(name) for name in case.subjects},
-            **{name: product for name, (product, _) in large.items()},
-        },
-        effort.device,
-        rounds=(effort.rounds, MOST_ROUNDS),
-        seconds=effort.seconds,
-    )
-    median = {name: statistics.median(seconds) for name, seconds in times.items()}
-    rate = max(work / median[name] for name, (_, work) in large.items())
-    operations = operations_per_image(case.model)
-    num_tokens = case.model.grid.num_tokens
-    images_per_s = case.batch_size / median["fast"]
-    record = {
-        "rounds": len(times["fast"]),
-        **{f"{name}_s": median[name] for name in case.subjects},
-        "images_per_s": images_per_s,
-        "tokens_per_s": images_per_s * 2 * num_tokens,
-        "flop_per_s": images_per_s * operations,
-        "rate_share": images_per_s * operations / rate,
-        "products_share": median["products"] / median["fast"],
-    }
-    if "plain" in median:
-        record["ratio"] = median["plain"] / median["fast"]
-    counted = {
-        "num_tokens": num_tokens,
-        "parameters": counted_parameters(case.model),
-        "operations_per_image": operations,
-        "rate": rate,
-    }
-    return record | case.record | {"counted": counted, "times_s": times}
-
-
-def report(records: Sequence[dict[str, Any]]) -> str:
-    """Format the records, what the columns mean, and what an image's operations are."""
-    table = benchmark.markdown_table(COLUMNS, records)
-    return "\n".join([table, NOTES, FORMULA, *map(operations_line, records), ""])
-
-
-def operations_line(record: dict[str, Any]) -> str:
-    """Write the formula of the operations with a record's numbers."""
-    counted = record["counted"]
-    operations, rate = counted["operations_per_image"], counted["rate"]
-    return (
-        f"{record['row']}, batch {record['batch_size']}: 2 x {counted['num_tokens']} x 6 x "
-        f"{counted['parameters'] / 1e6:.4g} M = {operations / 1e12:.3g} TFLOP an image; at "
-        f"{rate / 1e12:.3g} TFLOP/s ({record['dtype']}) {rate / operations:.4g} images/s"
-    )
 
 
 if __name__ == "__main__":

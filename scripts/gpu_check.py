@@ -49,8 +49,7 @@ LIMITS = {
 GRACE = 10.0
 STOPPED = "stopped by a signal"
 # Lines of a part in the table, which has 60 at most, and letters of a line.
-LINES, WIDTH = {"device": 5, "latency": 15, "tokens": 3, "tests": 3}, 118
-OTHER_LINES = 11
+LINES, OTHER_LINES, WIDTH = {"device": 5, "latency": 15, "tokens": 3, "tests": 3}, 11, 118
 TESTS = (
     "tests/unit/models/test_cuda_graphs.py",
     "tests/unit/tokenizers/test_fast_decoder.py",
@@ -87,16 +86,15 @@ def main(args: argparse.Namespace) -> None:
     if args.output.suffix != ".json" or args.output.is_dir():
         raise UserError(f"--output: found {str(args.output)!r}, expected a file NAME.json")
     require_writable_folder(args.output.parent, "--output")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"--device: found {args.device!r} but no usable GPU, expected --device cpu here"
-        )
+    if args.device != "cpu" and not torch.cuda.is_available():
+        expected = "but no usable GPU, expected --device cpu here"
+        raise UserError(f"--device: found {args.device!r} {expected}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no part is left behind
     ends = time.monotonic() + args.seconds
     parts: dict[str, dict[str, Any]] = {}
     for name in [name for name in LIMITS if name in args.parts]:
         limit = min(LIMITS[name] * args.seconds / 540, ends - time.monotonic())
-        parts[name] = run_part(name, limit, args)
+        parts[name] = run_part(name, max(limit - GRACE, 0), args)
         failed = parts[name]["failed"]
         logger.info("%s: %s, %.0f s", name, failed or "done", parts[name]["seconds"])
         write_json({"command": sys.argv, "parts": parts}, args.output)
@@ -108,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a part so far as it came, why it failed (None if it did not), its seconds."""
+    """Return a part's figures as far as it came, why it failed (None if not) and its seconds."""
     result, log = (args.output.resolve().with_suffix(suffix) for suffix in (".part", ".log"))
     result.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--measure", name, "--device", args.device]
@@ -124,10 +122,10 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = process.wait(timeout=max(limit - GRACE, 0))
+            code = process.wait(timeout=limit)
             failed = f"exit code {code}" if code else None
         except subprocess.TimeoutExpired:
-            failed = f"not done after {max(limit - GRACE, 0):.0f} s"
+            failed = f"not done after {limit:.0f} s"
         except KeyboardInterrupt:
             failed = STOPPED
         if process.poll() is None:
@@ -152,7 +150,7 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
 
 
 def tests(quick: bool) -> list[str]:
-    """The command that runs the tests of GPUs, those of graphs and VQ decoder first."""
+    """Return the command that runs the tests of GPUs, those of graphs and VQ decoder first."""
     command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "--maxfail", "20"]
     command += ["-k", "cuda", *(TESTS[:1] if quick else TESTS)]
     if importlib.util.find_spec("xdist") and not quick:
@@ -163,25 +161,26 @@ def tests(quick: bool) -> list[str]:
 
 
 def table(parts: dict[str, dict[str, Any]]) -> list[str]:
-    """What the parts found in short."""
+    """Return what the parts found in short."""
+
+    def said(figures: dict[str, Any], between: str) -> str:
+        return between.join(
+            f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}"
+            for name, x in figures.items()
+        )
+
     lines = []
     for name, part in parts.items():
         end = f"FAILED: {part['failed']}" if part["failed"] else "ok"
         found = [textwrap.shorten(f"{name} ({part['seconds']:.0f} s): {end}", WIDTH)]
         tables = {key: value for key, value in part["figures"].items() if isinstance(value, list)}
         single = {key: x for key, x in part["figures"].items() if key not in tables}
-        text = ", ".join(f"{key} {shown(value)}" for key, value in single.items())
-        found += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
-        for record in itertools.chain(*tables.values()):
-            row = "  ".join(f"{column} {shown(value)}" for column, value in record.items())
-            found.append(f"  - {row}"[:WIDTH])
+        indent = {"initial_indent": "  ", "subsequent_indent": "  "}
+        found += textwrap.wrap(said(single, ", "), WIDTH, **indent)
+        rows = itertools.chain(*tables.values())
+        found += [f"  - {said(record, '  ')}"[:WIDTH] for record in rows]
         lines += found[: LINES.get(name, OTHER_LINES)]
     return lines
-
-
-def shown(value: Any) -> str:
-    """A figure as the table has it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,14 @@ import torch.nn.functional as F
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dataset.batches import CachedTokens
-from dataset.token_cache import open_cache
 from models import fast as fast_path
 from models.cuda_graphs import GraphCache
 from models.transformer import KVCache, merge_heads, split_heads
 from performance import timing as benchmark
+from performance.timing import Effort
 from scripts import benchmark_sampling, benchmark_training
 from scripts.benchmark_sampling import Case, Row, random_model
-from tokenizers.fast_decoder import DecoderCopy, FastDecoder
+from tokenizers.fast_decoder import DecoderCopy
 from tokenizers.vq_model import VQModel
 from util.files import write_json
 
@@ -36,21 +34,16 @@ logger = logging.getLogger(__name__)
 BF16 = torch.bfloat16
 # Replays that are timed as one: what a launch takes is small beside them.
 REPLAYS = 10
+Calls = dict[str, Callable[[], torch.Tensor]]
 
 
 @dataclass
 class Check:
-    """What is measured, and what was found so far.
-
-    Attributes:
-        device: where.
-        quick: a tiny network, few calls.
-        output: JSON file of the figures and errors, written whenever there are more.
-    """
+    """What is measured, and what was found so far."""
 
     device: torch.device
-    quick: bool
-    output: Path
+    quick: bool  # a tiny network, few calls
+    output: Path  # JSON of the figures and errors, written whenever there are more
     figures: dict[str, Any] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
@@ -59,7 +52,7 @@ class Check:
         return self.device.type == "cuda"
 
     def keep(self, **figures: Any) -> None:
-        """Numbers and texts, or tables: lists of records."""
+        """Keep numbers and texts, or tables: lists of records."""
         self.figures |= figures
         write_json({"figures": self.figures, "errors": self.errors}, self.output)
 
@@ -80,38 +73,36 @@ class Check:
         row = Row("lpd_tiny", 64, 4, 3.0) if self.quick else benchmark_sampling.ROWS[0]
         torch.manual_seed(0)
         tokenizer = benchmark.random_weights(lambda: VQModel(**sizes), self.device)
-        model = random_model(row, tokenizer, self.device)
-        if dtype == BF16:
-            model.round_products(BF16)  # as an evaluation does
+        model = random_model(row, tokenizer, dtype, self.device)
         return Case(row, model, tokenizer, dtype, batch_size)
 
     def medians(self, seconds: float = 15.0, **calls: Callable[[], object]) -> dict[str, float]:
-        """Of warm calls, until the device is done with them; in turn, for so many seconds."""
-        rounds = (2, 2) if self.quick else (3, 30)
-        times = benchmark.time_in_turn(calls, self.device, rounds=rounds, seconds=seconds)
-        return {name: statistics.median(found) for name, found in times.items()}
+        """Time warm calls in turn, for so many seconds."""
+        effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, seconds)
+        return benchmark.time_in_turn(calls, effort)[0]
+
+    def compare(self, calls: Calls) -> None:
+        """Keep what each takes, on a GPU its replay as a graph."""
+        for name, call in calls.items():
+            with self.attempt(name), torch.no_grad():
+                self.keep(**{f"{name}_s": self.graph_median(call)})
 
     def graph_median(self, function: Callable[[], torch.Tensor]) -> float:
-        """Of a function; on a GPU of its replays as a graph."""
         call: Callable[[], object] = function
         if self.on_gpu:
             graphs = GraphCache(1)
             graphs.run("variant", lambda _: function(), torch.zeros(1, device=self.device))
-            (captured,) = graphs._graphs.values()
-            call = captured.graph.replay
+            call = replay_of(graphs)
         call()
         times = 1 if self.quick else REPLAYS
-        found = self.medians(seconds=2.0, call=lambda: [call() for _ in range(times)])
-        return found["call"] / times
+        return self.medians(2.0, call=lambda: [call() for _ in range(times)])["call"] / times
 
     def profile(self, call: Callable[[], object]) -> None:
         """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
         kind, took = DeviceType.CPU, "self_cpu_time_total"
-        kinds = [torch.profiler.ProfilerActivity.CPU]
         if self.on_gpu:
             kind, took = DeviceType.CUDA, "self_device_time_total"
-            kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=kinds) as profiler:
+        with torch.profiler.profile() as profiler:
             call()
             benchmark.wait_for(self.device)
         found = [
@@ -122,6 +113,12 @@ class Check:
         found.sort(key=lambda record: -record["sum_us"])
         count, total = (sum(record[name] for record in found) for name in ("count", "sum_us"))
         self.keep(num_kernels=count, kernels_s=total / 1e6, kernels=found[:25])
+
+
+def replay_of(graphs: GraphCache) -> Callable[[], None]:
+    """Return what launches the only graph of a cache."""
+    (captured,) = graphs._graphs.values()
+    return captured.graph.replay
 
 
 def device(check: Check) -> None:
@@ -142,24 +139,18 @@ def sampling(check: Check, batch_size: int) -> None:
     """From labels to images: the first call taken apart, medians, the kernels of a replay."""
     case = check.case(BF16, min(batch_size, 2) if check.quick else batch_size)
     with timed_captures(check):
-        first = benchmark_sampling.warm_up(case)
-    check.keep(cold_start_s=first["cold_start_s"], peak_bytes=first["peak_bytes"])
+        check.keep(**benchmark_sampling.warm_up(case))
     generation = partial(case.generate, "fast")
     few = case.tokens[:16]
     case.decoder(few)
-    found = check.medians(
-        call=case.fast,
-        generation=generation,
-        vq=lambda: case.decoder(case.tokens),
-        vq_16=lambda: case.decoder(few),
-    )
+    parts = {"vq": lambda: case.decoder(case.tokens), "vq_16": lambda: case.decoder(few)}
+    found = check.medians(call=case.fast, generation=generation, **parts)
     check.keep(**{f"{name}_s": seconds for name, seconds in found.items()})
     check.keep(images_per_s=case.batch_size / found["call"], vq_dtype=str(case.decoder.dtype))
     replay = generation
     if check.on_gpu:
         with check.attempt("replay"):
-            (captured,) = fast_path.FastPath.of(case.model).graphs._graphs.values()
-            replay = captured.graph.replay
+            replay = replay_of(fast_path.FastPath.of(case.model).graphs)
             check.keep(replay_s=check.medians(replay=replay)["replay"])
         host = []
         for _ in range(30):
@@ -174,30 +165,23 @@ def sampling(check: Check, batch_size: int) -> None:
 @contextmanager
 def timed_captures(check: Check) -> Iterator[None]:
     """Keep what compiling, and the parts of every capture in the block, took."""
-    capture, compile_ = GraphCache._capture, fast_path._compile
-    captures: list[dict[str, Any]] = []
+    capture, captures = GraphCache._capture, []
 
-    def timed_compile(*arguments: Any) -> Any:
-        started = time.perf_counter()
-        compiled = compile_(*arguments)
-        check.keep(compile_s=time.perf_counter() - started)
-        return compiled
-
-    def timed_capture(cache: GraphCache, function: Callable[..., Any], inputs: Any) -> Any:
-        seconds = []
-
-        def timed(*x: torch.Tensor) -> torch.Tensor:
+    def timed(function: Callable[..., Any], tell: Callable[[float], None]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             started = time.perf_counter()
-            output = function(*x)
+            output = function(*arguments)
             if not torch.cuda.is_current_stream_capturing():
                 benchmark.wait_for(check.device)
-            seconds.append(time.perf_counter() - started)
+            tell(time.perf_counter() - started)
             return output
 
-        graph = capture(cache, timed, inputs)
-        started = time.perf_counter()
-        graph.graph.instantiate()
-        seconds.append(time.perf_counter() - started)
+        return call
+
+    def timed_capture(cache: GraphCache, function: Callable[..., Any], inputs: Any) -> Any:
+        seconds: list[float] = []
+        graph = capture(cache, timed(function, seconds.append), inputs)
+        timed(graph.graph.instantiate, seconds.append)()
         names = ("first_run_s", "second_run_s", "capture_s", "instantiate_s")
         captures.append(dict(zip(names, seconds, strict=True)))
         with check.attempt("number of nodes"):
@@ -208,10 +192,11 @@ def timed_captures(check: Check) -> Iterator[None]:
         check.keep(captures=captures)  # of the generation, then of the VQ decoder
         return graph
 
+    compile_ = timed(fast_path._compile, lambda seconds: check.keep(compile_s=seconds))
     kept_graph = partial(torch.cuda.CUDAGraph, keep_graph=True)
     with (
         patch.object(GraphCache, "_capture", timed_capture),
-        patch.object(fast_path, "_compile", timed_compile),
+        patch.object(fast_path, "_compile", compile_),
         patch.object(torch.cuda, "CUDAGraph", kept_graph),
     ):
         yield
@@ -221,12 +206,11 @@ def tokens(check: Check) -> None:
     """Whether the fast path's tokens are the plain one's, and how well the VQ decoder agrees."""
     for dtype in (torch.float32, BF16):
         case = check.case(dtype, 2)
-        equal = (case.generate("fast") == case.generate("plain")).float().mean().item()
+        equal = (case.tokens == case.generate("plain")).float().mean().item()
         check.keep(**{f"{str(dtype)[6:]}_equal_share": equal})
         if dtype == torch.float32 and equal < 1:
             check.errors.append(f"float32: {equal:.4%} of tokens are the plain sampler's, not all")
-    decoder = FastDecoder(case.tokenizer, case.model.grid.num_tokens)
-    check.keep(vq_agreement=decoder.agreement, vq_dtype=str(decoder.dtype))
+    check.keep(vq_agreement=case.decoder.agreement, vq_dtype=str(case.decoder.dtype))
 
 
 def training(check: Check) -> None:
@@ -234,22 +218,19 @@ def training(check: Check) -> None:
     from torch._dynamo.utils import counters, get_compilation_metrics
 
     row, batch_size = benchmark_training.PUBLISHED_ROWS[0], 64
-    effort = benchmark_training.Effort(check.device, plain=False)
+    effort = Effort(check.device, plain=False)
     if check.quick:
         row, batch_size = benchmark_training.SMALL_ROWS[0], 2
-        effort = benchmark_training.Effort(check.device, plain=False, rounds=1, seconds=0)
-    with tempfile.TemporaryDirectory() as folder:
-        most = (benchmark_training.MOST_ROUNDS + 1) * batch_size
-        benchmark_training.write_tokens(Path(folder), row, most)
-        source = CachedTokens(open_cache(Path(folder)), check.device)
+        effort = Effort(check.device, rounds=1, seconds=0, plain=False)
+    with benchmark_training.random_source(row, batch_size, check.device) as source:
         case = benchmark_training.Case(row, source, batch_size, effort)
         check.keep(**case.record)
-        found = benchmark_training.measure(case, effort)
+        found = case.measure(effort)
     names = ("fast_s", "images_per_s", "flop_per_s", "rate_share", "products_share")
-    check.keep(**{name: found[name] for name in (*names, *case.record)})
+    check.keep(**{name: found[name] for name in names})
     again = sum(bool(metrics.recompile_reason) for metrics in get_compilation_metrics())
     check.keep(graphs=counters["stats"]["unique_graphs"], recompiles=again)
-    check.profile(case.in_turn("fast"))
+    check.profile(case.calls["fast"])
 
 
 def variants(check: Check) -> None:
@@ -264,15 +245,14 @@ def variants(check: Check) -> None:
     cache = KVCache(torch.empty(shape, dtype=BF16, device=device))
     left, right = (random(2, 40, heads, head_size).transpose(1, 2) for _ in range(2))
 
-    def attention() -> torch.Tensor:
-        """Of a layer, in all steps."""
+    def attention() -> torch.Tensor:  # of a layer, in all steps
         cache.length = 0
         for (context, _), x in zip(steps, qkv, strict=True):
             seen = cache.attend(0, x, context)
             cache.advance(context)
         return seen
 
-    ways: dict[str, Callable[[], torch.Tensor]] = {
+    ways: Calls = {
         "attention_default": attention,
         "merge_after_cat": lambda: merge_heads(torch.cat([left, right], dim=2)),
         "merge_before_cat": lambda: torch.cat([merge_heads(left), merge_heads(right)], dim=1),
@@ -280,58 +260,37 @@ def variants(check: Check) -> None:
     others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)  # cuDNN's knows no single key
     for name in ("CUDNN", "FLASH", "EFFICIENT") if check.on_gpu else ("FLASH",):
         order = list(dict.fromkeys((SDPBackend.__members__[f"{name}_ATTENTION"], *others)))
-        first = partial(sdpa_kernel, order, set_priority=True)
-        ways[f"attention_{name.lower()}"] = partial(under, first, attention)
+        first = sdpa_kernel(order, set_priority=True)  # anew at every call
+        ways[f"attention_{name.lower()}"] = first(attention)
+    check.compare(ways)
 
-    def compare(ways: dict[str, Callable[[], torch.Tensor]]) -> None:
-        for name, function in ways.items():
-            with check.attempt(name), torch.no_grad():
-                check.keep(**{f"{name}_s": check.graph_median(function)})
-
-    compare(ways)
     bandwidth = benchmark.measure_rates(device, {BF16})[BF16].bandwidth
-    products = [{"product": name} for name in ("qkv", "proj", "fc1", "fc2")]
-    for record, (out, width) in zip(products, ((3, 1), (1, 1), (4, 1), (1, 4)), strict=True):
+    products: list[dict[str, Any]] = []
+    for name, out, width in (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)):
         weights = [random(out * size.width, width * size.width) for _ in range(size.depth)]
-        record["floor_us"] = 1e6 * weights[0].nbytes / bandwidth
+        record = {"product": name, "floor_us": 1e6 * weights[0].nbytes / bandwidth}
+        products.append(record)
         for rows in (4, 80) if check.quick else (4, 12, 24, 48, 80, 256, 1024, 5120):
             x = random(rows, width * size.width)
-            with check.attempt(f"{record['product']} of {rows} rows"):
-                seconds = check.graph_median(partial(multiply, x, weights)) / len(weights)
-                record[str(rows)] = round(1e6 * seconds, 2)
+            with check.attempt(f"{name} of {rows} rows"):
+                # With each of the weights, which are read from memory for it.
+                seconds = check.graph_median(lambda x=x, w=weights: [F.linear(x, y) for y in w][-1])
+                record[str(rows)] = round(1e6 * seconds / len(weights), 2)
         check.keep(products=products)
-    compare(decoders(check, case))  # last, as it compiles
 
-
-def multiply(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    """With each of the weights, which are read from memory for it."""
-    return [F.linear(x, weight) for weight in weights][-1]
-
-
-def under(
-    surroundings: Callable[[], AbstractContextManager], function: Callable[[], torch.Tensor]
-) -> torch.Tensor:
-    """What a function returns in a context."""
-    with surroundings():
-        return function()
-
-
-def decoders(check: Check, case: Case) -> dict[str, Callable[[], torch.Tensor]]:
-    """The VQ decoder of one image and of several, as it is and otherwise."""
+    # The VQ decoder of one image and of several; last, as it compiles.
     dtype = torch.float16 if check.on_gpu else torch.float32
     as_is, nchw = (DecoderCopy(case.tokenizer, dtype) for _ in range(2))
     nchw.decoder.to(memory_format=torch.contiguous_format)
-    ways = {"as_is": as_is, "cudnn_benchmark": as_is, "nchw": nchw}
+    decoders = {"as_is": as_is, "cudnn_benchmark": as_is, "nchw": nchw}
     if check.on_gpu:
-        ways["compiled"] = torch.compile(as_is)
-    found = {}
-    for name, half in ways.items():
+        decoders["compiled"] = torch.compile(as_is)
+    for name, decoder in decoders.items():
         tuned = name == "cudnn_benchmark"
-        flags = partial(torch.backends.cudnn.flags, enabled=True, benchmark=tuned, allow_tf32=False)
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=tuned, allow_tf32=False)
         for batch_size in (1, 2 if check.quick else 16):
-            codes = torch.zeros(batch_size, sum(case.sizes), dtype=torch.int64, device=check.device)
-            found[f"vq_{name}_{batch_size}"] = partial(under, flags, partial(half, codes))
-    return found
+            codes = torch.zeros(batch_size, sum(case.sizes), dtype=torch.int64, device=device)
+            check.compare({f"vq_{name}_{batch_size}": flags(partial(decoder, codes))})
 
 
 PARTS: dict[str, Callable[[Check], None]] = {

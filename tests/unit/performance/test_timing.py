@@ -1,6 +1,8 @@
 """What benchmarks share."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,27 +10,53 @@ from torch import nn
 
 from performance import timing as benchmark
 from performance.cost import Rates
-from performance.timing import markdown_table, measure_rates, random_weights, time_in_turn
+from performance.timing import Effort, Record, markdown_table, measure_rates, time_in_turn
+from util.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-def calls(least: int, most: int, seconds: float) -> tuple[str, dict[str, list[float]]]:
+@pytest.mark.parametrize(
+    ("effort", "expected"),
+    [(Effort(CPU, 3, 0), "abcacac"), (Effort(CPU, 1, 60), "abc" + 29 * "ac")],
+)
+def test_in_turn(effort: Effort, expected: str) -> None:
     made = []
     subjects = {name: lambda name=name: made.append(name) for name in "abc"}
-    times = time_in_turn(subjects, CPU, rounds=(least, most), seconds=seconds, once={"b"})
-    return "".join(made), times
+    median, times = time_in_turn(subjects, effort, once={"b"})
+    assert "".join(made) == expected
+    assert {name: len(seconds) for name, seconds in times.items()} == {
+        name: expected.count(name) for name in "abc"
+    }
+    assert all(min(times[name]) <= median[name] <= max(times[name]) for name in "abc")
 
 
-def test_in_turn() -> None:
-    made, times = calls(3, 9, seconds=0)
-    assert made == "abcacac"
-    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 1, "c": 3}
-    assert all(second >= 0 for seconds in times.values() for second in seconds)
+def test_series_go_to_table_and_file_until_memory_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = []
 
+    def series(name: str, fits: int) -> Iterator[Record]:
+        for size in (1, 2, 3):
+            if size > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            yield {"row": name, "size": size}
+            kept.append(json.loads((tmp_path / "new" / "a.json").read_text())["rows"])
 
-def test_in_turn_until_the_largest_number() -> None:
-    assert calls(1, 4, seconds=60)[0] == "abcacacac"
+    keep = benchmark.result_file(tmp_path / "new" / "a.json", CPU)
+    both = {"large": series("large", 2), "small": series("small", 3)}
+    columns = {"row": ("row", "", 1), "size": ("size", "d", 1)}
+    benchmark.show(both, keep, columns, "What it means.\n", formula="a + b")
+    expected = [{"row": "large", "size": size} for size in (1, 2)]
+    expected += [{"row": "small", "size": size} for size in (1, 2, 3)]
+    assert kept == [expected[:stop] for stop in (1, 2, 3, 4, 5)]
+    assert caplog.messages == ["large: the next batch size does not fit: CUDA out of memory."]
+    result = json.loads((tmp_path / "new" / "a.json").read_text())
+    assert set(result) == {"machine", "command", "formula", "rows"}
+    assert result["machine"]["threads"] == torch.get_num_threads()
+    assert capsys.readouterr().out == f"{markdown_table(columns, expected)}\nWhat it means.\n"
+    with pytest.raises(UserError, match="--output: "):
+        benchmark.result_file(tmp_path / "new" / "a.json" / "b.json", CPU)
 
 
 def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,18 +79,14 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_random_weights() -> None:
-    def build() -> nn.Sequential:
-        return nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GroupNorm(2, 64))
-
-    model = random_weights(build, CPU)
+    model = benchmark.random_weights(
+        lambda: nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GroupNorm(2, 64)), CPU
+    )
     linear, *norms = model
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    for norm in norms:
-        assert torch.equal(norm.weight, torch.ones(64))
-        assert not norm.bias.any()
+    assert all(norm.weight.eq(1).all() and not norm.bias.any() for norm in norms)
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
-    assert benchmark.num_bytes(model) == 4 * (64 * 64 + 64 + 4 * 64)
 
 
 def test_markdown_table() -> None:
