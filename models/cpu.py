@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
@@ -14,7 +14,7 @@ class Dropout(nn.Dropout):
     products; this one turns every random word into four decisions.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         dropped = round(self.p * 2**16)
         draws_words = self.training and x.device.type == "cpu" and 0 < dropped < 2**16
         if not draws_words or torch.compiler.is_compiling():
@@ -26,12 +26,8 @@ class Dropout(nn.Dropout):
 
 
 def scaled_dot_product_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    dropout: float = 0.0,
-) -> torch.Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """As `F.scaled_dot_product_attention`, through float32 where a CPU trains in bfloat16.
 
     There the backward pass of bfloat16 attention takes twice as long as float32's.

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 # Logits at a time: 2**24 are 64 MiB in float32, and enough rows to fill a GPU.
 LOGITS_AT_A_TIME = 2**24
 
 
-def linear_cross_entropy(
-    x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """`F.cross_entropy(F.linear(x, weight).float(), targets)`, some rows at a time.
 
     (R, C), (V, C) and (R,) int64 -> scalar float32, the mean over rows. Gradients are computed
@@ -28,9 +27,7 @@ def linear_cross_entropy(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         rows = max(1, LOGITS_AT_A_TIME // len(weight))
         wants_x, wants_weight, *_ = ctx.needs_input_grad
         # Gradients of the sum, in the inputs' own dtypes: what is cast here is not cast back.
@@ -56,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / len(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
         scale = grad / ctx.num_rows
         return (

@@ -97,8 +97,6 @@ class GraphCache:
     """
 
     def __init__(self, max_graphs: int) -> None:
-        if max_graphs < 1:
-            raise ValueError(f"max_graphs: found {max_graphs}, expected at least 1")
         self._max_graphs = max_graphs
         self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
         # Captures share the memory of a pool only if they share the stream as well.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.cuda_graphs import CaptureError
 from models.fast import FastNetwork, FastPath
@@ -30,17 +31,17 @@ UNDECIDED = -1
 @torch.no_grad()
 def generate(
     model: LPD,
-    labels: torch.Tensor | Sequence[int] | None,
-    orders: torch.Tensor | np.ndarray | None,
+    labels: Tensor | Sequence[int] | None,
+    orders: Tensor | np.ndarray | None,
     group_sizes: Sequence[int] | int,
     sampling: SamplingSettings | None = None,
     *,
-    known: torch.Tensor | None = None,
+    known: Tensor | None = None,
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
     sampler: str = "fast",
     **fields: Any,
-) -> torch.Tensor:
+) -> Tensor:
     """Generate B images in K steps: (B, N) int64 codes on the model's device, raster order.
 
     Image i consumes one uniform number per position, drawn from (seed, image_ids[i], position)
@@ -72,7 +73,7 @@ def generate(
 @torch.no_grad()
 def generate_steps(
     model: LPD, *arguments: Any, sampler: str = "fast", **options: Any
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """As `generate`, one step at a time; arguments and errors are the same, and come at the call.
 
     Yields the (B, N) tokens after every step, -1 where they are not decided yet; all known, once.
@@ -89,16 +90,16 @@ class _Job:
     plan: GenerationPlan
     settings: SamplingSettings
     # Orders (B, N), uniform numbers (B, N) in raster order, known codes (B, M), labels (B,) if any.
-    inputs: list[torch.Tensor]
+    inputs: list[Tensor]
 
     def decode(
         self,
         network: LPD | FastNetwork,
-        orders: torch.Tensor,
-        uniforms: torch.Tensor,
-        known: torch.Tensor,
-        labels: torch.Tensor | None = None,
-    ) -> Iterator[torch.Tensor]:
+        orders: Tensor,
+        uniforms: Tensor,
+        known: Tensor,
+        labels: Tensor | None = None,
+    ) -> Iterator[Tensor]:
         """The decoding loop, of `inputs` or, in a CUDA graph, others of the same shapes.
 
         Yields the tokens so far (B, N) after each step: one tensor, which the next step writes to.
@@ -111,7 +112,7 @@ class _Job:
             yield tokens
             return
 
-        def both_halves(x: torch.Tensor) -> torch.Tensor:  # conditional and unconditional
+        def both_halves(x: Tensor) -> Tensor:  # conditional and unconditional
             return torch.cat([x, x]) if self.settings.guided else x
 
         context = network.embed_class(labels, len(orders))
@@ -172,7 +173,7 @@ def _prepare(
 
 
 def check_whole(
-    name: str, values: torch.Tensor | np.ndarray, shape: tuple[int, ...], stop: int | None = None
+    name: str, values: Tensor | np.ndarray, shape: tuple[int, ...], stop: int | None = None
 ) -> None:
     """Raise ValueError unless an argument holds whole numbers of a shape, in [0, stop)."""
     if tuple(values.shape) != shape or "int" not in str(values.dtype):  # of PyTorch or NumPy
@@ -188,7 +189,7 @@ def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.n
     return streams.uniforms("sampling", seed, image_ids, count=num_tokens)
 
 
-def _last(steps: Iterator[torch.Tensor]) -> torch.Tensor:
+def _last(steps: Iterator[Tensor]) -> Tensor:
     return deque(steps, maxlen=1).pop()
 
 
@@ -201,14 +202,14 @@ def _around(model: LPD, network: LPD | FastNetwork) -> AbstractContextManager[An
     return torch.autocast(model.pos_embed.device.type, enabled=False, cache_enabled=False)
 
 
-def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:
+def _decode_fast(model: LPD, job: _Job) -> Tensor | None:
     """Decode with prepared weights, on a GPU as one graph; None where that is impossible."""
     fast_path = FastPath.of(model)
     network = fast_path.network(model)
     if network is None:
         return None
 
-    def decode(*inputs: torch.Tensor) -> torch.Tensor:
+    def decode(*inputs: Tensor) -> Tensor:
         return _last(job.decode(network, *inputs))
 
     with _around(model, network):
@@ -230,7 +231,7 @@ def _decode_fast(model: LPD, job: _Job) -> torch.Tensor | None:
     return None
 
 
-def _in_steps(model: LPD, job: _Job, fast: bool) -> Iterator[torch.Tensor]:
+def _in_steps(model: LPD, job: _Job, fast: bool) -> Iterator[Tensor]:
     """Copies of what each step leaves; what surrounds one holds while it is computed only."""
     device = model.pos_embed.device.type
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)

@@ -1,8 +1,4 @@
-"""Editing: parts of an image are decoded anew, the rest is context (method section 10).
-
-Nothing is trained for it. Tokens outside a mask enter as one known group after the class; those
-inside are decoded in locality-aware groups that start next to what is known.
-"""
+"""Editing: tokens under a mask are decoded anew, the others are context (method section 10)."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.decoding import UNDECIDED, check_whole, generate, generate_steps
 from models.lpd import LPD
@@ -22,12 +19,12 @@ from orders.sources import published_repulsion
 
 def edit(
     model: LPD,
-    tokens: torch.Tensor,
-    mask: torch.Tensor,
-    labels: torch.Tensor | Sequence[int] | None,
+    tokens: Tensor,
+    mask: Tensor,
+    labels: Tensor | Sequence[int] | None,
     sampling: SamplingSettings | None = None,
     **options: Any,
-) -> torch.Tensor:
+) -> Tensor:
     """Decode the masked tokens of B images anew: (B, N) int64 on the model's device, raster order.
 
     Images with equal numbers of masked tokens are decoded together. What becomes of one depends on
@@ -52,8 +49,8 @@ def edit(
 
 
 def edit_steps(
-    model: LPD, tokens: torch.Tensor, mask: torch.Tensor, *arguments: Any, **options: Any
-) -> Iterator[torch.Tensor]:
+    model: LPD, tokens: Tensor, mask: Tensor, *arguments: Any, **options: Any
+) -> Iterator[Tensor]:
     """As `edit`, one step at a time; arguments and errors are the same, see `generate_steps`.
 
     Yields the (B, N) tokens after every step, -1 where they are not decided yet; with nothing
@@ -66,9 +63,9 @@ def edit_steps(
 
 def _split(
     model: LPD,
-    tokens: torch.Tensor,
-    mask: torch.Tensor,
-    labels: torch.Tensor | Sequence[int] | None,
+    tokens: Tensor,
+    mask: Tensor,
+    labels: Tensor | Sequence[int] | None,
     sampling: SamplingSettings | None = None,
     *,
     num_steps: int | None = None,
@@ -77,7 +74,7 @@ def _split(
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
     **options: Any,
-) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+) -> list[tuple[Tensor, dict[str, Any]]]:
     """Check what `generate` cannot, and part the images by how many tokens are masked.
 
     For each number but 0: which images have it (b,), and the arguments of `generate` for them.
@@ -115,15 +112,15 @@ def _split(
     return parts
 
 
-def _kept(model: LPD, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _kept(model: LPD, tokens: Tensor, mask: Tensor) -> Tensor:
     """The tokens (B, N) outside the mask, on the model's device."""
     device = model.pos_embed.device
     return tokens.to(device, torch.int64).masked_fill(mask.to(device), UNDECIDED)
 
 
 def _side_by_side(
-    so_far: torch.Tensor, running: list[tuple[torch.Tensor, Iterator[torch.Tensor]]]
-) -> Iterator[torch.Tensor]:
+    so_far: Tensor, running: list[tuple[Tensor, Iterator[Tensor]]]
+) -> Iterator[Tensor]:
     """The tokens of all images (B, N) after each step of every part."""
     if not running:
         yield so_far

@@ -1,8 +1,6 @@
-"""The network as the fast sampler runs it: weights laid out for the processor, rows worked on once.
+"""The network as the fast sampler runs it: three functions of rows with attention in between.
 
-Between two attentions every row of a step goes through the same chain (projection, MLP, the next
-block's query, key and value), so the network is three functions of rows with attention in between.
-The stream between blocks stays in float32; matrix products run in the dtype asked for.
+Weights are laid out for the processor; between blocks the stream stays in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
-from torch import nn
+from torch import Tensor, nn
 
 from models.cpu import Dropout
 from models.cuda_graphs import GraphCache, WeightState
@@ -43,8 +41,8 @@ _METHODS = {"forward", "decode", "decode_step"}
 class Linear(NamedTuple):
     """Weight (out, in) and bias (out,) of a linear layer."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    weight: Tensor
+    bias: Tensor | None
     packed: bool  # the weight lies in blocks as oneDNN multiplies them (CPU only)
 
     @classmethod
@@ -56,7 +54,7 @@ class Linear(NamedTuple):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         return cls(weight, bias, packed)
 
-    def __call__(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
         """(..., in) of any dtype -> (..., out) in the weights' dtype, through an exact GELU."""
         x = x.to(self.weight.dtype)
         if self.packed:
@@ -69,14 +67,14 @@ class Linear(NamedTuple):
 class Norm(NamedTuple):
     """Weight and bias of a LayerNorm, (C,) float32 whatever the model's dtype."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: Tensor
+    bias: Tensor
 
     @classmethod
     def prepare(cls, layer: nn.LayerNorm) -> Norm:
         return cls(layer.weight.detach().float(), layer.bias.detach().float())
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
 
 
@@ -91,28 +89,26 @@ class BlockWeights(NamedTuple):
     fc2: Linear
 
 
-def rows_in(x: torch.Tensor, block: BlockWeights) -> torch.Tensor:
+def rows_in(x: Tensor, block: BlockWeights) -> Tensor:
     """(rows, C) float32 -> (rows, 3 * C): what the first attention needs."""
     return block.qkv(block.norm1(x))
 
 
-def rows_through(x: torch.Tensor, attended: torch.Tensor, block: BlockWeights) -> torch.Tensor:
+def rows_through(x: Tensor, attended: Tensor, block: BlockWeights) -> Tensor:
     """The rest of a block after its attention: two (rows, C) -> (rows, C) float32."""
     x = x + block.proj(attended)
     return x + block.fc2(block.fc1(block.norm2(x), gelu=True))
 
 
 def rows_between(
-    x: torch.Tensor, attended: torch.Tensor, block: BlockWeights, following: BlockWeights
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: Tensor, attended: Tensor, block: BlockWeights, following: BlockWeights
+) -> tuple[Tensor, Tensor]:
     """From one attention to the next: the stream (rows, C) and its (rows, 3 * C)."""
     x = rows_through(x, attended, block)
     return x, rows_in(x, following)
 
 
-def rows_out(
-    x: torch.Tensor, attended: torch.Tensor, block: BlockWeights, norm: Norm, head: Linear
-) -> torch.Tensor:
+def rows_out(x: Tensor, attended: Tensor, block: BlockWeights, norm: Norm, head: Linear) -> Tensor:
     """From the last attention to (rows, vocabulary) logits."""
     return head(norm(rows_through(x, attended, block)))
 
@@ -151,9 +147,9 @@ def _prepared(model: LPD, dtype: torch.dtype, packed: bool) -> Iterator[tuple]:
     yield linear(model.head)
 
 
-def _tensors(parts: Iterable[Any]) -> Iterator[torch.Tensor]:
+def _tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
     for part in parts:
-        if isinstance(part, torch.Tensor):
+        if isinstance(part, Tensor):
             yield part
         elif isinstance(part, tuple):
             yield from _tensors(part)
@@ -164,9 +160,9 @@ class Rows:
     """The three functions of rows, tokens of any image, as they are or compiled."""
 
     # Without a second dimension nothing but the number of rows varies.
-    into: Callable[..., torch.Tensor] = rows_in
-    between: Callable[..., tuple[torch.Tensor, torch.Tensor]] = rows_between
-    out: Callable[..., torch.Tensor] = rows_out
+    into: Callable[..., Tensor] = rows_in
+    between: Callable[..., tuple[Tensor, Tensor]] = rows_between
+    out: Callable[..., Tensor] = rows_out
 
     @classmethod
     def compiled(
@@ -200,15 +196,13 @@ class FastNetwork:
     def new_cache(self, batch_size: int) -> KVCache:
         return self._model.new_cache(batch_size, self._weights.dtype)
 
-    def decode_step(
-        self, context: torch.Tensor, queries: torch.Tensor, cache: KVCache
-    ) -> torch.Tensor:
+    def decode_step(self, context: Tensor, queries: Tensor, cache: KVCache) -> Tensor:
         """As of LPD; the last block leaves the context tokens at their keys and values."""
         weights, blocks = self._weights, self._weights.blocks
         num_context, shape = context.shape[1], (len(context), -1)
         x = torch.cat([context, queries], dim=1).float().flatten(0, 1)
 
-        def attend(layer: int, qkv: torch.Tensor, queries_only: bool = False) -> torch.Tensor:
+        def attend(layer: int, qkv: Tensor, queries_only: bool = False) -> Tensor:
             heads = split_heads(qkv.unflatten(0, shape), cache.entries.shape[3])
             return cache.attend(layer, heads, num_context, queries_only).flatten(0, 1)
 
@@ -286,7 +280,7 @@ class FastPath:
             if weight.requires_grad
         ]
 
-    def _note_gradient(self, weight: torch.Tensor) -> None:
+    def _note_gradient(self, weight: Tensor) -> None:
         self._trained = True
 
     def use_plain(self, reason: str) -> None:

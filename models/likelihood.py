@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.cross_entropy import LOGITS_AT_A_TIME
 from models.decoding import eval_mode
@@ -12,9 +13,7 @@ from orders.plan import GenerationPlan
 
 
 @torch.no_grad()
-def token_nll(
-    model: LPD, tokens: torch.Tensor, labels: torch.Tensor | None, plan: GenerationPlan
-) -> torch.Tensor:
+def token_nll(model: LPD, tokens: Tensor, labels: Tensor | None, plan: GenerationPlan) -> Tensor:
     """-log p(token | tokens of earlier groups) of every token, from one teacher-forced pass.
 
     `generate` draws the tokens of a group independently given the earlier groups, so the sum over

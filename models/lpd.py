@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hub.pretrained import Pretrained
@@ -94,18 +94,14 @@ model = LPD.from_pretrained("user/name")"""
 
     @classmethod
     def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Pretrained.config_of`: the size follows from the weights' shapes."""
         return config_from_shapes(weights.state, weights.flags, given)
 
     # Input tokens
 
     def embed_class(
-        self, labels: torch.Tensor | None, batch_size: int, drop: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Class token: labels (B,) int64, or None for "no class" throughout -> (B, 1, C).
-
-        Where `drop` (B,) is True, "no class" replaces the label.
-        """
+        self, labels: Tensor | None, batch_size: int, drop: Tensor | None = None
+    ) -> Tensor:
+        """Class token: labels (B,) int64 -> (B, 1, C); "no class" if None or where `drop` (B,)."""
         if labels is None:
             x = self.fake_latent.expand(batch_size, -1)
         else:
@@ -114,11 +110,11 @@ model = LPD.from_pretrained("user/name")"""
                 x = torch.where(drop[:, None], self.fake_latent, x)
         return self.z_proj_ln(x[:, None] + self.pos_embed[:, :1])
 
-    def embed_tokens(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def embed_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Context tokens: codes at raster positions, both (B, T) int64 -> (B, T, C)."""
         return self.z_proj_ln(self.token_emb(tokens) + self.pos_embed[0, 1 + positions])
 
-    def embed_queries(self, positions: torch.Tensor) -> torch.Tensor:
+    def embed_queries(self, positions: Tensor) -> Tensor:
         """Position query tokens at raster positions (B, T) int64 -> (B, T, C)."""
         return self.z_proj_ln(self.mask_token + self.pos_embed[0, 1 + positions])
 
@@ -126,12 +122,12 @@ model = LPD.from_pretrained("user/name")"""
 
     def forward(
         self,
-        tokens: torch.Tensor,
-        labels: torch.Tensor,
+        tokens: Tensor,
+        labels: Tensor,
         group_sizes: Sequence[int],
-        orders: torch.Tensor | None = None,
-        label_drop: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        orders: Tensor | None = None,
+        label_drop: Tensor | None = None,
+    ) -> Tensor:
         """Mean cross-entropy over all N queries of all images: scalar float32, nats per token.
 
         Tokens (B, N) int64 are in raster order, `group_sizes` sum to N. Orders (B, N) int64 are
@@ -146,18 +142,18 @@ model = LPD.from_pretrained("user/name")"""
         targets = tokens.gather(1, orders)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
-    def forward_logits(self, *arguments: Any) -> torch.Tensor:
+    def forward_logits(self, *arguments: Any) -> Tensor:
         """Teacher-forced logits of all decoding steps (B, N, V); see `forward_queries`."""
         return self.head(self.forward_queries(*arguments))
 
     def forward_queries(
         self,
-        tokens: torch.Tensor,
-        labels: torch.Tensor | None,
+        tokens: Tensor,
+        labels: Tensor | None,
         group_sizes: Sequence[int],
-        orders: torch.Tensor,
-        label_drop: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        orders: Tensor,
+        label_drop: Tensor | None = None,
+    ) -> Tensor:
         """What the head reads: (B, N, C), generation order; labels None means "no class"."""
         batch_size, num_tokens = tokens.shape
         if (total := sum(group_sizes)) != num_tokens:
@@ -208,9 +204,7 @@ model = LPD.from_pretrained("user/name")"""
         where = {"dtype": dtype or self.compute_dtype(), "device": self.pos_embed.device}
         return KVCache(torch.empty(*shape, attention.head_size, **where), self.blind_queries)
 
-    def decode_step(
-        self, context: torch.Tensor, queries: torch.Tensor, cache: KVCache
-    ) -> torch.Tensor:
+    def decode_step(self, context: Tensor, queries: Tensor, cache: KVCache) -> Tensor:
         """One step of parallel decoding (method section 4): queries (B, g, C) -> (B, g, V) logits.
 
         The context (B, T, C), which extends the cache, is what became known since the last step:
@@ -249,7 +243,7 @@ def config_from_shapes(
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         weight = state.get(name)
-        if not isinstance(weight, torch.Tensor) or weight.dim() != dimensions or 0 in weight.shape:
+        if not isinstance(weight, Tensor) or weight.dim() != dimensions or 0 in weight.shape:
             expected = "expected the weights of an LPD model"
             raise ValueError(f"found no weight {name} as in LPD, {expected}")
         return tuple(weight.shape)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 # A training run draws from 9 group-size lists at 256 px and from 14 at 512; its own may be more.
@@ -17,7 +18,7 @@ def group_causal_mask(
     device: torch.device | str | None = None,
     blind_queries: bool = False,
     sparse: bool = False,
-) -> torch.Tensor | BlockMask:
+) -> Tensor | BlockMask:
     """Who may look at whom in `[class | tokens of groups 1..K-1 | queries of groups 1..K]`.
 
     (L, L) bool with L = 1 + (N - group_sizes[-1]) + N: row i may attend to column j where True.
@@ -31,7 +32,7 @@ def group_causal_mask(
 @lru_cache(_MASKS_KEPT)
 def _mask(
     sizes: tuple[int, ...], device: torch.device, blind: bool, sparse: bool
-) -> torch.Tensor | BlockMask:
+) -> Tensor | BlockMask:
     # Of the class token, 0, and of the N tokens.
     groups = torch.arange(1 + len(sizes), device=device)
     groups = groups.repeat_interleave(torch.tensor((1, *sizes), device=device))
@@ -41,17 +42,13 @@ def _mask(
         place = torch.arange(len(group), device=device)
         return _may_see(place[:, None], place, group, num_context, blind)
 
-    def may_see(
-        batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor
-    ) -> torch.Tensor:
+    def may_see(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return _may_see(row, column, group, num_context, blind)
 
     return create_block_mask(may_see, None, None, len(group), len(group), device=device)
 
 
-def _may_see(
-    row: torch.Tensor, column: torch.Tensor, group: torch.Tensor, num_context: int, blind: bool
-) -> torch.Tensor:
+def _may_see(row: Tensor, column: Tensor, group: Tensor, num_context: int, blind: bool) -> Tensor:
     """The rule: whether the token at place `row` may look at the one at `column`; broadcasts.
 
     `group` is that of each place (L,); the first `num_context` are context, the others queries.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,7 @@ def warn_of_guidance(label_drop_prob: float, asked_for: str) -> None:
         )
 
 
-def guidance_scales(
-    settings: SamplingSettings, num_tokens: int, device: torch.device
-) -> torch.Tensor:
+def guidance_scales(settings: SamplingSettings, num_tokens: int, device: torch.device) -> Tensor:
     """Guidance strength of each token in generation order: (N,) float32."""
     if settings.cfg_schedule == "constant":
         return torch.full((num_tokens,), settings.cfg, device=device)
@@ -73,12 +72,7 @@ def guidance_scales(
     return 1 + (settings.cfg - 1) * ramp
 
 
-def pick(
-    logits: torch.Tensor,
-    scales: torch.Tensor,
-    uniforms: torch.Tensor,
-    settings: SamplingSettings,
-) -> torch.Tensor:
+def pick(logits: Tensor, scales: Tensor, uniforms: Tensor, settings: SamplingSettings) -> Tensor:
     """Guide, filter and draw: logits (B, g, V) -> codes (B, g) int64.
 
     Under guidance of strengths `scales` (g,) there are 2B rows, the conditional half first.
@@ -91,13 +85,13 @@ def pick(
     return draw(filtered_probabilities(logits, settings), uniforms, filtered)
 
 
-def guide(logits: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def guide(logits: Tensor, scales: Tensor) -> Tensor:
     """uncond + scales * (cond - uncond): (2B, g, V), conditional half first -> (B, g, V)."""
     cond, uncond = logits.chunk(2)
     return torch.addcmul(uncond, scales[:, None], cond - uncond)
 
 
-def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+def filtered_probabilities(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """Apply temperature, top-k and top-p: (..., V) float32 -> probabilities, 0 if filtered out."""
     if settings.temperature != 1:
         logits = logits / max(settings.temperature, MIN_TEMPERATURE)
@@ -115,7 +109,7 @@ def filtered_probabilities(logits: torch.Tensor, settings: SamplingSettings) -> 
     return probs
 
 
-def draw(probs: torch.Tensor, uniforms: torch.Tensor, filtered: bool = True) -> torch.Tensor:
+def draw(probs: Tensor, uniforms: Tensor, filtered: bool = True) -> Tensor:
     """Draw by the inverse CDF in vocabulary order: (..., V) and (...) in [0, 1) -> (...) int64.
 
     That is the first code whose cumulative probability exceeds its uniform number, at most the

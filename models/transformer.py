@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from models.cpu import Dropout, scaled_dot_product_attention
@@ -28,13 +28,13 @@ class KVCache:
     beside it.
     """
 
-    entries: torch.Tensor  # (layers, keys and values, B, heads, capacity, head size)
+    entries: Tensor  # (layers, keys and values, B, heads, capacity, head size)
     blind_queries: bool = False  # the queries of a step do not see one another
     length: int = 0  # context tokens stored, the class token included
 
     def attend(
-        self, layer: int, qkv: torch.Tensor, num_context: int, queries_only: bool = False
-    ) -> torch.Tensor:
+        self, layer: int, qkv: Tensor, num_context: int, queries_only: bool = False
+    ) -> Tensor:
         """Store a step's keys and values in one layer and attend to all it may see.
 
         `qkv` (3, B, heads, T, head size) are of `num_context` new context tokens, then of this
@@ -50,7 +50,7 @@ class KVCache:
             seen = torch.arange(stop, device=qkv.device)
             mask = (seen < known) | (seen == queries)
 
-        def attended(rows: slice, seen: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+        def attended(rows: slice, seen: int, mask: Tensor | None = None) -> Tensor:
             # Attention leaves a token's heads side by side in memory: merging them copies nothing,
             # unless rows were put together before.
             q, k, v = qkv[0, :, :, rows], keys[:, :, :seen], values[:, :, :seen]
@@ -73,12 +73,12 @@ class KVCache:
         self.length += num_context
 
 
-def split_heads(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+def split_heads(qkv: Tensor, num_heads: int) -> Tensor:
     """(B, L, 3 * C), (q, k, v) x heads x size -> (3, B, heads, L, size)."""
     return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-def merge_heads(x: torch.Tensor) -> torch.Tensor:
+def merge_heads(x: Tensor) -> Tensor:
     """(B, heads, L, size) -> (B, L, C)."""
     return x.transpose(1, 2).flatten(2)
 
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = Dropout(proj_dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | BlockMask) -> torch.Tensor:
+    def forward(self, x: Tensor, mask: Tensor | BlockMask) -> Tensor:
         """Attend within one sequence: (B, L, C) -> the same.
 
         The mask is (L, L) bool, True where the row may attend to the column; or the same as a
@@ -116,7 +116,7 @@ class Attention(nn.Module):
         """Whether `forward` computes the same with a sparse mask."""
         return self.attn_dropout == 0 and self.head_size >= MIN_SPARSE_HEAD_SIZE
 
-    def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
+    def decode(self, x: Tensor, num_context: int, cache: KVCache, layer: int) -> Tensor:
         """Attend from a step's `num_context` context tokens, then its queries: (B, T, C) -> same.
 
         The cache's `layer` is written to, the cache not advanced.
@@ -138,12 +138,12 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=nn.GELU)
         self.mlp.drop1, self.mlp.drop2 = Dropout(proj_dropout), Dropout(proj_dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | BlockMask) -> torch.Tensor:
+    def forward(self, x: Tensor, mask: Tensor | BlockMask) -> Tensor:
         """One masked pass; shapes as for `Attention.forward`."""
         x = x + self.attn(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
-    def decode(self, x: torch.Tensor, num_context: int, cache: KVCache, layer: int) -> torch.Tensor:
+    def decode(self, x: Tensor, num_context: int, cache: KVCache, layer: int) -> Tensor:
         """One decoding step; shapes as for `Attention.decode`."""
         x = x + self.attn.decode(self.norm1(x), num_context, cache, layer)
         return x + self.mlp(self.norm2(x))

@@ -1,22 +1,14 @@
-"""Locality-aware generation orders, many at once (method section 6; paper section 3.3).
-
-Each group wants positions near what is decoded (context) yet far from one another (independence):
-first a proximity pass over the positions with enough decoded neighbours, then, if the group is not
-full, farthest-point sampling over all that are left. `orders.locality_kernel` does the search.
-"""
+"""Locality-aware generation orders, many at once (method section 6; paper section 3.3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from orders.group_sizes import validate_group_sizes
 from util import streams
-
-# Positions handled at once, over all images: bounds the memory used beside the orders themselves.
-_BATCH_POSITIONS = 1 << 16
 
 MAX_GRID_SIZE = 2048
 
@@ -66,11 +58,8 @@ def locality_aware_orders(
     # Not at the top of the file: it loads a compiler, which takes longer than the rest together.
     from orders.locality_kernel import make_orders
 
-    orders = np.empty((num, num_tokens), dtype=np.int64)
-    settings = group_sizes, grid_size, proximity_threshold, repulsion_threshold, seed
-    for rows in _batches(num, num_tokens):
-        orders[rows] = make_orders(ids[rows], known[rows], *settings)
-    return orders
+    thresholds = proximity_threshold, repulsion_threshold
+    return make_orders(ids, known, group_sizes, grid_size, *thresholds, seed)
 
 
 def random_orders(
@@ -78,10 +67,7 @@ def random_orders(
 ) -> np.ndarray:
     """Make uniformly random orders (B, N) int64; the rest as of `locality_aware_orders`."""
     ids = _image_ids(num, image_ids)
-    orders = np.empty((num, num_tokens), dtype=np.int64)
-    for rows in _batches(num, num_tokens):
-        orders[rows] = streams.permutations("random order", seed, ids[rows], count=num_tokens)
-    return orders
+    return streams.permutations("random order", seed, ids, count=num_tokens)
 
 
 def _check_known(known: np.ndarray, num: int, num_tokens: int) -> None:
@@ -95,11 +81,6 @@ def _check_known(known: np.ndarray, num: int, num_tokens: int) -> None:
         raise ValueError(f"{found}, expected 0..{num_tokens - 1}")
     if (ranked[:, 1:] == ranked[:, :-1]).any():
         raise ValueError("found a known position repeated, expected each once")
-
-
-def _batches(num: int, num_tokens: int) -> Iterator[slice]:
-    size = max(1, _BATCH_POSITIONS // num_tokens)
-    return (slice(start, start + size) for start in range(0, num, size))
 
 
 def _image_ids(num: int, image_ids: Sequence[int] | np.ndarray | None) -> np.ndarray:

@@ -1,10 +1,9 @@
 """The search for locality-aware orders (method section 6), compiled: `orders.locality` calls it.
 
-Each position has a key, a whole number, and the best position is the one with the largest. A CPU
-compares several keys in one instruction, so the loops run plainly over the whole grid, in the form
-that compilers turn into such instructions. A key orders by what matters first in its high bits,
-breaks ties with random bits, and says in its low bits whose it is; -1 marks a position that cannot
-be taken.
+Each position has a key, a whole number, and the best position is the one with the largest: plain
+loops over the whole grid, which compilers turn into instructions that compare several at once. A
+key orders by what matters first in its high bits, breaks ties with random bits, and says in its low
+bits whose it is; -1 marks a position that cannot be taken.
 
 Importing this module loads numba and compiles, or reads what an earlier process compiled from
 `__pycache__` (or `~/.cache/numba`): leave it until it is needed.

@@ -1,8 +1,4 @@
-"""Which generation orders exist and how one is made for an image: the one place that knows.
-
-An order source makes orders of image ids and group sizes. A row depends on its own id, the sizes
-and the source's seed alone, so the same image has the same order in every batch and process.
-"""
+"""Which generation orders exist and how one is made for an image: the one place that knows."""
 
 from __future__ import annotations
 
@@ -20,7 +16,8 @@ from util.cli import number
 from util.errors import UserError, blame
 from util.geometry import TokenGrid
 
-# Image ids (B,), K group sizes -> orders (B, N) int64.
+# Image ids (B,), K group sizes -> orders (B, N) int64. A row depends on its own id, the sizes and
+# the source's seed alone, so the same image has the same order in every batch and process.
 OrderSource = Callable[[np.ndarray, Sequence[int]], np.ndarray]
 
 # Kinds without a file, as the command line calls them, and what people call them.

@@ -1,8 +1,4 @@
-"""The two distances that an order trades: to the known context, and within a group.
-
-Near context a token is easy to predict, far from what is decoded with it nearly independent of it
-(paper section 3.3); positions near the same context are often near one another.
-"""
+"""The two distances that an order trades (paper section 3.3): to known context, within a group."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Train a VQ tokenizer on an image folder: writes vq.pt, reconstructions.png and scalars.
-
-Reconstruction and codebook losses only (`vq_loss.py`): no perceptual and no adversarial loss.
-"""
+"""Train a VQ tokenizer on an image folder: writes vq.pt, reconstructions.png and scalars."""
 
 from __future__ import annotations
 
@@ -119,10 +116,9 @@ def picture_reader(
 
 @torch.no_grad()
 def revive_unused_codes(quantizer: VectorQuantizer, latents: Tensor, seed: int, step: int) -> None:
-    """Move the codes missing from the usage record to randomly chosen latents.
+    """Move the codes missing from the (full) usage record to random ones of `latents` (..., E).
 
-    Without it, codes that start far from all latents are never chosen and so never learn. The first
-    process decides for all. The record must be full; `latents` (..., E) are of the current batch.
+    Codes that start far from all latents are never chosen and so never learn.
     """
     codebook = quantizer.embedding.weight
     uses = torch.bincount(quantizer.codebook_used.long(), minlength=len(codebook))
@@ -130,7 +126,7 @@ def revive_unused_codes(quantizer: VectorQuantizer, latents: Tensor, seed: int, 
     unused = (uses == 0).nonzero().flatten()[: len(latents)]
     chosen = streams.permutations("vq revive", seed, step, count=len(latents))[0, : len(unused)]
     codebook[unused] = latents[torch.from_numpy(chosen).to(latents.device)]
-    if dist.is_initialized():
+    if dist.is_initialized():  # the first process decides for all
         dist.broadcast(codebook, src=0)
 
 

@@ -21,9 +21,7 @@ SIZES = [1, 3, 5, 7]
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("num_known", [0, 1, 5, NUM_TOKENS - 1])
 @torch.no_grad()
-def test_decoding_equals_the_teacher_forced_pass(
-    num_known: int, labelled: bool, blind: bool
-) -> None:
+def test_decoding_equals_the_teacher_forced_pass(num_known, labelled, blind) -> None:
     for seed in range(4 if num_known == 0 else 1):
         generator = torch.Generator().manual_seed(num_known + seed)
         model = small_lpd(seed, blind_queries=blind)
@@ -41,7 +39,7 @@ def test_decoding_equals_the_teacher_forced_pass(
 @torch.no_grad()
 def test_later_tokens_never_change_earlier_queries() -> None:
     model = small_lpd()
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(3))
+    tokens, labels, orders = random_batch(3)
     sizes = [1, 2, 5, 4, 4]
     before = model.forward_logits(tokens, labels, sizes, orders)
     for start, stop in itertools.pairwise([0, 1, 3, 8, 12, 16]):
@@ -65,7 +63,7 @@ SETTINGS = [
 def test_the_forced_pass_predicts_the_generated_tokens(options: dict) -> None:
     """Greedily, every token of `generate` is the best of the pass over its own result."""
     model, num_known, sizes = small_lpd(), 6, [2, 3, 5]
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(1))
+    tokens, labels, orders = random_batch(1)
     known = tokens.gather(1, orders[:, :num_known])
     made = generate(model, labels, orders, sizes, known=known, **options | {"top_k": 1})
     assert torch.equal(made.gather(1, orders)[:, :num_known], known)
@@ -85,11 +83,9 @@ def test_the_forced_pass_predicts_the_generated_tokens(options: dict) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("num_known", [0, 5])
 @pytest.mark.parametrize("options", SETTINGS)
-def test_an_image_does_not_depend_on_its_batch(
-    options: dict, num_known: int, sampler: str, device: str
-) -> None:
+def test_an_image_does_not_depend_on_its_batch(options, num_known, sampler, device) -> None:
     model = small_lpd().to(device)
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(5), batch_size=6)
+    tokens, labels, orders = random_batch(5, batch_size=6)
     known = tokens.gather(1, orders[:, :num_known])
     ids = np.array([4, 90, 17, 3, 50_000, 0])
     sizes = [4, 7] if num_known else SIZES
@@ -117,7 +113,7 @@ def test_seed_and_image_id_both_matter() -> None:
 
 
 def test_settings_are_a_value_or_its_fields() -> None:
-    model, (_, labels, orders) = small_lpd(), random_batch(torch.Generator().manual_seed(0))
+    model, (_, labels, orders) = small_lpd(), random_batch()
     expected = generate(model, labels, orders, SIZES, cfg=3.0, top_k=4)
     for sampling, fields in (
         (SamplingSettings(cfg=3.0, top_k=4), {}),
@@ -134,7 +130,7 @@ def test_settings_are_a_value_or_its_fields() -> None:
 @pytest.mark.parametrize("num_known", [0, 6, NUM_TOKENS])
 def test_steps_fill_in_the_result(num_known: int, sampler: str) -> None:
     model = small_lpd(proj_dropout=0.5).train()
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(3))
+    tokens, labels, orders = random_batch(3)
     options = {"cfg": 2.0, "seed": 5, "image_ids": [4, 9, 2], "sampler": sampler}
     if num_known:
         options["known"] = tokens.gather(1, orders[:, :num_known])
@@ -157,7 +153,7 @@ def test_steps_fill_in_the_result(num_known: int, sampler: str) -> None:
 @pytest.mark.parametrize("options", SETTINGS[:2])
 def test_bf16_autocast_is_honoured(options: dict) -> None:
     model = small_lpd()
-    tokens, labels, orders = random_batch(torch.Generator().manual_seed(2))
+    tokens, labels, orders = random_batch(2)
     given = {"known": tokens.gather(1, orders[:, :7]), **options}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.new_cache(2).entries.dtype == torch.bfloat16

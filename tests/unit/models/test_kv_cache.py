@@ -26,9 +26,7 @@ class OperationCount(TorchDispatchMode):
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("first_context", [1, 6])
-def test_queries_alone_are_those_of_all_rows_bit_for_bit(
-    first_context: int, dtype: torch.dtype, blind: bool
-) -> None:
+def test_queries_alone_are_those_of_all_rows_bit_for_bit(first_context, dtype, blind) -> None:
     generator = torch.Generator().manual_seed(0)
     cache = KVCache(torch.empty(1, 2, BATCH, HEADS, 32, SIZE, dtype=dtype), blind)
     for num_context, queries in ((first_context, 2), (2, 5), (5, 9)):

@@ -89,9 +89,7 @@ def drawn_probabilities(
 @pytest.mark.parametrize("sampler", ["plain", "fast"])
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_the_likelihood_is_what_generate_draws_with(
-    monkeypatch: pytest.MonkeyPatch, sizes: list[int], blind: bool, sampler: str
-) -> None:
+def test_the_likelihood_is_what_generate_draws_with(monkeypatch, sizes, blind, sampler) -> None:
     model = three_positions(blind_queries=blind)
     order = ORDERS[len(sizes) - 1]
     drawn = drawn_probabilities(monkeypatch, model, order, sizes, sampler)
@@ -141,9 +139,7 @@ def test_it_is_the_training_loss_by_token_without_dropout(generator: torch.Gener
         assert found.mean().item() == pytest.approx(loss.item(), abs=1e-5)
 
 
-def test_logits_go_a_few_images_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
-) -> None:
+def test_logits_go_a_few_images_at_a_time(monkeypatch, generator) -> None:
     model = small_lpd()
     tokens, labels, orders = random_batch(generator, batch_size=5)
     plan = GenerationPlan.build(orders, [1, 5, 10], 16)

@@ -17,7 +17,7 @@ SIZES = [1, 4, 11]
 
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return random_batch(torch.Generator().manual_seed(0))
+    return random_batch()
 
 
 def test_loss_is_the_mean_cross_entropy_of_the_logits(batch) -> None:
@@ -68,9 +68,7 @@ def test_dropout_acts_in_three_places_and_not_on_embeddings() -> None:
     assert active == [f"blocks.{layer}.{suffix}" for layer in range(2) for suffix in suffixes]
 
 
-def test_attention_dropout_applies_with_one_warning(
-    caplog: pytest.LogCaptureFixture, batch
-) -> None:
+def test_attention_dropout_applies_with_one_warning(caplog, batch) -> None:
     with caplog.at_level(logging.WARNING):
         model = small_lpd(attn_dropout=0.5).train()
     assert len(caplog.records) == 1

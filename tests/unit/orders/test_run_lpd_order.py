@@ -38,9 +38,7 @@ def test_writes_what_the_library_makes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_orders(path), locality_aware_orders(3, *made))
 
 
-def test_same_file_for_any_number_of_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_file_for_any_number_of_workers(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(run_lpd_order, "available_cores", lambda: 2)
     flags = ["--img_size", "128", "--generation_steps", "12", "--num_runs", "600"]
     contents = []
@@ -51,12 +49,17 @@ def test_same_file_for_any_number_of_workers(
     assert contents[0] == contents[1]
 
 
-def test_a_folder_is_no_output_file(tmp_path: Path) -> None:
+def test_bad_flags(tmp_path: Path) -> None:
     flags = ["--img_size", "128", "--generation_steps", "12", "--output_file", str(tmp_path)]
     with pytest.raises(UserError, match="expected a name ending in .json or .npy"):
         run_lpd_order.main(flags)
     with pytest.raises(UserError, match="^--max_workers: found '0'"):
         run_lpd_order.main([*flags, "--max_workers", "0"])
+    for seed in (-(2**63) - 1, 2**63):
+        with pytest.raises(UserError, match=f"^--seed: found '{seed}', expected .* 63 bits"):
+            run_lpd_order.main([*flags, "--seed", str(seed)])
+    for seed in (-(2**63), 2**63 - 1):
+        assert run_lpd_order.build_parser().parse_args(["--seed", str(seed)]).seed == seed
     (tmp_path / "orders.npy").mkdir()
     with pytest.raises(UserError, match="^--output_file: .*is a folder, expected a file"):
         run_lpd_order.main([*flags, "--output_file", str(tmp_path / "orders.npy")])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,12 @@ def test_anything_else_is_refused() -> None:
     for text in ("lpd:", "lpd:x", "lpd:1:2:3", "lpd:-1", "lpd:nan", "lpd:inf"):
         with pytest.raises(ValueError, match=r"expected lpd:R or lpd:R:P with finite numbers"):
             parse_order(text, GRID, 0, 50)
+
+
+def test_a_grid_has_positive_sizes_that_divide() -> None:
+    for change in ({"image_size": 0}, {"stride": 0}, {"vocab_size": 0}):
+        with pytest.raises(ValueError, match="expected positive sizes, found"):
+            replace(GRID, **change)
+    with pytest.raises(ValueError, match="image size 66 is not a multiple of the .* stride 4"):
+        replace(GRID, image_size=66)
+    assert replace(GRID, image_size=4, vocab_size=1).num_tokens == 1

@@ -42,9 +42,7 @@ def test_distances_are_the_definition(data: st.DataObject) -> None:
             np.testing.assert_allclose(values[row], expected, rtol=1e-6)
 
 
-def test_the_batches_change_nothing_and_what_does_not_fit_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_batches_change_nothing_and_what_does_not_fit_is_refused(monkeypatch) -> None:
     orders, sizes = random_orders(7, 16, seed=3), [1, 3, 12]
     at_once = group_distances(orders.astype(np.uint8), sizes)
     monkeypatch.setattr(distances, "_BATCH_PAIRS", 2 * 256)
