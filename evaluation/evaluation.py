@@ -47,19 +47,13 @@ class Scoring:
     reference: Reference | None = None
 
     def with_reference(self) -> Scoring:
-        """Load the reference; all processes call it, each reads its share of the images.
-
-        Raises:
-            UserError: on all processes, if an image cannot be read.
-        """
-        if self.plan is None:
-            return self
-        reference = self.plan.load(self.extractor, self.batch_size, self.num_workers)
-        return replace(self, reference=reference)
+        """Load the reference; all processes call it, see `ReferencePlan.load`."""
+        sizes = self.batch_size, self.num_workers
+        return replace(self, reference=self.plan and self.plan.load(self.extractor, *sizes))
 
     def about(self) -> dict[str, str | None]:
         """Say what a score is worth nothing without: network and reference, for a JSON file."""
-        reference = str(self.plan.path) if self.plan is not None else None
+        reference = self.plan and str(self.plan.path)
         return {"feature_extractor": self.extractor.kind.registered_name, "reference": reference}
 
     def digest(self) -> str:
@@ -71,11 +65,7 @@ class Scoring:
         return sha256.hexdigest()
 
     def score(self, features: Features) -> Scores:
-        """Score all samples' features, in image-id order, on rank 0.
-
-        Raises:
-            UserError: they cannot be scored, for example because they are not finite.
-        """
+        """Score all samples' features, in image-id order, on rank 0; see `metrics.score`."""
         with blame("--feature_extractor"):
             return score(features, self.extractor.kind, self.reference, self.metrics)
 
@@ -100,19 +90,11 @@ class Evaluation:
         """Load what the samples are compared with; see `Scoring.with_reference`."""
         return replace(self, scoring=self.scoring and self.scoring.with_reference())
 
-    def labels(self, image_ids: np.ndarray) -> torch.Tensor:
-        """Return the class i // (images per class) of each image i, (B,) int64."""
-        return torch.from_numpy(image_ids // (self.num_images // self.class_num))
-
 
 def build_evaluation(
     args: argparse.Namespace, model: LPD, tokenizer: VQModel, device: torch.device
 ) -> Evaluation:
-    """Check the evaluation and sampling flags and load what they name.
-
-    Raises:
-        UserError: a flag or file cannot work; the message names it.
-    """
+    """Check the evaluation and sampling flags and load what they name."""
     if args.num_images % args.class_num:
         raise UserError(
             f"--num_images: found {args.num_images}, expected a multiple of the "
@@ -139,24 +121,13 @@ def build_scoring(
 ) -> Scoring | None:
     """Check the scoring flags and load what they name, but for the images of a reference.
 
-    Args:
-        args: the run's flags.
-        image_size: side of the samples, pixels.
-        num_images: how many samples there are or will be.
-        device: where the extractor runs.
-
-    Returns:
-        None for `--feature_extractor none`.
-
-    Raises:
-        UserError: a flag or file cannot work; the message names it.
+    There are or will be `num_images` samples of `image_size`. None for `--feature_extractor none`.
     """
-    asked: tuple[str, ...] | None = None
+    asked = None
     if args.metrics is not None:
         asked = tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",")))
-    extractor = build_extractor(
-        args.feature_extractor, args.feature_extractor_weights, device, "sfid" in (asked or ())
-    )
+    weights, spatial = args.feature_extractor_weights, "sfid" in (asked or ())
+    extractor = build_extractor(args.feature_extractor, weights, device, spatial)
     if extractor is None:
         if asked is not None:
             raise UserError("--metrics: found --feature_extractor none, expected one that scores")
@@ -168,7 +139,10 @@ def build_scoring(
             f"--feature_extractor: {args.feature_extractor} takes images of {kind.image_size} "
             f"pixels, found {found}, expected {kind.image_size}"
         )
-    path = _reference_path(args, image_size)
+    path = args.fid_stats and Path(args.fid_stats)
+    published = Path("fid_stats") / f"adm_in{image_size}_stats.npz"  # where the release keeps it
+    if path is None and published.exists():
+        path = published
     metrics = asked or (PUBLISHED_METRICS if path is not None else ("is",))
     comparing = [name for name in metrics if name in METRICS and METRICS[name].needs]
     if path is None and comparing:
@@ -181,26 +155,13 @@ def build_scoring(
         check_metrics(metrics, kind, num_images)
     plan = None
     if comparing:
-        needs = {METRICS[name].needs for name in comparing}
-        plan = open_reference(path, kind, image_size, needs)
-        _check_reference_size(plan, metrics)
+        plan = open_reference(path, kind, image_size, {METRICS[name].needs for name in comparing})
+        images = plan.known.get("features", plan.source)
+        for name in metrics:  # what would otherwise fail only once all images are made
+            fewest = METRICS[name].fewest_images
+            if images is not None and len(images) < fewest:
+                raise UserError(
+                    f"--fid_stats: {len(images)} images are too few for {name}, expected at least "
+                    f"{fewest}"
+                )
     return Scoring(extractor, metrics, plan, args.eval_bsz, args.num_workers)
-
-
-def _reference_path(args: argparse.Namespace, image_size: int) -> Path | None:
-    if args.fid_stats is not None:
-        return Path(args.fid_stats)
-    # Where the published release keeps ADM's statistics.
-    path = Path("fid_stats") / f"adm_in{image_size}_stats.npz"
-    return path if path.exists() else None
-
-
-def _check_reference_size(plan: ReferencePlan, metrics: tuple[str, ...]) -> None:
-    """Refuse what would otherwise fail only once all images are made."""
-    images = plan.known.get("features", plan.source)
-    for name in metrics:
-        if images is not None and len(images) < METRICS[name].fewest_images:
-            raise UserError(
-                f"--fid_stats: {len(images)} images are too few for {name}, expected at least "
-                f"{METRICS[name].fewest_images}"
-            )

@@ -1,8 +1,7 @@
 """Feature extractors: the networks whose features the scores of `evaluation.metrics` compare.
 
-They are torch-fidelity's, so that every score here is the one its own command would print: its
-Inception (method section 9), and the demo's digits classifier. Only Inception's distance is a FID;
-the demo's has another name everywhere it appears.
+They are torch-fidelity's, so every score is the one its own command would print: its Inception
+(method section 9) and the demo's digits classifier, whose distance is no FID and not called one.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ NETWORK_TIMEOUT = 10.0
 
 
 class ScoreName(NamedTuple):
-    """What one result is called: by people (the number of images, then `note` follow), in JSON."""
+    """What one result is called."""
 
-    title: str
-    key: str
+    title: str  # by people; the number of images follows, then the note
+    key: str  # in JSON
     note: str = ""
 
 
@@ -150,18 +149,11 @@ FeatureBatch = tuple[np.ndarray, Features | None]
 def build_extractor(
     name: str, weights: str | None, device: torch.device, spatial: bool = False
 ) -> FeatureExtractor | None:
-    """Load the network that `--feature_extractor` names.
+    """Load the network that `--feature_extractor` names; None for `none`.
 
-    Args:
-        name: of `KINDS`, or `none`, for which None is returned.
-        weights: file of its weights; for Inception None means torch-fidelity's, from its cache or
-            downloaded.
-        device: where it runs.
-        spatial: also extract the features of sFID, where the network has them.
-
-    Raises:
-        UserError: unknown name, no torch-fidelity, or weights that are missing, damaged or another
-            network's.
+    `weights` is a file; for Inception None means torch-fidelity's, from its cache or downloaded.
+    `spatial` asks for the features of sFID, where the network has them. A `UserError` is about an
+    unknown name, no torch-fidelity, or weights that are missing, damaged or another network's.
     """
     if name == "none":
         return None
@@ -169,12 +161,10 @@ def build_extractor(
         raise UserError(f"--feature_extractor: found {name!r}, expected {', '.join(KINDS)} or none")
     from evaluation import fidelity
 
-    kind = KINDS[name]
-    if weights is not None:
-        path = Path(weights)
-    elif name == "inception":
+    kind, path = KINDS[name], None if weights is None else Path(weights)
+    if path is None and name == "inception":
         path = _cached_inception_weights(fidelity.URL_INCEPTION_V3)
-    else:
+    if path is None:
         raise UserError(
             f"{WEIGHTS_FLAG}: not given, expected the file of the trained digits classifier "
             f"(--feature_extractor {name})"
@@ -226,13 +216,9 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
 def extract_share(
     source: ImageSource, extractor: FeatureExtractor, batch_size: int, num_workers: int
 ) -> Iterator[FeatureBatch]:
-    """Extract this process's share of a source, batch by batch, with a progress bar on rank 0.
+    """Extract this process's share of a source: places (B,) int64 and features on the device.
 
-    Yields:
-        Places (B,) int64 among all images, and their features, on the extractor's device.
-
-    Raises:
-        UserError: an image cannot be read.
+    A `UserError` names an image that cannot be read.
     """
     mine = sum(map(len, share_of_batches(len(source), batch_size)))
     with progress(total=mine, desc=f"features of {source.path.name}", unit="image") as bar:
@@ -249,12 +235,12 @@ def ids_of(batches: Sequence[FeatureBatch]) -> np.ndarray:
 def gather_features(batches: Sequence[FeatureBatch]) -> Features | None:
     """Gather the features of all processes' batches, by id, on rank 0; None elsewhere.
 
-    Raises:
-        UserError: two of the batches hold the same image, or none holds any.
+    A `UserError` if an image is there twice, or none at all.
     """
     batches = [batch for batch in batches if batch[1] is not None]
-    my_parts = zip(*(features.tensors() for _, features in batches), strict=True)
-    mine = [torch.cat(part) for part in my_parts]
+    mine = [
+        torch.cat(part) for part in zip(*(batch[1].tensors() for batch in batches), strict=True)
+    ]
     ids = distributed.gather_to_main(ids_of(batches))
     parts = []
     for number in range(max(distributed.gather(len(mine)))):  # all at once would need much memory

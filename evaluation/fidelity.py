@@ -1,10 +1,10 @@
 """All that is used of torch-fidelity, and the demo's digits classifier registered with it.
 
-Import this inside the functions that score only: all else runs without it, and it takes a second.
-
-Raises:
-    UserError: torch-fidelity is not installed.
+Import this inside the functions that score only: all else runs without torch-fidelity, whose import
+takes a second. A `UserError` says that it is not installed.
 """
+
+# ruff: noqa: F401 - its names are imported from here
 
 from __future__ import annotations
 
@@ -29,18 +29,6 @@ except ImportError as error:
         f"--feature_extractor: found that torch-fidelity, which computes all scores, cannot be "
         f"imported ({error}), expected `pip install torch-fidelity`, or none"
     ) from error
-
-__all__ = [
-    "DEFAULTS",
-    "URL_INCEPTION_V3",
-    "create_feature_extractor",
-    "fid_features_to_statistics",
-    "fid_statistics_to_metric",
-    "glob_samples_paths",
-    "isc_features_to_metric",
-    "kid_features_to_metric",
-    "prc_features_to_metric",
-]
 
 
 class DigitsFeatureExtractor(FeatureExtractorBase):

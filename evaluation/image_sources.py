@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dataset.image_folder import ImageList, image_batches
 from dataset.pictures import open_rgb
+from hub.download import sha256_of
 from util import distributed
 from util.arrays import stream_npz
 from util.cli import available_cores
@@ -30,39 +31,30 @@ SAMPLES = "arr_0"
 class ImageSource:
     """A set of images, read batch by batch."""
 
-    path: Path  # the folder or file
+    path: Path  # the folder, or the archive that ADM's evaluator reads
     flag: str  # what named it, for messages
     image_size: int  # side S of the images, pixels
     count: int
+    files: tuple[Path, ...]  # of the folder; the archive alone
+    crop: bool = False  # a folder's images get the centre crop; else they must have `image_size`
 
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def _is_archive(self) -> bool:
+        return self.files == (self.path,)
+
     def share(self, batch_size: int, num_workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Read this process's batches: every world-size-th of them.
 
-        Yields:
-            Places (B,) int64 among all images, and the images (B, S, S, 3) or (B, 3, S, S) uint8.
-
-        Raises:
-            UserError: an image cannot be read.
+        Yields places (B,) int64 among all images, and the images (B, S, S, 3) or (B, 3, S, S)
+        uint8. A `UserError` names an image that cannot be read.
         """
-        raise NotImplementedError
-
-    def digest(self) -> str:
-        """Hash all that is read, together with the other processes: sha256 (hex)."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class FolderImages(ImageSource):
-    """Image files; with `crop` they get the centre crop, without they must have `image_size`."""
-
-    files: tuple[Path, ...]
-    crop: bool
-
-    def share(self, batch_size: int, num_workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         batches = share_of_batches(self.count, batch_size)
+        if self._is_archive:
+            yield from self._share_of_archive(batches, batch_size)
+            return
         if not self.crop:
             self._require_size([place for batch in batches for place in batch])
         images = ImageList(self.files, labels=np.zeros(self.count, dtype=np.int64), classes=("",))
@@ -70,6 +62,17 @@ class FolderImages(ImageSource):
             loader = image_batches(images, self.image_size, batches, num_workers=num_workers)
             for places, batch in zip(batches, loader, strict=True):
                 yield places, batch.images
+
+    def _share_of_archive(
+        self, batches: list[np.ndarray], batch_size: int
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        mine = {places[0]: places for places in batches}
+        with blame(f"{self.flag}: {self.path}"), stream_npz(self.path, SAMPLES) as images:
+            for start in range(0, self.count, batch_size):
+                # Those of the others are read as well: so each process compares the checksum.
+                batch = images.read(batch_size)
+                if start in mine:
+                    yield mine[start], torch.from_numpy(batch.copy())
 
     def _require_size(self, places: list[int]) -> None:
         """Refuse files of another size, which would be cropped."""
@@ -91,45 +94,29 @@ class FolderImages(ImageSource):
                     )
 
     def digest(self) -> str:
+        """Hash all that is read, together with the other processes: sha256 (hex)."""
         stride = distributed.world_size()
         mine = self.files[distributed.rank() :: stride]
 
-        def work() -> list[bytes]:
-            with blame(self.flag), ThreadPoolExecutor(available_cores()) as threads:
-                digests = threads.map(_file_digest, mine)
-                title = f"checksums of {self.path.name}"
-                return list(progress(digests, total=len(mine), desc=title, unit="image"))
+        def digest_of(path: Path) -> str:
+            with blame(f"{self.flag}: {path}"):
+                return sha256_of(path)
+
+        def work() -> list[str]:
+            title = f"checksums of {self.path.name}"
+            with ThreadPoolExecutor(available_cores()) as threads:
+                digests = threads.map(digest_of, mine)
+                return list(progress(digests, total=len(mine), desc=title, unit="file"))
 
         parts = distributed.gather(distributed.fail_together(work))
-        sha256 = hashlib.sha256()
-        for place in range(self.count):
-            sha256.update(parts[place % stride][place // stride])
-        return sha256.hexdigest()
-
-
-@dataclass(frozen=True)
-class ArchiveImages(ImageSource):
-    """The sample archive that ADM's evaluator reads."""
-
-    def share(self, batch_size: int, num_workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        first, stride = distributed.rank(), distributed.world_size()
-        with blame(f"{self.flag}: {self.path}"), stream_npz(self.path, SAMPLES) as images:
-            for number, start in enumerate(range(0, self.count, batch_size)):
-                # Those of the others are read as well: so each process compares the checksum.
-                batch = images.read(batch_size)
-                if number % stride == first:
-                    yield np.arange(start, start + len(batch)), torch.from_numpy(batch.copy())
-
-    def digest(self) -> str:
-        def work() -> str:
-            with blame(self.flag):
-                return _file_digest(self.path).hex() if distributed.is_main() else ""
-
-        return distributed.gather(distributed.fail_together(work))[0]
+        digests = [parts[place % stride][place // stride] for place in range(len(self.files))]
+        if self._is_archive:
+            return digests[0]
+        return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 
 
 def open_images(path: str | Path, flag: str, image_size: int | None = None) -> ImageSource:
-    """Find the images of a folder or a sample archive.
+    """Find the images of a folder or a sample archive, at least two.
 
     Args:
         path: a folder of PNG and JPEG files at any depth, which torch-fidelity would find and in
@@ -138,9 +125,6 @@ def open_images(path: str | Path, flag: str, image_size: int | None = None) -> I
         image_size: side that the images shall have, pixels: a folder's get the ADM centre crop
             (method section 8), an archive's must have it. None takes them as they are: square, and
             all of the first one's size.
-
-    Raises:
-        UserError: neither of them, or fewer than two images.
     """
     if str(path) and Path(path).is_dir():
         return _open_folder(Path(path), flag, image_size)
@@ -162,7 +146,7 @@ def _open_folder(path: Path, flag: str, image_size: int | None) -> ImageSource:
     files = tuple(map(Path, names))
     with blame(flag):
         size = image_size or open_rgb(files[0]).width
-    return FolderImages(path, flag, size, len(files), files, crop=image_size is not None)
+    return ImageSource(path, flag, size, len(files), files, crop=image_size is not None)
 
 
 def _open_archive(path: Path, flag: str, image_size: int | None) -> ImageSource:
@@ -179,7 +163,7 @@ def _open_archive(path: Path, flag: str, image_size: int | None) -> ImageSource:
     usable = len(shape) == 4 and shape[0] > 1 and 0 < size <= 2**14
     if not usable or shape[1:] != (size, size, 3) or dtype != np.uint8:
         raise UserError(f"{flag}: {path}: {SAMPLES} is {dtype} of shape {shape}, {expected}")
-    return ArchiveImages(path, flag, size, shape[0])
+    return ImageSource(path, flag, size, shape[0], (path,))
 
 
 def share_of_batches(count: int, batch_size: int) -> list[np.ndarray]:
@@ -188,11 +172,3 @@ def share_of_batches(count: int, batch_size: int) -> list[np.ndarray]:
     return [
         np.arange(start, min(start + batch_size, count)) for start in range(first, count, stride)
     ]
-
-
-def _file_digest(path: Path) -> bytes:
-    sha256 = hashlib.sha256()
-    with blame(str(path)), open_file(path) as file:
-        while content := file.read(2**22):
-            sha256.update(content)
-    return sha256.digest()

@@ -47,10 +47,6 @@ class Statistics(NamedTuple):
     mu: np.ndarray
     sigma: np.ndarray
 
-    def save(self, path: str | Path) -> None:
-        """Write `mu` and `sigma` to an .npz that `--fid_stats` takes; never half a file."""
-        save_reference({"pool": self}, path)
-
 
 class Reference(TypedDict, total=False):
     """What samples are compared with, as far as it is known."""
@@ -195,10 +191,8 @@ def feature_statistics(features: Tensor) -> Statistics:
     """Compute mean and covariance of (n, D) float32 features, by torch-fidelity.
 
     It takes the mean in float32, as published evaluations do: with 50,000 images that moves a
-    distance of 2.4 by 8e-6 of it (made features); from few images nothing is seen.
-
-    Raises:
-        ValueError: fewer than two images, or features that are not finite.
+    distance of 2.4 by 8e-6 of it (made features). A `ValueError` is about fewer than two images or
+    features that are not finite.
     """
     from evaluation import fidelity
 
@@ -225,32 +219,16 @@ def score(
 ) -> Scores:
     """Score samples with torch-fidelity's default settings.
 
-    Args:
-        features: of the samples, in image-id order (the splits and subsets depend on it).
-        kind: what computed them.
-        reference: what the samples are compared with, holding what `metrics` need.
-        metrics: names among `METRICS`.
-
-    Raises:
-        ValueError: too few images on either side, or features that are not finite.
+    `features` are in image-id order (splits and subsets depend on it) and of `kind`; `reference`
+    holds what `metrics`, names among `METRICS`, need. A `ValueError` is about too few images on
+    either side, or features that are not finite.
     """
     check_metrics(metrics, kind, len(features))
     values: dict[str, Score] = {}
     for name in metrics:
         results, needs, _ = METRICS[name]
-        title = kind.names[results[0]].title
         other = reference[needs] if needs else None
-        if name == "fid":
-            values["fid"] = _distance(features.pool, other, title)
-        elif name == "sfid":
-            values["sfid"] = _distance(features.spatial, other, title)
-        elif name == "is":
-            values["is"] = _score_over_classes(features.logits, title)
-        else:
-            require_finite(features.pool)
-            require_finite(other)
-            compare = _kernel_distance if name == "kid" else _precision_and_recall
-            values |= compare(features.pool, other)
+        values |= _compute(name, features, other, kind.names[results[0]].title)
     for name, result in values.items():
         if not np.isfinite(result.value):
             raise ValueError(
@@ -258,6 +236,39 @@ def score(
                 "of a finite one"
             )
     return Scores(kind, len(features), values)
+
+
+def _compute(
+    metric: str, features: Features, other: Statistics | Tensor | None, title: str
+) -> dict[str, Score]:
+    """The results of a metric against the part of a reference that it needs."""
+    from evaluation import fidelity
+
+    if metric in ("fid", "sfid"):
+        _check_covariance(other.sigma, title)
+        ours = feature_statistics(features.pool if metric == "fid" else features.spatial)
+        return {metric: Score(frechet_distance(ours, other))}
+    if metric == "is":
+        require_finite(features.logits)
+        count = len(features)
+        splits = min(fidelity.DEFAULTS["isc_splits"], count)
+        if count == splits:
+            logger.warning(
+                "%s of %d images: a split each, which counts 1 whatever it shows", title, count
+            )
+        result = fidelity.isc_features_to_metric(features.logits, splits)
+        return {"is": Score(result["inception_score_mean"], result["inception_score_std"])}
+    require_finite(features.pool)
+    require_finite(other)
+    if metric == "kid":
+        result = fidelity.kid_features_to_metric(features.pool, other, verbose=False)
+        name = "kernel_inception_distance"
+        return {"kid": Score(result[f"{name}_mean"], result[f"{name}_std"])}
+    # By blocks: 12,000 images against 12,000 took 0.6 GB, by torch-fidelity's own blocks 2 GB.
+    logger.info("comparing %d samples with %d images, each with each", len(features), len(other))
+    blocks = dict(save_cpu_ram=True, prc_batch_size=2500, verbose=False)
+    result = fidelity.prc_features_to_metric(features.pool, other, **blocks)
+    return {name: Score(result[name]) for name in ("precision", "recall")}
 
 
 def require_finite(features: Tensor) -> None:
@@ -270,8 +281,9 @@ def require_finite(features: Tensor) -> None:
         )
 
 
-def _distance(features: Tensor, reference: Statistics, title: str) -> Score:
-    variances = np.linalg.eigvalsh(reference.sigma)
+def _check_covariance(sigma: np.ndarray, title: str) -> None:
+    """Refuse what is no covariance; warn of a singular one."""
+    variances = np.linalg.eigvalsh(sigma)
     if variances[0] < -1e-3 * variances[-1]:
         raise ValueError(f"found a negative variance in {title}'s reference, expected a covariance")
     # A singular one is no obstacle: the trace needs no inverse and no matrix root. (The bound is
@@ -282,45 +294,8 @@ def _distance(features: Tensor, reference: Statistics, title: str) -> Score:
         logger.warning(
             "%s: the reference's covariance is singular (rank %d of %d), as that of too few images "
             "is; the distance to it is too large",
-            title,
-            rank,
-            len(variances),
+            *(title, rank, len(variances)),
         )
-    return Score(frechet_distance(feature_statistics(features), reference))
-
-
-def _score_over_classes(logits: Tensor, title: str) -> Score:
-    from evaluation import fidelity
-
-    require_finite(logits)
-    splits = min(fidelity.DEFAULTS["isc_splits"], len(logits))
-    if len(logits) == splits:
-        logger.warning(
-            "%s of %d images: a split each, which counts 1 whatever it shows", title, len(logits)
-        )
-    result = fidelity.isc_features_to_metric(logits, splits)
-    return Score(result["inception_score_mean"], result["inception_score_std"])
-
-
-def _kernel_distance(features: Tensor, reference: Tensor) -> dict[str, Score]:
-    from evaluation import fidelity
-
-    result = fidelity.kid_features_to_metric(features, reference, verbose=False)
-    name = "kernel_inception_distance"
-    return {"kid": Score(result[f"{name}_mean"], result[f"{name}_std"])}
-
-
-def _precision_and_recall(features: Tensor, reference: Tensor) -> dict[str, Score]:
-    from evaluation import fidelity
-
-    # By blocks: 12,000 images against 12,000 took 0.6 GB, by torch-fidelity's own blocks 2 GB.
-    logger.info(
-        "comparing %d samples with %d images, each with each", *map(len, (features, reference))
-    )
-    result = fidelity.prc_features_to_metric(
-        features, reference, save_cpu_ram=True, prc_batch_size=2500, verbose=False
-    )
-    return {name: Score(result[name]) for name in ("precision", "recall")}
 
 
 def _require_enough(count: int, dim: int) -> None:
@@ -331,6 +306,5 @@ def _require_enough(count: int, dim: int) -> None:
         logger.warning(
             "%s images for %s-dimensional features: their covariance is singular and too few for "
             "a reliable one, the Frechet distance comes out too large",
-            f"{count:,}",
-            f"{dim:,}",
+            *(f"{count:,}", f"{dim:,}"),
         )

@@ -22,18 +22,11 @@ from util.images import to_uint8
 def load_networks(
     pretrained_ckpt: str | Path, vqgan_path: str | Path, image_size: int | None = None
 ) -> tuple[LPD, VQModel]:
-    """Read two networks that fit each other; their sizes follow from the files.
+    """Read an LPD and the tokenizer of its codes; their sizes follow from the files.
 
-    Args:
-        pretrained_ckpt: an LPD checkpoint.
-        vqgan_path: the tokenizer whose codes it generates.
-        image_size: pixels that its images must have; None for any.
-
-    Returns:
-        Both on the CPU, in eval mode and float32, without gradients.
-
-    Raises:
-        UserError: a file cannot be read, or they do not fit; begins with the flag.
+    Both are on the CPU, in eval mode and float32, without gradients. A `UserError`, which begins
+    with the flag, is about a file that cannot be read or two that do not fit each other; also
+    about images of another size than `image_size` pixels, if given.
     """
     tokenizer = load_tokenizer(vqgan_path)
     weights = read_weights(Path(pretrained_ckpt), "--pretrained_ckpt")

@@ -54,10 +54,7 @@ class ReferencePlan:
         """Return all parts on rank 0, None elsewhere. All processes call it: each reads its share.
 
         What is made of images is kept in `cache_folder()`, under the content of the images and of
-        the network.
-
-        Raises:
-            UserError: on all processes, if any cannot read an image.
+        the network. A `UserError`, on all processes, names an image that cannot be read.
         """
         known = self.known
         if self.source is not None:
@@ -74,23 +71,13 @@ class ReferencePlan:
 
 
 def open_reference(
-    path: str | Path,
-    kind: ExtractorKind,
-    image_size: int,
-    needs: Collection[str] = ("pool",),
+    path: str | Path, kind: ExtractorKind, image_size: int, needs: Collection[str] = ("pool",)
 ) -> ReferencePlan:
-    """Check what samples are to be compared with.
+    """Check what samples of `image_size` are to be compared with; `needs` are the parts wanted.
 
-    Args:
-        path: an .npz with `mu` (D,) and `sigma` (D, D), `mu_s` and `sigma_s` for sFID, as ADM
-            publishes them, and `features` (m, D); or images (see `open_images`): a folder, or an
-            .npz with `arr_0`. A file may hold both: then statistics are not made of the images.
-        kind: what the features come from.
-        image_size: side of the samples, pixels.
-        needs: the parts of a reference that are wanted.
-
-    Raises:
-        UserError: the file or folder cannot serve.
+    `path` is an .npz with `mu` (D,) and `sigma` (D, D), `mu_s` and `sigma_s` for sFID, as ADM
+    publishes them, and `features` (m, D); or images (see `open_images`): a folder, or an .npz with
+    `arr_0`. A file may hold both: then statistics are not made of the images.
     """
     path, flag, needs = Path(path), "--fid_stats", frozenset(needs)
     if path.is_dir():
@@ -134,7 +121,7 @@ def _make(
     batch_size: int,
     num_workers: int,
 ) -> Reference:
-    """Parts of the reference, on rank 0, none elsewhere; every process reads its share."""
+    """`parts` of the reference on rank 0, none elsewhere; every process reads its share."""
     dims = extractor.kind.dims
     moments = {part: Moments.empty(dims[part], extractor.device) for part in dims if part in parts}
     batches: list[FeatureBatch] = []
@@ -151,13 +138,12 @@ def _make(
     features = gather_features(batches) if "features" in parts else None
     gathered = distributed.gather_to_main({part: moments[part].cpu() for part in moments})
     made = Reference()
-    if gathered is None:
-        return made
-    first, *others = gathered
-    for part in moments:
-        for other in others:
-            first[part].merge(other[part])
-        made[part] = first[part].statistics()
+    if gathered is not None:
+        first, *others = gathered
+        for part, whole in first.items():
+            for other in others:
+                whole.merge(other[part])
+            made[part] = whole.statistics()
     if features is not None:
         made["features"] = features.pool
     return made
@@ -186,10 +172,9 @@ def _read_cache(stem: str, parts: Collection[str], kind: ExtractorKind) -> Refer
         if path.exists():
             try:
                 kept[part] = _read_part(path, part, kind, "cache")
+                logger.info("reference: %s from %s", part, path)
             except UserError as error:
                 logger.warning("%s; it is made anew", error)
-            else:
-                logger.info("reference: %s from %s", part, path)
     return kept
 
 
@@ -218,14 +203,13 @@ def _read_part(path: Path, part: str, kind: ExtractorKind, flag: str) -> Statist
     except (OSError, ValueError) as error:
         raise UserError(f"{what} cannot be read ({error}), {expected}") from error
     for name, array in arrays.items():
-        dim = kind.dims["pool" if part == "features" else part]
         if part == "features":
-            fits, numbers = array.shape[1:] == (dim,) and array.dtype == np.float32, ""
+            fits = array.shape[1:] == (kind.dims["pool"],) and array.dtype == np.float32
         else:
-            shape = (dim,) if name == ARRAYS[part][0] else (dim, dim)
+            shape = (kind.dims[part],) * (1 if name == ARRAYS[part][0] else 2)
             fits = array.shape == shape and array.dtype.kind == "f"
-            numbers = " of floating-point numbers"
         if not fits:
+            numbers = "" if part == "features" else " of floating-point numbers"
             raise UserError(
                 f"{what}: {name} is {array.dtype} of shape {array.shape}, {expected}{numbers}"
             )

@@ -12,6 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from dataset.pictures import open_rgb
 from dataset.write_cache import checksum
 from evaluation.evaluation import Evaluation
 from evaluation.features import FeatureBatch, Features, extract
+from evaluation.image_sources import share_of_batches
 from models.cuda_graphs import largest_that_fits
 from models.decoding import generate
 from models.fast import FastPath
@@ -57,15 +59,10 @@ def image_file(folder: Path, image_id: int) -> Path:
 
 @dataclass(frozen=True)
 class SampleFolder:
-    """A folder of images of one evaluation.
-
-    Attributes:
-        path: where `{image id:05d}.png` are.
-        made_by: stands in each of them; tells the settings that made them from all others.
-    """
+    """A folder of the images of one evaluation."""
 
     path: Path
-    made_by: str
+    made_by: str  # stands in each image; tells the settings that made it from all others
 
     @classmethod
     def of(cls, path: Path, settings: Mapping[str, Any]) -> SampleFolder:
@@ -78,12 +75,7 @@ class SampleFolder:
         save_png(image, image_file(self.path, image_id), self.made_by)
 
     def read(self, image_id: int) -> np.ndarray:
-        """Read an image (S, S, 3) uint8.
-
-        Raises:
-            UserError: it is damaged, or other settings made it.
-            OSError: it cannot be read.
-        """
+        """Read an image (S, S, 3) uint8; a `UserError` if it is damaged or of other settings."""
         file = image_file(self.path, image_id)
         with open_file(file) as stream:
             content = stream.read()
@@ -93,11 +85,7 @@ class SampleFolder:
         return np.asarray(image)
 
     def write_archive(self, path: Path, count: int) -> None:
-        """Write all images, by id, to the archive that ADM's evaluator reads, one by one.
-
-        Raises:
-            UserError: an image is missing, damaged or of other settings.
-        """
+        """Write `count` images, by id, to the archive that ADM's evaluator reads, one by one."""
         with (
             replacing(path) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
@@ -127,19 +115,19 @@ def sample_settings(
 ) -> dict[str, Any]:
     """Collect all that decides what the images of an evaluation show, for a JSON file.
 
-    Args:
-        args: the run's flags.
-        evaluation: made from them.
-        model: the network; its weights are read once.
-        fingerprint: of the tokenizer.
+    The evaluation was made from the flags `args`; `fingerprint` is the tokenizer's.
     """
+    weights = 0
+    for value in model.state_dict().values():
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        weights = zlib.crc32(data.numpy(), weights)
     orders = {"order": args.order}
     if args.lpd_order_file:
         orders["order_file"] = checksum(Path(args.lpd_order_file))
     elif args.order == "lpd":
         orders["thresholds"] = [args.proximity_threshold, args.repulsion_threshold]
     return {
-        "weights": _weights_checksum(model),
+        "weights": weights,
         "tokenizer": fingerprint,
         "num_images": evaluation.num_images,
         "classes": evaluation.class_num,
@@ -152,14 +140,6 @@ def sample_settings(
         "device": args.device.partition(":")[0],
         "torch": torch.__version__,
     }
-
-
-def _weights_checksum(model: nn.Module) -> int:
-    crc = 0
-    for value in model.state_dict().values():
-        data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        crc = zlib.crc32(data.numpy(), crc)
-    return crc
 
 
 def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> None:
@@ -193,15 +173,13 @@ def kept_share(
     """Read this process's part of the images that an earlier evaluation left, if they are whole."""
 
     def read(image_id: int) -> np.ndarray | None:
-        try:
+        with suppress(UserError, OSError, ValueError):
             image = folder.read(image_id)
-        except (UserError, OSError, ValueError):
-            return None
-        return image if image.shape == (image_size, image_size, 3) else None
+            if image.shape == (image_size, image_size, 3):
+                return image
+        return None
 
-    if folder is None:
-        return []
-    ids = image_ids_in(folder.path, evaluation.num_images)
+    ids = image_ids_in(folder.path, evaluation.num_images) if folder is not None else np.arange(0)
     ids = ids[ids % distributed.world_size() == distributed.rank()]
     if not len(ids):
         return []
@@ -212,13 +190,13 @@ def kept_share(
     ):
         for start in range(0, len(ids), evaluation.batch_size):
             batch = ids[start : start + evaluation.batch_size]
-            images = list(threads.map(read, batch))
-            whole = [image for image in images if image is not None]
+            images = zip(batch, threads.map(read, batch), strict=True)
+            whole = {image_id: image for image_id, image in images if image is not None}
             features = None
             if evaluation.scoring is not None and whole:
-                pixels = torch.from_numpy(np.stack(whole))
+                pixels = torch.from_numpy(np.stack([*whole.values()]))
                 features = extract(evaluation.scoring.extractor, pixels).cpu()
-            batches.append((batch[[image is not None for image in images]], features))
+            batches.append((np.array([*whole], dtype=np.int64), features))
             bar.update(len(batch))
     return batches
 
@@ -228,12 +206,9 @@ def make_share(
 ) -> list[FeatureBatch]:
     """Make this process's part of the images `to_do`, (n,) ids: every world-size-th batch.
 
-    Raises:
-        OSError: an image cannot be written.
+    An `OSError` names an image that cannot be written.
     """
-    size = evaluation.batch_size
-    starts = range(distributed.rank() * size, len(to_do), distributed.world_size() * size)
-    mine = [to_do[start : start + size] for start in starts]
+    mine = [to_do[places] for places in share_of_batches(len(to_do), evaluation.batch_size)]
     if not mine:
         return []
     batches: list[FeatureBatch] = []
@@ -256,24 +231,20 @@ def make_share(
             bar.update(len(ids))
 
         # While a GPU makes one batch, the host handles the one before.
-        waiting: deque[tuple[np.ndarray, HostCopy]] = deque()
+        before = None
         for ids in mine:
-            waiting.append((ids, _start_batch(model, evaluation, ids)))
-            if len(waiting) > 1:
-                settle(*waiting.popleft())
-        for batch in waiting:
-            settle(*batch)
+            batch = ids, _start_batch(model, evaluation, ids)
+            if before is not None:
+                settle(*before)
+            before = batch
+        settle(*before)
     for write in writes:
         write.result()
     return batches
 
 
 def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> HostCopy:
-    """Start images and, if something scores them, their features on their way to the host.
-
-    Raises:
-        UserError: the batch does not fit into the device's memory; the message says what does.
-    """
+    """Start images and, if something scores them, their features on their way to the host."""
 
     def start(ids: np.ndarray) -> HostCopy:
         images = generate_images(model, evaluation, ids)
@@ -304,10 +275,11 @@ def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> H
 def generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> torch.Tensor:
     """(B,) image ids -> (B, S, S, 3) uint8 on the device."""
     device = model.pos_embed.device
+    of_each_class = evaluation.num_images // evaluation.class_num
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=evaluation.bf16):
         tokens = generate(
             model,
-            evaluation.labels(image_ids),
+            torch.from_numpy(image_ids // of_each_class),
             evaluation.orders(image_ids, evaluation.group_sizes),
             evaluation.group_sizes,
             evaluation.sampling,

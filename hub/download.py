@@ -294,7 +294,7 @@ def _explained(repository: str, revision: str, access: Access) -> Iterator[None]
         yield
     except (errors.HTTPError, OSError, json.JSONDecodeError, TypeError, KeyError) as error:
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-        kinds = (type(error), status, *type(error).__mro__)
+        kinds = (type(error), status, type(status), *type(error).__mro__)
         problem = next(_PROBLEMS[kind] for kind in kinds if kind in _PROBLEMS)
         text = problem.format(
             where=f"{repository} at {constants.ENDPOINT}",
@@ -310,7 +310,7 @@ _UNREACHABLE = (
     "{where} cannot be reached, or broke off ({reason}), expected a network: the same command goes "
     "on where it stopped; for nodes without a network use python util/download.py beforehand"
 )
-# What to do about an error of the library, a status of HTTP, or else an error of a wider kind.
+# What to do about an error of the library, a status of HTTP or any (int), or a wider kind of error.
 _PROBLEMS = {
     errors.GatedRepoError: "{where} is gated (HTTP {status}), expected that you were given access: "
     "ask for it on its page, then use `hf auth login` or HF_TOKEN",
@@ -320,8 +320,7 @@ _PROBLEMS = {
     "may read it: use `hf auth login` or HF_TOKEN",
     403: "{where} may not be read with this token (HTTP {status}), expected one that may",
     404: "{where} does not exist (HTTP {status}), expected a repository there",
-    errors.HfHubHTTPError: "{where} answered with HTTP {status}, expected the files: try again "
-    "later",
+    int: "{where} answered with HTTP {status}, expected the files: try again later",
     errors.HTTPError: _UNREACHABLE,
     errors.LocalEntryNotFoundError: _UNREACHABLE,
     OSError: "{kept} ({reason}), expected room and the right to write there, or another cache "

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.image_folder import ImageList, image_batches, list_images
 from evaluation.digits import DigitsClassifier
-from evaluation.metrics import feature_statistics
+from evaluation.metrics import feature_statistics, save_reference
 from hub.weights import atomic_save
 from util import logs
 from util.cli import Parser, add_flags
@@ -120,7 +120,7 @@ def features(args: argparse.Namespace) -> None:
         atomic_save({"model": model.state_dict()}, args.output)
     if args.stats is not None:
         with blame("--stats"):
-            feature_statistics(test_features).save(args.stats)
+            save_reference({"pool": feature_statistics(test_features)}, args.stats)
 
 
 def train_digits_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> DigitsClassifier:

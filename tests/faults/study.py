@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from evaluation.digits import DigitsClassifier
-from evaluation.metrics import Statistics
+from evaluation.metrics import Statistics, save_reference
 from hub.weights import atomic_save
 from models.lpd import lpd_tiny
 from orders.group_sizes import group_sizes
@@ -73,5 +73,5 @@ def write_study(folder: Path, world: TinyWorld) -> Study:
     orders = locality_aware_orders(IMAGES, group_sizes(64, STEPS), grid_size=8, seed=1)
     for suffix in (".json", ".npy"):
         write_orders(folder / f"orders{suffix}", orders)
-    Statistics(np.zeros(64), np.eye(64)).save(folder / "statistics.npz")
+    save_reference({"pool": Statistics(np.zeros(64), np.eye(64))}, folder / "statistics.npz")
     return Study(folder, world)

@@ -41,27 +41,9 @@ class Client:
             "HF_HUB_DISABLE_XET": True,
         }
 
-    def run(self, *arguments: object, **more: str) -> subprocess.CompletedProcess:
-        return run_command(*arguments, **self.variables(**more))
-
     def download(self, *names: str, **more: str) -> subprocess.CompletedProcess:
-        return self.run("util/download.py", *names, **more)
-
-    def fetched(self, *names: str, **more: str) -> list[Path]:
-        """The files of names that can be downloaded."""
-        result = self.download(*names, **more)
-        assert result.returncode == 0, result.stderr
-        return [Path(line) for line in result.stdout.splitlines()]
-
-    def refused(self, *names: str, **more: str) -> str:
-        """The one line about names that cannot."""
-        result = self.download(*names, **more)
-        assert result.returncode == 2, result.stderr
-        assert "Traceback" not in result.stderr
-        assert result.stdout == ""
-        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert line == result.stderr.splitlines()[-1]
-        return line.removeprefix("error: ")
+        """The command that fetches what is published."""
+        return run_command("util/download.py", *names, **self.variables(**more))
 
     def start(self, *names: str) -> subprocess.Popen:
         """A download that goes on beside the test."""

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,19 +9,19 @@ from tests.hub.server import Hub
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub():
     with Hub() as hub:
         yield hub
 
 
 @pytest.fixture
-def client(hub: Hub, tmp_path: Path) -> Client:
+def client(hub, tmp_path):
     """Commands that know this Hub, and start with an empty cache."""
     return Client(hub.url, tmp_path / "hf")
 
 
 @pytest.fixture
-def inside(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+def inside(client, monkeypatch):
     """Makes this process itself know the Hub: the library reads its environment only once."""
     for name in os.environ:
         if name.startswith("HF_"):

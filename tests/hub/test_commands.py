@@ -14,14 +14,12 @@ from PIL import Image
 import main_cache
 import main_lpd
 from dataset.pictures import open_rgb
-from hub.published import download, pinned, resolve
+from hub.published import download, pinned, resolve, resolve_flags
 from models.decoding import generate
 from orders.group_sizes import group_sizes
 from orders.order_file import read_orders
-from scripts import evaluate_orders
+from scripts import evaluate_orders, visualize
 from tests.commands import run_command
-from tests.hub.client import Client
-from tests.hub.server import Hub
 from tests.hub.worlds import STEPS20, publish, published_lpd, published_tokenizer
 from util.errors import UserError
 
@@ -36,10 +34,10 @@ def flags(output: Path) -> list[str]:
     ]
 
 
-def test_an_evaluation_of_published_names(hub: Hub, inside: Client, tmp_path: Path) -> None:
+def test_an_evaluation_of_published_names(hub, inside, tmp_path):
     publish(hub, classes=3)
     main_lpd.main(flags(tmp_path))
-    commit = hub.repositories["mit-han-lab/lpd_l_256"].revisions["main"]
+    commit = hub.head("mit-han-lab/lpd_l_256")
     results = json.loads((tmp_path / "metrics.json").read_text())
     assert results["checkpoint"] == f"lpd_l_256@{commit}"
     command = (tmp_path / "commands.sh").read_text()
@@ -52,7 +50,7 @@ def test_an_evaluation_of_published_names(hub: Hub, inside: Client, tmp_path: Pa
         assert np.abs(found - np.asarray(image)).max() <= 1
 
 
-def test_a_study_of_orders_of_published_names(hub: Hub, inside: Client, tmp_path: Path) -> None:
+def test_a_study_of_orders_of_published_names(hub, inside, tmp_path):
     publish(hub, classes=3)
     cache, output = tmp_path / "cache", tmp_path / "nll.json"
     Image.effect_noise((256, 256), 64).save(tmp_path / "one.png")
@@ -68,14 +66,14 @@ def test_a_study_of_orders_of_published_names(hub: Hub, inside: Client, tmp_path
         ]
     )
     found = json.loads(output.read_text())
-    commit = hub.repositories["mit-han-lab/lpd_l_256"].revisions["main"]
+    commit = hub.head("mit-han-lab/lpd_l_256")
     assert found["checkpoint"] == f"lpd_l_256@{commit}"
     [result] = found["results"]
     assert result["order"] == STEPS20 and result["nll"] > 0
     assert f"--pretrained_ckpt lpd_l_256@{commit}" in (tmp_path / "commands.sh").read_text()
 
 
-def test_failures_name_the_flag_and_the_name(hub: Hub, inside: Client, tmp_path: Path) -> None:
+def test_failures_name_the_flag_and_the_name(hub, inside, tmp_path):
     publish(hub, classes=3)
     hub.repositories["FoundationVision/LlamaGen"].private = True
     with pytest.raises(UserError, match="^--vqgan_path: llamagen: FoundationVision/LlamaGen at .*"):
@@ -83,23 +81,39 @@ def test_failures_name_the_flag_and_the_name(hub: Hub, inside: Client, tmp_path:
 
 
 def test_a_file_comes_before_a_name_and_what_was_used_can_be_named_elsewhere(
-    hub: Hub, inside: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    hub, inside, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     Path("lpd_l_256").write_bytes(b"mine")
     assert resolve("lpd_l_256", "weights") == "lpd_l_256"
     assert resolve("lpd_l_256.pth", "weights") == "lpd_l_256.pth"
     assert hub.requests == []
     publish(hub, classes=3)
-    commit = hub.repositories["mit-han-lab/lpd_orders"].revisions["main"]
+    commit = hub.head("mit-han-lab/lpd_orders")
     path = download(STEPS20)
     assert pinned(path) == f"{STEPS20}@{commit}"
     assert resolve(pinned(path), "orders") == str(path)
     assert pinned("orders/mine.npy") == "orders/mine.npy"
 
 
+def test_a_published_order_file_says_its_grid_and_steps(hub, inside, tmp_path):
+    publish(hub, classes=3)
+    flags = ["order", "--lpd_order_file", STEPS20, "--image_id", "3", "--output_dir", str(tmp_path)]
+    args = visualize.build_parser().parse_args(flags)
+    resolve_flags(args)
+    (lpd, random, raster), sizes = visualize.choose_orders(args)
+    published = read_orders(download(STEPS20))
+    assert sizes == group_sizes(256, 20)
+    assert np.array_equal(lpd.order, published[3]) and np.array_equal(lpd.orders, published)
+    assert random.orders.shape == published.shape  # means over as many as the file holds
+    assert np.array_equal(raster.order, np.arange(256))
+    visualize.main(flags)
+    with Image.open(tmp_path / visualize.GROUPS_FILE) as image:
+        assert image.n_frames == 20
+
+
 @pytest.mark.slow
-def test_workers_download_once_and_complain_once(hub: Hub, client: Client, tmp_path: Path) -> None:
+def test_workers_download_once_and_complain_once(hub, client, tmp_path):
     publish(hub, classes=3)
     arguments = ["main_lpd.py", *flags(tmp_path)]
     result = run_command(*arguments, processes=3, **client.variables())

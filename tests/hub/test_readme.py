@@ -6,19 +6,16 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from PIL import Image
 
 from tests.commands import ROOT
-from tests.hub.client import Client
-from tests.hub.server import Hub
 from tests.hub.worlds import publish
 
 MARKER = "<!-- tests/hub/test_readme.py runs these lines -->"
 
 
-def test_the_lines_make_an_image(hub: Hub, client: Client, tmp_path: Path) -> None:
+def test_the_lines_make_an_image(hub, client, tmp_path):
     publish(hub)
     text = (ROOT / "README.md").read_text()
     (lines,) = re.findall(re.escape(MARKER) + r"\s+```python\n(.*?)```", text, re.DOTALL)

@@ -1,6 +1,7 @@
 """Evaluation through the real command: images, archive, metrics, and their independence."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import main_lpd
 from evaluation import samples
 from evaluation.digits import DigitsClassifier
 from evaluation.features import build_extractor, extract
-from evaluation.metrics import Reference, Statistics, score
+from evaluation.metrics import Reference, Statistics, save_reference, score
+from evaluation.networks import load_networks
 from evaluation.samples import SampleFolder
 from hub.weights import atomic_save
 from models.decoding import SAMPLERS, generate
@@ -24,9 +26,10 @@ from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
 from tests.commands import ROOT, run_command, succeed
-from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
-from tokenizers.vq_model import VQModel, load_tokenizer
-from training.checkpoint import LAST, PREVIOUS, load_pretrained
+from tests.integration.tiny_world import CLASSES, GRID
+from tokenizers.vq_model import VQModel
+from training.checkpoint import LAST, PREVIOUS
+from training.flags import build_parser
 from util.device import HostCopy
 from util.errors import UserError
 from util.images import to_uint8
@@ -44,14 +47,14 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def reference(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(world, tmp_path_factory):
     """Samples of one process with batches of four."""
     output = tmp_path_factory.mktemp("reference")
-    succeed("main_lpd.py", *world.eval_flags(output), "--order", "lpd", "--cfg", "3", "--save_npz")
+    main_lpd.main([*world.eval_flags(output), "--order", "lpd", "--cfg", "3", "--save_npz"])
     return output
 
 
-def test_images_and_archive(reference: Path) -> None:
+def test_images_and_archive(reference):
     found = images(reference)
     assert sorted(found) == [f"{image_id:05d}.png" for image_id in range(9)]
     with np.load(reference / "samples.npz", allow_pickle=False) as archive:
@@ -62,58 +65,46 @@ def test_images_and_archive(reference: Path) -> None:
     assert metrics["num_images"] == 9 and metrics["steps"] == 5 and metrics["cfg"] == 3.0
 
 
-@pytest.mark.parametrize(("processes", "batch_size"), [(None, 9), (2, 2)])
-def test_samples_do_not_depend_on_processes_or_batches(
-    world: TinyWorld, reference: Path, tmp_path: Path, processes: int | None, batch_size: int
-) -> None:
-    flags = [*world.eval_flags(tmp_path), "--order", "lpd", "--cfg", "3", "--eval_bsz", batch_size]
-    succeed("main_lpd.py", *flags, processes=processes)
+@pytest.mark.parametrize("way", ["two processes", "one batch", "orders.json", "orders.npy"])
+def test_the_same_samples_another_way(world, reference, tmp_path, way):
+    flags = [*world.eval_flags(tmp_path), "--order", "lpd", "--cfg", "3"]
+    if way == "two processes":
+        succeed("main_lpd.py", *flags, "--eval_bsz", "2", processes=2)
+    elif way == "one batch":
+        main_lpd.main([*flags, "--eval_bsz", "9"])
+    else:
+        orders = locality_aware_orders(12, group_sizes(GRID.num_tokens, 5), GRID.side, seed=1)
+        write_orders(tmp_path / way, orders)
+        main_lpd.main([*flags, "--lpd_order_file", str(tmp_path / way)])
     assert same(images(tmp_path), images(reference))
 
 
-@pytest.mark.parametrize("suffix", [".json", ".npy"])
-def test_an_order_file_of_the_same_orders_gives_the_same_images(
-    world: TinyWorld, reference: Path, tmp_path: Path, suffix: str
-) -> None:
-    orders = locality_aware_orders(12, group_sizes(GRID.num_tokens, 5), GRID.side, seed=1)
-    file = tmp_path / f"orders{suffix}"
-    write_orders(file, orders)
-    flags = [*world.eval_flags(tmp_path), "--order", "lpd", "--lpd_order_file", file]
-    succeed("main_lpd.py", *flags, "--cfg", "3")
-    assert same(images(tmp_path), images(reference))
+def test_sampling_is_as_published_by_default():
+    args = vars(build_parser().parse_args([]))
+    published = dict(
+        generation_steps=None, group_sizes="[1] * 256", order="random", num_images=50_000
+    )
+    published |= dict(lpd_order_file=None, cfg=1.0, cfg_schedule="linear", temperature=1.0, top_k=0)
+    published |= dict(top_p=1.0, eval_bsz=64, seed=1, proximity_threshold=1.0, sampler="fast")
+    assert {name: args[name] for name in published} == published
 
 
-def test_images_are_what_the_flags_say(world: TinyWorld, tmp_path: Path) -> None:
+def test_images_are_what_the_flags_say(world, tmp_path):
     """The command against its parts, put together here by hand."""
     flags = [*world.eval_flags(tmp_path), "--cfg", "2.5", "--cfg_schedule", "constant"]
     flags += ["--temperature", "0.7", "--top_k", "9", "--top_p", "0.8", "--seed", "5"]
     main_lpd.main(flags)
-    model = lpd_tiny(
-        img_size=16, vqgan_stride=4, vqgan_vocab_size=GRID.vocab_size, class_num=CLASSES
-    )
-    load_pretrained(model, world.checkpoint)
-    tokens = generate(
-        model,
-        torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]),
-        random_orders(9, GRID.num_tokens, seed=5),
-        group_sizes(GRID.num_tokens, 5),
-        cfg=2.5,
-        cfg_schedule="constant",
-        temperature=0.7,
-        top_k=9,
-        top_p=0.8,
-        seed=5,
-    )
-    with torch.no_grad():
-        expected = to_uint8(load_tokenizer(world.tokenizer).decode_code(tokens)).numpy()
+    model, tokenizer = load_networks(world.checkpoint, world.tokenizer)
+    labels, orders = np.repeat([0, 1, 2], 3), random_orders(9, GRID.num_tokens, seed=5)
+    sampling = dict(cfg=2.5, cfg_schedule="constant", temperature=0.7, top_k=9, top_p=0.8)
+    tokens = generate(model, labels, orders, group_sizes(GRID.num_tokens, 5), seed=5, **sampling)
+    expected = to_uint8(tokenizer.decode_code(tokens)).numpy()
     found = images(tmp_path)
     for image_id in range(9):
         assert np.array_equal(found[f"{image_id:05d}.png"], expected[image_id])
 
 
-def test_bf16_runs_the_network_in_bfloat16(
-    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_runs_the_network_in_bfloat16(world, tmp_path, monkeypatch):
     seen = []
     attend = KVCache.attend
 
@@ -123,19 +114,14 @@ def test_bf16_runs_the_network_in_bfloat16(
 
     monkeypatch.setattr(KVCache, "attend", spy)
     for sampler in SAMPLERS:
-        flags = [*world.eval_flags(tmp_path), "--sampler", sampler]
-        main_lpd.main(flags)
-        assert set(seen) == {torch.float32}
-        seen.clear()
-        main_lpd.main([*flags, "--bf16"])
-        assert set(seen) == {torch.bfloat16}
-        seen.clear()
+        for more, dtype in (([], torch.float32), (["--bf16"], torch.bfloat16)):
+            main_lpd.main([*world.eval_flags(tmp_path), "--sampler", sampler, *more])
+            assert {*seen} == {dtype}
+            seen.clear()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
-def test_the_checkpoint_before_a_damaged_one_is_evaluated(
-    world: TinyWorld, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_checkpoint_before_a_damaged_one_is_evaluated(world, tmp_path, damage, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
     content = world.checkpoint.read_bytes()
@@ -155,9 +141,7 @@ def test_the_checkpoint_before_a_damaged_one_is_evaluated(
     assert same(images(tmp_path / "out"), images(tmp_path / "expected"))
 
 
-def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(
-    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(world, tmp_path, monkeypatch):
     def generate_three_at_most(model, labels, *args, **options):
         if len(labels) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -173,7 +157,7 @@ def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(
 
 
 @pytest.fixture(scope="module")
-def scored(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def scored(world, tmp_path_factory):
     """Flags of a scored evaluation of random 32 px networks, the size the classifier takes."""
     folder = tmp_path_factory.mktemp("scored")
     torch.manual_seed(4)
@@ -193,14 +177,16 @@ def scored(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> list[s
 
 
 @pytest.mark.parametrize("processes", [None, 2])
-def test_scores_are_those_of_the_saved_images_by_id(
-    world: TinyWorld, scored: list[str], tmp_path: Path, processes: int | None
-) -> None:
-    flags = [*world.eval_flags(tmp_path), *scored, "--fid_stats", tmp_path / "reference.npz"]
+def test_scores_are_those_of_the_saved_images_by_id(world, scored, tmp_path, processes):
+    file = tmp_path / "reference.npz"
+    flags = [*world.eval_flags(tmp_path), *scored, "--fid_stats", str(file)]
     draws = np.random.default_rng(0).normal(size=(100, 64))
     statistics = Statistics(draws.mean(axis=0), np.cov(draws, rowvar=False))
-    statistics.save(tmp_path / "reference.npz")
-    succeed("main_lpd.py", *flags, processes=processes)
+    save_reference({"pool": statistics}, file)
+    if processes is None:
+        main_lpd.main(flags)
+    else:
+        succeed("main_lpd.py", *flags, processes=processes)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     extractor = build_extractor("digits", scored[-1], torch.device("cpu"))
     pixels = np.stack([image for _, image in sorted(images(tmp_path).items())])
@@ -210,7 +196,7 @@ def test_scores_are_those_of_the_saved_images_by_id(
     assert expected.values["is"].spread > 1e-4  # the splits differ: the order of the images shows
     assert metrics["scores"] == expected.lines()
     assert metrics["scores"][0].startswith("Frechet distance-30 (digit features): ")
-    assert metrics["reference"] == str(tmp_path / "reference.npz")
+    assert metrics["reference"] == str(file)
     for key in ("frechet_distance_digits", "classifier_score_digits_mean", "num_images"):
         assert metrics[key] == pytest.approx(expected.json()[key], rel=1e-6)
     events = EventAccumulator(str(tmp_path))
@@ -219,9 +205,7 @@ def test_scores_are_those_of_the_saved_images_by_id(
     assert "eval/frechet_distance_digits-30" in events.Tags()["scalars"]
 
 
-def test_bad_features_fail_on_all_processes_in_one_line(
-    world: TinyWorld, scored: list[str], tmp_path: Path
-) -> None:
+def test_bad_features_fail_on_all_processes_in_one_line(world, scored, tmp_path):
     weights = tmp_path / "classifier.pth"
     state = DigitsClassifier().state_dict()
     atomic_save({"model": {name: value * torch.nan for name, value in state.items()}}, weights)
@@ -238,7 +222,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def made(monkeypatch):
     """Ids of the images that are generated."""
     ids: list[int] = []
 
@@ -267,14 +251,11 @@ def kill_after(batches: int, flags: list[str]) -> None:
         main_lpd.main(flags)
 
 
-def test_a_killed_evaluation_keeps_what_is_whole_and_makes_the_rest(
-    world: TinyWorld, scored: list[str], tmp_path: Path, made: list[int]
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_killed_evaluation_keeps_what_is_whole_and_makes_the_rest(world, scored, tmp_path, made):
+    whole, killed, shared = (tmp_path / name for name in ("whole", "killed", "shared"))
     main_lpd.main([*world.eval_flags(whole), *scored])
     assert made == list(range(30))
-    flags = [*world.eval_flags(killed), *scored, "--save_npz"]
-    kill_after(4, flags)
+    kill_after(4, [*world.eval_flags(killed), *scored])
     folder = killed / "images"
     assert len(images(killed)) == 16
     (folder / "00003.png").write_bytes((folder / "00003.png").read_bytes()[:200])
@@ -282,29 +263,28 @@ def test_a_killed_evaluation_keeps_what_is_whole_and_makes_the_rest(
     (folder / "00006.png").write_bytes((folder / "00006.png").read_bytes()[:-4])  # can be decoded
     Image.new("RGB", (8, 8)).save(folder / "00007.png")
     (folder / ".00016.png.part").write_bytes(b"torn")
+    shutil.copytree(killed, shared)
     made.clear()
-    main_lpd.main(flags)
+    main_lpd.main([*world.eval_flags(killed), *scored, "--save_npz"])
     assert made == [3, 5, 6, 7, *range(16, 30)]
-    assert same(images(killed), images(whole))
     assert len(list(folder.iterdir())) == 30
     with np.load(killed / "samples.npz", allow_pickle=False) as archive:
         assert len(archive["arr_0"]) == 30
-    found, expected = (json.loads((f / "metrics.json").read_text()) for f in (killed, whole))
-    assert found.pop("checkpoint") == expected.pop("checkpoint")
-    assert found.pop("scores") and expected.pop("scores")
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        same_value = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
-        assert found[key] == same_value, key
+    log = succeed("main_lpd.py", *world.eval_flags(shared), *scored, processes=2).stderr
+    assert "12 of 30 images are there already" in log
+    expected = json.loads((whole / "metrics.json").read_text())
+    numbers = {key: value for key, value in expected.items() if isinstance(value, float)}
+    for other in (killed, shared):
+        assert same(images(other), images(whole))
+        found = json.loads((other / "metrics.json").read_text())
+        assert {key: found[key] for key in numbers} == pytest.approx(numbers, rel=1e-5)
+        texts = {name: value for name, value in found.items() if name not in (*numbers, "scores")}
+        assert texts == {name: expected[name] for name in texts}
 
 
 def test_a_finished_evaluation_is_scored_again_without_the_model(
-    world: TinyWorld,
-    scored: list[str],
-    tmp_path: Path,
-    made: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    world, scored, tmp_path, made, monkeypatch
+):
     flags = [*world.eval_flags(tmp_path), *scored]
     main_lpd.main([*flags, "--metrics", "is"])
     first = json.loads((tmp_path / "metrics.json").read_text())
@@ -349,9 +329,7 @@ errors.run(main_lpd.main)
 """
 
 
-def test_a_signal_leaves_a_marker_and_the_finished_images(
-    world: TinyWorld, tmp_path: Path, made: list[int]
-) -> None:
+def test_a_signal_leaves_a_marker_and_the_finished_images(world, tmp_path, made):
     whole, stopped, program = (tmp_path / name for name in ("whole", "stopped", "program.py"))
     program.write_text(STOPPED.format(root=str(ROOT)))
     flags = world.eval_flags(stopped)
@@ -365,46 +343,19 @@ def test_a_signal_leaves_a_marker_and_the_finished_images(
     assert same(images(stopped), images(whole))
 
 
-def test_two_processes_keep_what_one_has_left(
-    world: TinyWorld, scored: list[str], tmp_path: Path
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    main_lpd.main([*world.eval_flags(whole), *scored])
-    flags = [*world.eval_flags(killed), *scored]
-    kill_after(5, flags)
-    log = succeed("main_lpd.py", *flags, processes=2).stderr
-    assert "20 of 30 images are there already" in log
-    assert same(images(killed), images(whole))
-    found, expected = (json.loads((f / "metrics.json").read_text()) for f in (killed, whole))
-    for key in (name for name in expected if name.startswith("classifier_score")):
-        assert found[key] == pytest.approx(expected[key], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        ["--seed", "3"],
-        ["--cfg", "2"],
-        ["--generation_steps", "4"],
-        ["--num_images", "3"],
-        ["--order", "lpd"],
-        ["--pretrained_ckpt", "other"],
-    ],
-)
-def test_images_of_other_settings_are_not_kept(
-    world: TinyWorld, tmp_path: Path, made: list[int], changed: list[str]
-) -> None:
-    flags = world.eval_flags(tmp_path)
-    kill_after(1, flags)
+def test_images_of_other_settings_are_not_kept(world, tmp_path, made):
+    flags, other = world.eval_flags(tmp_path), str(tmp_path / "other.pth")
+    content = torch.load(world.checkpoint, weights_only=True)
+    content["model"]["head.weight"][0, 0] += 1
+    atomic_save(content, other)
+    (tmp_path / "images").mkdir()
     (tmp_path / "images" / "holiday.png").write_bytes(b"not ours")
-    if changed[-1] == "other":
-        content = torch.load(world.checkpoint, weights_only=True)
-        content["model"]["head.weight"][0, 0] += 1
-        changed = ["--pretrained_ckpt", str(tmp_path / "other.pth")]
-        atomic_save(content, Path(changed[-1]))
-    made.clear()
-    main_lpd.main([*flags, *changed])
-    count = 3 if "--num_images" in changed else 9
-    assert made == list(range(count))
-    assert (tmp_path / "images" / "holiday.png").exists()
-    assert len(list((tmp_path / "images").iterdir())) == count + 1
+    changes = ["--seed 3", "--cfg 2", "--generation_steps 4", "--order lpd", "--num_images 3"]
+    for change in [*changes, f"--pretrained_ckpt {other}"]:
+        kill_after(1, flags)
+        made.clear()
+        main_lpd.main([*flags, *change.split()])
+        count = 3 if "--num_images" in change else 9
+        assert made == list(range(count)), change
+        assert (tmp_path / "images" / "holiday.png").exists()
+        assert len(list((tmp_path / "images").iterdir())) == count + 1

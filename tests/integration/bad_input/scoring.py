@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.integration.bad_input import files
 from tests.integration.bad_input.files import Spoil
-from tests.integration.bad_input.table import Case, Group
+from tests.integration.bad_input.table import Group, cases
 
 _NETWORK = "--feature_extractor digits --feature_extractor_weights digits.pth --device cpu"
 
@@ -44,132 +44,80 @@ def array(name: str, **arrays: np.ndarray) -> Spoil:
     return lambda folder: np.savez(folder / name, **arrays)
 
 
-_ARCHIVE = "expected an .npz with arr_0, uint8 of shape (n, S, S, 3), n > 1"
-
 IMAGES = Group(
     "Scores of images that are there",
     "main_lpd.py",
     f"--images samples.npz --num_workers 0 {_NETWORK}",
-    (
-        Case(
-            "--images no",
-            "no such file",
-            "--images: no does not exist, expected a folder of images or an .npz with arr_0",
-        ),
-        Case(
-            "--images empty",
-            "a folder without images",
-            "--images: empty holds 0 images (png,jpg,jpeg), expected at least 2",
-        ),
-        Case(
-            "--images file",
-            "no archive",
-            f"--images: file cannot be read (damaged, or no .npz archive), {_ARCHIVE}",
-        ),
-        Case(
-            "--images stats.npz",
-            "statistics instead of images",
-            f"--images: stats.npz holds no arr_0, {_ARCHIVE}",
-            array("stats.npz", mu=np.zeros(64)),
-        ),
-        Case(
-            "--images one.npz",
-            "one image",
-            f"--images: one.npz: arr_0 is uint8 of shape (1, 32, 32, 3), {_ARCHIVE}",
-            samples("one.npz", count=1),
-        ),
-        Case(
-            "--images numbers.npz",
-            "numbers instead of pixels",
-            f"--images: numbers.npz: arr_0 is float64 of shape (4, 32, 32, 3), {_ARCHIVE}",
-            array("numbers.npz", arr_0=np.zeros((4, 32, 32, 3))),
-        ),
-        Case(
-            "--images cut.npz",
-            "an archive cut short",
-            f"--images: cut.npz cannot be read (damaged, or no .npz archive), {_ARCHIVE}",
-            files.cutting("samples.npz", "cut.npz"),
-        ),
-        Case(
-            "--images flipped.npz",
-            "one bit is another",
-            "--images: flipped.npz: damaged, or no .npz archive",
-            files.flipping("samples.npz", "flipped.npz"),
-        ),
-        Case(
-            "--images samples",
-            "images of two sizes",
-            "--images: .../samples/00007.png has 28 x 32 pixels, expected 32 x 32: square, all of "
-            "one size",
-            one_narrow,
-        ),
-        Case(
-            "--images samples",
-            "an image cut short",
-            "--images: .../samples/00007.png: cannot be decoded (...), expected an image file",
-            one_cut,
-        ),
-        Case(
-            "--images data",
-            "images of a size that the network does not take",
-            "--feature_extractor: digits takes images of 32 pixels, found --images of 16, "
-            "expected 32",
-        ),
-        Case(
-            "--feature_extractor none",
-            "nothing that scores",
-            "--images: found --feature_extractor none, expected one that scores",
-        ),
-        Case(
-            "--metrics fid,fvd --fid_stats data",
-            "no such score",
-            "--metrics: found 'fvd', expected a comma-separated list of fid, is, kid, prc for "
-            "lpd-digits",
-        ),
-        Case(
-            "--metrics sfid --fid_stats data",
-            "a score that the network does not have",
-            "--metrics: found 'sfid', expected a comma-separated list of fid, is, kid, prc for "
-            "lpd-digits",
-        ),
-        Case(
-            "--metrics fid",
-            "nothing to compare with",
-            "--metrics: fid compares with a reference, expected --fid_stats with it",
-        ),
-        Case(
-            "--metrics kid --fid_stats data",
-            "too few images",
-            "--metrics: kid of 12 images is not defined, expected at least 1000",
-        ),
-        Case(
-            "--metrics prc --fid_stats few.npz",
-            "too few images to compare with",
-            "--fid_stats: 3 images are too few for prc, expected at least 4",
-            samples("few.npz", count=3),
-        ),
-        Case(
-            "--metrics prc --fid_stats stats.npz",
-            "statistics where single images are compared",
-            "--fid_stats: stats.npz holds statistics only, but KID, precision and recall compare "
-            "single images: expected a folder of images, an .npz with arr_0, or one that "
-            "scripts/compute_stats.py wrote with --features",
-            array("stats.npz", mu=np.zeros(64), sigma=np.eye(64)),
-        ),
-        Case(
-            "--fid_stats stats.npz",
-            "a covariance that is none",
-            "--fid_stats: stats.npz: sigma is no covariance, expected an .npz with mu (64,) and "
-            "sigma (64, 64)",
-            array("stats.npz", mu=np.zeros(64), sigma=np.tri(64)),
-        ),
-        Case(
-            "--fid_stats small.npz",
-            "an archive of another image size as the reference",
-            "--fid_stats: small.npz: arr_0 is uint8 of shape (12, 16, 16, 3), expected an .npz "
-            "with arr_0, uint8 of shape (n, 32, 32, 3), n > 1",
-            samples("small.npz", size=16),
-        ),
+    cases(
+        """
+        --images no | no such file
+          --images: no does not exist, expected a folder of images or an .npz with arr_0
+        --images empty | a folder without images
+          --images: empty holds 0 images (png,jpg,jpeg), expected at least 2
+        --images file | no archive
+          --images: file cannot be read (damaged, or no .npz archive), expected an .npz with arr_0,
+          uint8 of shape (n, S, S, 3), n > 1
+        --images stats.npz | statistics instead of images
+          --images: stats.npz holds no arr_0, expected an .npz with arr_0, uint8 of shape (n, S, S,
+          3), n > 1
+        --images one.npz | one image
+          --images: one.npz: arr_0 is uint8 of shape (1, 32, 32, 3), expected an .npz with arr_0,
+          uint8 of shape (n, S, S, 3), n > 1
+        --images numbers.npz | numbers instead of pixels
+          --images: numbers.npz: arr_0 is float64 of shape (4, 32, 32, 3), expected an .npz with
+          arr_0, uint8 of shape (n, S, S, 3), n > 1
+        --images cut.npz | an archive cut short
+          --images: cut.npz cannot be read (damaged, or no .npz archive), expected an .npz with
+          arr_0, uint8 of shape (n, S, S, 3), n > 1
+        --images flipped.npz | one bit is another
+          --images: flipped.npz: damaged, or no .npz archive
+        --images samples | images of two sizes
+          --images: .../samples/00007.png has 28 x 32 pixels, expected 32 x 32: square, all of one
+          size
+        --images samples | an image cut short
+          --images: .../samples/00007.png: cannot be decoded (...), expected an image file
+        --images data | images of a size that the network does not take
+          --feature_extractor: digits takes images of 32 pixels, found --images of 16, expected 32
+        --feature_extractor none | nothing that scores
+          --images: found --feature_extractor none, expected one that scores
+        --metrics fid,fvd --fid_stats data | no such score
+          --metrics: found 'fvd', expected a comma-separated list of fid, is, kid, prc for
+          lpd-digits
+        --metrics sfid --fid_stats data | a score that the network does not have
+          --metrics: found 'sfid', expected a comma-separated list of fid, is, kid, prc for
+          lpd-digits
+        --metrics fid | nothing to compare with
+          --metrics: fid compares with a reference, expected --fid_stats with it
+        --metrics kid --fid_stats data | too few images
+          --metrics: kid of 12 images is not defined, expected at least 1000
+        --metrics prc --fid_stats few.npz | too few images to compare with
+          --fid_stats: 3 images are too few for prc, expected at least 4
+        --metrics prc --fid_stats stats.npz | statistics where single images are compared
+          --fid_stats: stats.npz holds statistics only, but KID, precision and recall compare single
+          images: expected a folder of images, an .npz with arr_0, or one that
+          scripts/compute_stats.py wrote with --features
+        --fid_stats stats.npz | a covariance that is none
+          --fid_stats: stats.npz: sigma is no covariance, expected an .npz with mu (64,) and sigma
+          (64, 64)
+        --fid_stats small.npz | an archive of another image size as the reference
+          --fid_stats: small.npz: arr_0 is uint8 of shape (12, 16, 16, 3), expected an .npz with
+          arr_0, uint8 of shape (n, 32, 32, 3), n > 1
+        """,
+        {
+            "statistics instead of images": array("stats.npz", mu=np.zeros(64)),
+            "one image": samples("one.npz", count=1),
+            "numbers instead of pixels": array("numbers.npz", arr_0=np.zeros((4, 32, 32, 3))),
+            "an archive cut short": files.cutting("samples.npz", "cut.npz"),
+            "one bit is another": files.flipping("samples.npz", "flipped.npz"),
+            "images of two sizes": one_narrow,
+            "an image cut short": one_cut,
+            "too few images to compare with": samples("few.npz", count=3),
+            "statistics where single images are compared": array(
+                "stats.npz", mu=np.zeros(64), sigma=np.eye(64)
+            ),
+            "a covariance that is none": array("stats.npz", mu=np.zeros(64), sigma=np.tri(64)),
+            "an archive of another image size as the reference": samples("small.npz", size=16),
+        },
     ),
 )
 
@@ -177,38 +125,23 @@ MAKING_STATISTICS = Group(
     "Making statistics",
     "scripts/compute_stats.py",
     f"--images samples.npz --out out.npz --img_size 32 --num_workers 0 {_NETWORK}",
-    (
-        Case("", "no images", "the following arguments are required: --images", without="--images"),
-        Case(
-            "--images no",
-            "no such folder",
-            "--images: no does not exist, expected a folder of images or an .npz with arr_0",
-        ),
-        Case(
-            "--out stats.txt",
-            "another ending",
-            "--out: found stats.txt, expected a name ending in .npz",
-        ),
-        Case(
-            "--out file/stats.npz",
-            "a file where the folder should be",
-            "--out: file: File exists, expected a folder that can be written to",
-        ),
-        Case(
-            "--images data --img_size 16",
-            "a size that the network does not take",
-            "--images: found 16 pixels (--img_size), expected 32 for lpd-digits",
-        ),
-        Case(
-            "--feature_extractor clip",
-            "no such network",
-            "--feature_extractor: invalid choice: 'clip' (choose from ...)",
-        ),
-        Case(
-            "--images samples",
-            "an image cut short",
-            "--images: .../samples/00007.png: cannot be decoded (...), expected an image file",
-            one_cut,
-        ),
+    cases(
+        """
+        no --images | no images
+          the following arguments are required: --images
+        --images no | no such folder
+          --images: no does not exist, expected a folder of images or an .npz with arr_0
+        --out stats.txt | another ending
+          --out: found stats.txt, expected a name ending in .npz
+        --out file/stats.npz | a file where the folder should be
+          --out: file: File exists, expected a folder that can be written to
+        --images data --img_size 16 | a size that the network does not take
+          --images: found 16 pixels (--img_size), expected 32 for lpd-digits
+        --feature_extractor clip | no such network
+          --feature_extractor: invalid choice: 'clip' (choose from ...)
+        --images samples | an image cut short
+          --images: .../samples/00007.png: cannot be decoded (...), expected an image file
+        """,
+        {"an image cut short": one_cut},
     ),
 )

@@ -18,9 +18,8 @@ CPU = torch.device("cpu")
 
 def random_images(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
     """(count, size, size, 3) uint8 of coarse random blocks."""
-    coarse = np.random.default_rng(seed).integers(
-        0, 256, (count, size // 4, size // 4, 3), dtype=np.uint8
-    )
+    shape = (count, size // 4, size // 4, 3)
+    coarse = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     return coarse.repeat(4, axis=1).repeat(4, axis=2)
 
 
@@ -45,9 +44,7 @@ def write_digits(path: Path, seed: int = 0) -> Path:
 
 def digits_extractor(path: Path, seed: int = 0) -> FeatureExtractor:
     """The network of `write_digits`."""
-    extractor = build_extractor("digits", str(write_digits(path, seed)), CPU)
-    assert extractor is not None
-    return extractor
+    return build_extractor("digits", str(write_digits(path, seed)), CPU)
 
 
 def assert_made_of(mu: np.ndarray, sigma: np.ndarray, features: object, expected: Tensor) -> None:

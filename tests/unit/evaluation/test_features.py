@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,18 +17,10 @@ from torch_fidelity.utils import create_feature_extractor
 from evaluation import features, fidelity
 from evaluation.digits import DigitsClassifier
 from evaluation.features import build_extractor, extract
+from tests.unit.evaluation.scoring_files import CPU, digits_extractor, write_digits
 from util.errors import UserError
 
-CPU = torch.device("cpu")
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
-
-
-@pytest.fixture
-def digits_weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "digits.pt"
-    torch.save({"model": DigitsClassifier().state_dict()}, path)
-    return path
 
 
 def save_random_inception(path: Path) -> None:
@@ -46,52 +37,62 @@ def save_random_inception(path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / FILE_NAME
+    save_random_inception(path)
+    return path
+
+
 @pytest.fixture
-def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_hub(tmp_path, monkeypatch):
     """An empty torch hub; requests go straight to 127.0.0.1 whatever proxy the machine uses."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "*")
     return tmp_path / "home" / "hub" / "checkpoints"
 
 
-def message_of(name: str, weights: Path | str | None) -> str:
+def message_of(name: str, weights: Path | None) -> str:
     with pytest.raises(UserError) as caught:
         build_extractor(name, None if weights is None else str(weights), CPU)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_digits_features_and_both_layouts(digits_weights: Path) -> None:
-    extractor = build_extractor("digits", str(digits_weights), CPU)
+def test_digits_features_and_both_layouts(tmp_path):
+    extractor = digits_extractor(tmp_path / "digits.pt")
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     classifier = DigitsClassifier()
-    classifier.load_state_dict(torch.load(digits_weights, weights_only=True)["model"])
-    pool, logits = classifier(images)
+    classifier.load_state_dict(torch.load(tmp_path / "digits.pt", weights_only=True)["model"])
+    pool = classifier.body(images.float() / 127.5 - 1)
     for given in (images, images.permute(0, 2, 3, 1)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = extract(extractor, given)
-        assert torch.equal(found.pool, pool) and torch.equal(found.logits, logits)
+        assert torch.equal(found.pool, pool) and torch.equal(found.logits, classifier.head(pool))
         assert not found.pool.requires_grad
     with pytest.raises(ValueError, match=r"expected \(B, 3, 32, 32\)"):
         extract(extractor, torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
 
 
-def test_the_digest_tells_networks_apart(digits_weights: Path, tmp_path: Path) -> None:
-    def digest(path: Path) -> str:
+def test_the_digest_tells_networks_apart(tmp_path):
+    path = write_digits(tmp_path / "digits.pt")
+
+    def digest() -> str:
         extractor = build_extractor("digits", str(path), CPU, spatial=True)
         assert not extractor.spatial
         return extractor.digest()
 
-    state = torch.load(digits_weights, weights_only=True)
+    before = digest()
+    assert digest() == before
+    state = torch.load(path, weights_only=True)
     state["model"]["head.weight"][0, 0] += 1e-6
-    torch.save(state, tmp_path / "other.pt")
-    assert digest(digits_weights) == digest(digits_weights) != digest(tmp_path / "other.pt")
+    torch.save(state, path)
+    assert digest() != before
 
 
-def test_features_of_sfid_are_adms(tmp_path: Path) -> None:
+def test_features_of_sfid_are_adms(inception):
     """The first 7 channels of mixed_6/conv after ReLU, (17, 17, 7) flattened; see its module."""
-    save_random_inception(tmp_path / "inception.pth")
-    extractor = build_extractor("inception", str(tmp_path / "inception.pth"), CPU, spatial=True)
+    extractor = build_extractor("inception", str(inception), CPU, spatial=True)
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     inputs = []
     convolution = extractor.network.Mixed_6d.branch1x1
@@ -106,37 +107,20 @@ def test_features_of_sfid_are_adms(tmp_path: Path) -> None:
         expected = normed[image, channel, row, column].clamp(min=0)
         assert found.spatial[image, place] == pytest.approx(expected.item(), abs=1e-6)
     assert found.spatial.shape == (3, 2023) and found.spatial.dtype == torch.float32
-    assert found.pool.shape == (3, 2048) and found.logits.shape == (3, 1008)
     without = extract(replace(extractor, spatial=False), images)
     assert without.spatial is None and torch.equal(without.pool, found.pool)
     assert not convolution._forward_hooks
 
 
-@pytest.mark.parametrize("name", ["inception", "digits"])
-def test_weights_damaged_or_foreign(tmp_path: Path, digits_weights: Path, name: str) -> None:
-    damaged, foreign = tmp_path / "damaged.pt", tmp_path / "foreign.pt"
-    damaged.write_bytes(digits_weights.read_bytes()[:1000])
-    assert message_of(name, damaged).startswith(f"--feature_extractor_weights: {damaged}")
-    torch.save({"model": nn.Linear(2, 2).state_dict()}, foreign)
-    message = message_of(name, foreign)
-    assert f"{foreign} does not hold the weights of " in message and len(message) < 500
-    torch.save({"epoch": 3}, foreign)
-    expected = "found the entries ['epoch'], expected 'model'" if name == "digits" else str(foreign)
-    assert expected in message_of(name, foreign)
-
-
-def test_inception_loads_and_equals_torch_fidelity(tmp_path: Path) -> None:
-    weights = tmp_path / FILE_NAME
-    save_random_inception(weights)
-    extractor = build_extractor("inception", str(weights), CPU)
+def test_inception_loads_and_equals_torch_fidelity(inception):
     images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
-    found = extract(extractor, images)
+    found = extract(build_extractor("inception", str(inception), CPU), images)
     assert found.pool.shape == (2, 2048) and found.logits.shape == (2, 1008)
     theirs = create_feature_extractor(
         "inception-v3-compat",
         ["2048", "logits_unbiased"],
         cuda=False,
-        feature_extractor_weights_path=str(weights),
+        feature_extractor_weights_path=str(inception),
         verbose=False,
     )
     pool, logits = theirs(images)
@@ -144,27 +128,17 @@ def test_inception_loads_and_equals_torch_fidelity(tmp_path: Path) -> None:
     assert found.pool.std() > 1e-3
 
 
-@pytest.mark.parametrize(("listens", "reason"), [(False, "refused"), (True, "timed out")])
-def test_inception_without_network_is_one_line(
-    empty_hub: Path, monkeypatch: pytest.MonkeyPatch, listens: bool, reason: str
-) -> None:
-    monkeypatch.setattr(features, "NETWORK_TIMEOUT", 0.2)
-    start = time.monotonic()
-    with socket.socket() as server:  # that never answers, if it listens at all
-        server.bind(("127.0.0.1", 0))
-        if listens:
-            server.listen()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/{FILE_NAME}"
-        monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", url)
-        message = message_of("inception", None)
-    assert time.monotonic() - start < 30
-    assert message.startswith(
-        f"--feature_extractor_weights: the Inception weights are not at {empty_hub / FILE_NAME} "
-        "and could not be downloaded ("
-    )
-    assert message.endswith(f"expected the file {FILE_NAME}, or --feature_extractor none")
-    assert reason in message
-    assert socket.getdefaulttimeout() is None and list(empty_hub.iterdir()) == []
+@pytest.mark.parametrize("name", ["inception", "digits"])
+def test_weights_damaged_or_foreign(tmp_path, name):
+    path = write_digits(tmp_path / "weights.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    assert message_of(name, path).startswith(f"--feature_extractor_weights: {path} is not a read")
+    torch.save({"model": nn.Linear(2, 2).state_dict()}, path)
+    message = message_of(name, path)
+    assert f"{path} does not hold the weights of " in message and len(message) < 500
+    torch.save({"epoch": 3}, path)
+    expected = "found the entries ['epoch'], expected 'model'" if name == "digits" else str(path)
+    assert expected in message_of(name, path)
 
 
 class _Garbage(BaseHTTPRequestHandler):
@@ -178,22 +152,37 @@ class _Garbage(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("folder", "reason"), [("there", "what arrived is damaged"), ("missing", "Not Found")]
+    ("server", "reason"),
+    [
+        ("none", "refused"),
+        ("silent", "timed out"),
+        ("garbage", "(what arrived is damaged)"),
+        ("missing", "(Not Found)"),
+    ],
 )
-def test_useless_download_is_not_kept(
-    empty_hub: Path, monkeypatch: pytest.MonkeyPatch, folder: str, reason: str
-) -> None:
-    with HTTPServer(("127.0.0.1", 0), _Garbage) as server:
-        thread = threading.Thread(target=server.handle_request, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/{folder}/{FILE_NAME}"
+def test_a_download_that_fails_is_one_line_and_leaves_nothing(
+    empty_hub, monkeypatch, server, reason
+):
+    if server == "silent":
+        monkeypatch.setattr(features, "NETWORK_TIMEOUT", 0.2)
+    with HTTPServer(("127.0.0.1", 0), _Garbage) as http:
+        if server == "none":
+            http.server_close()
+        elif server != "silent":
+            threading.Thread(target=http.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_port}/{server}/{FILE_NAME}"
         monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", url)
-        assert f"could not be downloaded ({reason})" in message_of("inception", None)
-        thread.join()
-    assert list(empty_hub.iterdir()) == []
+        message = message_of("inception", None)
+    assert message.startswith(
+        f"--feature_extractor_weights: the Inception weights are not at {empty_hub / FILE_NAME} "
+        "and could not be downloaded ("
+    )
+    assert message.endswith(f"expected the file {FILE_NAME}, or --feature_extractor none")
+    assert reason in message
+    assert socket.getdefaulttimeout() is None and list(empty_hub.iterdir()) == []
 
 
-def test_damaged_cached_weights_are_named(empty_hub: Path) -> None:
+def test_damaged_cached_weights_are_named(empty_hub):
     empty_hub.mkdir(parents=True)
     (empty_hub / FILE_NAME).write_bytes(b"PK\x03\x04 not a checkpoint")
     message = message_of("inception", None)

@@ -39,12 +39,11 @@ def random_features(count: int, seed: int, dim: int = 16, shift: float = 0.0) ->
 
 
 def reference_of(features: Features) -> Reference:
-    spatial = feature_statistics(features.spatial)
-    pool = feature_statistics(features.pool)
+    pool, spatial = map(feature_statistics, (features.pool, features.spatial))
     return Reference(pool=pool, spatial=spatial, features=features.pool)
 
 
-def test_equal_to_torch_fidelity_on_the_same_features() -> None:
+def test_equal_to_torch_fidelity_on_the_same_features():
     samples, real = random_features(1203, 1, shift=0.3), random_features(1050, 2)
     found = score(samples, INCEPTION, reference_of(real), ALL)
     assert found.num_images == 1203 and list(found.values) == [*ALL[:4], "precision", "recall"]
@@ -73,7 +72,7 @@ def test_equal_to_torch_fidelity_on_the_same_features() -> None:
         assert found.values[name].spread == (spread and pytest.approx(spread, rel=1e-6)), name
 
 
-def test_distance_of_diagonal_gaussians() -> None:
+def test_distance_of_diagonal_gaussians():
     first = Statistics(np.array([0.0, 1.0]), np.diag([1.0, 4.0]))
     second = Statistics(np.array([3.0, 1.0]), np.diag([4.0, 9.0]))
     assert frechet_distance(first, second) == pytest.approx(9 + (1 - 2) ** 2 + (2 - 3) ** 2)
@@ -81,9 +80,7 @@ def test_distance_of_diagonal_gaussians() -> None:
 
 
 @pytest.mark.parametrize(("samples", "real"), [(500, 400), (30, 500), (500, 30), (30, 40)])
-def test_the_distance_is_exact_and_singular_covariances_give_a_warning(
-    caplog: pytest.LogCaptureFixture, samples: int, real: int
-) -> None:
+def test_the_distance_is_exact_and_singular_covariances_give_a_warning(caplog, samples, real):
     """The exact one by singular values: tr (S T)^(1/2) is the nuclear norm of X^T Y."""
     x, y = (random_features(count, count, dim=64, shift=count / 900) for count in (samples, real))
     found = score(x, INCEPTION, reference_of(y), ("fid",)).values["fid"].value
@@ -99,8 +96,21 @@ def test_the_distance_is_exact_and_singular_covariances_give_a_warning(
     assert any(singular in line for line in said) == (real < 64)
 
 
+def test_score_of_certain_and_of_clueless_classifiers(caplog):
+    pool = random_features(1000, 0).pool
+    certain = torch.nn.functional.one_hot(torch.arange(1000) % 10, 10) * 200.0
+    for logits, expected in ((certain, 10), (torch.zeros(1000, 10), 1)):
+        found = score(Features(pool, logits), DIGITS, metrics=("is",)).values
+        assert found["is"].value == pytest.approx(expected, rel=0.1 if expected > 1 else 1e-6)
+        assert list(found) == ["is"]
+    for count in (4, 10):  # fewer images than splits
+        found = score(random_features(count, 0), DIGITS, metrics=("is",)).values
+        assert found["is"].value == pytest.approx(1)
+        assert f"Inception-style score of {count} images: a split each, which" in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_a_reference_that_has_no_finite_distance_raises() -> None:
+def test_a_score_that_is_no_number_is_refused():
     sigma = np.eye(16)
     sigma[0, 1] = sigma[1, 0] = 2
     for statistics, message in (
@@ -109,29 +119,6 @@ def test_a_reference_that_has_no_finite_distance_raises() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             score(random_features(50, 0), DIGITS, Reference(pool=statistics), ("fid",))
-
-
-def test_score_of_certain_and_of_clueless_classifiers() -> None:
-    pool = random_features(1000, 0).pool
-    certain = torch.nn.functional.one_hot(torch.arange(1000) % 10, 10) * 200.0
-    clueless = torch.zeros(1000, 10)
-    for logits, expected in ((certain, 10), (clueless, 1)):
-        found = score(Features(pool, logits), DIGITS, metrics=("is",))
-        assert found.values["is"].value == pytest.approx(
-            expected, rel=0.1 if expected > 1 else 1e-6
-        )
-        assert list(found.values) == ["is"]
-
-
-def test_fewer_images_than_splits(caplog: pytest.LogCaptureFixture) -> None:
-    for count in (4, 10):
-        assert score(random_features(count, 0), DIGITS, metrics=("is",)).values["is"].value == (
-            pytest.approx(1)
-        )
-        assert f"Inception-style score of {count} images: a split each, which" in caplog.text
-
-
-def test_a_score_that_is_no_number_is_refused() -> None:
     logits = torch.nn.functional.one_hot(torch.arange(20) % 10, 10) * 1e4
     with pytest.raises(ValueError, match="found Inception-style score nan, expected features"):
         score(Features(random_features(20, 0).pool, logits), DIGITS, metrics=("is",))
@@ -141,96 +128,75 @@ def test_a_score_that_is_no_number_is_refused() -> None:
     ("part", "metric"),
     [("pool", "fid"), ("spatial", "sfid"), ("logits", "is"), ("pool", "kid"), ("pool", "prc")],
 )
-def test_features_that_are_not_finite_raise(part: str, metric: str) -> None:
-    features, reference = random_features(1000, 0), reference_of(random_features(1000, 1))
-    getattr(features, part)[7, 2] = torch.inf if metric == "fid" else torch.nan
+def test_features_that_are_not_finite_raise(part, metric):
+    good, bad = random_features(1000, 1), random_features(1000, 0)
+    getattr(bad, part)[7, 2] = torch.inf if metric == "fid" else torch.nan
     with pytest.raises(ValueError, match="in 1 of 1000 images, the first is image 7"):
-        score(features, INCEPTION, reference, (metric,))
-
-
-def test_reference_features_that_are_not_finite_raise() -> None:
-    bad = random_features(1000, 1).pool
-    bad[3, 0] = torch.nan
-    for metric in ("kid", "prc"):
-        with pytest.raises(ValueError, match="the first is image 3"):
-            score(random_features(1000, 0), DIGITS, Reference(features=bad), (metric,))
-
-
-def test_too_few_images_raise() -> None:
-    reference = reference_of(random_features(1000, 1))
-    with pytest.raises(ValueError, match="found 1 images to score, expected at least 2"):
-        score(random_features(1, 0), DIGITS, reference)
-    with pytest.raises(ValueError, match="kid of 999 images is not defined, expected at least 100"):
-        score(random_features(999, 0), DIGITS, reference, ("kid",))
-    with pytest.raises(ValueError, match="prc of 3 images is not defined, expected at least 4"):
-        score(random_features(3, 0), DIGITS, reference, ("prc",))
-    score(random_features(4, 0), DIGITS, reference, ("prc",))
-
-
-def test_scores_that_there_are_not_raise() -> None:
-    check_metrics(ALL, INCEPTION, 1000)
-    with pytest.raises(
-        ValueError, match=r"found 'sfid', expected .* fid, is, kid, prc for lpd-dig"
-    ):
-        check_metrics(ALL, DIGITS, 1000)
-    with pytest.raises(ValueError, match=r"found 'fvd', expected .* fid, sfid, is, kid, prc for"):
-        check_metrics(("fid", "fvd"), INCEPTION, 1000)
+        score(bad, INCEPTION, reference_of(good), (metric,))
+    if metric in ("kid", "prc"):
+        with pytest.raises(ValueError, match="the first is image 7"):
+            score(good, INCEPTION, Reference(features=bad.pool), (metric,))
 
 
 @pytest.mark.parametrize(
-    ("count", "name"),
-    [(50_000, "FID"), (5000, "FID-5K"), (1234, "FID-1234"), (100, "FID-100"), (60_000, "FID-60K")],
+    ("metrics", "kind", "count", "message"),
+    [
+        (("fid", "is"), DIGITS, 1, "found 1 images to score, expected at least 2"),
+        (("kid",), DIGITS, 999, "kid of 999 images is not defined, expected at least 1000"),
+        (("prc",), DIGITS, 3, "prc of 3 images is not defined, expected at least 4"),
+        (ALL, DIGITS, 1000, "found 'sfid', expected .* fid, is, kid, prc for lpd-dig"),
+        (("fid", "fvd"), INCEPTION, 9, "found 'fvd', expected .* fid, sfid, is, kid, prc for"),
+    ],
 )
-def test_results_are_named_with_their_count(count: int, name: str) -> None:
-    """Everywhere: lines, JSON (in words, and as a number beside), TensorBoard tags."""
-    scores = Scores(INCEPTION, count, score_values(INCEPTION))
-    suffix = name.removeprefix("FID")
-    titles = [f"{title}{suffix}" for title in ("FID", "sFID", "IS", "KID", "Precision", "Recall")]
-    assert [line.split(":")[0] for line in scores.lines()] == titles
-    assert scores.lines()[0] == f"{name}: 1.5" and scores.lines()[2] == f"IS{suffix}: 1.5 ± 0.25"
-    assert scores.json() == {
-        "num_images": count,
-        "fid": 1.5,
-        "sfid": 1.5,
-        "inception_score_mean": 1.5,
-        "inception_score_std": 0.25,
-        "kid_mean": 1.5,
-        "kid_std": 0.25,
-        "precision": 1.5,
-        "recall": 1.5,
-        "scores": scores.lines(),
-    }
-    keys = [key for key in scores.json() if key not in ("num_images", "scores")]
-    assert list(scores.tags()) == [f"{key}{suffix}" for key in keys]
+def test_scores_that_there_are_not_raise(metrics, kind, count, message):
+    with pytest.raises(ValueError, match=message):
+        score(random_features(count, 0), kind, metrics=metrics)
+
+
+def test_the_fewest_images_that_can_be_scored():
+    check_metrics(ALL, INCEPTION, 1000)
+    features = random_features(4, 0)
+    score(features, DIGITS, Reference(features=features.pool), ("prc",))
 
 
 def score_values(kind: ExtractorKind) -> dict[str, Score]:
     return {name: Score(1.5, 0.25 if name in ("is", "kid") else None) for name in kind.names}
 
 
-def test_the_digits_have_names_of_their_own() -> None:
+@pytest.mark.parametrize(
+    ("count", "suffix"), [(50_000, ""), (5000, "-5K"), (1234, "-1234"), (100, "-100")]
+)
+def test_results_are_named_with_their_count(count, suffix):
+    """Everywhere: lines, JSON (in words, and as a number beside), TensorBoard tags."""
+    scores = Scores(INCEPTION, count, score_values(INCEPTION))
+    titles = [f"{title}{suffix}" for title in ("FID", "sFID", "IS", "KID", "Precision", "Recall")]
+    assert [line.split(":")[0] for line in scores.lines()] == titles
+    assert scores.lines()[0] == f"FID{suffix}: 1.5" and scores.lines()[2] == (
+        f"IS{suffix}: 1.5 ± 0.25"
+    )
+    keys = "fid sfid inception_score_mean inception_score_std kid_mean kid_std precision recall"
+    spreads = ("inception_score_std", "kid_std")
+    by_key = {key: 0.25 if key in spreads else 1.5 for key in keys.split()}
+    assert scores.json() == {"num_images": count, **by_key, "scores": scores.lines()}
+    assert scores.tags() == {f"{key}{suffix}": value for key, value in by_key.items()}
+
+
+def test_the_digits_have_names_of_their_own():
     scores = Scores(DIGITS, 1000, score_values(DIGITS))
     assert scores.lines()[:2] == [
         "Frechet distance-1K (digit features): 1.5",
         "Inception-style score-1K (digit classifier): 1.5 ± 0.25",
     ]
-    assert list(scores.json()) == [
-        "num_images",
-        "frechet_distance_digits",
-        "classifier_score_digits_mean",
-        "classifier_score_digits_std",
-        "kernel_distance_digits_mean",
-        "kernel_distance_digits_std",
-        "precision_digits",
-        "recall_digits",
-        "scores",
-    ]
+    keys = "frechet_distance classifier_score kernel_distance precision recall".split()
+    ends = {"classifier_score": ("_mean", "_std"), "kernel_distance": ("_mean", "_std")}
+    names = [f"{key}_digits{end}" for key in keys for end in ends.get(key, ("",))]
+    assert list(scores.json()) == ["num_images", *names, "scores"]
     words = " ".join([*scores.lines(), *scores.json(), *scores.tags()]).lower()
     assert "fid" not in words and "kid" not in words.replace("kernel", "")
 
 
 @pytest.mark.parametrize("sizes", [(200,), (1, 64, 35, 100), (100, 0, 100)])
-def test_moments_are_the_statistics_of_the_whole(sizes: tuple[int, ...]) -> None:
+def test_moments_are_the_statistics_of_the_whole(sizes):
     features = random_features(200, 5, dim=24, shift=50).pool
     moments = [Moments.empty(24, torch.device("cpu")) for _ in range(2)]
     for number, part in enumerate(features.split(sizes)):
@@ -243,7 +209,7 @@ def test_moments_are_the_statistics_of_the_whole(sizes: tuple[int, ...]) -> None
     np.testing.assert_allclose(found.sigma, np.cov(whole, rowvar=False), rtol=1e-9, atol=1e-12)
 
 
-def test_moments_refuse_what_statistics_refuse(caplog: pytest.LogCaptureFixture) -> None:
+def test_moments_refuse_what_statistics_refuse(caplog):
     moments = Moments.empty(4, torch.device("cpu"))
     moments.add(torch.ones(1, 4))
     with pytest.raises(ValueError, match="found 1 images, expected at least 2"):

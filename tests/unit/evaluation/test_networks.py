@@ -1,21 +1,19 @@
-from pathlib import Path
-
 import pytest
 import torch
 
 from evaluation.networks import load_networks
 from hub.weights import atomic_save
-from tests.integration.tiny_world import GRID, TinyWorld, build_world, tiny_tokenizer
+from tests.integration.tiny_world import GRID, build_world, tiny_tokenizer
 from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
 from util.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+def world(tmp_path_factory):
     return build_world(tmp_path_factory.mktemp("world"))
 
 
-def test_sizes_follow_from_the_files(world: TinyWorld) -> None:
+def test_sizes_follow_from_the_files(world):
     model, tokenizer = load_networks(world.checkpoint, world.tokenizer, GRID.image_size)
     assert model.grid == GRID and tokenizer.stride == GRID.stride
     assert not model.training and not tokenizer.training
@@ -24,7 +22,7 @@ def test_sizes_follow_from_the_files(world: TinyWorld) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
-def test_networks_that_do_not_fit_are_refused(world: TinyWorld, tmp_path: Path) -> None:
+def test_networks_that_do_not_fit_are_refused(world, tmp_path):
     with pytest.raises(UserError, match="found images of 16 pixels, expected 32"):
         load_networks(world.checkpoint, world.tokenizer, 32)
 

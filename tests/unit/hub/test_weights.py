@@ -10,9 +10,16 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from hub.weights import DamagedCheckpoint, atomic_save, load_weights, read_checkpoint
+from hub.weights import (
+    DamagedCheckpoint,
+    atomic_save,
+    load_weights,
+    read_checkpoint,
+    write_safetensors,
+)
 from tests.commands import ROOT
 from util.errors import UserError
 
@@ -52,38 +59,40 @@ def test_what_could_unpack_to_anything_is_refused(tmp_path):
     """A packed part is nothing torch.save writes, and neither is one that stands for several."""
     path, bad = tmp_path / "good.pt", tmp_path / "x.pt"
     torch.save({"model": {"w": torch.zeros(5000)}}, path)
-    with zipfile.ZipFile(path) as parts, zipfile.ZipFile(bad, "w", zipfile.ZIP_DEFLATED) as to:
-        for part in parts.infolist():
-            to.writestr(part.filename, parts.read(part))
-    assert bad.stat().st_size < path.stat().st_size / 10
-    refused(bad)
-    with zipfile.ZipFile(path) as parts, zipfile.ZipFile(bad, "w") as to:
-        for part in parts.infolist():
-            to.writestr(part.filename, parts.read(part))
-        (large,) = (part for part in to.infolist() if part.file_size == 20000)
-        for number in range(9):
-            other = copy.copy(large)
-            other.filename = f"archive/data/{number + 1}"
-            to.filelist.append(other)
-            to.NameToInfo[other.filename] = other
-    refused(bad)
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+        with zipfile.ZipFile(path) as parts, zipfile.ZipFile(bad, "w", method) as to:
+            for part in parts.infolist():
+                to.writestr(part.filename, parts.read(part))
+            (large,) = (part for part in to.infolist() if part.file_size == 20000)
+            for number in range(9 if method == zipfile.ZIP_STORED else 0):
+                other = copy.copy(large)
+                other.filename = f"archive/data/{number + 1}"
+                to.filelist.append(other)
+                to.NameToInfo[other.filename] = other
+        refused(bad)
 
 
 @pytest.mark.parametrize("zip_format", [True, False])
-def test_a_truncated_file(tmp_path, zip_format):
+def test_other_bad_files(tmp_path, zip_format):
     path = tmp_path / "x.pt"
+    with pytest.raises(UserError, match="does not exist, expected a checkpoint"):
+        read_checkpoint(path, "--ckpt")
     content = {"model": {"w": torch.randn(500)}}
     torch.save(content, path, _use_new_zipfile_serialization=zip_format)
     data = path.read_bytes()
     for kept in (0.0, 0.1, 0.5, 0.9, 0.999):
         path.write_bytes(data[: int(kept * len(data))])
         refused(path)
+    path.write_bytes(bytes(range(256)) * 20)
+    refused(path)
+    torch.save([1, 2], path, _use_new_zipfile_serialization=zip_format)
+    with pytest.raises(UserError, match="holds a list, expected a dictionary"):
+        read_checkpoint(path, "--ckpt")
 
 
 @pytest.mark.parametrize("mmap", [False, True])
 def test_a_flipped_bit_in_a_weight_is_found(tmp_path, mmap):
-    path = tmp_path / "x.pt"
-    weight = torch.randn(500)
+    path, weight = tmp_path / "x.pt", torch.randn(500)
     torch.save({"model": {"w": weight}}, path)
     intact = path.read_bytes()
     read_checkpoint(path, "--ckpt", mmap)
@@ -92,17 +101,6 @@ def test_a_flipped_bit_in_a_weight_is_found(tmp_path, mmap):
         flipped = bytes([intact[place] ^ 1])
         path.write_bytes(intact[:place] + flipped + intact[place + 1 :])
         refused(path, mmap)
-
-
-def test_other_bad_files(tmp_path):
-    path = tmp_path / "x.pt"
-    with pytest.raises(UserError, match="does not exist, expected a checkpoint"):
-        read_checkpoint(path, "--ckpt")
-    path.write_bytes(bytes(range(256)) * 20)
-    refused(path)
-    torch.save([1, 2], path)
-    with pytest.raises(UserError, match="holds a list, expected a dictionary"):
-        read_checkpoint(path, "--ckpt")
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path):
@@ -128,6 +126,15 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.pt")], cwd=ROOT)
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_that_share_memory_are_written_each_by_itself(tmp_path):
+    whole = torch.randn(4, 3)
+    state = {"first": whole, "same": whole, "part": whole[1:], "turned": whole.T}
+    write_safetensors(state, tmp_path / "x.safetensors")
+    written = load_file(tmp_path / "x.safetensors")
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[name], value) for name, value in state.items())
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
