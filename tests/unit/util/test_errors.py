@@ -1,8 +1,9 @@
 """One line, once, and exit code 2 from every worker."""
 
 import os
-import textwrap
 from pathlib import Path
+from subprocess import CompletedProcess
+from textwrap import dedent
 
 import pytest
 import torch
@@ -10,17 +11,16 @@ import torch
 from tests.commands import ROOT, run_command
 from util.errors import UserError, blame, compile_failure, require_file, require_writable_folder
 
-
-def script(folder: Path, body: str) -> Path:
-    path = folder / "script.py"
-    header = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom util.errors import *\n"
-    path.write_text(header + textwrap.dedent(body))
-    return path
+HEADER = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom util.errors import *\n"
 
 
-def test_bad_input_is_one_line_and_with_debug_a_traceback(tmp_path: Path) -> None:
+def command(body: str, *flags: str, **variables: str) -> CompletedProcess:
+    return run_command("-c", HEADER + body, *flags, **variables)
+
+
+def test_bad_input_is_one_line_and_with_debug_a_traceback() -> None:
     body = 'def main(): raise UserError("--flag: found this,\\nexpected that")\nrun(main)'
-    result = run_command(script(tmp_path, body), "--debug")
+    result = command(body, "--debug")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("Traceback")
     assert result.stderr.endswith("\nerror: --flag: found this, expected that\n")
@@ -44,27 +44,23 @@ def test_torchrun_prints_the_line_once_and_every_worker_exits_2(tmp_path: Path) 
             distributed.fail_together(work)
         run(main)
     """
-    result = run_command(script(tmp_path, body), processes=3)
+    (tmp_path / "script.py").write_text(HEADER + dedent(body))
+    result = run_command(tmp_path / "script.py", processes=3)
     assert result.returncode == 1  # torchrun's own
     assert result.stderr.count("error: --flag: wrong") == 1
     assert [(tmp_path / f"exit{rank}").read_text() for rank in range(3)] == ["2", "2", "2"]
 
 
-def test_workers_end_without_the_shutdown_that_can_abort_them(tmp_path: Path) -> None:
+def test_workers_end_without_the_shutdown_that_can_abort_them() -> None:
     body = 'import atexit\natexit.register(print, "shutting down")\nrun(lambda: print("done"))'
-    path = script(tmp_path, body)
-    assert run_command(path).stdout == "done\nshutting down\n"
-    worker = run_command(path, WORLD_SIZE="2")
+    assert command(body).stdout == "done\nshutting down\n"
+    worker = command(body, WORLD_SIZE="2")
     assert (worker.returncode, worker.stdout) == (0, "done\n")
 
 
 def test_no_compiler_is_one_line(tmp_path: Path) -> None:
     body = "import torch\nrun(lambda: torch.compile(torch.nn.GELU())(torch.zeros(9)))"
-    nothing, cache = tmp_path / "nothing", tmp_path / "cache"
-    nothing.mkdir()
-    result = run_command(
-        script(tmp_path, body), PATH=str(nothing), TORCHINDUCTOR_CACHE_DIR=str(cache)
-    )
+    result = command(body, PATH=str(tmp_path), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     assert result.returncode == 2
     assert result.stderr.startswith("error: --compile: found that this machine cannot compile (")
     assert result.stderr.endswith("or --no-compile\n")

@@ -1,15 +1,13 @@
 import os
 import pty
 import re
-import sys
 import termios
 import threading
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
-from tests.commands import ROOT, run_command
+from tests.commands import run_command, start_command
 
 SCRIPT = """
 import logging, sys, time
@@ -67,7 +65,7 @@ def run_on_terminal(script: str, *arguments: object) -> tuple[int, bytes]:
     """Exit code and what the terminal shows."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    child = Popen([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, stderr=theirs)
+    child = start_command("-c", script, *arguments, stderr=theirs)
     os.close(theirs)
     watch = threading.Timer(60, child.kill)
     watch.start()

@@ -9,17 +9,16 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.commands import ROOT, run_command
+from tests.commands import run_command
 from util.signals import MARKER, MARKER_VARIABLE, SIGNALS, StopSignals, leave_marker, remove_marker
 
 HEADER = """
 import os, signal, sys, time
-sys.path.insert(0, {root!r})
 from pathlib import Path
 from util import signals as module
 from util.folder_lock import folder_lock
 from util.signals import StopSignals
-folder = Path({folder!r})
+folder = Path(sys.argv[1])
 def last_words(number):
     module.leave_marker(folder, number, epoch=3, step=0)
 """
@@ -37,9 +36,7 @@ def ask(number, *seconds):
 
 def run(folder: Path, body: str, before: str = "") -> CompletedProcess:
     """Run a program that leaves markers in `folder`; its waits of a minute must not end."""
-    header = HEADER.format(root=str(ROOT), folder=str(folder))
-    (folder / "program.py").write_text(header + before + textwrap.dedent(body))
-    result = run_command(folder / "program.py", timeout=50)
+    result = run_command("-c", HEADER + before + textwrap.dedent(body), folder, timeout=50)
     assert "Traceback" not in result.stderr
     return result
 
@@ -82,21 +79,24 @@ def test_a_second_ctrl_c_ends_a_process_that_is_inside_a_library(tmp_path: Path)
     assert run(tmp_path, body, STORE).returncode == 130
 
 
-@pytest.mark.parametrize("run_id", [None, "of torchrun"])
-def test_a_second_ctrl_c_ends_the_process_however_soon(tmp_path: Path, run_id: str | None) -> None:
+@pytest.mark.parametrize(
+    ("variables", "code", "more"),
+    [({}, 130, []), ({"TORCHELASTIC_RUN_ID": "x"}, 1, ["still here, asked by signal 2"])],
+)
+def test_a_second_ctrl_c_ends_the_process_however_soon(
+    tmp_path: Path, variables: dict, code: int, more: list[str]
+) -> None:
     """Torchrun passes the first one on: there a second of within two seconds is the same one."""
     body = f"""
-        os.environ.update({{"TORCHELASTIC_RUN_ID": {run_id!r}}} if {run_id!r} else {{}})
+        os.environ.update({variables})
         with StopSignals() as signals:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             sys.exit(f"still here, asked by signal {{signals.received}}")
     """
     result = run(tmp_path, body)
-    line, *more = result.stderr.splitlines()
-    assert line == "saving and ending; Ctrl-C again ends at once"
-    alive = (1, ["still here, asked by signal 2"])
-    assert (result.returncode, more) == ((130, []) if run_id is None else alive)
+    line = "saving and ending; Ctrl-C again ends at once"
+    assert (result.returncode, result.stderr.splitlines()) == (code, [line, *more])
 
 
 def test_locks_are_let_go_of_at_the_end_and_before_a_signal_ends_the_process(
