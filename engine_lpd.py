@@ -160,7 +160,7 @@ def train(
             if state.step < steps:
                 break
 
-            loss = distributed.mean(state.loss_sum / steps)
+            loss = (distributed.total(state.loss_sum / steps) / distributed.world_size()).item()
             state.finish_epoch()
             per_step = (time.monotonic() - started) / max(run.steps_done - first_step, 1)
             time_left = timedelta(seconds=round(per_step * (steps * args.epochs - run.steps_done)))

@@ -32,7 +32,7 @@ from util.files import write_json
 from util.folder_lock import folder_lock, require_free
 from util.geometry import TokenGrid
 from util.run_record import record_run
-from util.signals import StopSignals, exit_code, leave_marker, remove_marker
+from util.signals import StopSignals, leave_marker, remove_marker
 
 logger = logging.getLogger("lpd")
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 on_main(lambda: delete_results(Path(args.output_dir)))
             stopped_by = train(training, evaluation, device, scalars, signals)
     if stopped_by:
-        raise SystemExit(exit_code(stopped_by))
+        raise SystemExit(128 + stopped_by)  # as a shell reports it
 
 
 def checkpoints_before(args: argparse.Namespace) -> dict[str, int]:

@@ -129,11 +129,6 @@ def gather_to_main(value: T) -> list[T] | None:
     return values
 
 
-def mean(value: torch.Tensor) -> float:
-    """Average a scalar tensor over all processes."""
-    return (total(value.clone()) / world_size()).item()
-
-
 def total(values: torch.Tensor) -> torch.Tensor:
     """Sum elementwise over all processes, in the place of `values`; no wait on a GPU."""
     if dist.is_initialized():

@@ -1,8 +1,8 @@
 """Signals that ask a run to stop, and what it leaves behind for its launcher.
 
 Slurm warns with SIGUSR1, launchers with SIGTERM, a terminal with SIGINT. The run saves, leaves
-`MARKER` and ends with `exit_code`. A second signal ends a process at once; files are written such
-that even this damages none.
+`MARKER` and exits with 128 + the signal. A second signal ends a process at once; files are written
+such that even this damages none.
 """
 
 from __future__ import annotations
@@ -30,11 +30,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A scheduler signals every process of a job and torchrun passes the signal on: within this many
 # seconds it is still the first one.
 ECHO_SECONDS = 2.0
-
-
-def exit_code(number: int) -> int:
-    """Return what a process that signal `number` stopped exits with, as a shell reports it."""
-    return 128 + number
 
 
 def leave_marker(folder: Path, number: int, **place: int) -> None:
@@ -128,7 +123,7 @@ class StopSignals(SignalReceiver):
                 first, since = number, time.monotonic()
                 self._leave(number)
             elif typed or time.monotonic() - since > ECHO_SECONDS:
-                os._exit(exit_code(number))
+                os._exit(128 + number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -152,4 +147,4 @@ class StopSignals(SignalReceiver):
             except OSError as error:
                 logger.error("no marker is left: %s", describe_os_error(error))
             finally:
-                os._exit(exit_code(number))
+                os._exit(128 + number)
