@@ -5,7 +5,6 @@ torchrun --nproc_per_node 8 main_cache.py --data_path ./data/imagenet --cached_p
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from dataset.image_folder import list_images
 from dataset.write_cache import count_shards, require_new_cache
 from engine_lpd import cache_latents
 from hub.published import pinned_flags, resolve_flags
-from tokenizers.vq_model import VQModel, load_tokenizer
+from tokenizers.vq_model import load_tokenizer
 from util import distributed, logs
 from util.cli import Parser, add_flags
 from util.errors import UserError, blame, require_writable_folder, run
@@ -50,14 +49,9 @@ def build_parser() -> Parser:
     add_flags(group, "--device")
     faster = group.add_mutually_exclusive_group()
     for name, means in (("tf32", "TF32 convolutions"), ("bf16", "bfloat16 autocast")):
-        faster.add_argument(
-            f"--{name}",
-            action="store_const",
-            const=name,
-            dest="precision",
-            default="float32",
-            help=f"encode with {means}; the share of indices that this changes is logged",
-        )
+        shown = f"encode with {means}; the share of indices that this changes is logged"
+        choice = dict(action="store_const", const=name, dest="precision", default="float32")
+        faster.add_argument(f"--{name}", help=shown, **choice)
     add_flags(group, "--seed", help="without effect: nothing is drawn")
     add_flags(group, "--debug")
     distributed.add_distributed_flags(parser)
@@ -73,20 +67,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)
-
-    def leave(number: int) -> None:
-        """Tell the launcher that signal `number` stopped the run, after how many shards."""
-        leave_marker(path, number, shards=count_shards(path))
-
     with ExitStack() as at_exit:
         signals = at_exit.enter_context(StopSignals())
-        at_exit.enter_context(signals.leaving_at_once(leave))
+        at_exit.enter_context(
+            signals.leaving_at_once(
+                lambda number: leave_marker(path, number, shards=count_shards(path))
+            )
+        )
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         require_new_cache(path)
         warn_of_rounding(device)
         resolve_flags(args)
-        tokenizer = load_checked_tokenizer(args)
+        tokenizer = load_tokenizer(args.vqgan_path, args.vqgan_vocab_size)
+        if args.vqgan_stride not in (None, tokenizer.stride):
+            raise UserError(
+                f"--vqgan_stride: found {args.vqgan_stride}, expected {tokenizer.stride}, "
+                f"the stride of {args.vqgan_path}"
+            )
+        with blame("--img_size"):
+            TokenGrid(args.img_size, tokenizer.stride, tokenizer.codebook_size)
         images = list_images(args.data_path)
         require_writable_folder(path, "--cached_path")
         distributed.start(launch, device)
@@ -118,23 +118,6 @@ def begin(path: Path, signals: StopSignals) -> None:
             signals.locks.enter_context(folder_lock(path, "cache"))
             remove_marker(path)
         require_new_cache(path)  # another run may have finished it meanwhile
-
-
-def load_checked_tokenizer(args: argparse.Namespace) -> VQModel:
-    """Load the tokenizer, if it is what the other flags say.
-
-    Raises:
-        UserError: it cannot be read, has another stride or vocabulary, or does not fit the image.
-    """
-    tokenizer = load_tokenizer(args.vqgan_path, args.vqgan_vocab_size)
-    if args.vqgan_stride not in (None, tokenizer.stride):
-        raise UserError(
-            f"--vqgan_stride: found {args.vqgan_stride}, expected {tokenizer.stride}, "
-            f"the stride of {args.vqgan_path}"
-        )
-    with blame("--img_size"):
-        TokenGrid(args.img_size, tokenizer.stride, tokenizer.codebook_size)
-    return tokenizer
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python scripts/convert_cache.py --published_path ./latents --cached_path ./data/
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -64,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_new_cache(path)
     resolve_flags(args)
     tokenizer = load_tokenizer(args.vqgan_path)
-    published = open_published(args)
+    published = open_cache(args.published_path, "--published_path")
+    if not isinstance(published, PublishedCache):
+        raise UserError(
+            f"--published_path: {args.published_path} is a token cache already, expected a folder "
+            "of <class>/<image name>.npz"
+        )
     side = grid_side(published.num_tokens) * tokenizer.stride
     # With a grid the reader refuses indices beyond its vocabulary.
     published.grid = grid = TokenGrid(side, tokenizer.stride, tokenizer.codebook_size)
@@ -88,26 +92,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger.info("%s is complete: %d images of %d px", path, published.num_images, side)
 
 
-def open_published(args: argparse.Namespace) -> PublishedCache:
-    """Open the per-image files; raise a `UserError` if they are a cache already."""
-    published = open_cache(args.published_path, "--published_path")
-    if not isinstance(published, PublishedCache):
-        raise UserError(
-            f"--published_path: {args.published_path} is a token cache already, expected a folder "
-            "of <class>/<image name>.npz"
-        )
-    return published
-
-
 def convert_all(published: PublishedCache, path: Path, num_workers: int) -> list[Shard]:
     """Write all tokens as shards, in several processes."""
-    places = np.arange(published.num_images)
-    starts = range(0, len(places), MAX_SHARD_IMAGES)
-    parts = [published.select(places[start : start + MAX_SHARD_IMAGES]) for start in starts]
-    shards = []
+    count, shards = published.num_images, []
+    starts = range(0, count, MAX_SHARD_IMAGES)
+    parts = [published.select(np.arange(count)[start:][:MAX_SHARD_IMAGES]) for start in starts]
     with (
         ProcessPoolExecutor(min(num_workers, available_cores(), len(parts))) as pool,
-        logs.progress(total=len(places), unit="image", desc="convert") as bar,
+        logs.progress(total=count, unit="image", desc="convert") as bar,
     ):
         try:
             for shard in pool.map(partial(convert, path), range(len(parts)), parts):
