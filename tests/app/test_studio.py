@@ -34,9 +34,9 @@ from tokenizers.encoding import encode
 from visualization.generation import GREY, images_so_far
 
 SETTINGS = Settings(
-    label=1, count=3, seed=7, steps=5, sampling=SamplingSettings(cfg=2.0, temperature=0.9)
+    label=1, count=3, seed=7, steps=5, sampling=SamplingSettings(cfg=20.0, temperature=0.9)
 )
-LIBRARY = {"cfg": 2.0, "temperature": 0.9, "seed": 7}
+LIBRARY = {"cfg": 20.0, "temperature": 0.9, "seed": 7}
 LIBRARY_ORDERS = {
     "lpd": None,
     "random": random_orders(3, GRID.num_tokens, 7),
@@ -53,6 +53,8 @@ def test_generation_gives_the_library_s_images_step_by_step(studio: Studio, orde
     frames = list(studio.generate(SETTINGS, order))
     expected = generate(studio.model, [1, 1, 1], LIBRARY_ORDERS[order], 5, **LIBRARY)
     assert torch.equal(frames[-1].tokens, expected)
+    plain = generate(studio.model, [1, 1, 1], LIBRARY_ORDERS[order], 5, **{**LIBRARY, "cfg": 1.0})
+    assert not torch.equal(plain, expected)
     pictures = studio.tokenizer.decode_images(expected)
     np.testing.assert_array_equal(frames[-1].images, np.stack([np.asarray(p) for p in pictures]))
     assert [frame.step for frame in frames] == list(range(6))

@@ -1,7 +1,8 @@
-"""Every kind of picture through the real command."""
+"""Every kind of picture through its command."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +18,35 @@ from orders.order_file import write_orders
 from scripts import visualize
 from tests.commands import succeed
 from tests.integration.tiny_world import GRID, TinyWorld
+from util import logs
 from util.images import to_uint8
 from visualization.drawing import Sheet
 from visualization.generation import GREY, step_titles
 from visualization.orders import step_map
 
 STEPS, SIDE = 5, 64
+SIZES = group_sizes(16, STEPS)
 
 
-def flags(world: TinyWorld, *more: object) -> list[str]:
-    files = ["--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer]
-    sampling = ["--generation_steps", STEPS, "--cfg", 2, "--side", SIDE, "--device", "cpu"]
-    return list(map(str, [*files, *sampling, *more]))
+@pytest.fixture
+def draw(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the command in this process."""
+    monkeypatch.setattr(logs, "setup", lambda: None)
+
+    def run(command: str, *flags: object) -> None:
+        if command in ("generation", "samples"):
+            flags += ("--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer)
+            flags += ("--generation_steps", STEPS, "--side", SIDE, "--device", "cpu")
+        visualize.main([command, *map(str, flags)])
+
+    return run
 
 
-def generated(world: TinyWorld, labels: list[int], orders: np.ndarray) -> np.ndarray:
+def generated(world: TinyWorld, labels: list[int], orders: np.ndarray, **sampling) -> np.ndarray:
     """What `generate` gives, decoded and enlarged: (B, SIDE, SIDE, 3) uint8."""
     model, tokenizer = load_networks(world.checkpoint, world.tokenizer)
     with torch.no_grad():
-        tokens = generate(model, labels, orders, group_sizes(16, STEPS), cfg=2.0, seed=1)
+        tokens = generate(model, labels, orders, SIZES, seed=1, **sampling)
         images = to_uint8(tokenizer.decode_code(tokens)).numpy()
     return images.repeat(SIDE // 16, axis=1).repeat(SIDE // 16, axis=2)
 
@@ -47,68 +58,67 @@ def cells(picture: Image.Image, sheet: Sheet, count: int) -> list[np.ndarray]:
     return [pixels[top : top + SIDE, left : left + SIDE] for left, top in corners]
 
 
-def test_a_generation(world: TinyWorld, tmp_path: Path) -> None:
+def grey_cells(image: np.ndarray, tolerance: int) -> np.ndarray:
+    """Which cells of an image are grey all over: (G, G) bool."""
+    grey = np.abs(image - GREY).max(axis=-1) <= tolerance
+    return grey.reshape(GRID.side, SIDE // GRID.side, GRID.side, -1).all(axis=(1, 3))
+
+
+def test_a_generation(world: TinyWorld, tmp_path: Path, draw: Callable) -> None:
     gif, strip = tmp_path / "steps.gif", tmp_path / "steps.png"
-    names = tmp_path / "names.txt"
-    names.write_text("cat\ndog\nfish\n")
-    more = ["--classes", "dog", "2", "--class_names", names, "--output", gif, strip]
-    succeed("scripts/visualize.py", "generation", *flags(world, *more))
-    sizes = group_sizes(16, STEPS)
-    orders = locality_aware_orders(2, sizes, GRID.side, seed=1)
-    expected = generated(world, [1, 2], orders)
-    decided_in = [
-        step_map(order, sizes).repeat(SIDE // 4, axis=0).repeat(SIDE // 4, axis=1)
-        for order in orders
-    ]
-    sheet = Sheet(2, captions=["dog", "fish"], titles=step_titles(sizes), side=SIDE)
+    (tmp_path / "names.txt").write_text("cat\ndog\nfish\n")
+    what = ["--classes", "dog", "2", "--class_names", tmp_path / "names.txt", "--cfg", 20]
+    draw("generation", *what, "--output", gif, strip)
+    orders = locality_aware_orders(2, SIZES, GRID.side, seed=1)
+    expected = generated(world, [1, 2], orders, cfg=20.0)
+    assert (expected != generated(world, [1, 2], orders)).any()
+    decided_in = [step_map(order, SIZES) for order in orders]
+    sheet = Sheet(2, captions=["dog", "fish"], titles=step_titles(SIZES), side=SIDE)
     with Image.open(gif) as image:
         assert image.n_frames == STEPS
         for step in range(1, STEPS + 1):
             image.seek(step - 1)
             for found, decided in zip(cells(image, sheet, 2), decided_in, strict=True):
                 # 256 colours for all images of a frame: they are rounded.
-                grey = np.abs(found - GREY).max(axis=-1) <= 4
-                assert grey[decided > step].all()
-                assert not grey[decided <= step].all()
+                np.testing.assert_array_equal(grey_cells(found, 4), decided > step)
         last = sheet.draw(expected, STEPS - 1).quantize(256, dither=Image.Dither.NONE)
         assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(last.convert("RGB")))
-        for found, picture in zip(cells(image, sheet, 2), expected, strict=True):
-            assert np.abs(found - picture).mean() < 10
     with Image.open(strip) as image:
         columns = [f"step {step}" for step in range(1, STEPS + 1)]
         found = cells(image, Sheet(STEPS, ["dog", "fish"], columns, side=SIDE), 2 * STEPS)
     for number in range(2):
         row = found[number * STEPS : (number + 1) * STEPS]
-        assert np.array_equal(row[-1], expected[number])
+        np.testing.assert_array_equal(row[-1], expected[number])
         for step, picture in enumerate(row, start=1):
-            grey = (picture == GREY).all(axis=-1)
-            assert np.array_equal(grey, decided_in[number] > step)
+            np.testing.assert_array_equal(grey_cells(picture, 0), decided_in[number] > step)
 
 
-def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path) -> None:
-    sizes = group_sizes(16, STEPS)
-    orders = locality_aware_orders(4, sizes, GRID.side, seed=9)
+def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path, draw: Callable) -> None:
+    orders = locality_aware_orders(4, SIZES, GRID.side, seed=9)
     write_orders(tmp_path / "orders.npy", orders)
     output = tmp_path / "new" / "samples.png"
-    more = ["--lpd_order_file", tmp_path / "orders.npy", "--num_images", 4, "--eval_bsz", 3]
     (tmp_path / "names.txt").write_text("crane\ndog\ncrane\n")  # ImageNet too has equal names
-    more += ["--classes", 0, 2, "--output", output, "--class_names", tmp_path / "names.txt"]
-    succeed("scripts/visualize.py", "samples", *flags(world, *more))
-    expected = generated(world, [0, 0, 2, 2], orders)
+    what = ["--classes", 0, 2, "--num_images", 4, "--class_names", tmp_path / "names.txt"]
+    what += ["--lpd_order_file", tmp_path / "orders.npy", "--eval_bsz", 3, "--output", output]
+    sampling = {"cfg": 20.0, "cfg_schedule": "constant", "temperature": 0.5, "top_k": 9}
+    draw("samples", *what, *(word for name in sampling for word in (f"--{name}", sampling[name])))
+    expected = generated(world, [0, 0, 2, 2], orders, **sampling)
     with Image.open(output) as image:
         found = cells(image, Sheet(2, row_names=["crane", "crane"], side=SIDE), 4)
     assert np.abs(np.array(found) - expected).max() <= 1  # decoded by the fast path
+    for other in ({"cfg": 1.0}, {"cfg_schedule": "linear"}, {"temperature": 1.0}, {"top_k": 0}):
+        assert (generated(world, [0, 0, 2, 2], orders, **{**sampling, **other}) != expected).any()
 
 
 @pytest.mark.parametrize("kind", ["file", "made"])
-def test_orders(tmp_path: Path, kind: str) -> None:
+def test_orders(tmp_path: Path, draw: Callable, kind: str) -> None:
     output = tmp_path / "pictures"
     what = ["--generation_steps", 12, "--vqgan_stride", 4, "--img_size", 32]
     if kind == "file":
         path = tmp_path / "res32_steps12_mine.json"
         write_orders(path, locality_aware_orders(3, group_sizes(64, 12), 8, seed=1))
         what = ["--lpd_order_file", path, "--orders", "lpd", "lpd:0:2"]
-    succeed("scripts/visualize.py", "order", *what, "--image_id", 2, "--output_dir", output)
+    draw("order", *what, "--image_id", 2, "--output_dir", output)
     names = {visualize.MAPS_FILE, visualize.GROUPS_FILE, visualize.DISTANCES_FILE}
     assert {path.name for path in output.iterdir()} == names
     with Image.open(output / visualize.GROUPS_FILE) as image:

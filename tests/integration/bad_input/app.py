@@ -3,73 +3,43 @@
 from __future__ import annotations
 
 from tests.integration.bad_input import files
-from tests.integration.bad_input.table import Case, Group
+from tests.integration.bad_input.table import Group, cases
 
 PAGE_TO_PLAY_WITH = Group(
     "The page to play with",
     "scripts/app.py",
     "--pretrained_ckpt lpd.pth --vqgan_path vq.pt --device cpu --port 0",
-    (
-        Case(
-            "",
-            "no weights, and no demo here",
-            "--pretrained_ckpt: not given, and output/demo/checkpoint-last.pth does not exist, "
-            "expected weights, or those that bash scripts/demo.sh trains in some minutes",
-            without="--pretrained_ckpt",
-        ),
-        Case(
-            "--pretrained_ckpt no.pth",
-            "no such file",
-            "--pretrained_ckpt: no.pth does not exist, expected a checkpoint written by torch.save",
-        ),
-        Case(
-            "--pretrained_ckpt llamagen",
-            "the name of a tokenizer",
-            "--pretrained_ckpt: found llamagen, published tokenizer, expected a file or "
-            "lpd_l_256, lpd_xl_256, lpd_xxl_256, lpd_l_512, lpd_xl_512",
-        ),
-        Case(
-            "--vqgan_path no.pt",
-            "no such file",
-            "--vqgan_path: no.pt does not exist, expected a checkpoint written by torch.save",
-        ),
-        Case(
-            "--class_names digits",
-            "names of other classes",
-            "--class_names: digits names 10 classes, expected the 3 of the model",
-        ),
-        Case(
-            "--class_names no.txt",
-            "no such file",
-            "--class_names: no.txt: No such file or directory",
-        ),
-        Case(
-            "--class_names names.json",
-            "no names",
-            "--class_names: names.json: found int, expected a list of names, or names by number",
-            files.writing("names.json", "7"),
-        ),
-        Case(
-            "--device cuda",
-            "no GPU",
-            "--device: found 'cuda' but no usable GPU, expected --device cpu here",
-        ),
-        Case(
-            "--port 65536",
-            "no such port",
-            "--port: found '65536', expected a whole number from 0 to 65535",
-        ),
-        Case(
-            "--host no.such.machine.invalid",
-            "no such machine",
-            "--host: found 'no.such.machine.invalid', which has no address, expected one of this "
-            "machine",
-        ),
-        Case(
-            "--host 192.0.2.1",
-            "an address that is not this machine's",
-            "--host, --port: found 192.0.2.1:0, which cannot be used (Cannot assign requested "
-            "address), expected a free port of this machine",
-        ),
+    cases(
+        """
+        no --pretrained_ckpt | no weights, and no demo here
+          --pretrained_ckpt: not given, and output/demo/checkpoint-last.pth does not exist, expected
+          weights, or those that bash scripts/demo.sh trains in some minutes
+        --pretrained_ckpt no.pth | no such file
+          --pretrained_ckpt: no.pth does not exist, expected a checkpoint written by torch.save
+        --pretrained_ckpt llamagen | the name of a tokenizer
+          --pretrained_ckpt: found llamagen, published tokenizer, expected a file or lpd_l_256,
+          lpd_xl_256, lpd_xxl_256, lpd_l_512, lpd_xl_512
+        --vqgan_path no.pt | no such file
+          --vqgan_path: no.pt does not exist, expected a checkpoint written by torch.save
+        --class_names digits | names of other classes
+          --class_names: digits names 10 classes, expected the 3 of the model
+        --class_names no.txt | no such file
+          --class_names: no.txt: No such file or directory
+        --class_names names.json | no names
+          --class_names: names.json: found int, expected a list of names, or names by number
+        --device cuda | no GPU
+          --device: found 'cuda' but no usable GPU, expected --device cpu here
+        --port 65536 | no such port
+          --port: found '65536', expected a whole number from 0 to 65535
+        --host no.such.machine.invalid | no such machine
+          --host: found 'no.such.machine.invalid', which has no address, expected one of this
+          machine
+        --host 192.0.2.1 | an address that is not this machine's
+          --host, --port: found 192.0.2.1:0, which cannot be used (Cannot assign requested address),
+          expected a free port of this machine
+        """,
+        {
+            "no names": files.writing("names.json", "7"),
+        },
     ),
 )
