@@ -47,8 +47,7 @@ logger = logging.getLogger("lpd")
 
 # What `metrics.json` of a setting holds.
 Record = dict[str, Any]
-# In the folder of each setting: what decided its results.
-SETTING_FILE = "setting.json"
+SETTING_FILE = "setting.json"  # in the folder of each setting: what decided its results
 
 
 def build_parser() -> Parser:
@@ -103,20 +102,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def shown_results(evaluation: Evaluation) -> dict[str, str]:
-    """Titles of distance and score, if computed, by key in `metrics.json`; the first decides."""
+    """Title distance and score, if computed, by key in `metrics.json`; the first decides."""
     scoring = evaluation.scoring
     if scoring is None:
         raise UserError("--feature_extractor: found none, expected one that scores")
     kind = scoring.extractor.kind
     titles = Scores(kind, evaluation.num_images, {})
-    shown = {
-        kind.names[name].key + end: titles.title(name)
-        for name, end in (("fid", ""), ("is", "_mean"))
-        if name in scoring.metrics
-    }
-    if not shown:
+    ends = {name: end for name, end in (("fid", ""), ("is", "_mean")) if name in scoring.metrics}
+    if not ends:
         raise UserError(f"--metrics: found {','.join(scoring.metrics)}, expected fid or is in it")
-    return shown
+    return {kind.names[name].key + end: titles.title(name) for name, end in ends.items()}
 
 
 def evaluate_point(
@@ -129,10 +124,9 @@ def evaluate_point(
     name = "_".join(f"{key}{value:g}" for key, value in point.items())
     folder = Path(args.output_dir) / name
     known = known_results(folder, wanted)
-    if known is not None:
-        logger.info("%s: results are there already", name)
+    logger.info("%s%s", name, ": results are there already" if known else "")
+    if known:
         return known
-    logger.info("%s", name)
     # New scores must not stand beside the settings of old ones, wherever this is stopped.
     engine_lpd.on_main(lambda: (folder / SETTING_FILE).unlink(missing_ok=True))
     evaluate(argparse.Namespace(**{**vars(args), **point, "output_dir": str(folder)}))
@@ -143,7 +137,7 @@ def evaluate_point(
 
 
 def known_results(folder: Path, wanted: dict[str, Any]) -> Record | None:
-    """`metrics.json` of a folder, if it was made with these settings; rank 0 reads for all."""
+    """Read `metrics.json` of a folder if it was made with these settings; rank 0 does for all."""
     record = None
     if distributed.is_main():
         with suppress(OSError, ValueError):
@@ -172,13 +166,12 @@ def keep(folder: Path, records: Sequence[Record], shown: dict[str, str]) -> None
 
 
 def report(args: argparse.Namespace, records: Sequence[Record], shown: dict[str, str]) -> str:
-    """The table, the best setting and the line that evaluates it in full."""
+    """Make the table, the best setting and the line that evaluates it in full."""
     titles = {"cfg": "cfg", "temperature": "temperature"} | shown
     columns = {key: (title, ".4g", 1) for key, title in titles.items()}
     decisive = next(iter(shown))
     # Without a reference there is no distance: the mean score decides, and more of it is better.
-    choose = max if decisive.endswith("_mean") else min
-    best = choose(records, key=lambda record: record[decisive])
+    best = (max if decisive.endswith("_mean") else min)(records, key=lambda one: one[decisive])
     return (
         f"{markdown_table(columns, records)}"
         f"best: cfg {best['cfg']:g}, temperature {best['temperature']:g} "
@@ -187,7 +180,7 @@ def report(args: argparse.Namespace, records: Sequence[Record], shown: dict[str,
 
 
 def launch_line(args: argparse.Namespace, best: Record) -> str:
-    """The command that evaluates the best setting with the published number of images, or fewer."""
+    """Make the command that evaluates the best with the published number of images, or fewer."""
     folder = str(Path(args.output_dir) / "best")
     count = args.num_images
     if PUBLISHED_SAMPLES % args.class_num == 0:

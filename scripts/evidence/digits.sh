@@ -12,6 +12,8 @@ VQ_EPOCHS=${VQ_EPOCHS:-8}
 EPOCHS=${EPOCHS:-15}
 NUM_IMAGES=${NUM_IMAGES:-360}
 SAMPLES=${SAMPLES:-500}
+STEPS=${STEPS:-64 32 16 12 8 6 4}
+SEARCH=${SEARCH:-}  # more flags
 SIZE=32
 
 train() { # train NAME SEED FLAGS...: a model into $OUT/NAME
@@ -56,23 +58,23 @@ main() {
     done
     for seed in $SEEDS; do
         once "orders-$seed" orders "seed$seed" "digits_$seed" --plot "$RESULTS/digits_$seed.png" \
-            --orders lpd random raster --steps 64 32 16 12 8 6 4
+            --orders lpd random raster --steps $STEPS
         once "thresholds-$seed" orders "seed$seed" "digits_thresholds_$seed" --steps 16 8 4 \
             --orders lpd:1 lpd:0 lpd:2 lpd:3 lpd:4 lpd:0:100
         once "samples-$seed" samples "seed$seed" "digits_samples_$seed" \
-            --steps 64 32 16 12 8 6 4
+            --steps $STEPS
     done
     once samples-guided samples "seed${SEEDS%% *}" digits_samples_guided --cfg 2 --steps 64 12 4
-    once search orders "seed${SEEDS%% *}" digits_search --search --steps 8
+    once search orders "seed${SEEDS%% *}" digits_search --search --steps 8 $SEARCH
     for seed in $ABLATION_SEEDS; do
         once "train-blind-$seed" train "blind$seed" "$seed" --blind_queries
         once "train-raster-$seed" train "raster$seed" "$seed" --train_order raster
         for kind in blind raster; do
             once "$kind-$seed" orders "$kind$seed" "digits_${kind}_$seed" \
-                --orders lpd random raster --steps 64 32 16 12 8 6 4
+                --orders lpd random raster --steps $STEPS
         done
         once "samples-blind-$seed" samples "blind$seed" "digits_samples_blind_$seed" \
-            --steps 64 32 16 12 8 6 4
+            --steps $STEPS
     done
 }
 

@@ -12,6 +12,8 @@ EPOCHS=${EPOCHS:-3}
 SPACING=${SPACING:-10}
 NUM_IMAGES=${NUM_IMAGES:-}  # all
 SAMPLES=${SAMPLES:-500}
+STEPS=${STEPS:-256 128 64 32 20 16 12 8}
+SEARCH=${SEARCH:-}  # more flags
 SIZE=64
 
 crops() { # the images, all or none: the command wants a new folder, also after it was stopped
@@ -59,15 +61,15 @@ main() {
         once "train-$seed" train "seed$seed" "$seed"
         once "orders-$seed" orders "$seed" "photographs_$seed" \
             --plot "$RESULTS/photographs_$seed.png" \
-            --orders lpd random raster --steps 256 128 64 32 20 16 12 8
+            --orders lpd random raster --steps $STEPS
         once "thresholds-$seed" orders "$seed" "photographs_thresholds_$seed" --steps 32 20 8 \
             --orders lpd:1 lpd:0 lpd:2 lpd:3 lpd:4 lpd:0:100
         once "samples-$seed" samples "$seed" "photographs_samples_$seed" \
-            --steps 256 128 64 32 20 16 12 8 \
+            --steps $STEPS \
             --grid "$RESULTS/photographs_samples_$seed.png" --grid_steps 256 20
     done
     once samples-again samples "${SEEDS%% *}" photographs_samples_again --steps 20 8 --seed 1
-    once search orders "${SEEDS%% *}" photographs_search --search --steps 20
+    once search orders "${SEEDS%% *}" photographs_search --search --steps 20 $SEARCH
 }
 
 main

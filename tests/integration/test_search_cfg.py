@@ -1,5 +1,6 @@
 """The search over guidance strengths, end to end on random weights and random digits features."""
 
+import argparse
 import json
 import shlex
 from pathlib import Path
@@ -56,11 +57,9 @@ def read(output: Path) -> list[dict]:
     return json.loads((output / "search.json").read_text())["settings"]
 
 
-def test_a_second_search_in_the_same_folder_is_refused(folder: Path, tmp_path: Path) -> None:
-    in_use = pytest.raises(UserError, match="^--output_dir: .* is in use by another run")
-    with folder_lock(tmp_path, "search"), in_use:
-        search_cfg.main(flags(folder, tmp_path))
-    assert not list(tmp_path.iterdir())
+def parse_launch(line: str) -> argparse.Namespace:
+    words = shlex.split(line)
+    return build_parser().parse_args(words[words.index("main_lpd.py") + 1 :])
 
 
 @pytest.fixture
@@ -83,16 +82,14 @@ def test_a_search_is_taken_up_and_names_the_best(
 ) -> None:
     output = tmp_path / "out"
     search_cfg.main(flags(folder, output))
-    printed = capsys.readouterr().out
+    *_, said, line = capsys.readouterr().out.splitlines()
     records = read(output)
     assert [(record["cfg"], record["temperature"]) for record in records] == [(1, 1), (3, 1)]
     distances = [record["frechet_distance_digits"] for record in records]
     assert distances[0] != distances[1]
     best = records[int(np.argmin(distances))]
-    *_, said, line = printed.splitlines()
     assert said.startswith(f"best: cfg {best['cfg']:g}, temperature 1 (Frechet distance-12 (digit")
-    words = shlex.split(line)
-    args = build_parser().parse_args(words[words.index("main_lpd.py") + 1 :])
+    args = parse_launch(line)
     assert args.evaluate
     assert (args.cfg, args.temperature, args.generation_steps) == (best["cfg"], 1, 4)
     assert args.num_images == 12  # 50,000 is no multiple of three classes
@@ -101,14 +98,31 @@ def test_a_search_is_taken_up_and_names_the_best(
         assert plot.size[0] > 500
     assert not (output / "cfg1_temperature1" / "images").exists()
     assert sum(made) == 24
+    # Two processes find the same.
+    done = succeed("scripts/search_cfg.py", *flags(folder, tmp_path / "two"), processes=2)
+    assert done.stdout.count("best: ") == 1
+    two = [record["frechet_distance_digits"] for record in read(tmp_path / "two")]
+    assert two == pytest.approx(distances, rel=1e-4)
+    # Taken up, it keeps what is there, of these settings.
     search_cfg.main(flags(folder, output, "--temperatures", 1, 0.5, "--keep_images"))
-    assert sum(made) == 48  # the first two were there
+    assert sum(made) == 48
     records = read(output)
     assert [record["temperature"] for record in records] == [0.5, 0.5, 1, 1]
     assert [record["frechet_distance_digits"] for record in records[2:]] == distances
     assert len(list((output / "cfg1_temperature0.5" / "images").glob("*.png"))) == 12
-    search_cfg.main(flags(folder, output, "--seed", 2))
-    assert sum(made) == 72  # other samples: nothing is kept
+    search_cfg.main(flags(folder, output, "--seed", 2, "--cfgs", 1))
+    assert sum(made) == 60  # other samples
+
+
+def test_another_reference_of_the_same_name_counts(
+    folder: Path, tmp_path: Path, made: list[int]
+) -> None:
+    real = write_folder(tmp_path / "real", random_images(20, seed=3))
+    line = flags(folder, tmp_path / "out", "--fid_stats", real, "--cfgs", 1)
+    search_cfg.main(line)
+    write_folder(real, random_images(20, seed=4))
+    search_cfg.main(line)
+    assert sum(made) == 24
 
 
 def test_the_launch_line_has_the_best_setting_and_no_more_images_than_orders(
@@ -120,22 +134,8 @@ def test_the_launch_line_has_the_best_setting_and_no_more_images_than_orders(
     for file, count in ((["--lpd_order_file", orders], 24), ([], 50_000)):
         line = flags(folder, tmp_path, "--class_num", 2, *file)
         args = search_cfg.build_parser().parse_args(line)
-        words = shlex.split(search_cfg.launch_line(args, best))
-        found = build_parser().parse_args(words[words.index("main_lpd.py") + 1 :])
+        found = parse_launch(search_cfg.launch_line(args, best))
         assert (found.cfg, found.temperature, found.num_images) == (2.5, 0.9, count)
-
-
-def test_another_reference_of_the_same_name_counts(
-    folder: Path, tmp_path: Path, made: list[int]
-) -> None:
-    real = write_folder(tmp_path / "real", random_images(20, seed=3))
-    line = flags(folder, tmp_path / "out", "--fid_stats", real, "--cfgs", 1)
-    search_cfg.main(line)
-    search_cfg.main(line)
-    assert sum(made) == 12
-    write_folder(real, random_images(20, seed=4))
-    search_cfg.main(line)
-    assert sum(made) == 24
 
 
 def test_without_a_reference_the_score_decides(
@@ -147,27 +147,20 @@ def test_without_a_reference_the_score_decides(
     assert f"best: cfg {best:g}," in capsys.readouterr().out
 
 
-def test_two_processes_find_the_same(folder: Path, tmp_path: Path, made: list[int]) -> None:
-    search_cfg.main(flags(folder, tmp_path / "one"))
-    done = succeed("scripts/search_cfg.py", *flags(folder, tmp_path / "two"), processes=2)
-    assert done.stdout.count("best: ") == 1
-    one, two = read(tmp_path / "one"), read(tmp_path / "two")
-    for a, b in zip(one, two, strict=True):
-        key = "frechet_distance_digits"
-        assert a[key] == pytest.approx(b[key], rel=1e-4)
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--feature_extractor", "none"], "--feature_extractor: found none, expected one that"),
         (["--metrics", "prc"], "--metrics: found prc, expected fid or is in it"),
         (["--cfgs", "-1"], "--cfgs: found '-1', expected a finite number of at least 0"),
+        ([], "--output_dir: .* is in use by another run"),
     ],
 )
 def test_bad_input(
     folder: Path, tmp_path: Path, made: list[int], more: list[str], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        search_cfg.main(flags(folder, tmp_path, *more))
-    assert made == []
+    out = tmp_path / "out"
+    out.mkdir()
+    with folder_lock(out, "search"), pytest.raises(UserError, match=message):
+        search_cfg.main(flags(folder, out, *more))
+    assert made == [] and not list(out.iterdir())

@@ -28,19 +28,28 @@ RECIPES = {
 }
 
 
-def flags(script: str, tmp_path: Path, *more: str, **variables: str) -> argparse.Namespace:
+@pytest.fixture
+def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What a script would start `main_lpd.py` with: its Python only writes down its arguments."""
     stand_in = tmp_path / "python"
     stand_in.write_text('#!/bin/sh\n[ "$1" = -c ] && echo 8 || printf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)
-    done = run_program(
-        "bash", ROOT / script, *more, **{"PYTHON": str(stand_in), "NPROC_PER_NODE": "8"} | variables
-    )
-    assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()
-    assert words[:2] == ["-m", "torch.distributed.run"]
-    assert words[words.index("--nproc_per_node") + 1] == "8"
-    return build_parser().parse_args(words[words.index("main_lpd.py") + 1 :])
+    monkeypatch.chdir(tmp_path)  # scripts start from any folder
+
+    def run(script: str, *more: str, **variables: str) -> argparse.Namespace:
+        variables = {"PYTHON": str(stand_in), "NPROC_PER_NODE": "8"} | variables
+        done = run_program("bash", ROOT / "scripts" / script, *more, **variables)
+        assert done.returncode == 0, done.stderr
+        words = done.stdout.splitlines()
+        assert words[:2] == ["-m", "torch.distributed.run"]
+        assert words[words.index("--nproc_per_node") + 1] == "8"
+        return build_parser().parse_args(words[words.index("main_lpd.py") + 1 :])
+
+    return run
+
+
+def holds(args: argparse.Namespace, **expected: object) -> None:
+    assert {name: getattr(args, name) for name in expected} == expected
 
 
 def test_there_is_a_script_for_every_line_and_no_other() -> None:
@@ -49,66 +58,48 @@ def test_there_is_a_script_for_every_line_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_evaluation(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    args = flags(f"scripts/eval/{name}.sh", tmp_path)
-    found = (args.model, args.img_size, args.generation_steps, args.cfg)
-    *expected, repulsion = EVALUATIONS[name]
-    assert found == tuple(expected)
-    assert args.evaluate
-    assert args.bf16
-    assert (args.order, args.cfg_schedule, args.num_images) == ("lpd", "linear", 50000)
-    assert (args.temperature, args.top_k, args.top_p) == (1.0, 0, 1.0)
-    assert args.pretrained_ckpt == f"{args.model}_{args.img_size}"
-    assert args.vqgan_path == "llamagen"
-    orders = f"res{args.img_size}_steps{args.generation_steps}_repulsion{repulsion}"
-    assert args.lpd_order_file == orders
-    warn_of_steps(args.lpd_order_file, [args.generation_steps])
+def test_evaluation(name: str, flags, caplog: pytest.LogCaptureFixture) -> None:
+    args = flags(f"eval/{name}.sh")
+    model, size, steps, cfg, repulsion = EVALUATIONS[name]
+    holds(args, model=model, img_size=size, generation_steps=steps, cfg=cfg, device="cuda")
+    holds(args, evaluate=True, bf16=True, order="lpd", cfg_schedule="linear", num_images=50000)
+    holds(args, temperature=1.0, top_k=0, top_p=1.0, vqgan_path="llamagen")
+    orders = f"res{size}_steps{steps}_repulsion{repulsion}"
+    holds(args, pretrained_ckpt=f"{model}_{size}", lpd_order_file=orders)
+    output = f"output/eval/{name}"
+    holds(args, output_dir=output, log_dir=output)
+    warn_of_steps(orders, [steps])
     assert not caplog.records
-    assert args.output_dir == args.log_dir == f"output/eval/{name}"
-    assert args.device == "cuda"
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    args = flags(f"scripts/train/{name}.sh", tmp_path)
+def test_recipe(name: str, flags, caplog: pytest.LogCaptureFixture) -> None:
+    args = flags(f"train/{name}.sh")
     found = (args.model, args.img_size, args.batch_size, args.epochs, args.warmup_epochs)
     assert (*found, args.lr_schedule, args.pretrained_ckpt) == RECIPES[name]
-    assert args.bf16
-    assert args.use_cached
-    assert (args.group_sizes_list, args.flip_prob, args.accum_iter) == ("auto", 0.5, 1)
-    assert (args.blr, args.min_lr, args.weight_decay, args.grad_clip) == (1e-4, 1e-5, 0.02, 3.0)
-    assert (args.proj_dropout, args.attn_dropout, args.label_drop_prob) == (0.1, 0.0, 0.1)
-    assert args.lr_decay_start_epoch == 400
+    holds(args, bf16=True, use_cached=True, group_sizes_list="auto", flip_prob=0.5, accum_iter=1)
+    holds(args, blr=1e-4, min_lr=1e-5, weight_decay=0.02, grad_clip=3.0, proj_dropout=0.1)
+    holds(args, attn_dropout=0.0, label_drop_prob=0.1, lr_decay_start_epoch=400)
+    output = f"output/{name}"
+    holds(args, cached_path=f"data/cache_{args.img_size}", output_dir=output, log_dir=output)
+    assert args.resume == output
     warn_of_schedule(args)
     assert not caplog.records
-    assert args.cached_path == f"data/cache_{args.img_size}"
-    assert args.output_dir == args.log_dir == args.resume == f"output/{name}"
 
 
-def test_the_environment_and_more_flags_win(tmp_path: Path) -> None:
+def test_the_environment_and_more_flags_win(flags) -> None:
     variables = {
         "PRETRAINED_CKPT": "my weights.pth",
         "VQGAN_PATH": "vq.pt",
         "LPD_ORDER_FILE": "orders.npy",
         "FID_STATS": "a folder",
         "OUTPUT_DIR": "out",
-        "NUM_IMAGES": "5000",
-        "EVAL_BSZ": "8",
-        "DEVICE": "cpu",
     }
-    args = flags(
-        "scripts/eval/lpd_l_res256_steps20.sh", tmp_path, "--cfg", "3", "--save_npz", **variables
-    )
-    found = (args.pretrained_ckpt, args.vqgan_path, args.lpd_order_file, args.fid_stats)
-    assert found == ("my weights.pth", "vq.pt", "orders.npy", "a folder")
-    assert (args.output_dir, args.num_images, args.eval_bsz) == ("out", 5000, 8)
-    assert (args.device, args.cfg, args.save_npz) == ("cpu", 3, True)
-    args = flags(
-        "scripts/train/lpd_l_512.sh", tmp_path, "--epochs", "7", CACHED_PATH="c", ACCUM_ITER="4"
-    )
-    assert (args.cached_path, args.accum_iter, args.epochs) == ("c", 4, 7)
-
-
-def test_scripts_start_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert flags("scripts/train/lpd_l_256.sh", tmp_path).model == "lpd_l"
+    sizes = {"NUM_IMAGES": "5000", "EVAL_BSZ": "8", "DEVICE": "cpu"}
+    script = "eval/lpd_l_res256_steps20.sh"
+    args = flags(script, "--cfg", "3", "--save_npz", **variables, **sizes)
+    names = ("pretrained_ckpt", "vqgan_path", "lpd_order_file", "fid_stats", "output_dir")
+    holds(args, **dict(zip(names, variables.values(), strict=True)))
+    holds(args, num_images=5000, eval_bsz=8, device="cpu", cfg=3, save_npz=True)
+    args = flags("train/lpd_l_512.sh", "--epochs", "7", CACHED_PATH="c", ACCUM_ITER="4")
+    holds(args, cached_path="c", accum_iter=4, epochs=7)
