@@ -78,13 +78,9 @@ def test_what_fails_to_compile_is_told_from_what_fails_when_run() -> None:
     torch.compiler.reset()
 
 
-def test_blame_names_the_flag() -> None:
-    with pytest.raises(UserError, match="^--flag: found 3, expected 4$"), blame("--flag"):
-        raise ValueError("found 3, expected 4")
-    with pytest.raises(UserError, match="^--flag: .*no-such-file: No such file"), blame("--flag"):
-        Path("no-such-file").read_text()
+def test_blame_leaves_a_bug_a_bug() -> None:
     with pytest.raises(KeyError), blame("--flag"):
-        raise KeyError("a bug stays a bug")
+        raise KeyError
 
 
 def test_files_and_folders_must_be_usable(tmp_path: Path) -> None:

@@ -18,9 +18,19 @@ from util import run_record as record
 from util.run_record import RECORD_FILE, flags_of, record_run
 
 
+def lists_and_positions() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("rest", nargs="*")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1])
+    parser.add_argument("--cfg", type=float, default=1.0)
+    return parser
+
+
 @pytest.mark.parametrize(
     ("build", "line"),
     [
+        (lists_and_positions, "a b c --sizes 2 3"),
         (build_parser, "--evaluate --bf16 --save_npz --no_pin_mem --no-compile --seed=-5 --cfg 4"),
         (build_parser, "--compile --group_sizes [1]*4+[2] --wandb_run_name 'a b' --log_dir=-odd"),
         (main_cache.build_parser, ""),
@@ -33,15 +43,6 @@ def test_flags_parse_to_the_same(build: object, line: str) -> None:
     flags, fewer = (list(chain(*flags_of(parser, args, all_of))) for all_of in (True, False))
     assert parser.parse_args(flags) == parser.parse_args(fewer) == args
     assert len(fewer) < len(flags)
-
-
-def test_lists_and_positions() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("rest", nargs="*")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[1])
-    args = parser.parse_args(["a", "b", "c", "--sizes", "2", "3"])
-    assert list(flags_of(parser, args)) == [["a", "b", "c"], ["--sizes", "2", "3"]]
 
 
 def test_a_block_can_be_pasted_and_the_run_logs_beside_it(
