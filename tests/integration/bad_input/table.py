@@ -35,12 +35,13 @@ def cases(text: str, spoils: Mapping[str, Spoil] | None = None) -> tuple[Case, .
 
     `spoils` are found by what is wrong.
     """
-    found = []
+    found, spoils = [], spoils or {}
     for row in re.split(r"\n(?! )", dedent(text).strip()):
         head, *line = map(str.strip, row.splitlines())
         given, wrong = map(str.strip, head.split("|"))
         flags, without = re.fullmatch(r"(.*?)(?:(?:^|, )no (\S+))?", given).groups("")
-        found.append(Case(flags, wrong, " ".join(line), (spoils or {}).get(wrong), without))
+        found.append(Case(flags, wrong, " ".join(line), spoils.get(wrong), without))
+    assert spoils.keys() <= {case.wrong for case in found}
     return tuple(found)
 
 
