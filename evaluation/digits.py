@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 # Its name among torch-fidelity's networks.
@@ -16,17 +18,10 @@ class DigitsClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(64 * 4 * 4, 64),
-            nn.GELU(),
-        )
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise((3, 16, 32, 64)):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GELU()]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.GELU())
         self.head = nn.Linear(64, 10, bias=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,12 +47,7 @@ def load_networks(
             f"--vqgan_path: {vqgan_path} has {tokenizer.codebook_size} codes, expected the "
             f"{model.grid.vocab_size} of {pretrained_ckpt}"
         )
-    known, own = model.tokenizer_fingerprint, fingerprint(tokenizer)
-    if known is not None and known != own:
-        raise UserError(
-            f"{what}: was trained on tokens of tokenizer {known[:12]}, expected this run's "
-            f"{own[:12]} (--vqgan_path)"
-        )
+    weights.require_tokenizer(fingerprint(tokenizer), what)
     return model.requires_grad_(False), tokenizer
 
 

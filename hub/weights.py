@@ -100,14 +100,8 @@ def load_weights(model: nn.Module, state: Any, what: str) -> None:
     expected = model.state_dict()
     faults = [
         f"weight {name} {fault}"
-        for name, tensor in expected.items()
-        if (fault := _fault(state.get(name), tuple(tensor.shape)))
-    ]
-    faults += [
-        f"weight {name} of shape {tuple(getattr(tensor, 'shape', ()))} is unexpected, expected no "
-        "such name"
-        for name, tensor in state.items()
-        if name not in expected
+        for name in {**expected, **state}
+        if (fault := _fault(state.get(name), expected.get(name)))
     ]
     if faults:
         others = f" (and {len(faults) - 1} more differences)" if len(faults) > 1 else ""
@@ -117,7 +111,11 @@ def load_weights(model: nn.Module, state: Any, what: str) -> None:
     model.load_state_dict(dict(state))
 
 
-def _fault(tensor: Any, shape: tuple[int, ...]) -> str | None:
+def _fault(tensor: Any, expected: torch.Tensor | None) -> str | None:
+    if expected is None:
+        shape = tuple(getattr(tensor, "shape", ()))
+        return f"of shape {shape} is unexpected, expected no such name"
+    shape = tuple(expected.shape)
     if tensor is None:
         return f"is missing, expected shape {shape}"
     if not isinstance(tensor, torch.Tensor):
@@ -151,6 +149,14 @@ class Weights:
         """With which it was trained, if the file says so."""
         value = self._stated.get("label_drop_prob")
         return float(value) if isinstance(value, int | float) else None
+
+    def require_tokenizer(self, expected: str | None, what: str) -> None:
+        """Refuse weights that were trained on another tokenizer's tokens; None is any."""
+        if self.fingerprint and expected and self.fingerprint != expected:
+            raise UserError(
+                f"{what}: was trained on tokens of tokenizer {self.fingerprint[:12]}, expected "
+                f"this run's {expected[:12]} (--vqgan_path)"
+            )
 
     @property
     def _stated(self) -> Mapping[str, Any]:

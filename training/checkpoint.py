@@ -202,7 +202,7 @@ class TrainingState:
         content, what = read_checkpoint(path, "--resume", mmap=False), f"--resume: {path}"
         weights = weights_in(content, what)
         load_weights(self.model, weights.state, what)
-        _check_tokenizer(weights, self.tokenizer_fingerprint, what)
+        weights.require_tokenizer(self.tokenizer_fingerprint, what)
         _check_queries(weights, self.model.blind_queries, what)
         for key in ("optimizer", "epoch"):
             if key not in content:
@@ -338,7 +338,7 @@ def load_pretrained(
         UserError: unreadable, of another model size or of another tokenizer.
     """
     weights, what = read_weights(path, flag), f"{flag}: {path}"
-    _check_tokenizer(weights, tokenizer_fingerprint, what)
+    weights.require_tokenizer(tokenizer_fingerprint, what)
     if not resize:
         _check_queries(weights, model.blind_queries, what)
         if weights.label_drop_prob is not None:
@@ -367,16 +367,6 @@ def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
     grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
     grid = grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
     return torch.cat([pos_embed[:, :1], grid], dim=1)
-
-
-def _check_tokenizer(weights: Weights, expected: str | None, what: str) -> None:
-    """Refuse a checkpoint that records another tokenizer than the run's."""
-    recorded = weights.fingerprint
-    if recorded and expected and recorded != expected:
-        raise UserError(
-            f"{what}: was trained on tokens of tokenizer {recorded[:12]}, "
-            f"expected this run's {expected[:12]} (--vqgan_path)"
-        )
 
 
 def _check_queries(weights: Weights, blind: bool, what: str) -> None:

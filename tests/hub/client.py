@@ -1,7 +1,5 @@
 """Commands as they run on a machine that knows a Hub of the tests."""
 
-from __future__ import annotations
-
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path

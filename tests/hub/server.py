@@ -35,8 +35,6 @@ class Request:
     """A request that a server, `hub` or `content`, got; names of headers in lower case."""
 
     server: str
-    method: str
-    path: str
     headers: Mapping[str, str]
 
 
@@ -79,6 +77,7 @@ class Hub:
         self.tokens: set[str] = set()
         self.faults = Faults()
         self.requests: list[Request] = []
+        self.downloads: list[Request] = []  # those that were answered with a content
         self.lock = threading.Lock()
         self._servers: list[ThreadingHTTPServer] = []
 
@@ -120,18 +119,6 @@ class Hub:
         """The newest commit of a repository."""
         return self.repositories[name].revisions["main"]
 
-    def downloads(self) -> list[Request]:
-        """Requests for contents, large and small."""
-        return [one for one in self.requests if one.method == "GET" and self._is_content(one)]
-
-    def _is_content(self, request: Request) -> bool:
-        if request.server == "content" or "/resolve/" not in request.path:
-            return request.server == "content"
-        name, _, rest = request.path.lstrip("/").partition("/resolve/")
-        revision, _, file = rest.partition("/")
-        data = self.repositories[name].commits.get(revision, {}).get(file)
-        return data is None or len(data) <= LARGE  # others are redirected
-
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
@@ -156,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         parsed = super().parse_request()
         if parsed:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            with self.hub.lock:
-                self.hub.requests.append(Request(self.role, self.command, self.path, headers))
+            self.request_of_client = Request(self.role, headers)
+            self.hub.requests.append(self.request_of_client)
         return parsed
 
     def begin(self, status: int, length: int, **headers: str) -> None:
@@ -178,6 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_content(self, data: bytes, **headers: str) -> None:
         """A content, or the range that is asked for, as the faults have it."""
         faults = self.hub.faults
+        self.hub.downloads.append(self.request_of_client)
         with self.hub.lock:
             cut = faults.cuts.pop(0) if faults.cuts else None
         if faults.changed:

@@ -1,7 +1,5 @@
 """Published names in the place of files, through the commands."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -119,7 +117,7 @@ def test_workers_download_once_and_complain_once(hub, client, tmp_path):
     result = run_command(*arguments, processes=3, **client.variables())
     assert result.returncode == 0, result.stderr[-3000:]
     assert len(list((tmp_path / "images").glob("*.png"))) == 3
-    assert len(hub.downloads()) == 3
+    assert len(hub.downloads) == 3
     hub.repositories["mit-han-lab/lpd_l_256"].private = True
     result = run_command(
         *arguments, "--pretrained_ckpt", "lpd_l_256@v2", processes=3, **client.variables()

@@ -1,7 +1,5 @@
 """Published names become files, whatever happens on the way."""
 
-from __future__ import annotations
-
 import errno
 import os
 import threading
@@ -48,7 +46,7 @@ def test_a_first_download_and_a_second_without_the_server(weights, client):
     assert path.parent.name == commit
     assert f"{NAME}: lpd_l_256.pth of {REPOSITORY}, commit {commit}" in result.stderr
     assert [blob.name for blob in client.blobs()] == [etag(WEIGHTS)]
-    assert len(weights.downloads()) == 1
+    assert len(weights.downloads) == 1
     before = len(weights.requests)
     assert client.download(NAME).stdout == result.stdout
     assert len(weights.requests) == before  # the cache does not ask
@@ -66,7 +64,7 @@ def test_a_connection_cut_in_mid_file_is_resumed(weights, inside, fault):
     weights.faults.cuts, weights.faults.reset = [HALF], fault == "reset"
     weights.faults.whole = fault == "whole"
     assert download(NAME).read_bytes() == WEIGHTS
-    first, second = [request.headers.get("range") for request in weights.downloads()]
+    first, second = [request.headers.get("range") for request in weights.downloads]
     assert first is None
     if fault != "reset":  # which takes with it what was on its way
         assert 0 < int(second.removeprefix("bytes=").rstrip("-")) <= HALF
@@ -85,7 +83,7 @@ def test_a_killed_download_is_resumed_by_the_next(weights, client, inside):
     assert part.name.endswith(".incomplete")
     there = part.stat().st_size
     assert download(NAME).read_bytes() == WEIGHTS
-    assert weights.downloads()[-1].headers["range"] == f"bytes={there}-"
+    assert weights.downloads[-1].headers["range"] == f"bytes={there}-"
     assert [blob.name for blob in client.blobs()] == [etag(WEIGHTS)]
 
 
@@ -95,11 +93,11 @@ def test_a_connection_that_stays_broken_ends_in_one_line(weights, inside, monkey
     line = refused()
     assert line.startswith(f"{REPOSITORY} at {weights.url} cannot be reached, or broke off (")
     assert line.endswith("for nodes without a network use python util/download.py beforehand")
-    assert len(weights.downloads()) == 3
+    assert len(weights.downloads) == 3
     assert not list(inside.cache.glob("models--*/snapshots/*/*"))
     weights.faults.cuts.clear()
     assert download(NAME).read_bytes() == WEIGHTS
-    assert "range" in weights.downloads()[-1].headers
+    assert "range" in weights.downloads[-1].headers
 
 
 @pytest.mark.parametrize("content", [WEIGHTS, b"of git"])
@@ -133,7 +131,7 @@ def test_a_hash_is_compared_once_until_the_file_changes(weights, inside, monkeyp
     download(NAME)
     assert len(hashed) == 2
     download(NAME, Access(renew=True))
-    assert (len(hashed), len(weights.downloads())) == (3, 1)
+    assert (len(hashed), len(weights.downloads)) == (3, 1)
 
 
 def test_what_is_cached_stays_pinned_until_an_update(weights, client):
@@ -148,7 +146,7 @@ def test_what_is_cached_stays_pinned_until_an_update(weights, client):
     assert client.download(NAME, "--update").stdout == second
     assert Path(second.strip()).read_bytes() == WEIGHTS[::-1]
     assert client.download(NAME, f"{NAME}@{old}", f"{NAME}@v1").stdout == second + first * 2
-    assert len(weights.downloads()) == 2
+    assert len(weights.downloads) == 2
 
 
 def test_processes_at_once_download_once(weights, client):
@@ -156,7 +154,7 @@ def test_processes_at_once_download_once(weights, client):
     endings = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 3, endings
     assert len({output for output, _ in endings}) == 1
-    assert len(weights.downloads()) == 1
+    assert len(weights.downloads) == 1
 
 
 def test_the_repository_is_listed_and_no_name_trusted(hub, inside):

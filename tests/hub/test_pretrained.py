@@ -1,7 +1,5 @@
 """`from_pretrained`, `save_pretrained` and `push_to_hub` of LPD and the tokenizer."""
 
-from __future__ import annotations
-
 import json
 import math
 from argparse import Namespace

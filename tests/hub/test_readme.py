@@ -1,7 +1,5 @@
 """The README's lines for scripts and notebooks, as they stand there."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

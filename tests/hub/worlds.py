@@ -1,7 +1,5 @@
 """What the Hub of the tests publishes: small weights in the published forms, by their names."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any

@@ -27,6 +27,7 @@ from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
 from tests.commands import ROOT, run_command, succeed
 from tests.integration.tiny_world import CLASSES, GRID
+from tests.unit.evaluation.scoring_files import write_digits
 from tokenizers.vq_model import VQModel
 from training.checkpoint import LAST, PREVIOUS
 from training.flags import build_parser
@@ -38,6 +39,10 @@ from util.signals import MARKER
 
 def images(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in (folder / "images").glob("*.png")}
+
+
+def stacked(folder: Path) -> np.ndarray:
+    return np.stack([image for _, image in sorted(images(folder).items())])
 
 
 def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
@@ -55,12 +60,11 @@ def reference(world, tmp_path_factory):
 
 
 def test_images_and_archive(reference):
-    found = images(reference)
-    assert sorted(found) == [f"{image_id:05d}.png" for image_id in range(9)]
+    assert sorted(images(reference)) == [f"{image_id:05d}.png" for image_id in range(9)]
     with np.load(reference / "samples.npz", allow_pickle=False) as archive:
         stored = archive["arr_0"]
     assert stored.dtype == np.uint8
-    assert np.array_equal(stored, np.stack([image for _, image in sorted(found.items())]))
+    assert np.array_equal(stored, stacked(reference))
     metrics = json.loads((reference / "metrics.json").read_text())
     assert metrics["num_images"] == 9 and metrics["steps"] == 5 and metrics["cfg"] == 3.0
 
@@ -99,9 +103,7 @@ def test_images_are_what_the_flags_say(world, tmp_path):
     sampling = dict(cfg=2.5, cfg_schedule="constant", temperature=0.7, top_k=9, top_p=0.8)
     tokens = generate(model, labels, orders, group_sizes(GRID.num_tokens, 5), seed=5, **sampling)
     expected = to_uint8(tokenizer.decode_code(tokens)).numpy()
-    found = images(tmp_path)
-    for image_id in range(9):
-        assert np.array_equal(found[f"{image_id:05d}.png"], expected[image_id])
+    assert np.array_equal(stacked(tmp_path), expected)
 
 
 def test_bf16_runs_the_network_in_bfloat16(world, tmp_path, monkeypatch):
@@ -164,15 +166,13 @@ def scored(world, tmp_path_factory):
     model = lpd_tiny(
         img_size=32, vqgan_stride=4, vqgan_vocab_size=GRID.vocab_size, class_num=CLASSES
     )
-    classifier = DigitsClassifier()
-    for parameter in [*model.parameters(), *classifier.parameters()]:
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     atomic_save({"model": model.state_dict()}, folder / "lpd.pth")
-    atomic_save({"model": classifier.state_dict()}, folder / "classifier.pth")
     return [
         *("--img_size", "32", "--pretrained_ckpt", str(folder / "lpd.pth")),
         *("--generation_steps", "6", "--num_images", "30", "--feature_extractor", "digits"),
-        *("--feature_extractor_weights", str(folder / "classifier.pth")),
+        *("--feature_extractor_weights", str(write_digits(folder / "classifier.pth"))),
     ]
 
 
@@ -189,7 +189,7 @@ def test_scores_are_those_of_the_saved_images_by_id(world, scored, tmp_path, pro
         succeed("main_lpd.py", *flags, processes=processes)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     extractor = build_extractor("digits", scored[-1], torch.device("cpu"))
-    pixels = np.stack([image for _, image in sorted(images(tmp_path).items())])
+    pixels = stacked(tmp_path)
     features = extract(extractor, torch.from_numpy(pixels))
     expected = score(features, extractor.kind, Reference(pool=statistics))
     assert len(pixels) == 30

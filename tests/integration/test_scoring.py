@@ -1,7 +1,5 @@
 """Scores of images that are there, and statistics made of images, through the real commands."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """All but scoring runs where torch-fidelity is not installed, as on a bare GPU machine."""
 
-from __future__ import annotations
-
 import importlib
 
 import pytest

@@ -1,7 +1,5 @@
 """Images, networks and helpers for the tests of scores."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Feature extractors: safe loading of weights, plain errors, torch-fidelity's features."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from dataclasses import replace

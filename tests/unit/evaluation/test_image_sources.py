@@ -1,7 +1,5 @@
 """Folders and sample archives: the same images, shared without loss, refused in one line."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path

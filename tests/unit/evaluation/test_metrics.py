@@ -1,7 +1,5 @@
 """Scores: torch-fidelity's numbers, SciPy's distance, honest names, no silently wrong number."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """References: read from ADM's files or made of images, the same either way, kept by content."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
