@@ -185,7 +185,7 @@ def check_whole(
 
 
 def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.ndarray:
-    """The number that each token consumes: (B, N) float32 in [0, 1), raster order."""
+    """Draw the number that each token consumes: (B, N) float32 in [0, 1), raster order."""
     return streams.uniforms("sampling", seed, image_ids, count=num_tokens)
 
 
@@ -194,7 +194,6 @@ def _last(steps: Iterator[Tensor]) -> Tensor:
 
 
 def _around(model: LPD, network: LPD | FastNetwork) -> AbstractContextManager[Any]:
-    """What holds while a network of a model computes."""
     if network is model:
         return eval_mode(model)
     # The fast network casts what it wants cast. Without autocast's cache, as where its rows were
@@ -249,7 +248,7 @@ def _in_steps(model: LPD, job: _Job, fast: bool) -> Iterator[Tensor]:
 
 @contextmanager
 def eval_mode(model: LPD) -> Iterator[None]:
-    """Dropout off inside the block; the model's mode is restored after it."""
+    """Turn dropout off inside the block; the model's mode is restored after it."""
     was_training = model.training
     model.eval()
     try:

@@ -14,7 +14,7 @@ from orders.plan import GenerationPlan
 
 @torch.no_grad()
 def token_nll(model: LPD, tokens: Tensor, labels: Tensor | None, plan: GenerationPlan) -> Tensor:
-    """-log p(token | tokens of earlier groups) of every token, from one teacher-forced pass.
+    """Compute -log p(token | tokens of earlier groups) of every token, in one forced pass.
 
     `generate` draws the tokens of a group independently given the earlier groups, so the sum over
     an image is exactly minus the logarithm of the probability with which it draws that image under

@@ -101,7 +101,7 @@ model = LPD.from_pretrained("user/name")"""
     def embed_class(
         self, labels: Tensor | None, batch_size: int, drop: Tensor | None = None
     ) -> Tensor:
-        """Class token: labels (B,) int64 -> (B, 1, C); "no class" if None or where `drop` (B,)."""
+        """Embed labels (B,) int64 -> (B, 1, C); "no class" if None or where `drop` (B,)."""
         if labels is None:
             x = self.fake_latent.expand(batch_size, -1)
         else:
@@ -111,11 +111,11 @@ model = LPD.from_pretrained("user/name")"""
         return self.z_proj_ln(x[:, None] + self.pos_embed[:, :1])
 
     def embed_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Context tokens: codes at raster positions, both (B, T) int64 -> (B, T, C)."""
+        """Embed context tokens: codes at raster positions, both (B, T) int64 -> (B, T, C)."""
         return self.z_proj_ln(self.token_emb(tokens) + self.pos_embed[0, 1 + positions])
 
     def embed_queries(self, positions: Tensor) -> Tensor:
-        """Position query tokens at raster positions (B, T) int64 -> (B, T, C)."""
+        """Embed position queries at raster positions (B, T) int64 -> (B, T, C)."""
         return self.z_proj_ln(self.mask_token + self.pos_embed[0, 1 + positions])
 
     # Training
@@ -128,7 +128,7 @@ model = LPD.from_pretrained("user/name")"""
         orders: Tensor | None = None,
         label_drop: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy over all N queries of all images: scalar float32, nats per token.
+        """Compute the mean cross-entropy over all N queries: scalar float32, nats per token.
 
         Tokens (B, N) int64 are in raster order, `group_sizes` sum to N. Orders (B, N) int64 are
         raster positions in generation order, uniformly random if None. The class is dropped where
@@ -143,7 +143,7 @@ model = LPD.from_pretrained("user/name")"""
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
     def forward_logits(self, *arguments: Any) -> Tensor:
-        """Teacher-forced logits of all decoding steps (B, N, V); see `forward_queries`."""
+        """Compute teacher-forced logits of all steps (B, N, V); see `forward_queries`."""
         return self.head(self.forward_queries(*arguments))
 
     def forward_queries(
@@ -154,7 +154,7 @@ model = LPD.from_pretrained("user/name")"""
         orders: Tensor,
         label_drop: Tensor | None = None,
     ) -> Tensor:
-        """What the head reads: (B, N, C), generation order; labels None means "no class"."""
+        """Compute what the head reads: (B, N, C), generation order; None is "no class"."""
         batch_size, num_tokens = tokens.shape
         if (total := sum(group_sizes)) != num_tokens:
             raise ValueError(f"group_sizes: found a sum of {total}, expected {num_tokens}")
@@ -191,7 +191,7 @@ model = LPD.from_pretrained("user/name")"""
         return self
 
     def compute_dtype(self) -> torch.dtype:
-        """Of matrix products: the dtype of an enclosing `torch.autocast`, else of the weights."""
+        """Return the dtype of products: of an enclosing `torch.autocast`, else of the weights."""
         device = self.pos_embed.device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)

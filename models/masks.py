@@ -19,7 +19,7 @@ def group_causal_mask(
     blind_queries: bool = False,
     sparse: bool = False,
 ) -> Tensor | BlockMask:
-    """Who may look at whom in `[class | tokens of groups 1..K-1 | queries of groups 1..K]`.
+    """Say who may look at whom in `[class | tokens of groups 1..K-1 | queries of groups 1..K]`.
 
     (L, L) bool with L = 1 + (N - group_sizes[-1]) + N: row i may attend to column j where True.
     With `blind_queries` (an ablation) those of a group do not see one another. The sparse form has
@@ -33,7 +33,7 @@ def group_causal_mask(
 def _mask(
     sizes: tuple[int, ...], device: torch.device, blind: bool, sparse: bool
 ) -> Tensor | BlockMask:
-    # Of the class token, 0, and of the N tokens.
+    # The group of the class token, 0, and of each of the N tokens.
     groups = torch.arange(1 + len(sizes), device=device)
     groups = groups.repeat_interleave(torch.tensor((1, *sizes), device=device))
     num_context = len(groups) - (1 if sparse else sizes[-1])

@@ -65,7 +65,7 @@ def warn_of_guidance(label_drop_prob: float, asked_for: str) -> None:
 
 
 def guidance_scales(settings: SamplingSettings, num_tokens: int, device: torch.device) -> Tensor:
-    """Guidance strength of each token in generation order: (N,) float32."""
+    """Compute the guidance strength of each token in generation order: (N,) float32."""
     if settings.cfg_schedule == "constant":
         return torch.full((num_tokens,), settings.cfg, device=device)
     ramp = torch.arange(num_tokens, device=device, dtype=torch.float32) / num_tokens
@@ -86,7 +86,7 @@ def pick(logits: Tensor, scales: Tensor, uniforms: Tensor, settings: SamplingSet
 
 
 def guide(logits: Tensor, scales: Tensor) -> Tensor:
-    """uncond + scales * (cond - uncond): (2B, g, V), conditional half first -> (B, g, V)."""
+    """Compute uncond + scales * (cond - uncond): (2B, g, V), cond first -> (B, g, V)."""
     cond, uncond = logits.chunk(2)
     return torch.addcmul(uncond, scales[:, None], cond - uncond)
 

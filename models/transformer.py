@@ -74,12 +74,12 @@ class KVCache:
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> Tensor:
-    """(B, L, 3 * C), (q, k, v) x heads x size -> (3, B, heads, L, size)."""
+    """Split (B, L, 3 * C), (q, k, v) x heads x size -> (3, B, heads, L, size)."""
     return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, heads, L, size) -> (B, L, C)."""
+    """Merge (B, heads, L, size) -> (B, L, C)."""
     return x.transpose(1, 2).flatten(2)
 
 

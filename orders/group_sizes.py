@@ -85,7 +85,7 @@ def _splits(num_tokens: int, steps: int) -> bool:
 
 
 def default_steps(num_tokens: int) -> int:
-    """Steps for a whole image: the published 20 of 256 and 48 of 1024 tokens, else 1.5 a row."""
+    """Return an image's steps: the published 20 of 256 and 48 of 1024 tokens, else 1.5 a row."""
     return _PUBLISHED_STEPS.get(num_tokens) or math.ceil(1.5 * math.sqrt(num_tokens))
 
 

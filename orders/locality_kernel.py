@@ -73,7 +73,7 @@ def make_orders(
 
 
 def lowest_near_score(proximity_threshold: float) -> int:
-    """The lowest whole-number score that reaches the threshold; one above all if none does."""
+    """Find the lowest whole-number score that reaches the threshold; one above all if none."""
     reaching = (
         EDGE * edges + CORNER * corners
         for edges, corners in product(range(5), repeat=2)

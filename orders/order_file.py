@@ -21,7 +21,7 @@ _ROWS = 2048
 
 
 def compact_dtype(num_tokens: int) -> np.dtype:
-    """The smallest unsigned type that holds every position: uint8 or uint16 for usual grids."""
+    """Return the smallest unsigned type that holds every position."""
     return np.min_scalar_type(num_tokens - 1)
 
 
@@ -64,7 +64,6 @@ def _stack(rows: list[np.ndarray], num_tokens: int | None) -> np.ndarray:
 
 
 def _describe(row: np.ndarray) -> str:
-    """What is wrong with a bad row."""
     outside = row[(row < 0) | (row >= row.size)]
     if outside.size:
         return f"found position {outside[0]}, expected 0..{row.size - 1}"
@@ -81,7 +80,7 @@ def require_suffix(path: str | Path) -> str:
 
 
 def steps_in_name(path: str | Path) -> int | None:
-    """The decoding steps that an order file's name states, as published ones do, if it does."""
+    """Read the steps that an order file's name states, as published ones do, if it does."""
     steps = re.search(r"(?:^|_)steps(\d{1,4})(?:_|$)", Path(path).stem)
     return int(steps[1]) if steps else None
 

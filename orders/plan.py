@@ -51,7 +51,7 @@ class GenerationPlan:
         return len(self.group_sizes)
 
     def steps(self) -> Iterator[tuple[int, int]]:
-        """Where each step's positions start and stop in generation order."""
+        """Yield where each step's positions start and stop in generation order."""
         start = self.num_known
         for size in self.group_sizes:
             yield start, start + size

@@ -30,7 +30,7 @@ _PUBLISHED_REPULSION = {(256, 20): 2.0, (256, 32): 2.0, (1024, 48): 4.0}
 
 
 def published_repulsion(num_tokens: int, steps: int) -> float:
-    """The repulsion threshold published for a grid and number of steps, else 1."""
+    """Return the repulsion threshold published for a grid and number of steps, else 1."""
     return _PUBLISHED_REPULSION.get((num_tokens, steps), 1.0)
 
 
@@ -88,7 +88,7 @@ def stored(orders: np.ndarray, path: str, num_images: int, expected: str) -> Ord
 
 
 def raster_orders(num: int, num_tokens: int) -> np.ndarray:
-    """Row by row: (num, N) int64."""
+    """Make orders row by row: (num, N) int64."""
     return np.tile(np.arange(num_tokens), (num, 1))
 
 

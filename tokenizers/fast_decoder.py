@@ -111,7 +111,6 @@ class FastDecoder:
         return self._copy(indices)
 
     def _follow_weights(self) -> None:
-        """Bring the copy up to date."""
         weights = _decoding_weights(self._tokenizer)
         if self._state is None or weights[0].device != self._device:
             self._build()

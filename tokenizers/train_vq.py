@@ -65,16 +65,15 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("training")
     add_flags(group, "--batch_size", default=16, help="images per process and step")
     add_flags(group, "--epochs", default=40)
-    group.add_argument("--lr", type=number(), default=1e-4, help="peak; one epoch up, cosine to 0")
-    group.add_argument("--weight_decay", type=number(), default=0.05, help="of all weights")
-    group.add_argument("--commitment", type=number(), default=0.25, help="weight of that loss")
-    group.add_argument("--entropy_ratio", type=number(), default=0.0, help="weight of that loss")
-    group.add_argument(
-        "--revive_until",
-        type=share(),
-        default=0.5,
-        help="share of the run in which unused codes are moved to where latents are; 0 for never",
-    )
+    revival = "share of the run in which unused codes are moved to where latents are; 0 for never"
+    for name, kind, default, means in (
+        ("--lr", number(), 1e-4, "peak; one epoch up, cosine to 0"),
+        ("--weight_decay", number(), 0.05, "of all weights"),
+        ("--commitment", number(), 0.25, "weight of that loss"),
+        ("--entropy_ratio", number(), 0.0, "weight of that loss"),
+        ("--revive_until", share(), 0.5, revival),
+    ):
+        group.add_argument(name, type=kind, default=default, help=means)
     add_flags(group, "--bf16", "--device", "--seed", "--output_dir")
     group.add_argument(
         "--overwrite", action="store_true", help="replace the vq.pt that --output_dir holds"
