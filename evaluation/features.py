@@ -151,9 +151,8 @@ def build_extractor(
 ) -> FeatureExtractor | None:
     """Load the network that `--feature_extractor` names; None for `none`.
 
-    `weights` is a file; for Inception None means torch-fidelity's, from its cache or downloaded.
-    `spatial` asks for the features of sFID, where the network has them. A `UserError` is about an
-    unknown name, no torch-fidelity, or weights that are missing, damaged or another network's.
+    Without a file of `weights` Inception's are torch-fidelity's, from its cache or downloaded.
+    `spatial` asks for the features of sFID, where the network has them.
     """
     if name == "none":
         return None
@@ -216,10 +215,7 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
 def extract_share(
     source: ImageSource, extractor: FeatureExtractor, batch_size: int, num_workers: int
 ) -> Iterator[FeatureBatch]:
-    """Extract this process's share of a source: places (B,) int64 and features on the device.
-
-    A `UserError` names an image that cannot be read.
-    """
+    """Extract this process's share of a source: places (B,) int64 and features on the device."""
     mine = sum(map(len, share_of_batches(len(source), batch_size)))
     with progress(total=mine, desc=f"features of {source.path.name}", unit="image") as bar:
         for ids, images in source.share(batch_size, num_workers):
@@ -233,10 +229,7 @@ def ids_of(batches: Sequence[FeatureBatch]) -> np.ndarray:
 
 
 def gather_features(batches: Sequence[FeatureBatch]) -> Features | None:
-    """Gather the features of all processes' batches, by id, on rank 0; None elsewhere.
-
-    A `UserError` if an image is there twice, or none at all.
-    """
+    """Gather the features of all processes' batches, by id, on rank 0; None elsewhere."""
     batches = [batch for batch in batches if batch[1] is not None]
     mine = [
         torch.cat(part) for part in zip(*(batch[1].tensors() for batch in batches), strict=True)

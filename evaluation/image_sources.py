@@ -46,10 +46,9 @@ class ImageSource:
         return self.files == (self.path,)
 
     def share(self, batch_size: int, num_workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Read this process's batches: every world-size-th of them.
+        """Read every world-size-th batch: places (B,) int64 among all images, and the images.
 
-        Yields places (B,) int64 among all images, and the images (B, S, S, 3) or (B, 3, S, S)
-        uint8. A `UserError` names an image that cannot be read.
+        They are (B, S, S, 3) or (B, 3, S, S) uint8. A `UserError` names one that cannot be read.
         """
         batches = share_of_batches(self.count, batch_size)
         if self._is_archive:
@@ -116,15 +115,11 @@ class ImageSource:
 
 
 def open_images(path: str | Path, flag: str, image_size: int | None = None) -> ImageSource:
-    """Find the images of a folder or a sample archive, at least two.
+    """Find the images of a folder or a sample archive, which `flag` named; at least two.
 
-    Args:
-        path: a folder of PNG and JPEG files at any depth, which torch-fidelity would find and in
-            its order; or an .npz with `arr_0`, (n, S, S, 3) uint8, as ADM publishes them.
-        flag: what named it, for messages.
-        image_size: side that the images shall have, pixels: a folder's get the ADM centre crop
-            (method section 8), an archive's must have it. None takes them as they are: square, and
-            all of the first one's size.
+    A folder's are PNG and JPEG files at any depth, as torch-fidelity finds and sorts them; an .npz
+    has `arr_0`, (n, S, S, 3) uint8, as ADM's. With `image_size`, pixels, a folder's get the ADM
+    centre crop (method section 8) and an archive's must have it; else all have the first one's.
     """
     if str(path) and Path(path).is_dir():
         return _open_folder(Path(path), flag, image_size)

@@ -191,8 +191,7 @@ def feature_statistics(features: Tensor) -> Statistics:
     """Compute mean and covariance of (n, D) float32 features, by torch-fidelity.
 
     It takes the mean in float32, as published evaluations do: with 50,000 images that moves a
-    distance of 2.4 by 8e-6 of it (made features). A `ValueError` is about fewer than two images or
-    features that are not finite.
+    distance of 2.4 by 8e-6 of it (made features).
     """
     from evaluation import fidelity
 
@@ -219,9 +218,8 @@ def score(
 ) -> Scores:
     """Score samples with torch-fidelity's default settings.
 
-    `features` are in image-id order (splits and subsets depend on it) and of `kind`; `reference`
-    holds what `metrics`, names among `METRICS`, need. A `ValueError` is about too few images on
-    either side, or features that are not finite.
+    `features` are in image-id order: splits and subsets depend on it. `reference` holds what the
+    `metrics` need. A `ValueError` is about too few images, or features that are not finite.
     """
     check_metrics(metrics, kind, len(features))
     values: dict[str, Score] = {}

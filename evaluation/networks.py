@@ -25,8 +25,7 @@ def load_networks(
     """Read an LPD and the tokenizer of its codes; their sizes follow from the files.
 
     Both are on the CPU, in eval mode and float32, without gradients. A `UserError`, which begins
-    with the flag, is about a file that cannot be read or two that do not fit each other; also
-    about images of another size than `image_size` pixels, if given.
+    with the flag, is about files that do not fit each other, or `image_size`, pixels, if given.
     """
     tokenizer = load_tokenizer(vqgan_path)
     weights = read_weights(Path(pretrained_ckpt), "--pretrained_ckpt")

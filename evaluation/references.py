@@ -53,8 +53,7 @@ class ReferencePlan:
     ) -> Reference | None:
         """Return all parts on rank 0, None elsewhere. All processes call it: each reads its share.
 
-        What is made of images is kept in `cache_folder()`, under the content of the images and of
-        the network. A `UserError`, on all processes, names an image that cannot be read.
+        What is made of images is kept in `cache_folder()`, by their content and the network's.
         """
         known = self.known
         if self.source is not None:

@@ -113,10 +113,7 @@ def is_whole_png(content: bytes) -> bool:
 def sample_settings(
     args: argparse.Namespace, evaluation: Evaluation, model: nn.Module, fingerprint: str | None
 ) -> dict[str, Any]:
-    """Collect all that decides what the images of an evaluation show, for a JSON file.
-
-    The evaluation was made from the flags `args`; `fingerprint` is the tokenizer's.
-    """
+    """Collect all that decides what the images of an evaluation show, for a JSON file."""
     weights = 0
     for value in model.state_dict().values():
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -204,10 +201,7 @@ def kept_share(
 def make_share(
     model: LPD, evaluation: Evaluation, folder: SampleFolder | None, to_do: np.ndarray
 ) -> list[FeatureBatch]:
-    """Make this process's part of the images `to_do`, (n,) ids: every world-size-th batch.
-
-    An `OSError` names an image that cannot be written.
-    """
+    """Make this process's part of the images `to_do`, (n,) ids: every world-size-th batch."""
     mine = [to_do[places] for places in share_of_batches(len(to_do), evaluation.batch_size)]
     if not mine:
         return []

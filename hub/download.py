@@ -73,9 +73,8 @@ def fetch(
 ) -> list[Path]:
     """Return files of one commit, `.../snapshots/<commit>/<name>`, from the cache or downloaded.
 
-    `choose` picks among the names in the repository `user/name`. A revision (branch, tag, commit)
-    stays at the commit that it was downloaded from. Of several processes one downloads, the others
-    wait for it. A `ValueError` says what to do about files that cannot be had.
+    A revision (branch, tag, commit) stays at the commit that it was downloaded from. Of several
+    processes one downloads, the others wait for it. A `ValueError` says what to do otherwise.
     """
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise ValueError(f"found revision {revision!r}, expected a branch, a tag or a commit")

@@ -98,9 +98,8 @@ def weights_in_folder(folder: Path) -> Path:
 def resolve(value: str, kind: str) -> str:
     """Return the path that a flag for `kind` means: its value, or the file of a published name.
 
-    A file of that name comes first, a folder that holds weights last; what is none of them is
-    returned too, for whoever opens it to complain. A `ValueError` is about a name of another kind,
-    a folder of none or several networks, or a download.
+    A file of that name comes first, a folder of weights last; what is none of them is returned
+    too, for whoever opens it to complain. A `ValueError` is about anything else.
     """
     path, entry = Path(value), PUBLISHED.get(value.partition("@")[0])
     if entry is None and kind != ORDERS and path.is_dir():

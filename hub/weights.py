@@ -37,10 +37,9 @@ class DamagedCheckpoint(UserError):
 def read_checkpoint(path: str | Path, flag: str, mmap: bool = True) -> dict[str, Any]:
     """Read a `torch.save` dictionary without letting it run code.
 
-    Only tensors, plain Python values and `argparse.Namespace` are accepted. Tensors arrive on the
-    CPU; `mmap` maps them, which is for those that are copied right away. The checksums in the file
-    are compared: `torch.load` by itself takes what it finds. A `DamagedCheckpoint` is damaged or
-    refused, any other `UserError` about a missing file or no dictionary.
+    Only tensors (on the CPU; with `mmap` mapped, for those copied right away), plain Python values
+    and `argparse.Namespace` are accepted. The checksums in the file are compared: `torch.load` by
+    itself takes what it finds. A file that is damaged or refused is a `DamagedCheckpoint`.
     """
     path = require_file(path, flag, "a checkpoint written by torch.save")
     try:
@@ -90,10 +89,9 @@ def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> Non
 def load_weights(model: nn.Module, state: Any, what: str) -> None:
     """Copy `state`, of any floating types, into `model`; names and shapes must match exactly.
 
-    A model on the meta device gets memory on the CPU first, so that no weight is initialised in
-    vain. (Buffers outside the state dict would stay undefined then.) A `UserError` begins with
-    `what`, flag and file, and names the first entry that is missing, unexpected, of another shape
-    or not finite.
+    A model on the meta device gets memory on the CPU first (its buffers outside the state dict
+    would stay undefined). A `UserError` begins with `what`, flag and file, and names the first
+    entry that is missing, unexpected, of another shape or not finite.
     """
     if not isinstance(state, Mapping):
         raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
@@ -151,7 +149,7 @@ class Weights:
         return float(value) if isinstance(value, int | float) else None
 
     def require_tokenizer(self, expected: str | None, what: str) -> None:
-        """Refuse weights that were trained on another tokenizer's tokens; None is any."""
+        """Refuse weights that record another tokenizer than `expected`; None is any."""
         if self.fingerprint and expected and self.fingerprint != expected:
             raise UserError(
                 f"{what}: was trained on tokens of tokenizer {self.fingerprint[:12]}, expected "
