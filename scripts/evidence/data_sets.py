@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,49 +63,33 @@ class DataSet:
     held_out: Labelled  # of the same kind, none of them trained on
     accuracy: Callable[[Labelled], float]  # the share of images that a judge gives their label
     features: Callable[[Tensor], Tensor]  # of images (n, 3, S, S) uint8: (n, D) float32
-    references: Mapping[str, Labelled]  # what distances are to, by the name of the distance
+    references: Mapping[str, Statistics]  # features that distances are to, by name of the distance
 
     def distances(self, made: Labelled) -> dict[str, float]:
-        """Measure Frechet distances of the features to those of the references."""
+        """Measure Frechet distances of the features to the references."""
         statistics = feature_statistics(self.features(made.images))
         return {
             name: round(float(frechet_distance(statistics, reference)), 4)
-            for name, reference in self._statistics.items()
-        }
-
-    @cached_property
-    def _statistics(self) -> dict[str, Statistics]:
-        return {
-            name: feature_statistics(self.features(reference.images))
             for name, reference in self.references.items()
         }
 
-    @property
-    def num_classes(self) -> int:
-        return int(self.train.labels.max()) + 1
-
-    @property
-    def image_size(self) -> int:
-        return self.train.images.shape[-1]
-
 
 def digits(args: argparse.Namespace) -> DataSet:
-    """Read the demo's digits, with its judge and the features of its classifier.
-
-    Raises `UserError` where a file is not what scripts/demo_digits.py writes.
-    """
+    """Read the demo's digits, with its judge and the features of its classifier."""
     extractor = build_extractor("digits", args.feature_extractor_weights, torch.device("cpu"))
     train, held_out = (
         Labelled(*demo_digits.read_part(args.data, part)) for part in ("train", "test")
     )
     svm = demo_digits.train_judge(train.images, train.labels)
-    return DataSet(
-        train=train,
-        held_out=held_out,
-        accuracy=lambda made: demo_digits.accuracy(svm, made.images, made.labels),
-        features=lambda images: extract(extractor, images).pool,
-        references={"frechet_distance": held_out},
-    )
+
+    def features(images: Tensor) -> Tensor:
+        return extract(extractor, images).pool
+
+    def accuracy(made: Labelled) -> float:
+        return demo_digits.accuracy(svm, made.images, made.labels)
+
+    references = {"frechet_distance": feature_statistics(features(held_out.images))}
+    return DataSet(train, held_out, accuracy, features, references)
 
 
 def photographs(args: argparse.Namespace) -> DataSet:
@@ -114,8 +97,7 @@ def photographs(args: argparse.Namespace) -> DataSet:
 
     The judge is an SVM on lines and colours; the features are colours and textures, in standard
     deviations of the training crops. The distance is to these: two parts of one picture differ by
-    more than samples do from what they were trained on. Raises `UserError` where `--data` is not
-    what scripts/evidence/photographs.py writes, and of weights of features: these are fixed.
+    more than samples do from what they were trained on.
     """
     if args.feature_extractor_weights is not None:
         raise UserError(
@@ -126,15 +108,16 @@ def photographs(args: argparse.Namespace) -> DataSet:
     svm = make_pipeline(StandardScaler(), SVC())
     svm.fit(judge_features(train.images).numpy(), train.labels.numpy())
     deviation = texture_features(train.images).std(dim=0)
-    return DataSet(
-        train=train,
-        held_out=held_out,
-        accuracy=lambda made: float(
-            svm.score(judge_features(made.images).numpy(), made.labels.numpy())
-        ),
-        features=lambda images: texture_features(images) / deviation,
-        references={"frechet_distance": train, "frechet_distance_held_out": held_out},
-    )
+
+    def features(images: Tensor) -> Tensor:
+        return texture_features(images) / deviation
+
+    def accuracy(made: Labelled) -> float:
+        return float(svm.score(judge_features(made.images).numpy(), made.labels.numpy()))
+
+    parts = {"frechet_distance": train, "frechet_distance_held_out": held_out}
+    references = {name: feature_statistics(features(part.images)) for name, part in parts.items()}
+    return DataSet(train, held_out, accuracy, features, references)
 
 
 def read_crops(folder: Path) -> Labelled:

@@ -73,16 +73,16 @@ def main(args: argparse.Namespace) -> None:
     """Check everything, generate, judge, write."""
     check_flags(args)
     data = DATA_SETS[args.data_set](args)
-    per_class, rest = divmod(args.samples, data.num_classes)
+    classes = int(data.train.labels.max()) + 1
+    per_class, rest = divmod(args.samples, classes)
     if rest:
-        raise UserError(
-            f"--samples: found {args.samples}, expected a multiple of {data.num_classes}"
-        )
-    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path, data.image_size)
-    if model.class_num != data.num_classes:
+        raise UserError(f"--samples: found {args.samples}, expected a multiple of {classes}")
+    side = data.train.images.shape[-1]
+    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path, side)
+    if model.class_num != classes:
         raise UserError(
             f"--pretrained_ckpt: {args.pretrained_ckpt} has {model.class_num} classes, expected "
-            f"the {data.num_classes} of {args.data_set}"
+            f"the {classes} of {args.data_set}"
         )
     model.round_products()
     codec, labels = Codec(tokenizer, model.grid), torch.arange(args.samples) // per_class

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from evaluation.metrics import feature_statistics
 from hub.weights import atomic_save
 from models.decoding import generate
 from models.lpd import LPD, lpd_tiny
@@ -80,15 +81,16 @@ def toy(args: argparse.Namespace | None = None) -> DataSet:
     """Three classes; the judge calls black 0, grey 1 and white 2, and errs twice among held out."""
     train = Labelled(grey([10, 20, 30, 40] * 3), torch.arange(12) // 4)
     held_out = Labelled(grey([5, 99, 100, 101, 200, 99]), torch.arange(6) // 2)
-    return DataSet(
-        train=train,
-        held_out=held_out,
-        accuracy=lambda made: float(
-            (made.images.float().mean(dim=(1, 2, 3)) // 86 == made.labels).float().mean()
-        ),
-        features=lambda images: images.float()[:, 0, :2, 0],
-        references={"to_held_out": held_out, "to_train": train},
-    )
+    parts = {"to_held_out": held_out, "to_train": train}
+
+    def features(images: Tensor) -> Tensor:
+        return images.float()[:, 0, :2, 0]
+
+    def accuracy(made: Labelled) -> float:
+        return float((made.images.float().mean(dim=(1, 2, 3)) // 86 == made.labels).float().mean())
+
+    references = {name: feature_statistics(features(part.images)) for name, part in parts.items()}
+    return DataSet(train, held_out, accuracy, features, references)
 
 
 def test_accuracy_distances_and_choice_are_what_they_say() -> None:
