@@ -24,9 +24,7 @@ from orders.sources import ORDERS
 
 STYLE = Path(__file__).with_suffix(".css")
 THEME = gr.themes.Default(
-    primary_hue="blue",
-    font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "monospace"],
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 ).set(
     body_text_color_subdued="*neutral_500",
     block_info_text_color="*neutral_500",

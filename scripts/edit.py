@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with blame("--output_dir"):
         record_run(parser, pinned_flags(args), folder)
     logger.info("%d of %d tokens in %d steps", tokens.sum(), len(tokens), steps)
-    variants = make(args, model, tokenizer, canvas, tokens, label, sampling)
+    variants = make(args, (model, tokenizer), canvas.pixels, tokens, label, sampling)
+    if args.composite:
+        variants = canvas.composite(variants, args.feather)
     with blame("--output_dir"):
         write(args, canvas, tokens, variants, folder)
     logger.info("%d variants and %s in %s", len(variants), GRID_FILE, folder)
@@ -149,8 +151,8 @@ def choose_tokens(
 def require_other_files(args: argparse.Namespace, folder: Path) -> None:
     """Refuse to write over --image or --mask."""
     written = {GRID_FILE, *(image_file(folder, place).name for place in range(args.variants))}
-    for flag, path in (("--image", args.image), ("--mask", args.mask)):
-        found = Path(path).resolve() if path else None
+    for flag, path in {"--image": args.image, "--mask": args.mask}.items():
+        found = path and Path(path).resolve()
         if found and found.name in written and found.parent.samefile(folder):
             raise UserError(f"--output_dir: found {path} ({flag}) there, expected another folder")
 
@@ -193,36 +195,27 @@ def read_label(args: argparse.Namespace, class_num: int) -> int | None:
 @torch.no_grad()
 def make(
     args: argparse.Namespace,
-    model: LPD,
-    tokenizer: VQModel,
-    canvas: Canvas,
+    networks: tuple[LPD, VQModel],
+    pixels: np.ndarray,
     mask: torch.Tensor,
     label: int | None,
     sampling: SamplingSettings,
 ) -> np.ndarray:
     """Make the variants (V, S, S, 3) uint8; number i draws by (seed, i)."""
-    tokens = encode(tokenizer, torch.from_numpy(canvas.pixels).permute(2, 0, 1)[None])
+    model, tokenizer = networks
+    tokens = encode(tokenizer, torch.from_numpy(pixels).permute(2, 0, 1)[None])
     decode = build_decoder(tokenizer, model.grid, args.sampler)
+    names = ("proximity_threshold", "repulsion_threshold", "seed", "sampler")
+    options = {"num_steps": args.steps, **{name: getattr(args, name) for name in names}}
     variants = []
     batches = torch.arange(args.variants).split(BATCH_SIZE)
     for ids in logs.progress(batches, desc="variants", unit="batch"):
+        images = tokens.expand(len(ids), -1), mask.expand(len(ids), -1)
+        labels = None if label is None else torch.full((len(ids),), label)
         with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=args.bf16):
-            edited = edit(
-                model,
-                tokens.expand(len(ids), -1),
-                mask.expand(len(ids), -1),
-                None if label is None else torch.full((len(ids),), label),
-                sampling,
-                num_steps=args.steps,
-                proximity_threshold=args.proximity_threshold,
-                repulsion_threshold=args.repulsion_threshold,
-                seed=args.seed,
-                image_ids=ids.numpy(),
-                sampler=args.sampler,
-            )
+            edited = edit(model, *images, labels, sampling, image_ids=ids.numpy(), **options)
         variants += list(decode(edited).cpu().numpy())
-    variants = np.stack(variants)
-    return canvas.composite(variants, args.feather) if args.composite else variants
+    return np.stack(variants)
 
 
 def write(

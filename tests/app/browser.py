@@ -84,8 +84,6 @@ def visitor(address: str, picture: Path, size: str = "1280,900") -> Iterator[Vis
 
 
 class Visitor:
-    """Somebody in front of the page."""
-
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
@@ -100,7 +98,6 @@ class Visitor:
         return {urlsplit(url).netloc for url in requests if not url.startswith(("data:", "blob:"))}
 
     def wait(self, holds: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
-        """What `holds` gives as soon as it gives something."""
         deadline = time.monotonic() + seconds
         while not (found := holds()):
             if time.monotonic() > deadline:
@@ -109,13 +106,14 @@ class Visitor:
         return found
 
     def find(self, selector: str) -> WebElement:
-        """A visible element, as soon as it is there."""
-
         def look() -> WebElement | None:
-            found = self.driver.find_elements(By.CSS_SELECTOR, selector)
+            found = self.all(selector)
             return next((element for element in found if element.is_displayed()), None)
 
         return self.wait(look, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def click(self, selector: str) -> None:
         element = self.find(selector)
@@ -123,7 +121,7 @@ class Visitor:
         element.click()
 
     def open_tab(self, name: str) -> None:
-        tabs = self.driver.find_elements(By.CSS_SELECTOR, "button[role=tab]")
+        tabs = self.all("button[role=tab]")
         next(tab for tab in tabs if tab.text == name).click()
 
     def enter(self, **fields: object) -> None:
@@ -137,12 +135,10 @@ class Visitor:
             field.send_keys(Keys.ENTER)
 
     def start(self, button: str, *results: str) -> None:
-        """Press a button, and watch what becomes of the results."""
         self.driver.execute_script(_WATCH, results)
         self.click(f"#{button}")
 
     def seen(self) -> list[Sight]:
-        """All that was seen of the results since `start`."""
         return [Sight(**sight) for sight in self.driver.execute_script("return window.seen")]
 
     def finish(self, result: str) -> list[Sight]:
@@ -161,15 +157,14 @@ class Visitor:
 
     def images(self, result: str) -> np.ndarray:
         """The images of a result as they are served, (B, S, S, 3) uint8."""
-        found = self.driver.find_elements(By.CSS_SELECTOR, f"#{result}-gallery img")
+        found = self.all(f"#{result}-gallery img")
         return np.stack([served(image.get_attribute("src")) for image in found])
 
     def complaint(self) -> str:
         """The sentence that the page shows; it is closed afterwards."""
         text = self.find(".toast-body").text
         self.click(".toast-close")
-        gone = lambda: not self.driver.find_elements(By.CSS_SELECTOR, ".toast-body")  # noqa: E731
-        self.wait(gone, "no complaint any more")
+        self.wait(lambda: not self.all(".toast-body"), "no complaint any more")
         return text
 
     def paint(self, *way: tuple[int, int]) -> None:
@@ -185,24 +180,20 @@ class Visitor:
         drag.release().perform()
 
     def is_painted(self) -> bool:
-        """Whether there is paint in the middle of the canvas."""
         return PAINT in colours(self.find("#editor canvas"))
 
     def is_covered(self) -> bool:
         """Whether a sign of progress lies over the canvas."""
-        signs = self.driver.find_elements(By.CSS_SELECTOR, "#editor > .wrap:not(.hide)")
+        signs = self.all("#editor > .wrap:not(.hide)")
         return any(sign.is_displayed() for sign in signs)
 
     def chosen(self, result: str) -> list[int]:
-        """Which images of a result are marked."""
-        found = self.driver.find_elements(By.CSS_SELECTOR, f"#{result}-gallery .thumbnail-item")
+        found = self.all(f"#{result}-gallery .thumbnail-item")
         classes = [item.get_attribute("class").split() for item in found]
         return [number for number, names in enumerate(classes) if "selected" in names]
 
     def upload(self, path: Path) -> None:
-        """Choose a file in the dialog of the upload button."""
-        selector = "input[data-testid$=upload-button]"
-        self.driver.find_element(By.CSS_SELECTOR, selector).send_keys(str(path))
+        self.all("input[data-testid$=upload-button]")[0].send_keys(str(path))
 
 
 def colours(element: WebElement) -> set[tuple[int, int, int]]:

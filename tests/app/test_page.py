@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = Settings(label=1, count=3, seed=7, steps=8, sampling=SamplingSettings(cfg=2.0))
-FIELDS = {"label": "class 1", "count": 3, "seed": 7, "steps": 8, "cfg": 2}
-LIBRARY = {"cfg": 2.0, "seed": 7}
+SETTINGS = Settings(label=1, count=3, seed=7, steps=8, sampling=SamplingSettings(cfg=10.0))
+FIELDS = {"label": "class 1", "count": 3, "seed": 7, "steps": 8, "cfg": 10}
+LIBRARY = {"cfg": 10.0, "seed": 7}
 
 
 def library_images(studio: Studio, tokens: torch.Tensor) -> np.ndarray:
@@ -53,7 +53,7 @@ def run(page: Visitor, button: str = "generate", result: str = "generated") -> l
 
 
 def choose_third(page: Visitor) -> None:
-    page.driver.find_elements("css selector", "#generated-gallery button img")[2].click()
+    page.all("#generated-gallery button img")[2].click()
     page.wait(lambda: page.chosen("generated") == [2], "the mark on what was clicked")
 
 
@@ -77,11 +77,11 @@ def test_generation_is_watched_and_is_the_library_s(
     assert len(set(found) - {0, 8}) >= 3, found
     assert sum(f"step {step} of 8, " in sight.status for sight in sights for step in range(9)) >= 3
     assert " steps in " in sights[-1].status
-    assert page.driver.find_elements("css selector", "#generated-status progress")
+    assert page.all("#generated-status progress")
 
     page.click("#more button")
     page.enter(top_k=5, temperature=0.5, top_p=0.9, pause=0)
-    sampling = SamplingSettings(cfg=2.0, temperature=0.5, top_k=5, top_p=0.9)
+    sampling = SamplingSettings(cfg=10.0, temperature=0.5, top_k=5, top_p=0.9)
     for order in ("random", "raster"):
         page.click(f"#order input[value={order}]")
         run(page)
@@ -116,7 +116,7 @@ def test_a_painted_part_is_made_anew_and_the_rest_kept(
     assert mask[5]  # where the brush passed, above and left of the middle
     assert not mask[-1]
     steps = -(-8 * int(mask.sum()) // GRID.num_tokens)
-    options = {"num_steps": steps, "cfg": 2.0, "seed": 9}
+    options = {"num_steps": steps, "cfg": 10.0, "seed": 9}
     tokens = edit(studio.model, source, mask.expand(3, -1), [2, 2, 2], **options)
     assert torch.equal(tokens[:, ~mask], source[:, ~mask])
     np.testing.assert_array_equal(page.images("edited"), library_images(studio, tokens))
@@ -188,7 +188,7 @@ def test_the_tab_key_closes_the_list_of_classes(visit: Callable[[], Visitor]) ->
     page.find(options)
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys("class 2", Keys.TAB)
-    found = page.driver.find_elements("css selector", options)
+    found = page.all(options)
     assert not any(option.is_displayed() for option in found)
     run(page)
 
@@ -222,7 +222,7 @@ def test_two_visitors_are_served_in_turn_and_never_mix(
     first, second = visit(), visit()
     wish = replace(SETTINGS, label=2, count=2, seed=8, steps=6)
     first.enter(**FIELDS)
-    second.enter(label=2, count=2, seed=8, steps=6, cfg=2)
+    second.enter(label=2, count=2, seed=8, steps=6, cfg=10)
     second.open_tab("Compare orders")
     names = [f"compare-{order}" for order in ORDERS]
     first.start("generate", "generated")

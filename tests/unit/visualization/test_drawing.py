@@ -39,13 +39,10 @@ def test_images_stand_where_the_sheet_says(side: int, words: dict) -> None:
         assert (edge == 255).all()
 
 
-def test_large_images_are_shrunk() -> None:
+def test_large_images_are_shrunk_and_long_words_cut() -> None:
     flat = np.full((256, 256, 3), (10, 200, 30), dtype=np.uint8)
     assert np.array_equal(resized(flat, 100), np.full((100, 100, 3), (10, 200, 30)))
     assert len(resized(flat, 300)) == 256
-
-
-def test_words_are_cut_to_the_width() -> None:
     assert fitted("zero", 100) == "zero"
     cut = fitted("a class with a very long name", 64)
     assert cut.endswith("…") and len(cut) > 3 and get_font().getlength(cut) <= 64

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from visualization.drawing import write_picture
@@ -77,8 +76,3 @@ def test_final_scores_in_a_line() -> None:
     final = {"eval/num_images": 50000, "eval/fid": 2.4049}
     final |= {"eval/inception_score_mean": 284.51, "eval/inception_score_std": 3.123}
     assert final_scores(History({}, [], final)) == "FID 2.405, IS 284.5 ± 3.1"
-
-
-def test_what_is_no_training_run_is_refused() -> None:
-    with pytest.raises(ValueError, match="found codes_used, psnr, expected train/loss"):
-        plot_training(History({"psnr": curve((1, 2)), "codes_used": curve((1, 2))}, [], {}))
