@@ -69,8 +69,10 @@ def run_command(
 def run_program(
     *arguments: object, timeout: float = 300, **variables: str
 ) -> subprocess.CompletedProcess:
-    """Run any program in the repository, with this interpreter for its Python."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **variables}
+    """Run any program in the repository, with a Python for it that starts as `run_command` does."""
+    warm.server()
+    own = {"OMP_NUM_THREADS": "1", "PYTHON": str(warm.client())}
+    environment = {**os.environ, **own, **variables}
     return subprocess.run(
         list(map(str, arguments)),
         cwd=ROOT,

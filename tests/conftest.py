@@ -53,7 +53,9 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_torch_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the commands keep for next time is kept for these tests only."""
+    """What the commands keep for next time is kept for these tests only; nothing is downloaded."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HOME", "no_cache")
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
         yield

@@ -1,6 +1,7 @@
 """Start Python commands in no time: forked from a process that has imported what they import.
 
-`python -m tests.warm FD` is that process: it waits at a socket for what to become.
+`python -m tests.warm FD FD` is that process: it waits at two sockets for what to become. At one
+this module's `Popen` asks; at the other warm_client.py, which is `python` to a shell script.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import json
 import os
 import re
 import runpy
+import select
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -32,10 +38,12 @@ MODULES = (
     *(f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("[a-z]*.py")),
     *(TORCHRUN, "torch._dynamo", "matplotlib.pyplot", "torch_fidelity", "runpy"),
 )
-# Variables that nothing reads before a command is under way; any other takes a real start.
+# Variables that nothing reads before a command is under way, beside those of the shell scripts; any
+# other takes a real start. How threads wait is nothing to commands of one thread.
 READ_LATE = re.compile(
     r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
-    r"|TORCH_(HOME|NCCL_ASYNC_ERROR_HANDLING)|HF_\w+|NO_PROXY|PYTEST_\w+|SLURM_\w+|INTERRUPTED_FILE)"
+    r"|TORCH_(HOME|NCCL_ASYNC_ERROR_HANDLING)|HF_\w+|NO_PROXY|PYTEST_\w+|SLURM_\w+|INTERRUPTED_FILE"
+    r"|PATH|PYTHON|OMP_WAIT_POLICY|(OLD)?PWD|SHLVL|_)"
 )
 PR_SET_CHILD_SUBREAPER = 36
 LONGEST = 2**18  # bytes of a message
@@ -48,7 +56,8 @@ class Popen(subprocess.Popen):
     def _execute_child(self, args: list[str], *rest: object) -> None:
         given = inspect.signature(super()._execute_child).bind(args, *rest).arguments
         variables = dict(given["env"] or os.environ)
-        if given["preexec_fn"] is not None or not can_be_forked(args, variables):
+        special = given["preexec_fn"] or given["pass_fds"]
+        if special or not can_be_forked(args, variables):
             super()._execute_child(args, *rest)
             return
         pipes = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
@@ -72,22 +81,32 @@ class Popen(subprocess.Popen):
             adopt(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
             try:
                 socket.send_fds(server(), [request], descriptors)
-                return int(server().recv(LONGEST))
+                pid = int(server().recv(LONGEST))
+                server().recv(LONGEST)  # when it is a child of this process
+                return pid
             finally:
                 adopt(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def can_be_forked(args: list[str], variables: dict[str, str]) -> bool:
     """Whether a fork would be what a start is."""
-    words = [word for word in args if word != "-u"]
+    words = [*(word for word in args if word != "-u"), "-"]
     script = words[2 if words[1] == "-m" else 1]
     own = base_variables()
     changed = [name for name in {*own, *variables} if own.get(name) != variables.get(name)]
     return (
         (words[0], sys.platform) == (sys.executable, "linux")
         and not script.startswith("-")
-        and all(map(READ_LATE.fullmatch, changed))
+        and all(READ_LATE.fullmatch(name) or name in script_variables() for name in changed)
     )
+
+
+@cache
+def script_variables() -> set[str]:
+    """What the shell scripts may be given, but for the number of threads."""
+    files = [file for part in ("orders", "scripts") for file in (ROOT / part).rglob("*.sh")]
+    text = "".join(file.read_text() for file in files)
+    return set(re.findall(r"\$\{(\w+):?-", text)) - {"OMP_NUM_THREADS"}
 
 
 @cache
@@ -99,16 +118,20 @@ def base_variables() -> dict[str, str]:
 def server() -> socket.socket:
     """The end of the socket at which the process waits."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
+    calls = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    calls.bind(str(client().with_name("socket")))
+    calls.listen()
+    numbers = [theirs.fileno(), calls.fileno()]
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "tests.warm", *map(str, numbers)],
         cwd=ROOT,
         env=base_variables(),
-        pass_fds=[theirs.fileno()],
+        pass_fds=numbers,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is for the tests
     )
     theirs.close()
+    calls.close()
 
     def end() -> None:
         ours.close()
@@ -118,25 +141,60 @@ def server() -> socket.socket:
     return ours
 
 
-def serve(waiting: socket.socket) -> tuple[dict, list[int]]:
+@cache
+def client() -> Path:
+    """The program that is `python` to a shell script."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    program, code = folder / "python", ROOT / "tests" / "warm_client.py"
+    line = shlex.join([sys.executable, "-IS", str(code), str(folder / "socket")])
+    program.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def serve(waiting: socket.socket, calls: socket.socket) -> tuple[dict, list[int]]:
     """Fork for each request; return in the new process, with what it is to become."""
     while True:
-        text, descriptors, *_ = socket.recv_fds(waiting, LONGEST, 3)
-        if not text:
+        with suppress(ChildProcessError):  # those that end with a client's process
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if waiting in select.select([waiting, calls], [], [])[0]:
+            asks = waiting
+        else:
+            asks, _ = calls.accept()
+        text, descriptors, *_ = socket.recv_fds(asks, LONGEST, 3)
+        if not text and asks is waiting:
             os._exit(0)
-        read, write = os.pipe()
-        if os.fork() == 0:  # ends at once, so that its child becomes one of who asked
+        request = json.loads(text or "{}")
+        asked = [sys.executable, *request.get("arguments", [])]
+        if asks is not waiting and not can_be_forked(asked, request.get("variables", {})):
+            asks.send(b"0")
+        elif (between := os.fork()) == 0:
             if child := os.fork():
-                os.write(write, str(child).encode())
-                os._exit(0)
-            os.close(read)
-            os.close(write)
-            waiting.close()
-            return json.loads(text), descriptors
-        os.wait()
-        waiting.send(os.read(read, LONGEST))
-        for descriptor in (read, write, *descriptors):
+                asks.send(str(child).encode())
+                if asks is not waiting:
+                    look_after(child, asks)
+                os._exit(0)  # so that the child becomes one of who asked
+            for end in (waiting, calls, asks):
+                end.close()
+            return request, descriptors
+        elif asks is waiting:
+            os.waitpid(between, 0)
+            asks.send(b"adopted")
+        for descriptor in descriptors:
             os.close(descriptor)
+        if asks is not waiting:
+            asks.close()
+
+
+def look_after(child: int, client: socket.socket) -> None:
+    """Tell a client how the process ended that it is, which must end with it."""
+    if client in select.select([client, os.pidfd_open(child)], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(OSError):
+        client.send(str(code).encode())
 
 
 def become(request: dict, descriptors: list[int]) -> None:
@@ -155,6 +213,8 @@ def become(request: dict, descriptors: list[int]) -> None:
     if request["unbuffered"]:
         sys.stdout.reconfigure(write_through=True)
     sys.modules["numpy"].random.seed()
+    if "client" in request:
+        sys.executable = os.environ["PYTHON"]  # so are those that it starts
     first, *more = request["arguments"]
     if first == "-m":
         module, *more = more
@@ -183,7 +243,8 @@ def forget_the_hub() -> None:
 
 def fork_workers(arguments: list[str]) -> tuple[dict, list[int]] | None:
     """Fork torchrun's workers before it has threads; return in one when torchrun starts it."""
-    count = next(int(word.split("=")[1]) for word in arguments if "--nproc_per_node=" in word)
+    words = " ".join(arguments).replace("=", " ").split()
+    count = int(words[words.index("--nproc_per_node") + 1])
     spares: list[tuple[int, socket.socket]] = []
     for _ in range(count):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -237,7 +298,7 @@ def main() -> NoReturn:
     gc.freeze()
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads do not survive a fork"
     try:
-        become(*serve(socket.socket(fileno=int(sys.argv[1]))))
+        become(*serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:])))
     except BaseException as error:
         end(error)
     end(None)

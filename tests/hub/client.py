@@ -24,6 +24,7 @@ class Client:
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(self.home),
             "HF_HUB_DISABLE_XET": "1",  # the Hub of the tests does not speak it
+            "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": "",
             "NO_PROXY": "127.0.0.1",
             **more,

@@ -21,8 +21,6 @@ CASES = [
     for group in GROUPS
     for case in group.cases
 ]
-# Nothing is downloaded here, and nothing taken from a cache of the machine's.
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HOME": "no_cache"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def test_bad_input_ends_in_its_line(
         case.spoil(folder)
     before = files_in(folder)
     command = (ROOT / group.script, *group.arguments(case))
-    ending = run_command(*command, folder=folder, timeout=60, **OFFLINE)
+    ending = run_command(*command, folder=folder, timeout=60)
     assert ending.returncode == 2, ending.stderr
     # Only the log and progress bars may come before it.
     *others, line = ending.stderr.splitlines()

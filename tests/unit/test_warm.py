@@ -1,11 +1,14 @@
 """A forked command is a started one: same bits, same words, same end, and a child of the test."""
 
+import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.commands import run_command, start_command
 from tests.integration.test_resume import EPOCHS, same_training
 from tests.integration.tiny_world import build_world
@@ -15,6 +18,12 @@ import atexit, os, signal, sys
 atexit.register(print, "at the end")
 print(sys.argv[1:], os.getcwd(), os.environ["RANK"], sys.stdin.read(), __name__)
 {}
+"""
+SLEEPER = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print(os.getpid(), flush=True)
+time.sleep(60)
 """
 ENDS = {
     "": 0,
@@ -30,20 +39,34 @@ ENDS = {
 def test_a_fork_says_and_ends_as_a_start(tmp_path: Path, last: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(last))
+    options = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"cwd": tmp_path}
+    shell = [warm.client(), program, "--flag"]  # as a shell script would
     found = []
-    for cold in (False, True):
-        process = start_command(
-            program,
-            "--flag",
-            cold=cold,
-            variables={"RANK": "3"},
-            cwd=tmp_path,
-            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
-        )
+    for process in (
+        start_command(program, "--flag", variables={"RANK": "3"}, **options),
+        start_command(program, "--flag", variables={"RANK": "3"}, cold=True, **options),
+        subprocess.Popen(shell, env={**warm.base_variables(), "RANK": "3"}, text=True, **options),
+    ):
         output, errors = process.communicate("asked", timeout=60)
         found.append((process.returncode, output, errors.splitlines()[-1:]))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert found[0][0] == ENDS[last]
+
+
+def test_a_client_passes_signals_on_and_takes_its_process_with_it(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SLEEPER)
+    warm.server()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen([warm.client(), program], stdout=subprocess.PIPE, text=True)
+        other = int(process.stdout.readline())
+        process.send_signal(number)
+        assert process.wait(60) == (7 if number == signal.SIGTERM else -number)
+        with pytest.raises(ProcessLookupError):
+            for _ in range(6000):
+                os.kill(other, 0)
+                time.sleep(0.01)
+        process.stdout.close()
 
 
 @pytest.mark.parametrize("processes", [None, pytest.param(2, marks=pytest.mark.slow)])
