@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Style checks and all tests but the slow ones (under 15 minutes on 2 cores): two processes share the
-# test files, each on one thread. Arguments go to pytest; -n 0 runs them one after another.
+# Style checks and all tests but the slow ones: two processes share the test files, each on one thread.
+# Arguments go to pytest; -n 0 runs them one after another. What each folder took is then in
+# tests/times.json; one line tells of each that took longer than tests/budget.json says.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 "$PYTHON" -m ruff check .

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+# Minutes each: first, for two processes to end together.
+LONGEST = ("test_evaluate_orders.py", "test_demo.py", "test_processors.py", "test_jobs.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +39,10 @@ class Times:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Times())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
