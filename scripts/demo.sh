@@ -10,6 +10,7 @@ STEPS=${STEPS:-12}
 VQ_EPOCHS=${VQ_EPOCHS:-8}
 EPOCHS=${EPOCHS:-15}
 NUM_IMAGES=${NUM_IMAGES:-500}
+HELD_OUT=${HELD_OUT:-360}  # digits whose likelihood is measured
 PROCESSES=${PROCESSES:-1}
 # Threads that wait asleep: on a machine with other work, spinning ones take the cores from it.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
@@ -67,7 +68,8 @@ say "8/9 what parallel decoding costs on held-out digits"
 launch main_cache.py --data_path "$OUT/data/test" --img_size $SIZE \
     --vqgan_path "$OUT/tokenizer/vq.pt" --cached_path "$OUT/held_out" --device cpu --num_workers 0
 launch scripts/evaluate_orders.py --pretrained_ckpt "$OUT/checkpoint-last.pth" \
-    --cached_path "$OUT/held_out" --orders lpd random raster --steps 64 "$STEPS" --device cpu \
+    --cached_path "$OUT/held_out" --num_images "$HELD_OUT" --device cpu \
+    --orders lpd random raster --steps 64 "$STEPS" \
     --output "$OUT/nll.json" --plot "$OUT/nll.png"
 
 say "9/9 report"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from scripts import evaluate_orders
 from tests.commands import ROOT, run_program, succeed
+from tests.few_digits import few_digits
 from tests.integration.tiny_world import TinyWorld
 from util.run_record import revision, versions
 
@@ -90,23 +91,37 @@ def table(*arguments: object) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+def run_study(name: str, out: Path, **options: str) -> str:
+    script = ROOT / "scripts" / "evidence" / f"{name}.sh"
+    options |= dict(OUT=str(out), RESULTS=str(out / "results"), VQ_EPOCHS="1", EPOCHS="1")
+    done = run_program("bash", script, timeout=900, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def stamp(out: Path, *stages: str) -> None:
+    """Mark stages of a study as done."""
+    (out / "done").mkdir(parents=True)
+    for stage in stages:
+        (out / "done" / stage).touch()
+
+
 @pytest.mark.slow
 def test_the_digits_study_in_miniature(tmp_path: Path) -> None:
-    results, script = tmp_path / "results", ROOT / "scripts" / "evidence" / "digits.sh"
-    options = dict(ABLATION_SEEDS="1", NUM_IMAGES="40", SAMPLES="100", SEEDS="1")
-    options |= dict(OUT=str(tmp_path / "digits"), RESULTS=str(results))
-    result = run_program("bash", script, timeout=1800, **options, VQ_EPOCHS="1", EPOCHS="1")
-    assert result.returncode == 0, result.stderr[-3000:]
-    # Nothing is done twice.
-    again = run_program("bash", script, timeout=60, **options)
-    assert again.returncode == 0 and "==" not in again.stderr
+    few_digits(tmp_path / "data", train=16, test=2)
+    stamp(tmp_path, "data")
+    options = dict(SEEDS="1", NUM_IMAGES="10", SAMPLES="20", STEPS="64 8")
+    options["SEARCH"] = "--repulsions 0 --proximities 1 7 --shapes rule"
+    run_study("digits", tmp_path, **options)
+    assert "==" not in run_study("digits", tmp_path, **options)  # nothing is done twice
 
     # The tables of the study's JSON files say what the files do.
+    results = tmp_path / "results"
     file, thresholds = results / "digits_1.json", results / "digits_thresholds_1.json"
     entries = {(e["steps"], e["order"]): e for e in json.loads(file.read_text())["results"]}
     head, _, *rows = table("nll", file)
     assert head == ["steps", "lpd", "random", "raster", "random - lpd", "raster - lpd"]
-    assert [int(row[0]) for row in rows] == [64, 32, 16, 12, 8, 6, 4]
+    assert [int(row[0]) for row in rows] == [64, 8]
     for row, priced in zip(rows, table("prices", file)[2:], strict=True):
         for place, order in enumerate(("lpd", "random", "raster"), start=1):
             entry = entries[int(row[0]), order]
@@ -120,9 +135,24 @@ def test_the_digits_study_in_miniature(tmp_path: Path) -> None:
     few, _, *rows = table("nll", file, thresholds, "--orders", "lpd", "lpd:1", "lpd:0:100")
     assert few[-1] == "lpd:0:100 - lpd" and rows[-1][-2] == "0.00 ± 0.00"
     for kind in ("blind", "raster"):
-        assert len(table("against", file, results / f"digits_{kind}_1.json"))
+        assert len(table("against", file, results / f"digits_{kind}_1.json")) == 4
+    assert len(table("search", results / "digits_search.json")) == 2 + 3
     head, _, *rows = table("samples", results / "digits_samples_1.json")
     assert head[1] == "lpd, accuracy, %"
-    assert len(rows) == 7 and all(0 <= float(cell) <= 100 for row in rows for cell in row[1:4])
+    assert len(rows) == 2 and all(0 <= float(cell) <= 100 for row in rows for cell in row[1:4])
     with Image.open(results / "digits_1.png") as image:
-        assert image.size[1] > 900  # two rows of generations
+        assert image.size == (1300, 700)  # a row of generations
+
+
+@pytest.mark.slow
+def test_the_photographs_study_in_miniature(tmp_path: Path) -> None:
+    # What the other study has, too.
+    stamp(tmp_path, "thresholds-1", "samples-again", "search")
+    run_study("photographs", tmp_path, SPACING="150", NUM_IMAGES="4", SAMPLES="2", STEPS="256 20")
+    results = tmp_path / "results"
+    assert len(table("nll", results / "photographs_1.json")) == 2 + 2
+    assert len(table("yardsticks", results / "photographs_samples_1.json")) == 2 + 2
+    with Image.open(results / "photographs_samples_1.png") as image:
+        # Real, reconstructed and six rows of samples, one of each class.
+        assert image.size == (2 * 66 - 2, 8 * 66 - 2)
+    assert not (results / "photographs_search.json").exists()
