@@ -73,20 +73,16 @@ def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) 
 
 def read_effort(args: argparse.Namespace) -> Effort:
     """Read it off the flags of `build_parser`."""
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     rounds, seconds = (2, 0.0) if args.quick else (3, args.seconds)
-    return Effort(choose_device(args.device), rounds, seconds, not args.no_plain)
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Resolve `--device`; by default a GPU where there is one."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return distributed.resolve_device(name or default, distributed.Launch())
+    device = distributed.resolve_device(name, distributed.Launch())
+    return Effort(device, rounds, seconds, not args.no_plain)
 
 
 def result_file(output: Path | None, device: torch.device) -> Callable[..., None]:
     """Return what writes figures, beside machine and command, to `--output` if it is given."""
     machine = describe_machine(device)
-    logger.info("measuring on %s", machine)
+    logger.info("machine: %s", machine)
     if output is not None:
         require_writable_folder(output.parent, "--output")
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from models.cuda_graphs import GraphCache
 from models.decoding import generate
-from models.fast import FastPath, Linear, NetworkWeights, Norm
+from models.fast import FastPath, NetworkWeights
 from models.lpd import LPD, MODELS
 from models.sampling import SamplingSettings, guidance_scales, pick
 from orders.group_sizes import group_sizes
@@ -117,9 +117,9 @@ def main(args: argparse.Namespace) -> None:
     dtype = args.dtype or ("bf16" if kind == "cuda" else "both")
     dtypes = ("bf16", "f32") if dtype == "both" else (dtype,)
     sizes = args.batch_sizes or ([1] if args.quick else BATCH_SIZES[kind])
-    rows = [row for row in ROWS if row.name in (args.rows or [row.name])]
-    if args.quick and not args.rows:
-        rows = rows[:1]
+    rows = ROWS[:1] if args.quick else ROWS
+    if args.rows:
+        rows = [row for row in ROWS if row.name in args.rows]
     rated = DTYPES if kind == "cuda" else {*dtypes, "f32"}  # all that the VQ decoder may choose
     rates = benchmark.measure_rates(effort.device, [DTYPES[name] for name in rated])
     tokenizer = random_weights(VQModel, effort.device)
@@ -173,7 +173,6 @@ class Case:
         self.generation = Generation.of(model, self.sizes, sequences, dtype.itemsize)
 
     def autocast(self) -> torch.autocast:
-        """Gives the network's matrix products their type."""
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -203,28 +202,28 @@ class Case:
         some = self.generate("plain").split(16)  # as many as the fast decoder takes at once
         return torch.cat([to_uint8(self.tokenizer.decode_code(codes)) for codes in some])
 
-    def uses_packed_weights(self) -> bool:
-        """Whether the fast sampler serves this case with weights laid out for a CPU."""
+    @property
+    def weights(self) -> NetworkWeights:
+        """What the fast sampler multiplies with, or the same as they are if it does not serve."""
         with self.autocast():
-            served = FastPath.of(self.model).network(self.model)
-        return served is not None and self.device.type == "cpu"
+            network = FastPath.of(self.model).network(self.model)
+        if network is None:
+            return NetworkWeights.prepare(self.model, self.dtype, packed=False)
+        return network._weights
 
     def head_and_drawing(self) -> Callable[[], Tensor]:
         """What follows the last block at every step, on random rows: norm, head, guidance, drawing.
 
         On a GPU it is one CUDA graph, as it is part of one in the fast sampler.
         """
-        norm = Norm.prepare(self.model.norm)
-        head = Linear.prepare(self.model.head, self.dtype, self.uses_packed_weights())
-        scales = guidance_scales(self.settings, sum(self.sizes), self.device)
+        norm, head = self.weights.norm, self.weights.head
+        scales = guidance_scales(self.settings, sum(self.sizes), self.device).split(self.sizes)
 
         def draw_all(x: Tensor, uniforms: Tensor) -> Tensor:
-            drawn, start = [], 0
-            for size in self.sizes:
-                group = slice(start, start + size)
-                logits = head(norm(x[:, :size].flatten(0, 1))).unflatten(0, (len(x), size))
-                drawn.append(pick(logits, scales[group], uniforms[:, group], self.settings))
-                start += size
+            drawn = []
+            for scale, uniform in zip(scales, uniforms.split(self.sizes, dim=1), strict=True):
+                logits = head(norm(x[:, : len(scale)].flatten(0, 1))).unflatten(0, (len(x), -1))
+                drawn.append(pick(logits, scale, uniform, self.settings))
             return torch.cat(drawn, dim=1)
 
         shape = (self.generation.sequences, max(self.sizes), self.generation.width)
@@ -235,40 +234,39 @@ class Case:
         graphs = GraphCache(1)
         return lambda: graphs.run("head and drawing", draw_all, x, uniforms)
 
-    def bare_products(self, packed: bool) -> Callable[[], None]:
-        """All matrix products of a generation, and nothing between them."""
-        weights, generation = (
-            NetworkWeights.prepare(self.model, self.dtype, packed),
-            self.generation,
-        )
-        most = generation.sequences * max(map(sum, generation.step_rows()))
-        x, hidden = (torch.randn(most, n * generation.width).to(self.dtype) for n in (1, 4))
-
-        def multiply() -> None:
-            for context, queries in generation.step_rows():
-                rows = generation.sequences * (context + queries)
-                for block in weights.blocks:
-                    for layer in (block.qkv, block.proj, block.fc1):
-                        layer(x[:rows])
-                    block.fc2(hidden[:rows])
-                weights.head(x[: generation.sequences * queries])
-
-        return multiply
-
     def floor(self, rates: Mapping[torch.dtype, Rates]) -> Record:
         """`floor_s`, and in `floor` all that it was computed from."""
         steps, vq_dtype = self.generation.steps(), self.decoder.dtype
-        vq = tokenizer_cost(self.tokenizer, sum(self.sizes), vq_dtype.itemsize)["decoder"]
-        # Its weights are read once for all images.
-        vq = Work(vq.bytes, self.batch_size * vq.operations)
-        network_rates, vq_rates = rates[self.dtype], rates[vq_dtype]
-        steps_s, vq_s = sum(step.seconds(network_rates) for step in steps), vq.seconds(vq_rates)
+        one = tokenizer_cost(self.tokenizer, sum(self.sizes), vq_dtype.itemsize)["decoder"]
+        vq = Work(one.bytes, self.batch_size * one.operations)  # weights are read once for all
+        steps_s = sum(step.seconds(rates[self.dtype]) for step in steps)
         parts = {
-            "generation": asdict(self.generation),
-            "steps": {**asdict(total(steps)), **asdict(network_rates), "seconds": steps_s},
-            "vq": {**asdict(vq), **asdict(vq_rates), "seconds": vq_s, "dtype": NAMES[vq_dtype]},
+            name: {**asdict(work), **asdict(rates[dtype]), "seconds": seconds}
+            for name, work, dtype, seconds in (
+                ("steps", total(steps), self.dtype, steps_s),
+                ("vq", vq, vq_dtype, vq.seconds(rates[vq_dtype])),
+            )
         }
-        return {"floor_s": steps_s + vq_s, "floor": parts}
+        parts["vq"]["dtype"] = NAMES[vq_dtype]
+        seconds = steps_s + parts["vq"]["seconds"]
+        return {"floor_s": seconds, "floor": {"generation": asdict(self.generation), **parts}}
+
+
+def bare_products(weights: NetworkWeights, generation: Generation) -> Callable[[], None]:
+    """Return what makes all matrix products of a generation, and nothing between them."""
+    most = generation.sequences * max(map(sum, generation.step_rows()))
+    x, hidden = (torch.randn(most, n * generation.width).to(weights.dtype) for n in (1, 4))
+
+    def multiply() -> None:
+        for context, queries in generation.step_rows():
+            rows = generation.sequences * (context + queries)
+            for block in weights.blocks:
+                for layer in (block.qkv, block.proj, block.fc1):
+                    layer(x[:rows])
+                block.fc2(hidden[:rows])
+            weights.head(x[: generation.sequences * queries])
+
+    return multiply
 
 
 def warm_up(case: Case) -> Record:
@@ -297,9 +295,10 @@ def measure(
     head()  # all else is warm: the products are those of the two paths
     calls = {**paths, "vq": lambda: case.decoder(case.tokens), "head": head}
     if case.device.type == "cpu":
-        calls["products"] = case.bare_products(packed=False)
-        if case.uses_packed_weights():
-            calls["packed_products"] = case.bare_products(packed=True)
+        plain = NetworkWeights.prepare(case.model, case.dtype, packed=False)
+        calls["products"] = bare_products(plain, case.generation)
+        if case.weights.head.packed:
+            calls["packed_products"] = bare_products(case.weights, case.generation)
     median, times = benchmark.time_in_turn(calls, effort, once={"plain"} if once else ())
     generation_s = median["fast"] - median["vq"]
     floor = case.floor(rates)
@@ -307,11 +306,7 @@ def measure(
         **record,
         "rounds": len(times["fast"]),
         **{f"{name}_s": seconds for name, seconds in median.items()},
-        **{
-            f"{x}_p95_s": float(np.percentile(times[x], 95))
-            for x in ("fast", "plain")
-            if x in times
-        },
+        **{f"{path}_p95_s": float(np.percentile(times[path], 95)) for path in paths},
         "images_per_s": case.batch_size / median["fast"],
         "ratio": median["plain"] / median["fast"] if effort.plain else None,
         "transformer_s": generation_s - median["head"],

@@ -190,7 +190,7 @@ class Step:
         if not self.plain:
             return self.model(tokens, labels, sizes, orders, drop)
         # The network keeps its masks; here every step makes one.
-        with patch.object(masks, "_dense_mask", masks._dense_mask.__wrapped__):
+        with patch.object(masks, "_mask", masks._mask.__wrapped__):
             logits = self.model.forward_logits(tokens, labels, sizes, orders, drop)
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens.gather(1, orders).flatten())
 
@@ -241,9 +241,11 @@ class Case:
             lists = [group_sizes(source.num_tokens, row.steps)]
         draws = streams.uniforms("group sizes", 0, np.arange(MOST_ROUNDS), count=1)[:, 0]
         drawn = [lists[int(draw * len(lists))] for draw in draws]
-        shares = dict(flip_prob=0.5, label_drop_prob=0.1)
         epoch = partial(
-            epoch_batches, source, batch_size=batch_size, seed=0, device=device, **shares
+            *(epoch_batches, source),
+            **dict(
+                batch_size=batch_size, seed=0, flip_prob=0.5, label_drop_prob=0.1, device=device
+            ),
         )
         with closing(epoch(0)) as batches:
             plan = list(zip(drawn, batches, strict=False))
@@ -268,10 +270,10 @@ class Case:
         subjects: dict[str, Callable[..., object]] = {"fast": fast}
         if effort.plain:
             benchmark.reset_peak(device)
-            others = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+            others = benchmark.peak_bytes(device)
             subjects["plain"] = plain = warm_step(plain=True)
             self.record["plain_dtype"] = NAMES[plain.dtype]
-            if others is not None:
+            if device.type == "cuda":
                 self.record["plain_peak_bytes"] = benchmark.peak_bytes(device) - others
         subjects["products"] = bare_products(fast.model, fast.dtype, batch_size)
         subjects["products"](*plan[0])
@@ -293,6 +295,7 @@ class Case:
         operations = 2 * num_tokens * 6 * parameters
         images_per_s = self.batch_size / median["fast"]
         record = {
+            **self.record,
             "rounds": len(times["fast"]),
             **{f"{name}_s": median[name] for name in self.calls},
             "images_per_s": images_per_s,
@@ -300,16 +303,15 @@ class Case:
             "flop_per_s": images_per_s * operations,
             "rate_share": images_per_s * operations / rate,
             "products_share": median["products"] / median["fast"],
+            "counted": {
+                **dict(num_tokens=num_tokens, parameters=parameters),
+                **dict(operations_per_image=operations, rate=rate),
+            },
+            "times_s": times,
         }
         if "plain" in median:
             record["ratio"] = median["plain"] / median["fast"]
-        counted = {
-            "num_tokens": num_tokens,
-            "parameters": parameters,
-            "operations_per_image": operations,
-            "rate": rate,
-        }
-        return record | self.record | {"counted": counted, "times_s": times}
+        return record
 
 
 def waiting_share(

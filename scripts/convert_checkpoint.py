@@ -67,15 +67,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             path = weights_in_folder(Path(args.input))
     weights = read_weights(path, "IN")
     model = build(weights, f"IN: {args.input}")
+    config = model._hub_mixin_config
     with blame("OUT"):
+        (output if to_folder else output.parent).mkdir(parents=True, exist_ok=True)
         if to_folder:
-            output.mkdir(parents=True, exist_ok=True)
             # As in the file; `save_pretrained` would write the model's float32.
             write_safetensors(weights.state, output / SAFETENSORS)
-            write_json(model._hub_mixin_config, output / CONFIG)
+            write_json(config, output / CONFIG)
             model.generate_model_card(results=results).save(output / "README.md")
-        else:
-            write_checkpoint(model, weights, output)
+        else:  # the published form, with the configuration where each reader looks
+            config = {name: value for name, value in config.items() if name != FINGERPRINT}
+            content = {"model": weights.state, "config": config, "args": config}
+            if weights.fingerprint:
+                content[FINGERPRINT] = weights.fingerprint
+            atomic_save(content, output)
     left = f"; not carried: {', '.join(weights.others)}" if weights.others else ""
     logger.info("%s: %d tensors of %s%s", output, len(weights.state), type(model).__name__, left)
 
@@ -87,16 +92,6 @@ def build(weights: Weights, what: str) -> Pretrained:
     if "quantize.embedding.weight" in weights.state:
         return VQModel.from_weights(weights, what)
     raise UserError(f"{what} holds other weights, expected those of LPD or of its tokenizer")
-
-
-def write_checkpoint(model: Pretrained, weights: Weights, path: Path) -> None:
-    """Write the published form, which also says the configuration, where each reader looks."""
-    config = {name: value for name, value in model._hub_mixin_config.items() if name != FINGERPRINT}
-    content = {"model": weights.state, "config": config, "args": config}
-    if weights.fingerprint:
-        content[FINGERPRINT] = weights.fingerprint
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_save(content, path)
 
 
 if __name__ == "__main__":

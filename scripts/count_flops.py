@@ -6,7 +6,7 @@ python scripts/count_flops.py lpd_l --generation_steps 20 --cfg 4.8
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from models.decoding import generate
-from models.lpd import LPD, MODELS
+from models.lpd import MODELS
 from orders.group_sizes import group_sizes, training_group_sizes
-from orders.locality import random_orders
 from performance import timing as benchmark
 from performance.cost import num_parameters, sampling_cost, tokenizer_cost, training_cost
 from tokenizers.vq_model import VQModel
@@ -32,7 +29,6 @@ COLUMNS = {
     "work": ("per image", "", 1),
     "operations": ("GFLOP", ",.1f", 1e-9),
     "bytes": ("GB", ",.4f", 1e-9),
-    "measured": ("measured, GFLOP", ",.1f", 1e-9),
 }
 NOTES = (
     "GFLOP: additions and multiplications of matrix products and convolutions, two per pair;\n"
@@ -54,11 +50,6 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--dtype", choices=("bf16", "f32"), default="bf16", help="of weights and cache"
     )
-    parser.add_argument(
-        "--measure",
-        action="store_true",
-        help="also count while one image is sampled and trained on, on the CPU",
-    )
     add_flags(parser, "--output", "--debug")
     return parser
 
@@ -72,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         grid = TokenGrid(args.img_size, args.vqgan_stride, args.vqgan_vocab_size)
     with blame("--generation_steps"):
         sizes = group_sizes(grid.num_tokens, args.generation_steps)
-    flags = {name: getattr(args, name) for name in ("img_size", "vqgan_stride", "vqgan_vocab_size")}
-    build = partial(MODELS[args.model], **flags, class_num=args.class_num)
+    sizes_of = ("img_size", "vqgan_stride", "vqgan_vocab_size", "class_num")
     with torch.device("meta"):
-        model, tokenizer = build(), VQModel(codebook_size=args.vqgan_vocab_size)
+        model = MODELS[args.model](**{name: getattr(args, name) for name in sizes_of})
+        tokenizer = VQModel(codebook_size=args.vqgan_vocab_size)
     width, lists = benchmark.DTYPES[args.dtype].itemsize, training_group_sizes(grid.num_tokens)
     train = partial(training_cost, model, lists, args.batch_size, width)
     works = {
@@ -89,10 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts = tokenizer_cost(tokenizer, grid.num_tokens, width)
         works |= {f"VQ {name}": part for name, part in parts.items()}
     rows = [{"work": name, **asdict(work)} for name, work in works.items()]
-    if args.measure:
-        measured = measure(build, sizes, lists, args.cfg)
-        for row, count in zip(rows, (measured[0], None, measured[1]), strict=False):
-            row["measured"] = count
     every, blocks, head = map(num_parameters, (model, model.blocks, model.head))
     parameters = {"all": every, "blocks": blocks, "head": head}
     parameters["embeddings and norms"] = every - blocks - head
@@ -101,29 +88,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = benchmark.markdown_table(COLUMNS, rows)
     sys.stdout.write(f"{about}: parameters {counts}\n{table}{NOTES}")
     keep(parameters=parameters, rows=rows)
-
-
-def measure(
-    build: Callable[[], LPD], sizes: Sequence[int], lists: Sequence[Sequence[int]], cfg: float
-) -> tuple[float, float]:
-    """Let PyTorch count while one image is sampled plainly, and while one is trained on.
-
-    Attention of the plain path computes a whole rectangle for context and queries together, and
-    biases and norms are no products: within 1 % of the table. Training takes each list once.
-    """
-    model = benchmark.random_weights(build, torch.device("cpu"))
-    tokens = model.grid.num_tokens
-    orders, labels = random_orders(1, tokens), torch.zeros(1, dtype=torch.int64)
-    with FlopCounterMode(display=False) as sampling:
-        generate(model, labels, orders, sizes, cfg=cfg, sampler="plain")
-    model.requires_grad_(True)
-    batch = (torch.zeros(1, tokens, dtype=torch.int64), labels)
-    drop = torch.zeros(1, dtype=torch.bool)
-    with FlopCounterMode(display=False) as training:
-        for one in logs.progress(lists, desc="train on an image", unit="list"):
-            model(*batch, one, torch.from_numpy(orders), drop).backward()
-            model.zero_grad(set_to_none=True)
-    return sampling.get_total_flops(), training.get_total_flops() / len(lists)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,9 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 
 # Seconds that each part may take of 540; the tests, which disturb timings, come last.
-LIMITS = {
-    "device": 30,
-    "latency": 105,
-    "tokens": 60,
-    "throughput": 75,
-    "training": 145,
-    "variants": 80,
-    "tests": 220,
-}
+LIMITS = dict(
+    device=30, latency=105, tokens=60, throughput=75, training=145, variants=80, tests=220
+)
 # Of them, seconds to end in when asked to.
 GRACE = 10.0
 STOPPED = "stopped by a signal"
@@ -111,8 +106,7 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
     result.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--measure", name, "--device", args.device]
     command += ["--output", str(result), *(["--quick"] if args.quick else [])]
-    if name == "tests":
-        command = tests(args.quick)
+    command = tests(args.quick) if name == "tests" else command
     failed, started = None, time.monotonic()
     with log.open("a") as file:
         file.write(f"\n== {name}\n")
@@ -163,11 +157,9 @@ def tests(quick: bool) -> list[str]:
 def table(parts: dict[str, dict[str, Any]]) -> list[str]:
     """Return what the parts found in short."""
 
-    def said(figures: dict[str, Any], between: str) -> str:
-        return between.join(
-            f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}"
-            for name, x in figures.items()
-        )
+    def said(figures: dict[str, Any]) -> Iterator[str]:
+        for name, x in figures.items():
+            yield f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}"
 
     lines = []
     for name, part in parts.items():
@@ -175,10 +167,9 @@ def table(parts: dict[str, dict[str, Any]]) -> list[str]:
         found = [textwrap.shorten(f"{name} ({part['seconds']:.0f} s): {end}", WIDTH)]
         tables = {key: value for key, value in part["figures"].items() if isinstance(value, list)}
         single = {key: x for key, x in part["figures"].items() if key not in tables}
-        indent = {"initial_indent": "  ", "subsequent_indent": "  "}
-        found += textwrap.wrap(said(single, ", "), WIDTH, **indent)
-        rows = itertools.chain(*tables.values())
-        found += [f"  - {said(record, '  ')}"[:WIDTH] for record in rows]
+        found += [f"  {line}" for line in textwrap.wrap(", ".join(said(single)), WIDTH - 2)]
+        for record in itertools.chain(*tables.values()):
+            found.append(f"  - {'  '.join(said(record))}"[:WIDTH])
         lines += found[: LINES.get(name, OTHER_LINES)]
     return lines
 

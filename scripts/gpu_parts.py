@@ -27,6 +27,7 @@ from scripts import benchmark_sampling, benchmark_training
 from scripts.benchmark_sampling import Case, Row, random_model
 from tokenizers.fast_decoder import DecoderCopy
 from tokenizers.vq_model import VQModel
+from util import distributed
 from util.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -305,7 +306,8 @@ PARTS: dict[str, Callable[[Check], None]] = {
 
 def measure(name: str, device_name: str, quick: bool, output: Path) -> int:
     """Run one part and write what it finds; 1 if anything in it failed."""
-    check = Check(benchmark.choose_device(device_name), quick, output)
+    device = distributed.resolve_device(device_name, distributed.Launch())
+    check = Check(device, quick, output)
     check.keep()
     with check.attempt(name):
         PARTS[name](check)

@@ -50,7 +50,8 @@ def test_series_go_to_table_and_file_until_memory_ends(
     expected = [{"row": "large", "size": size} for size in (1, 2)]
     expected += [{"row": "small", "size": size} for size in (1, 2, 3)]
     assert kept == [expected[:stop] for stop in (1, 2, 3, 4, 5)]
-    assert caplog.messages == ["large: the next batch size does not fit: CUDA out of memory."]
+    warnings = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
+    assert warnings == ["large: the next batch size does not fit: CUDA out of memory."]
     result = json.loads((tmp_path / "new" / "a.json").read_text())
     assert set(result) == {"machine", "command", "formula", "rows"}
     assert result["machine"]["threads"] == torch.get_num_threads()

@@ -18,11 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from dataset.batches import Batch
 from models import masks
 from models.cpu import Dropout
+from models.fast import NetworkWeights
 from performance import timing as benchmark
 from performance.cost import Rates
 from scripts import benchmark_orders, benchmark_sampling, benchmark_training
-from scripts.benchmark_sampling import Case, Row, random_model
-from scripts.benchmark_training import Step, bare_products, waiting_share
+from scripts.benchmark_sampling import Case, Row, bare_products, random_model
+from scripts.benchmark_training import Step, waiting_share
 from tests.commands import ROOT, run_command
 from tests.unit.models.small import VOCAB, small_lpd
 from tokenizers.vq_model import VQModel
@@ -33,7 +34,7 @@ SIZES = [1, 3, 5, 7]
 
 
 def run(script: ModuleType, output: Path, *flags: str) -> dict[str, Any]:
-    """The JSON that a benchmark writes, its rows as long as those of the committed one."""
+    """The JSON that a benchmark writes."""
     script.main(script.parse_args([*flags, "--output", str(output)]))
     return json.loads(output.read_text())
 
@@ -115,7 +116,7 @@ def test_bare_products_are_those_of_a_generation() -> None:
     model = random_model(ROW, tokenizer, torch.float32, CPU)
     case = Case(ROW, model, tokenizer, torch.float32, 2)
     with FlopCounterMode(display=False) as counter:
-        case.bare_products(packed=False)()
+        bare_products(NetworkWeights.prepare(model, torch.float32, False), case.generation)()
     matrices = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim == 2)
     rows = 4 * sum(map(sum, case.generation.step_rows()))
     head = 4 * 16 * model.head.weight.numel()
@@ -134,11 +135,11 @@ def test_both_steps_train_the_same_network() -> None:
     build, batch = partial(small_lpd, proj_dropout=0.0), random_batch()
     fast, plain = (Step(build, CPU, plain=plain) for plain in (False, True))
     assert (fast.dtype, plain.dtype) == (torch.bfloat16, torch.float32)
-    before, kept = plain.model.head.weight.detach().clone(), masks._dense_mask
+    before, kept = plain.model.head.weight.detach().clone(), masks._mask
     for sizes in (SIZES, [1, 15]):
         kept.cache_clear()
         loss = plain(sizes, batch)
-        assert masks._dense_mask is kept and kept.cache_info()[:2] == (0, 0)
+        assert masks._mask is kept and kept.cache_info()[:2] == (0, 0)
         torch.testing.assert_close(fast(sizes, batch), loss, rtol=2e-3, atol=0)
         assert kept.cache_info().misses == 1
     assert not torch.equal(plain.model.head.weight, before)
@@ -150,7 +151,7 @@ def test_both_steps_train_the_same_network() -> None:
 
 
 def test_products_are_those_of_the_rows_that_are_needed() -> None:
-    multiply = bare_products(small_lpd(), torch.float32, batch_size=4)
+    multiply = benchmark_training.bare_products(small_lpd(), torch.float32, batch_size=4)
     with FlopCounterMode(display=False) as counter:
         multiply(SIZES, random_batch())
     rows = 4 * (1 + 16 - 7 + 16)

@@ -28,27 +28,23 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _flags(workspace: Path, *more: object) -> list[str]:
-    """Flags of a run; later ones replace earlier ones."""
+def convert(workspace: Path, *more: object) -> None:
+    """Run; later flags replace earlier ones."""
     flags = ("--published_path", workspace / "published", "--cached_path", workspace / "cache")
-    return [str(flag) for flag in (*flags, "--vqgan_path", workspace / "vq.pt", *more)]
+    flags += ("--vqgan_path", workspace / "vq.pt", "--num_workers", 2, *more)
+    convert_cache.main([str(flag) for flag in flags])
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_converted_cache_reads_the_same(
-    workspace: Path, caplog: pytest.LogCaptureFixture, num_workers: int
-) -> None:
-    convert_cache.main(_flags(workspace, "--num_workers", num_workers))
+def test_converted_cache_reads_the_same(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    convert(workspace)
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
     assert "taking it that" in caplog.text
     published, cache = open_cache(workspace / "published"), open_cache(workspace / "cache")
     assert cache.classes == published.classes == ("n0", "n1", "n2")
     np.testing.assert_array_equal(cache.labels, published.labels)
-    everything = np.arange(11)
-    for flip in (np.zeros(11, dtype=bool), np.ones(11, dtype=bool)):
-        np.testing.assert_array_equal(
-            cache.read(everything, flip), published.read(everything, flip)
-        )
+    for flip in (False, True):
+        found, expected = (x.read(np.arange(11), np.full(11, flip)) for x in (cache, published))
+        np.testing.assert_array_equal(found, expected)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         check_cache(cache, GRID, fingerprint(tiny_tokenizer()), num_classes=3)
@@ -70,23 +66,17 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(
     np.savez(workspace / "published" / "n2" / "08.JPEG.npz", indices=np.zeros(16, int), **mirrored)
     line = rf"^--published_path: .*n2/08\.JPEG\.npz .*{message}[^\n]*$"
     with pytest.raises(UserError, match=line):
-        convert_cache.main(_flags(workspace, "--num_workers", 2))
+        convert(workspace)
     assert results_in(workspace / "cache") == []
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--published_path", "{}/no"), "--published_path: .*no does not exist"),
-        (("--cached_path", ""), "--cached_path: not given"),
-        (("--vqgan_path", "{}/no.pt"), "--vqgan_path: .*no.pt does not exist"),
-        (("--num_workers", "0"), "--num_workers: found '0'"),
-    ],
-)
-def test_bad_flags_raise_before_anything_is_written(
-    workspace: Path, flags: tuple[str, ...], message: str
-) -> None:
+def test_bad_flags_raise_before_anything_is_written(workspace: Path) -> None:
     """More cases are in the table of bad input."""
-    with pytest.raises(UserError, match=f"^{message}"):
-        convert_cache.main(_flags(workspace, *(flag.format(workspace) for flag in flags)))
+    for flag, value, message in (
+        ("--cached_path", "", "not given"),
+        ("--vqgan_path", workspace / "no.pt", ".*no.pt does not exist"),
+        ("--num_workers", 0, "found '0'"),
+    ):
+        with pytest.raises(UserError, match=f"^{flag}: {message}"):
+            convert(workspace, flag, value)
     assert not (workspace / "cache").exists()

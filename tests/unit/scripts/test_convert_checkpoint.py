@@ -41,54 +41,48 @@ def training_checkpoint(path: Path, form: type = dict) -> dict[str, torch.Tensor
 
 
 def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(
-        first[name].dtype == second[name].dtype
-        and torch.equal(
-            first[name].contiguous().view(torch.uint8), second[name].contiguous().view(torch.uint8)
-        )
-        for name in first
-    )
+    def bits(state: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, bytes]]:
+        tensors = {name: x.contiguous().flatten() for name, x in state.items()}
+        return {n: (x.dtype, x.view(torch.uint8).numpy().tobytes()) for n, x in tensors.items()}
+
+    return bits(first) == bits(second)
 
 
 @pytest.mark.parametrize("form", [dict, Namespace])
 def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture, form: type) -> None:
-    state = training_checkpoint(tmp_path / "last.pth", form)
-    main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
+    last, folder, back = tmp_path / "last.pth", tmp_path / "folder", tmp_path / "back.pth"
+    state = training_checkpoint(last, form)
+    main([str(last), str(folder)])
     assert "not carried: optimizer, epoch, args" in capsys.readouterr().err
-    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     assert config["img_size"] == 16 and config["vqgan_stride"] == 4
-    model = LPD.from_pretrained(tmp_path / "folder")
+    model = LPD.from_pretrained(folder)
     assert model.tokenizer_fingerprint == "abc"
     assert torch.equal(model.head.weight, state["head.weight"].float())
 
-    main([str(tmp_path / "folder"), str(tmp_path / "back.pth")])
-    content = read_checkpoint(tmp_path / "back.pth", "")
+    main([str(folder), str(back)])
+    content = read_checkpoint(back, "")
     assert same_bits(content["model"], state)
     assert content["tokenizer_fingerprint"] == "abc"
-    assert opens_anywhere(tmp_path / "back.pth")
-    main([str(tmp_path / "back.pth"), str(tmp_path / "folder2")])
+    assert opens_anywhere(back)
+    main([str(back), str(tmp_path / "folder2")])
     for name in ("model.safetensors", "config.json", "README.md"):
-        again = (tmp_path / "folder2" / name).read_bytes()
-        assert again == (tmp_path / "folder" / name).read_bytes()
+        assert (tmp_path / "folder2" / name).read_bytes() == (folder / name).read_bytes()
 
-
-def test_the_flags_for_weights_take_folders(tmp_path: Path) -> None:
-    training_checkpoint(tmp_path / "last.pth")
-    main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
-    main([str(tmp_path / "folder"), str(tmp_path / "back.pth")])
-    args = Namespace(pretrained_ckpt=str(tmp_path / "folder"))
+    # The flags for weights take folders.
+    args = Namespace(pretrained_ckpt=str(folder))
     resolve_flags(args)
-    assert args.pretrained_ckpt == str(tmp_path / "folder" / "model.safetensors")
+    assert args.pretrained_ckpt == str(folder / "model.safetensors")
     before, after = lpd_tiny(**SIZES), lpd_tiny(**SIZES)
-    load_pretrained(before, tmp_path / "last.pth")
-    for form in (tmp_path / "back.pth", args.pretrained_ckpt):
-        load_pretrained(after, form)
+    load_pretrained(before, last)
+    for path in (back, args.pretrained_ckpt):
+        load_pretrained(after, path)
         assert same_bits(before.state_dict(), after.state_dict())
     with pytest.raises(UserError, match=r"^--pretrained_ckpt: .*: was trained on tokens"):
         load_pretrained(after, args.pretrained_ckpt, tokenizer_fingerprint="xyz")
-    (tmp_path / "folder" / "model.safetensors").unlink()
+    (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"^--pretrained_ckpt: .*folder: found README.md, "):
-        resolve_flags(Namespace(pretrained_ckpt=str(tmp_path / "folder")))
+        resolve_flags(Namespace(pretrained_ckpt=str(folder)))
 
 
 def test_a_tokenizer(tmp_path: Path) -> None:
