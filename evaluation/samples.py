@@ -145,12 +145,9 @@ def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> No
     Else the images of earlier evaluations go, and `record` says what those to come will show.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        known = read_json(record)
-    except (OSError, ValueError):
-        known = None
-    if known == json.loads(json.dumps(settings)):
-        return
+    with suppress(OSError, ValueError):
+        if read_json(record) == json.loads(json.dumps(settings)):
+            return
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name):
             path.unlink()

@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="Pretrained")
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_WHAT = "from_pretrained"
 
 
 class Pretrained(
@@ -81,10 +80,10 @@ class Pretrained(
         file's. A `UserError` says that there is no such thing, or that it is of another network.
         """
         access = Access(cache_dir, token, local_files_only, force_download)
-        with blame(_WHAT):
+        with blame("from_pretrained"):
             path = cls._find(str(pretrained_model_name_or_path), revision, access)
-        weights = read_weights(path, _WHAT)
-        return cls.from_weights(weights, f"{_WHAT}: {path}", config).to(map_location)
+        weights = read_weights(path, "from_pretrained")
+        return cls.from_weights(weights, f"from_pretrained: {path}", config).to(map_location)
 
     @classmethod
     def from_weights(
