@@ -113,8 +113,14 @@ def read_models(paths: Sequence[Path]) -> list[Study]:
                 "expected one of each"
             )
         study = Study(path, about, results)
-        if models:
-            require_same_images(models[0], study)
+        first = models[0] if models else study
+        # Else figures could not be averaged or subtracted image by image.
+        for name in (*told_by_both(first, study, IMAGES)[:1], *told_by_both(first, study, COMMON)):
+            if first.about[name] != about[name]:
+                raise UserError(
+                    f"files: {path} has {name} {about[name]}, expected {first.about[name]} as in "
+                    f"{first.path}"
+                )
         known = next((model for model in models if are_of_one_model(model, study)), None)
         if known is None:
             models.append(study)
@@ -126,16 +132,6 @@ def read_models(paths: Sequence[Path]) -> list[Study]:
             )
         known.results.update(results)
     return models
-
-
-def require_same_images(first: Study, study: Study) -> None:
-    """Refuse figures that cannot be averaged or subtracted image by image."""
-    for name in (*told_by_both(first, study, IMAGES)[:1], *told_by_both(first, study, COMMON)):
-        if first.about[name] != study.about[name]:
-            raise UserError(
-                f"files: {study.path} has {name} {study.about[name]}, expected "
-                f"{first.about[name]} as in {first.path}"
-            )
 
 
 def are_of_one_model(first: Study, second: Study) -> bool:
