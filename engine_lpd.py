@@ -19,22 +19,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dataset.batches import Batch, epoch_batches
+from dataset.batches import Batch, epoch_batches, epoch_samples
 from dataset.image_folder import ImageList, image_batches
 from dataset.write_cache import CacheInProgress
+from evaluation import samples
 from evaluation.evaluation import Evaluation, Scoring
 from evaluation.features import FeatureBatch, extract_share, gather_features, ids_of
 from evaluation.image_sources import ImageSource
 from evaluation.metrics import Scores
-from evaluation.samples import (
-    RECORD_FILE,
-    SampleFolder,
-    generate_images,
-    keep_or_clear,
-    kept_share,
-    make_share,
-    sample_settings,
-)
+from evaluation.samples import SampleFolder
 from hub.published import pinned
 from models.decoding import eval_mode
 from models.lpd import LPD
@@ -187,10 +180,11 @@ def train(
 
 def _describe_bad_step(run: Training, done: Outcome) -> str:
     epoch, step = divmod(done.step, run.steps_per_epoch)
-    samples = run.samples_of(done.step)
-    images = ", ".join(map(str, samples[:MAX_SAMPLES_NAMED]))
-    if len(samples) > MAX_SAMPLES_NAMED:
-        images += f" and {len(samples) - MAX_SAMPLES_NAMED} more"
+    drawn = (run.source.num_samples, epoch, run.share, run.state.args.seed)
+    seen = epoch_samples(*drawn)[step].ravel()
+    images = ", ".join(map(str, seen[:MAX_SAMPLES_NAMED]))
+    if len(seen) > MAX_SAMPLES_NAMED:
+        images += f" and {len(seen) - MAX_SAMPLES_NAMED} more"
     return (
         f"training: the loss is {done.loss:g} and the gradient norm {done.norm:g} in epoch "
         f"{epoch}, step {step} (images {images}), expected finite numbers (a smaller --blr may "
@@ -218,8 +212,7 @@ def optimize(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make optimiser step number `step` of a run, of LPD or its wrapper.
 
-    Dropout's masks and the list of group sizes depend on the step. Returns this process's loss and
-    the norm of the gradient before clipping, scalars on its device.
+    Returns this process's loss and the norm of the gradient before clipping, scalars on its device.
     """
     args, optimizer = run.state.args, run.state.optimizer
     for group in optimizer.param_groups:
@@ -273,8 +266,6 @@ def settle_buckets(model: nn.Module, run: Training, device: torch.device) -> Non
     without this the first step after a resume would differ from that step of an unstopped run. All
     processes call it; other models are left alone.
     """
-    # No setting of the wrapper does it: `find_unused_parameters` keeps one layout but searches the
-    # graph in every step, and even a single bucket, which overlaps with nothing, is sorted anew.
     if not isinstance(model, DistributedDataParallel):
         return
     # Shapes and list of a step: a smaller batch would be compiled for itself.
@@ -317,9 +308,9 @@ def evaluate_checkpoint(
 ) -> None:
     """Evaluate the weights of a file; keep the images, those of an earlier such run included."""
     folder = Path(args.output_dir)
-    settings = sample_settings(args, evaluation, model, fingerprint)
+    settings = samples.sample_settings(args, evaluation, model, fingerprint)
     images = SampleFolder.of(folder / "images", settings)
-    on_main(lambda: keep_or_clear(images.path, folder / RECORD_FILE, settings))
+    on_main(lambda: samples.keep_or_clear(images.path, folder / samples.RECORD_FILE, settings))
     scores = evaluate(model, evaluation, images)
     report(args, pinned(weights), evaluation, scores, scalars)
     if args.save_npz:
@@ -379,21 +370,22 @@ def on_main(write: Callable[[], None], flag: str = "--output_dir") -> None:
 def evaluate(
     model: LPD, evaluation: Evaluation, image_folder: SampleFolder | None = None
 ) -> Scores | None:
-    """Generate the samples of an evaluation, with its reference, and score them on rank 0.
+    """Generate the samples of an evaluation and score them, on rank 0, if anything does.
 
-    Images go to the folder, if there is one: those of the same settings that are there already
-    count. Returns None elsewhere and where nothing scores.
+    Images go to the folder, if there is one: those that are there already count.
     """
     # No process waits for another before its share is done: let all fail if one does.
     with eval_mode(model):
         kept = distributed.fail_together(
-            lambda: kept_share(evaluation, image_folder, model.grid.image_size)
+            lambda: samples.kept_share(evaluation, image_folder, model.grid.image_size)
         )
         there = np.concatenate(distributed.gather(ids_of(kept)))
         if len(there):
             logger.info("%d of %d images are there already", len(there), evaluation.num_images)
         to_do = np.setdiff1d(np.arange(evaluation.num_images), there)
-        made = distributed.fail_together(lambda: make_share(model, evaluation, image_folder, to_do))
+        made = distributed.fail_together(
+            lambda: samples.make_share(model, evaluation, image_folder, to_do)
+        )
     if evaluation.scoring is None:
         return None
     return _score_on_main(evaluation.scoring, kept + made)
@@ -405,7 +397,7 @@ def show_samples(model: LPD, evaluation: Evaluation) -> np.ndarray:
     count = min(SAMPLES_SHOWN, evaluation.num_images)
     image_ids = np.arange(count) * evaluation.num_images // count
     with eval_mode(model):
-        images = generate_images(model, evaluation, image_ids)
+        images = samples.generate_images(model, evaluation, image_ids)
     return image_grid(images, columns=math.ceil(math.sqrt(count)))
 
 
@@ -435,10 +427,8 @@ def cache_latents(tokenizer: VQModel, images: ImageList, args: argparse.Namespac
 
     Shards that an interrupted run of the same settings finished are kept. Of the others process r
     encodes the r-th, the (r + world size)-th, ... After each the processes agree that nothing went
-    wrong: a `UserError` on all of them, if any cannot read an image or write a file, or if the
-    folder holds shards of other settings; finished shards stay. The content depends neither on
-    interruptions nor on the number of processes. Below float32 the share of indices that
-    `--precision` changes is logged first.
+    wrong, or all raise a `UserError`. The content depends neither on interruptions nor on the
+    number of processes.
     """
     grid = TokenGrid(args.img_size, tokenizer.stride, tokenizer.codebook_size)
     skip_bad, precision, processes = args.skip_bad_images, args.precision, distributed.world_size()

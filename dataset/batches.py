@@ -29,10 +29,9 @@ _END = object()
 
 
 def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
-    """Yield the same items, made up to `depth` ahead by a background thread.
+    """Yield the same items, or their error, made up to `depth` ahead by a background thread.
 
-    An error of `items` is raised where its item would have come. The thread ends with the items, or
-    when this generator is closed.
+    It ends with the items, or when this generator is closed.
     """
     source = iter(items)
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
@@ -48,18 +47,15 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
 class BadData:
     """The first error in the data of this process, until all processes stop together.
 
-    A process that stopped by itself would leave the others waiting for its gradients. So it takes
-    part in the step with a substitute, and nothing is saved of that step.
+    One that stopped by itself would leave the others waiting for its gradients. So it takes part in
+    the step with a substitute, and nothing is saved of that step.
     """
 
     def __init__(self) -> None:
         self.error: UserError | OSError | None = None
 
     def read(self, work: Callable[[], T], substitute: Callable[[], T]) -> T:
-        """Return the result of `work`; of `substitute` from the first bad input on.
-
-        A process on its own raises the error at once.
-        """
+        """Return the result of `work`; from the first bad input on, of several, `substitute`'s."""
         if self.error is None:
             try:
                 return work()
@@ -91,7 +87,7 @@ class Batch(NamedTuple):
 Tokens = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class CachedTokens:
     """Tokens of a token cache."""
 
@@ -99,22 +95,14 @@ class CachedTokens:
     device: torch.device
     bad_data: BadData = field(default_factory=BadData)
 
-    @property
-    def num_samples(self) -> int:
-        return self.cache.num_images
-
-    @property
-    def num_tokens(self) -> int:
-        return self.cache.num_tokens
+    def __post_init__(self) -> None:
+        self.num_samples, self.num_tokens = self.cache.num_images, self.cache.num_tokens
 
     def read(self, batches: np.ndarray, flipped: np.ndarray) -> Tokens:
-        """Yield tokens (B, N) int64 and labels (B,) int64 of every row of sample indices.
-
-        Both arguments are (steps, B): indices, and whether the image is mirrored.
-        """
+        """Yield tokens (B, N) and labels (B,) of (steps, B) indices, mirrored or not; all int64."""
         gathered = (
-            _stage(self.device, self._tokens(indices, flips), self.cache.labels[indices])
-            for indices, flips in zip(batches, flipped, strict=True)
+            _stage(self.device, self._tokens(*rows), self.cache.labels[rows[0]])
+            for rows in zip(batches, flipped, strict=True)
         )
         with closing(prefetch(gathered)) as ready:
             for batch in ready:
@@ -127,7 +115,7 @@ class CachedTokens:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class EncodedImages:
     """Images decoded by worker processes and encoded on the fly."""
 
@@ -140,16 +128,11 @@ class EncodedImages:
     batch_size: int  # images encoded at a time
     bad_data: BadData = field(default_factory=BadData)
 
-    @property
-    def num_samples(self) -> int:
-        return len(self.images)
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid.num_tokens
+    def __post_init__(self) -> None:
+        self.num_samples, self.num_tokens = len(self.images), self.grid.num_tokens
 
     def read(self, batches: np.ndarray, flipped: np.ndarray) -> Tokens:
-        """Yield tokens and labels as `CachedTokens.read` does."""
+        """Yield the same as `CachedTokens.read`."""
         count, size = batches.shape[1], self.grid.image_size
         loader = image_batches(self.images, size, list(batches), self.num_workers, self.pin_memory)
         blank = ImageBatch(
@@ -169,10 +152,7 @@ TokenSource = CachedTokens | EncodedImages
 
 
 def steps_per_epoch(num_samples: int, batch_size: int, world_size: int) -> int:
-    """Count the optimiser steps of an epoch; a rest below one global batch is left out.
-
-    Raises a `ValueError` if there are fewer images than one global batch.
-    """
+    """Count the global batches in an epoch, without the rest; a `ValueError` if there is none."""
     if num_samples < batch_size * world_size:
         raise ValueError(
             f"found {batch_size} on {world_size} processes, expected at most "
@@ -195,15 +175,8 @@ def epoch_batches(
 ) -> Generator[Batch, None, None]:
     """Yield this process's batches of one epoch; the host makes the next ones during a step.
 
-    Args:
-        source: where the tokens come from.
-        epoch: from 0.
-        batch_size: images per process and step.
-        seed: names the random streams.
-        flip_prob, label_drop_prob: shares of visits that see the mirrored image, or no class.
-        device: where the batches go.
-        order: one of `orders.sources.TRAINING_ORDERS`.
-        first_step: the step to begin with.
+    A batch is what one process sees in a step. `flip_prob` and `label_drop_prob` are shares of
+    visits that see the mirrored image, or no class; `order` is one of `TRAINING_ORDERS`.
     """
     batches = epoch_samples(source.num_samples, epoch, batch_size, seed)
     batches = batches[first_step:, distributed.rank()]
@@ -236,7 +209,7 @@ def epoch_samples(
 
 
 def _stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
-    """Make host tensors of `arrays`, in page-locked memory if they are to go to a GPU."""
+    """Make host tensors, in page-locked memory if they are to go to a GPU."""
     tensors = tuple(map(torch.from_numpy, arrays))
     if device.type != "cuda":
         return tensors
@@ -247,6 +220,5 @@ def _stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...
 def _coins(
     purpose: str, seed: int, epoch: int, indices: np.ndarray, probability: float
 ) -> np.ndarray:
-    """Draw one biased coin per sample index; bool of the same shape."""
     draws = streams.uniforms(purpose, seed, epoch, indices.ravel(), count=1)
     return draws.reshape(indices.shape) < probability

@@ -27,24 +27,18 @@ class Canvas:
     columns: slice
 
     def token_mask(self, stride: int) -> np.ndarray:
-        """Mark the tokens to generate, those of cells with a masked pixel: (N,) bool, raster order.
-
-        If there are any, so are cells wholly beside the picture: a mirror image is no context.
-        """
+        """Mark the cells with a masked pixel, if any also those beside the picture: (N,) bool."""
         picture = np.zeros_like(self.mask)
         picture[self.rows, self.columns] = True
         masked, shown = (_cells_with(pixels, stride) for pixels in (self.mask, picture))
-        return masked | ~shown if masked.any() else masked
+        return masked | ~shown if masked.any() else masked  # a mirror image is no context
 
     def picture(self, images: np.ndarray) -> np.ndarray:
         """Cut the padding off: (..., S, S, C) -> (..., height, width, C)."""
         return images[..., self.rows, self.columns, :]
 
     def composite(self, images: np.ndarray, feather: int) -> np.ndarray:
-        """Blend `images` (B, S, S, 3) uint8 with weight max(0, 1 - distance / (feather + 1)).
-
-        All that is `feather` + 1 pixels or more beside the mask is the original, bit for bit.
-        """
+        """Blend `images` (B, S, S, 3) uint8 with weight max(0, 1 - distance / (feather + 1))."""
         if not self.mask.any():  # which has no distance to anything
             return np.broadcast_to(self.pixels, images.shape).copy()
         distance = distance_transform_edt(~self.mask)
@@ -53,7 +47,6 @@ class Canvas:
 
 
 def _cells_with(pixels: np.ndarray, stride: int) -> np.ndarray:
-    """Mark the cells with any of the pixels (S, S): (N,) bool."""
     count = len(pixels) // stride
     return pixels.reshape(count, stride, count, stride).any(axis=(1, 3)).ravel()
 
@@ -64,10 +57,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def open_mask(path: str | Path) -> np.ndarray:
-    """Decode a mask: (H, W) bool, True where a picture is at least half white; raises `UserError`.
-
-    Transparent is black.
-    """
+    """Decode a mask: (H, W) bool, True where a picture is half white; transparent is black."""
     picture = open_rgb(path, behind_alpha="black", upright=True)
     return np.asarray(picture.convert("L")) >= _WHITE
 
@@ -86,10 +76,7 @@ def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def outpaint(image: Image.Image, side: str, count: int) -> tuple[Image.Image, np.ndarray]:
-    """Add `count` pixels at one of `SIDES`: the mirrored image, and a mask (H, W) of what is new.
-
-    Raises a `ValueError` for more than the image's longer side.
-    """
+    """Add `count` mirrored pixels at one of `SIDES`; also return a mask (H, W) of what is new."""
     width, height = image.size
     if not 1 <= count <= max(width, height):
         raise ValueError(
@@ -159,7 +146,7 @@ def fit(
 
 
 def _offset(surplus: int, share: float) -> int:
-    """Return what is cut off in front; negative for padding, which is always in the middle."""
+    """What is cut off in front; negative for padding, which is always in the middle."""
     return int(surplus * share) if surplus > 0 else surplus // 2
 
 

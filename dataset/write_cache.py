@@ -138,8 +138,7 @@ def write_index(
 ) -> None:
     """Join the shards, which then go, and write the index: the cache is finished.
 
-    Grid, tokenizer's fingerprint and precision of its arithmetic are those of the tokens. Raises a
-    `ValueError` if a shard is not as it was written.
+    Raises a `ValueError` if a shard is not as it was written.
     """
     _join_shards(path, shards, grid)
     index = {
@@ -160,7 +159,6 @@ def write_index(
 
 
 def _join_shards(path: Path, shards: Sequence[Shard], grid: TokenGrid) -> None:
-    """Make one array file of many: one memory map, read by one gather."""
     header = {
         "descr": np.lib.format.dtype_to_descr(token_dtype(grid.vocab_size)),
         "fortran_order": False,
@@ -194,10 +192,10 @@ def plan_shards(
 ) -> list[list[np.ndarray]]:
     """Cut images 0, 1, ... into batches of indices, and those into shards for all processes.
 
-    The batches do not depend on the number of processes, so neither do the tokens, even where a
-    GPU's kernels round differently for other batch sizes. A shard has at most `MAX_SHARD_IMAGES`
-    images, or the `batches_per_shard` of a run that is taken up.
+    A shard has at most `MAX_SHARD_IMAGES` images, or as many batches as in a run that is taken up.
     """
+    # The batches do not depend on the number of processes, so neither do the tokens, even where a
+    # GPU's kernels round differently for other batch sizes.
     batch_size = min(batch_size, MAX_SHARD_IMAGES)
     starts = range(0, num_images, batch_size)
     batches = [np.arange(start, min(start + batch_size, num_images)) for start in starts]
@@ -211,16 +209,15 @@ class CacheInProgress:
 
     An unfinished cache of these settings in the folder is taken up; one of others is a `UserError`
     on all processes. With `skip_bad` a shard may hold fewer images than were planned.
-
-    Attributes:
-        shards: for every shard its batches, each an array of image indices.
-        earlier: shards that an interrupted run of the same settings left whole.
-        to_do: numbers of the others.
     """
+
+    shards: list[list[np.ndarray]]  # batches of image indices
+    earlier: list[Shard]  # that an interrupted run of the same settings left whole
+    to_do: list[int]  # numbers of the others
 
     def __init__(
         self,
-        path: Path,  # an existing folder, of which `require_new_cache` approves
+        path: Path,
         images: ImageList,
         grid: TokenGrid,
         fingerprint: str,
@@ -261,10 +258,7 @@ class CacheInProgress:
         self._written.append(shard)
 
     def finish(self) -> tuple[int, int]:
-        """Make one cache of all shards; return its images, and how many this run encoded.
-
-        Raises a `UserError` on all processes if there is no image or a file cannot be written.
-        """
+        """Make one cache of all shards; return its images, and how many this run encoded."""
         new = list(chain.from_iterable(distributed.gather(self._written)))
         shards = sorted(self.earlier + new)
         total, encoded = (sum(shard.count for shard in some) for some in (shards, new))

@@ -64,15 +64,14 @@ class CheckpointSaver:
         return (time.monotonic() - self._saved_at) / 60
 
     def reserve(self, content: dict[str, Any]) -> None:
-        """Get the memory that saving `content` takes, so that the first save need not."""
+        """Get the memory that saving takes, so that the first save need not."""
         if distributed.is_main():
             self._copy(content)
 
     def save(self, content: dict[str, Any], names: Sequence[str]) -> None:
-        """Copy `content` and have it written to files; all processes call it, rank 0 writes.
+        """Copy `content`, which may then change, and have it written; all processes call it.
 
-        Its tensors may change as soon as this returns. Raises a `UserError` on all processes if the
-        file before could not be written.
+        Raises a `UserError` on all of them if the file before could not be written.
         """
         started = time.perf_counter()
         self.wait()
@@ -120,7 +119,6 @@ class CheckpointSaver:
         logger.info(line, " and ".join(names), seconds, waited)
 
     def _copy(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Copy every tensor to host memory of its own."""
         places = count()
 
         def copy(value: Any) -> Any:
@@ -138,10 +136,7 @@ class CheckpointSaver:
 
 @dataclass
 class TrainingState:
-    """All that an interrupted run needs to go on after its last step.
-
-    No random state is among it: every draw follows from the seed and the step (`util.streams`).
-    """
+    """All that an interrupted run needs; no random state, see `util.streams`."""
 
     model: LPD  # not its DDP wrapper
     optimizer: torch.optim.Optimizer
@@ -168,11 +163,7 @@ class TrainingState:
         self.loss_sum.zero_()
 
     def content(self) -> dict[str, Any]:
-        """Return what a checkpoint holds, on rank 0: the published form and the place in the epoch.
-
-        All processes call it together. Flags are a dictionary: `torch.load` by itself refuses the
-        class of the published form.
-        """
+        """Return, on rank 0, the published form and the place in the epoch; all call together."""
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -181,7 +172,7 @@ class TrainingState:
             "epoch_loss": distributed.gather(self.loss_sum.item()),
             "global_batch": self.global_batch,
             "num_images": self.num_images,
-            "args": plain_flags(self.args),
+            "args": plain_flags(self.args),  # `torch.load` by itself refuses a Namespace
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
         }
         return map_leaves(content, gathered)
@@ -194,9 +185,7 @@ class TrainingState:
     def restore(self, path: Path) -> None:
         """Continue from a training checkpoint; from between two epochs, if it says no place in one.
 
-        Raises:
-            DamagedCheckpoint: unreadable; nothing has been changed.
-            UserError: of another model, or not a training checkpoint.
+        Raises `DamagedCheckpoint`, with nothing changed, or a `UserError` if of another model.
         """
         # The optimiser keeps the tensors it is given: they must not hang on the file.
         content, what = read_checkpoint(path, "--resume", mmap=False), f"--resume: {path}"
@@ -299,10 +288,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def load_newest(paths: Sequence[Path], load: Callable[[Path], object]) -> Path:
-    """Load the first checkpoint, newest first, that is not damaged; warn of those before it.
-
-    `load` changes nothing where it raises `DamagedCheckpoint`. So does this, if all are.
-    """
+    """Load the first checkpoint that is not damaged and return it; warn of those before it."""
     problems: list[str] = []
     for path in paths:
         try:
@@ -323,19 +309,11 @@ def load_pretrained(
     tokenizer_fingerprint: str | None = None,
     flag: str = "--pretrained_ckpt",
 ) -> None:
-    """Load the weights of a published or training checkpoint, as `read_weights` reads it.
+    """Load the weights of a published or training checkpoint, or raise a `UserError`.
 
-    Args:
-        model: the network to fill.
-        path: of the file, or folder, that `flag` named.
-        resize: for training: let `pos_embed` of another grid through, resized (256 -> 512 px),
-            and the model learn otherwise than before.
-        tokenizer_fingerprint: of the run's tokenizer; None does not compare it with the one that a
-            training checkpoint records.
-        flag: for messages.
-
-    Raises:
-        UserError: unreadable, of another model size or of another tokenizer.
+    `resize`, for training, lets `pos_embed` of another grid through, resized (256 -> 512 px), and
+    the model learn otherwise than before. A tokenizer that is recorded must be the run's, if that
+    is given.
     """
     weights, what = read_weights(path, flag), f"{flag}: {path}"
     weights.require_tokenizer(tokenizer_fingerprint, what)
@@ -355,10 +333,9 @@ def load_pretrained(
 
 
 def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """Resize position embeddings to another square grid, bicubically (method section 8).
+    """Resize (1, 1 + M, C) to another square grid, bicubically (method section 8).
 
-    (1, 1 + M, C) -> (1, 1 + num_tokens, C); row 0, the class token's, stays as it is. Raises a
-    `ValueError` if one of the numbers of tokens is not a square.
+    Row 0, the class token's, stays as it is. A `ValueError` unless both grids are squares.
     """
     old_side, new_side = grid_side(pos_embed.shape[1] - 1), grid_side(num_tokens)
     if old_side == new_side:

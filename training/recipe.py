@@ -9,17 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 
-from dataset.batches import (
-    CachedTokens,
-    EncodedImages,
-    TokenSource,
-    epoch_samples,
-    steps_per_epoch,
-)
+from dataset import batches
 from dataset.image_folder import list_images
 from dataset.token_cache import TokenCache
 from models.lpd import LPD
@@ -64,7 +57,7 @@ class Training:
     """What a training run has been given, checked and ready to start."""
 
     state: TrainingState
-    source: TokenSource
+    source: batches.TokenSource
     schedule: LRSchedule
     group_size_lists: list[list[int]]  # one of them is drawn per optimiser step
     resumed_from: Path | None = None  # the checkpoint of `state`; None for a fresh start
@@ -84,17 +77,11 @@ class Training:
         """Optimiser steps of the whole run so far."""
         return (self.state.epoch + 1) * self.steps_per_epoch + self.state.step
 
-    def samples_of(self, step: int) -> np.ndarray:
-        """Return which samples the processes see in a step of the run, as places in the data."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        seed = self.state.args.seed
-        return epoch_samples(self.source.num_samples, epoch, self.share, seed)[place].ravel()
-
 
 def build_training(
     args: argparse.Namespace,
     model: LPD,
-    source: TokenSource,
+    source: batches.TokenSource,
     fingerprint: str | None,
     world_size: int,
 ) -> Training:
@@ -108,7 +95,7 @@ def build_training(
         raise UserError(f"--fsdp: found {found}, expected training alone, on several processes")
     share = args.batch_size * args.accum_iter
     with blame("--batch_size" if args.accum_iter == 1 else "--batch_size times --accum_iter"):
-        steps = steps_per_epoch(source.num_samples, share, world_size)
+        steps = batches.steps_per_epoch(source.num_samples, share, world_size)
     global_batch = share * world_size
     lr = args.lr if args.lr is not None else args.blr * global_batch / 256
     decay = (args.warmup_epochs, args.lr_decay_start_epoch)
@@ -178,7 +165,7 @@ def build_source(
     encoder: Callable[[torch.Tensor], torch.Tensor] | None,
     cache: TokenCache | None,
     device: torch.device,
-) -> TokenSource:
+) -> batches.TokenSource:
     """Open the training data: cached tokens, or the images of `--data_path` encoded on the fly.
 
     Warns of classes without data, unless they come with the weights that training starts from.
@@ -199,6 +186,6 @@ def build_source(
             *(what, classes, args.class_num, classes),
         )
     if images is None:
-        return CachedTokens(cache, device)
+        return batches.CachedTokens(cache, device)
     loading = (args.num_workers, args.pin_mem, args.batch_size)
-    return EncodedImages(images, encoder, grid, device, *loading)
+    return batches.EncodedImages(images, encoder, grid, device, *loading)

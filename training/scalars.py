@@ -24,9 +24,8 @@ class ScalarLog:
     """Writes scalars to a TensorBoard folder on one process; does nothing where there is none.
 
     What cannot be written (a full disk) does not stop that process at once, for the others would
-    wait for it in vain: `check` stops all, `close` this one. If the module `wandb` is given, the
-    run there mirrors what is written. A resumed run begins at `purge_step`: readers drop what the
-    folder holds from there on.
+    wait for it in vain: `check` stops all, `close` this one. From `purge_step` on readers drop what
+    the folder holds already. The module `wandb`, if given, mirrors what is written.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class ScalarLog:
 
     @property
     def failed(self) -> bool:
-        """Whether something could not be written, as far as is known."""
         return self._error is not None
 
     def add(self, step: int, values: Mapping[str, float | torch.Tensor]) -> None:
@@ -60,7 +58,7 @@ class ScalarLog:
             self._write("add_scalar", name, value, step)
 
     def add_image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Log an image, (H, W, 3) uint8, under its name at `step`."""
+        """Log an image, (H, W, 3) uint8."""
         self._write("add_image", name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
@@ -82,7 +80,6 @@ class ScalarLog:
         self._raise_error()
 
     def _write(self, method: str, *values: object, **options: object) -> None:
-        """Call a method of TensorBoard's writer, unless one has failed."""
         if self._writer is not None and not self.failed:
             with self._holding_errors():
                 getattr(self._writer, method)(*values, **options)

@@ -19,42 +19,30 @@ from orders.order_file import write_orders
 from tests.integration.tiny_world import CLASSES, GRID, TinyWorld
 
 IMAGES, STEPS = 6, 6
+FILES = {
+    "--pretrained_ckpt": "checkpoint.pth",
+    "--vqgan_path": "tokenizer.pt",
+    "--feature_extractor_weights": "classifier.pth",
+    "--fid_stats": "statistics.npz",
+}
 
 
 @dataclass(frozen=True)
 class Study:
-    """The flags of commands that read the files of a folder.
-
-    Attributes:
-        folder: of the files that `write_study` makes.
-        world: knows the other flags.
-    """
+    """The flags of commands that read the files of a folder."""
 
     folder: Path
     world: TinyWorld
 
     def training(self, output: Path) -> list[object]:
-        """Flags of a training run of one epoch."""
         cache = ["--cached_path", self.folder / "cache", "--epochs", 1]
         return [*self.world.train_flags(output), *cache]
 
     def evaluation(self, output: Path, orders: str = "orders.json") -> list[object]:
-        """Flags of an evaluation with scores."""
-        files = {
-            "--pretrained_ckpt": "checkpoint.pth",
-            "--vqgan_path": "tokenizer.pt",
-            "--lpd_order_file": orders,
-            "--feature_extractor_weights": "classifier.pth",
-            "--fid_stats": "statistics.npz",
-        }
         flags = [*self.world.eval_flags(output), "--img_size", 32, "--num_images", IMAGES]
         flags += ["--generation_steps", STEPS, "--order", "lpd", "--feature_extractor", "digits"]
+        files = {**FILES, "--lpd_order_file": orders}
         return flags + [part for flag, name in files.items() for part in (flag, self.folder / name)]
-
-    def copy(self, folder: Path) -> Study:
-        """The same files in a new folder, to be changed."""
-        shutil.copytree(self.folder, folder)
-        return Study(folder, self.world)
 
 
 def write_study(folder: Path, world: TinyWorld) -> Study:
@@ -62,9 +50,8 @@ def write_study(folder: Path, world: TinyWorld) -> Study:
     shutil.copy(world.tokenizer, folder / "tokenizer.pt")
     shutil.copytree(world.cache, folder / "cache")
     torch.manual_seed(4)
-    model = lpd_tiny(
-        img_size=32, vqgan_stride=GRID.stride, vqgan_vocab_size=GRID.vocab_size, class_num=CLASSES
-    )
+    sizes = {"vqgan_stride": GRID.stride, "vqgan_vocab_size": GRID.vocab_size}
+    model = lpd_tiny(img_size=32, class_num=CLASSES, **sizes)
     classifier = DigitsClassifier()
     for parameter in [*model.parameters(), *classifier.parameters()]:
         torch.nn.init.normal_(parameter, std=0.2)

@@ -1,100 +1,114 @@
-"""Disks that are full or cannot be written to."""
+"""Disks that are full or cannot be written to: one line, and what was there stays and is used."""
 
 from __future__ import annotations
 
-import hashlib
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import SHARD, SHARDS, Fault, Start, Whole, same_cache
-from tests.faults.disks import disk, fill, read_only_copy
+from tests.faults.conftest import SHARD, SHARDS, Start, Whole, same_cache
 from tests.integration.test_resume import same_training
 from tests.integration.tiny_world import TinyWorld
 from training.checkpoint import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 
-# What a disk gives out at a time.
-PAGE = 4096
+PAGE = 4096  # what a disk gives out at a time
 
 
-def contents(folder: Path, pattern: str) -> dict[str, str]:
-    """Checksums of the files in a folder."""
-    files = sorted(folder.glob(pattern))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = mount("-t", "tmpfs", "-o", "size=512m", "tmpfs", folder)
+    if mounted.returncode != 0:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("room", ["half a file", "nothing"])
-def test_checkpoint(trained: Whole, tmp_path: Path, start: Start, fault: Fault, room: str) -> None:
-    """Disk full while a checkpoint is saved."""
-    with disk(tmp_path / "disk") as output:
-        flags = trained.flags(output, "--save_steps", 4)
-        start("main_lpd", [*flags, "--epochs", 1]).succeeds()
-        before = contents(output, "*.pth")
-        assert before.keys() >= {LAST, PREVIOUS}
-        left = (output / LAST).stat().st_size // 2 if room == "half a file" else 0
-        ballast = fill(output, left)
-        fault.tries += 1
+def mount(*arguments: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def filled(folder: Path, room: int) -> Iterator[None]:
+    """Fill the disk of `folder` up to `room` bytes while this is entered."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        with pytest.raises(OSError) as full:
+            while True:
+                file.write(bytes(2**20))
+        assert full.value.errno == errno.ENOSPC
+        file.truncate(file.seek(0, os.SEEK_END) - room)
+    yield
+    ballast.unlink()
+
+
+def contents(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.parametrize("room", [0.5, 0.0])
+def test_full_while_a_checkpoint_is_saved(
+    trained: Whole, disk: Path, start: Start, room: float
+) -> None:
+    flags = trained.flags(disk, "--save_steps", 4)
+    start("main_lpd", [*flags, "--epochs", 1]).succeeds()
+    before = contents(disk, "*.pth")
+    assert before.keys() >= {LAST, PREVIOUS}
+    with filled(disk, int(room * len(before[LAST]))):
         line = start("main_lpd", flags).is_refused()
-        assert line.endswith("No space left on device"), line
-        assert str(output) in line
-        assert contents(output, "*.pth") == before
-        assert not list(output.glob(".*"))
-        ballast.unlink()
-        start("main_lpd", flags).succeeds()
-        assert same_training(output, trained.folder)
-    fault.ended = "one line, earlier files intact; went on: same bits"
+        assert line.endswith("No space left on device") and str(disk) in line, line
+        assert contents(disk, "*.pth") == before
+        assert not list(disk.glob(".*"))
+    start("main_lpd", flags).succeeds()
+    assert same_training(disk, trained.folder)
 
 
-def test_cache_shard(cached: Whole, tmp_path: Path, start: Start, fault: Fault) -> None:
-    """Disk full while a cache shard is written."""
-    with disk(tmp_path / "disk") as folder:
-        output = folder / "cache"
-        ballast = fill(folder, SHARDS // 2 * PAGE)
-        fault.tries += 1
+def test_full_while_a_cache_shard_is_written(cached: Whole, disk: Path, start: Start) -> None:
+    output = disk / "cache"
+    with filled(disk, SHARDS // 2 * PAGE):
         line = start("main_cache", cached.flags(output), shard_images=SHARD).is_refused()
         assert line.startswith(f"error: --cached_path: {output}") and "No space left" in line, line
         assert not list(output.glob(".*"))
         before = contents(output, "*.npz")
         assert 0 < len(before) < SHARDS
-        ballast.unlink()
-        said = start("main_cache", cached.flags(output), shard_images=SHARD).succeeds()
-        assert f"{len(before)} of {SHARDS} shards are there already" in said
-        assert same_cache(output, cached.folder)
-    fault.ended = f"one line, {len(before)} shards kept; went on: same bytes"
+    said = start("main_cache", cached.flags(output), shard_images=SHARD).succeeds()
+    assert f"{len(before)} of {SHARDS} shards are there already" in said
+    assert same_cache(output, cached.folder)
 
 
-def test_images(world: TinyWorld, tmp_path: Path, start: Start, fault: Fault) -> None:
-    """Disk full while images are written."""
-    whole = tmp_path / "whole"
+def test_full_while_images_are_written(
+    world: TinyWorld, disk: Path, tmp_path: Path, start: Start
+) -> None:
+    whole, output = tmp_path / "whole", disk / "samples"
     more = ("--log_dir", tmp_path / "log", "--save_npz")
     start("main_lpd", [*world.eval_flags(whole), *more]).succeeds()
-    with disk(tmp_path / "disk") as folder:
-        output = folder / "samples"
-        ballast = fill(folder, 5 * PAGE)
-        fault.tries += 1
+    with filled(disk, 5 * PAGE):
         line = start("main_lpd", [*world.eval_flags(output), *more]).is_refused()
         assert str(output) in line and line.endswith("No space left on device"), line
         before = contents(output / "images", "*")
         assert 0 < len(before) < len(contents(whole / "images", "*"))
-        ballast.unlink()
-        said = start("main_lpd", [*world.eval_flags(output), *more]).succeeds()
-        assert f"{len(before)} of 9 images are there already" in said
-        assert contents(output / "images", "*") == contents(whole / "images", "*")
-        assert contents(output, "*.npz") == contents(whole, "*.npz")
-    fault.ended = f"one line, {len(before)} images kept; went on: same images"
+    said = start("main_lpd", [*world.eval_flags(output), *more]).succeeds()
+    assert f"{len(before)} of 9 images are there already" in said
+    assert contents(output / "images", "*") == contents(whole / "images", "*")
+    assert contents(output, "*.npz") == contents(whole, "*.npz")
 
 
-def test_read_only_cache(
-    world: TinyWorld, trained: Whole, cached: Whole, tmp_path: Path, start: Start, fault: Fault
+def test_a_read_only_cache_is_trained_from_and_not_written_to(
+    world: TinyWorld, trained: Whole, cached: Whole, disk: Path, tmp_path: Path, start: Start
 ) -> None:
-    """A read-only cache."""
-    with read_only_copy(world.cache, tmp_path / "disk") as cache:
-        output = tmp_path / "trained"
-        fault.tries = 2
-        start("main_lpd", trained.flags(output, "--cached_path", cache)).succeeds()
-        assert same_training(output, trained.folder)
-        line = start("main_cache", cached.flags(cache / "new")).is_refused()
-        assert line.startswith(f"error: --cached_path: {cache / 'new'}: "), line
-    fault.ended = "trained from: same bits; written to: one line"
+    shutil.copytree(world.cache, disk, dirs_exist_ok=True)
+    mount("-o", "remount,ro", disk).check_returncode()
+    start("main_lpd", trained.flags(tmp_path / "out", "--cached_path", disk)).succeeds()
+    assert same_training(tmp_path / "out", trained.folder)
+    line = start("main_cache", cached.flags(disk / "new")).is_refused()
+    assert line.startswith(f"error: --cached_path: {disk / 'new'}: "), line

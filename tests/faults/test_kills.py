@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ import pytest
 from dataset.write_cache import INDEX_FILE
 from tests.commands import succeed
 from tests.faults.children import Child
-from tests.faults.conftest import SHARD, Fault, Start, Whole, same_cache
+from tests.faults.conftest import SHARD, Start, Whole, same_cache
 from tests.integration.test_resume import same_training, wait_for, workers_of
 from tests.integration.test_resume import start as launch
 from training.checkpoint import LAST
@@ -26,79 +26,7 @@ from util.run_record import RECORD_FILE
 
 pytestmark = pytest.mark.slow
 
-# What the job of a killed process may take to end.
-SECONDS_TO_END = 60
-
-
-@dataclass
-class Kills:
-    """Kills runs of a command until it has been done often enough.
-
-    Attributes:
-        at_random: how many are still to come at any moment.
-        in_writing: how many are still to come while a file is being written.
-        longest: seconds after its start at which a run is killed at the latest.
-        draws: says when.
-        runs: how many were finished meanwhile.
-    """
-
-    at_random: int
-    in_writing: int
-    longest: float
-    draws: random.Random
-    runs: int = 0
-
-    def survive(
-        self,
-        folder: Path,
-        run: Callable[[Path], Child],
-        finished: Callable[[Path], bool],
-        right: Callable[[Path], bool],
-    ) -> None:
-        """Run and kill and run again, in a new folder whenever a run has finished.
-
-        Args:
-            folder: of the runs' folders.
-            run: starts a run in its folder.
-            finished: whether a killed run has left nothing to do.
-            right: whether a finished run has made what it should.
-        """
-        while self.at_random or self.in_writing:
-            output = folder / f"run-{self.runs}"
-            output.mkdir(parents=True)
-            self._finish(output, run, finished)
-            assert right(output)
-            self.runs += 1
-
-    def _finish(
-        self, output: Path, run: Callable[[Path], Child], finished: Callable[[Path], bool]
-    ) -> None:
-        while self.at_random or self.in_writing:
-            child = run(output)
-            if not self._kill(child, output):
-                child.succeeds()
-                return
-            if finished(output):
-                return
-        run(output).succeeds()
-
-    def _kill(self, child: Child, output: Path) -> bool:
-        """Kill a run at some moment; False if it has ended before."""
-        before = writing(output)
-        left = self.at_random + self.in_writing
-        in_writing = self.draws.randrange(left) < self.in_writing
-        if in_writing:
-            child.wait_for(lambda: bool(writing(output) - before))
-        else:
-            moment = time.monotonic() + self.draws.uniform(0, self.longest)
-            child.wait_for(lambda: time.monotonic() >= moment)
-        if not child.kill():
-            return False
-        if not in_writing:
-            self.at_random -= 1
-        elif writing(output) - before:  # else the file was finished just before
-            self.in_writing -= 1
-        return True
+SECONDS_TO_END = 60  # that the job of a killed process may take
 
 
 def writing(folder: Path) -> set[tuple[str, int]]:
@@ -110,32 +38,93 @@ def writing(folder: Path) -> set[tuple[str, int]]:
     return found
 
 
-def test_training(trained: Whole, tmp_path: Path, start: Start, fault: Fault, long: bool) -> None:
-    """SIGKILL in training, also while it writes a checkpoint."""
-    at_random, in_writing = (9, 4) if long else (2, 1)
-    kills = Kills(at_random, in_writing, trained.seconds, random.Random(1))
-    kills.survive(
-        tmp_path,
-        run=lambda output: start("main_lpd", trained.flags(output, "--save_steps", 1)),
-        finished=lambda output: False,
-        right=lambda output: same_training(output, trained.folder),
-    )
-    fault.tries = at_random + in_writing
-    fault.ended = f"{in_writing} in a write; resumed: same bits, same curves"
+def killed(child: Child, output: Path, moment: float | None) -> bool:
+    """Kill a run after `moment` seconds, or (None) in a write; False if it has ended before."""
+    before, begin = writing(output), time.monotonic()
+    if moment is None:
+        child.wait_for(lambda: bool(writing(output) - before))
+    else:
+        child.wait_for(lambda: time.monotonic() >= begin + moment)
+    # A file may have been finished just before.
+    return child.kill() and (moment is not None or bool(writing(output) - before))
 
 
-def test_caching(cached: Whole, tmp_path: Path, start: Start, fault: Fault, long: bool) -> None:
-    """SIGKILL in caching, also while it writes a file."""
-    at_random, in_writing = (4, 3) if long else (2, 1)
-    kills = Kills(at_random, in_writing, cached.seconds, random.Random(2))
-    kills.survive(
+def survive(
+    folder: Path,
+    run: Callable[[Path], Child],
+    right: Callable[[Path], bool],
+    kills: tuple[int, int],
+    longest: float,
+) -> None:
+    """Run, kill and run again, in a new folder whenever a run has made what is `right`.
+
+    `kills` are how many at any moment, up to `longest` seconds after a start, and how many in a
+    write.
+    """
+    at_random, in_writing = kills
+    draws = random.Random(0)
+    to_do = [False] * at_random + [True] * in_writing
+    draws.shuffle(to_do)
+    number = 0
+    while to_do:
+        output = folder / f"run-{number}"
+        output.mkdir(parents=True)
+        while not (output / INDEX_FILE).exists():  # a killed run may have finished a cache
+            child = run(output)
+            moment = None if to_do and to_do[-1] else draws.uniform(0, longest)
+            if to_do and killed(child, output, moment):
+                to_do.pop()
+            elif child.code != -signal.SIGKILL:
+                child.succeeds()
+                break
+        assert right(output)
+        number += 1
+
+
+def test_in_training_also_while_it_writes_a_checkpoint(
+    trained: Whole, tmp_path: Path, start: Start, long: bool
+) -> None:
+    survive(
         tmp_path,
-        run=lambda output: start("main_cache", cached.flags(output), shard_images=SHARD),
-        finished=lambda output: (output / INDEX_FILE).exists(),
-        right=lambda output: same_cache(output, cached.folder),
+        lambda output: start("main_lpd", trained.flags(output, "--save_steps", 1)),
+        partial(same_training, expected=trained.folder),
+        (9, 4) if long else (2, 1),
+        trained.seconds,
     )
-    fault.tries = at_random + in_writing
-    fault.ended = f"{in_writing} in a write; gone on with: same bytes"
+
+
+def test_in_caching_also_while_it_writes_a_file(
+    cached: Whole, tmp_path: Path, start: Start, long: bool
+) -> None:
+    survive(
+        tmp_path,
+        lambda output: start("main_cache", cached.flags(output), shard_images=SHARD),
+        partial(same_cache, expected=cached.folder),
+        (4, 3) if long else (2, 1),
+        cached.seconds,
+    )
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_one_of_two_processes_is_named_and_the_run_goes_on(
+    trained: Whole, trained_by_two: Path, tmp_path: Path, long: bool, local_rank: int
+) -> None:
+    if local_rank == 0 and not long:
+        pytest.skip("--long tries it")
+    flags = trained.flags(tmp_path, *BY_TWO)
+    run = launch(2, "main_lpd.py", *flags, cold=True)  # `worker` reads its first variables
+    wait_for(lambda: (tmp_path / LAST).exists(), run)
+    victim = worker(run, local_rank)
+    os.kill(victim, signal.SIGKILL)
+    _, said = run.communicate(timeout=SECONDS_TO_END)
+    assert run.returncode != 0
+    named = rf"\(local_rank: {local_rank}\)\s+exitcode\s*: -9 \(pid: {victim}\)"
+    assert re.search(named, said), said
+    assert "resumed from" in succeed("main_lpd.py", *flags, processes=2).stderr
+    assert same_training(tmp_path, trained_by_two)
+
+
+BY_TWO = ("--batch_size", 4, "--save_steps", 2)  # the same images a step as one process
 
 
 @pytest.fixture(scope="module")
@@ -143,34 +132,6 @@ def trained_by_two(trained: Whole, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("two")
     succeed("main_lpd.py", *trained.flags(folder, *BY_TWO), processes=2)
     return folder
-
-
-# The same images a step as one process.
-BY_TWO = ("--batch_size", 4, "--save_steps", 2)
-
-
-def test_one_of_two_processes(
-    trained: Whole, trained_by_two: Path, tmp_path: Path, fault: Fault, long: bool
-) -> None:
-    """SIGKILL of one of two processes."""
-    longest = 0.0
-    for local_rank in (0, 1) if long else (1,):
-        fault.tries += 1
-        output = tmp_path / str(local_rank)
-        flags = trained.flags(output, *BY_TWO)
-        run = launch(2, "main_lpd.py", *flags, cold=True)  # `worker` reads its first variables
-        wait_for(lambda output=output: (output / LAST).exists(), run)
-        victim = worker(run, local_rank)
-        os.kill(victim, signal.SIGKILL)
-        killed = time.monotonic()
-        _, said = run.communicate(timeout=SECONDS_TO_END)
-        longest = max(longest, time.monotonic() - killed)
-        assert run.returncode != 0
-        named = rf"\(local_rank: {local_rank}\)\s+exitcode\s*: -9 \(pid: {victim}\)"
-        assert re.search(named, said), said
-        assert "resumed from" in succeed("main_lpd.py", *flags, processes=2).stderr
-        assert same_training(output, trained_by_two)
-    fault.ended = f"ended after {longest:.1f} s, naming the process; resumed: same bits"
 
 
 def worker(run: subprocess.Popen, local_rank: int) -> int:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dataset.write_cache import LABELS_FILE, TOKENS_FILE
-from tests.faults.conftest import SHARD, Fault, Start, Whole, same_cache
-from tests.faults.study import Study
+from tests.faults.conftest import SHARD, Start, Whole, same_cache
+from tests.faults.study import FILES, Study
 from tests.integration.tiny_world import GRID, TinyWorld
 from training.checkpoint import LAST
 
@@ -49,88 +49,62 @@ def saved(content: object, **options: object) -> bytes:
     return stream.getvalue()
 
 
-FORMS: dict[str, Callable[[object], bytes]] = {
-    "torch.save": saved,
-    "torch.save of old": lambda content: saved(content, _use_new_zipfile_serialization=False),
-    "bare pickle": pickle.dumps,
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_pickle(
-    study: Study, tmp_path: Path, start: Start, fault: Fault, canary: Canary, form: str
+@pytest.mark.parametrize(
+    "write",
+    [
+        saved,
+        lambda content: saved(content, _use_new_zipfile_serialization=False),
+        pickle.dumps,
+    ],
+    ids=["torch.save", "torch.save of old", "bare pickle"],
+)
+def test_pickles_as_checkpoint_tokenizer_and_feature_extractor(
+    study: Study, tmp_path: Path, start: Start, canary: Canary, write: Callable[[object], bytes]
 ) -> None:
-    """Malicious pickle as checkpoint, tokenizer, feature extractor"""
-    content = {"model": {"fake_latent": canary}, "optimizer": canary, "epoch": 0}
     file = tmp_path / LAST
-    file.write_bytes(FORMS[form](content))
+    content = {"model": {"fake_latent": canary}, "optimizer": canary, "epoch": 0}
+    file.write_bytes(write(content))
     train, evaluate = study.training(tmp_path / "out"), study.evaluation(tmp_path / "out")
-    for flag, flags in (
-        ("--pretrained_ckpt", [*evaluate, "--pretrained_ckpt", file]),
-        ("--vqgan_path", [*evaluate, "--vqgan_path", file]),
-        ("--feature_extractor_weights", [*evaluate, "--feature_extractor_weights", file]),
-        (
-            "--feature_extractor_weights",
-            [*evaluate, "--feature_extractor", "inception", "--feature_extractor_weights", file],
-        ),
-        ("--pretrained_ckpt", [*train, "--pretrained_ckpt", file]),
-        ("--vqgan_path", [*train, "--vqgan_path", file]),
-        ("--resume", [*train, "--resume", tmp_path]),
+    extractor, inception = "--feature_extractor_weights", ["--feature_extractor", "inception"]
+    for flag, *flags in (
+        *([flag, *evaluate, flag, file] for flag in FILES if flag != "--fid_stats"),
+        *([flag, *train, flag, file] for flag in ("--pretrained_ckpt", "--vqgan_path")),
+        [extractor, *evaluate, *inception, extractor, file],
+        ["--resume", *train, "--resume", tmp_path],
     ):
-        fault.tries += 1
         line = start("main_lpd", flags).is_refused()
         assert line.startswith(f"error: {flag}: {file} is not a readable checkpoint"), line
-    fault.ended = "one line; no code was run"
 
 
-def test_object_arrays_in_an_evaluation(
-    study: Study, tmp_path: Path, start: Start, fault: Fault, canary: Canary
+def test_object_arrays_as_statistics_orders_and_caches(
+    study: Study, world: TinyWorld, tmp_path: Path, start: Start, canary: Canary
 ) -> None:
-    """Arrays of objects as statistics and as order file."""
+    """Of caches, ours and the published form."""
     objects = np.array([canary], dtype=object)
-    np.savez(tmp_path / "statistics.npz", mu=objects, sigma=objects)
-    np.save(tmp_path / "orders.npy", objects)
-    for flag, file in (
-        ("--fid_stats", tmp_path / "statistics.npz"),
-        ("--lpd_order_file", tmp_path / "orders.npy"),
-    ):
-        fault.tries += 1
-        flags = [*study.evaluation(tmp_path / "out"), flag, file]
-        line = start("main_lpd", flags).is_refused()
-        assert line.startswith(f"error: {flag}: {file}"), line
-    fault.ended = "one line; no code was run"
-
-
-def test_object_arrays_in_caches(
-    world: TinyWorld, tmp_path: Path, start: Start, fault: Fault, canary: Canary
-) -> None:
-    """Arrays of objects in caches, ours and the published form."""
-    objects = np.array([canary], dtype=object)
-    files = []
+    statistics, orders = tmp_path / "statistics.npz", tmp_path / "orders.npy"
+    np.savez(statistics, mu=objects, sigma=objects)
+    np.save(orders, objects)
+    given = [("--fid_stats", statistics, statistics), ("--lpd_order_file", orders, orders)]
     for name in (TOKENS_FILE, LABELS_FILE):
         cache = Path(shutil.copytree(world.cache, tmp_path / f"with-{name}"))
         np.save(cache / name, objects)
-        files.append(cache / name)
-    tokens = np.zeros(GRID.num_tokens, dtype=np.int64)
+        given.append(("--cached_path", cache, cache / name))
+    published = tmp_path / "published"
+    (published / "cat").mkdir(parents=True)
     for number in range(16):
-        file = tmp_path / "published" / "cat" / f"{number:02d}.npz"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file, tokens = published / "cat" / f"{number:02d}.npz", np.arange(GRID.num_tokens)
         np.savez(file, indices=tokens, indices_flip=tokens)
     np.savez(file, indices=objects, indices_flip=objects)
-    files.append(file)
-    for file in files:
-        fault.tries += 1
-        cache = tmp_path / file.relative_to(tmp_path).parts[0]
-        flags = [*world.train_flags(tmp_path / "out"), "--cached_path", cache]
-        line = start("main_lpd", flags).is_refused()
-        assert line.startswith(f"error: --cached_path: {file}"), line
-    fault.ended = "one line; no code was run"
+    given.append(("--cached_path", published, file))
+    for flag, path, named in given:
+        flags = world.train_flags if flag == "--cached_path" else study.evaluation
+        line = start("main_lpd", [*flags(tmp_path / "out"), flag, path]).is_refused()
+        assert line.startswith(f"error: {flag}: {named}"), line
 
 
-def test_object_arrays_in_a_shard(
-    cached: Whole, tmp_path: Path, start: Start, fault: Fault, canary: Canary
+def test_object_arrays_in_a_shard_of_an_unfinished_cache_are_made_again(
+    cached: Whole, tmp_path: Path, start: Start, canary: Canary
 ) -> None:
-    """Arrays of objects in a shard of an unfinished cache."""
     output = tmp_path / "cache"
     shard = output / "shard-00000.npz"
     killed = start("main_cache", cached.flags(output), shard_images=SHARD)
@@ -140,5 +114,3 @@ def test_object_arrays_in_a_shard(
     np.savez(shard, tokens=objects, labels=objects)
     start("main_cache", cached.flags(output), shard_images=SHARD).succeeds()
     assert same_cache(output, cached.folder)
-    fault.tries = 1
-    fault.ended = "made again; no code was run: same bytes"

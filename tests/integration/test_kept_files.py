@@ -21,36 +21,27 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.lpd import LPD
 from scripts.evidence import tables
 from tests.commands import ROOT
+from tests.integration.test_resume import logged
 from tests.kept.results import results, tokens_of
 from tests.kept.small import REPLACED
 from tokenizers.vq_model import VQModel
 
-SMALL = ("--model", "lpd_tiny", "--img_size", "32", "--class_num", "3", "--vqgan_path", "vq.pt")
-TRAINING = [
-    *(*SMALL, "--device", "cpu", "--use_cached", "--group_sizes_list", "auto", "--epochs", "3"),
-    *("--batch_size", "4", "--lr", "1e-2", "--lr_schedule", "constant", "--warmup_epochs", "1"),
-    *("--log_every", "1", "--num_workers", "0"),
-]
-SCORING = [
-    *("--num_workers", "0", "--feature_extractor", "digits", "--device", "cpu"),
-    *("--feature_extractor_weights", "digits.pth", "--fid_stats", "stats.npz"),
-]
-SAMPLING = [
-    *(*SMALL, "--pretrained_ckpt", "published.pth", "--num_images", "6", "--eval_bsz", "4"),
-    *("--generation_steps", "6", "--order", "lpd", "--lpd_order_file", "orders/orders.npy"),
-    *SCORING,
-]
-ENCODING = ["--vqgan_path", "vq.pt", "--img_size", "32", "--batch_size", "4", "--device", "cpu"]
-ENCODING += ["--data_path", "images", "--num_workers", "0"]
-STUDY = ["--pretrained_ckpt", "published.pth", "--cached_path", "cache", "--device", "cpu"]
-STUDY += ["--num_images", "8"]
-ORDERS = ["--img_size", "32", "--vqgan_stride", "4", "--generation_steps", "6", "--seed", "3"]
-ORDERS += ["--repulsion_threshold", "2", "--num_runs", "24", "--max_workers", "1"]
+CPU = "--num_workers 0 --device cpu".split()
+SMALL = "--model lpd_tiny --img_size 32 --class_num 3 --vqgan_path vq.pt".split()
+TRAINING = "--use_cached --group_sizes_list auto --epochs 3 --batch_size 4 --lr 1e-2 --log_every 1"
+TRAINING = [*SMALL, *CPU, *TRAINING.split(), "--lr_schedule", "constant", "--warmup_epochs", "1"]
+SCORING = "--feature_extractor digits --feature_extractor_weights digits.pth".split() + CPU
+SAMPLING = "--pretrained_ckpt published.pth --num_images 6 --eval_bsz 4 --generation_steps 6"
+SAMPLING = [*SMALL, *SAMPLING.split(), "--order", "lpd", "--lpd_order_file", "orders/orders.npy"]
+SAMPLING += [*SCORING, "--fid_stats", "stats.npz"]
+ENCODING = "--vqgan_path vq.pt --img_size 32 --batch_size 4 --data_path images".split() + CPU
+STUDY = "--pretrained_ckpt published.pth --cached_path cache --device cpu --num_images 8".split()
+ORDERS = "--img_size 32 --vqgan_stride 4 --generation_steps 6 --seed 3 --repulsion_threshold 2"
+ORDERS = [*ORDERS.split(), "--num_runs", "24", "--max_workers", "1"]
 METRICS = "samples/metrics.json"
 
 Command = Callable[..., tuple[str, str]]
@@ -135,13 +126,6 @@ def parts(text: str) -> tuple[list[str], list[float]]:
     return pieces[::2], list(map(float, pieces[1::2]))
 
 
-def curve(folder: str | Path, name: str) -> list[tuple[int, float]]:
-    """Steps and values of a scalar, as TensorBoard shows them."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
-
-
 def test_networks_and_seeds_give_the_kept_tokens_and_orders(folder: Path) -> None:
     """From a training checkpoint and from one of the published form."""
     assert results(folder) == read("results.json")
@@ -158,12 +142,9 @@ def test_training_goes_on_from_the_middle_of_an_epoch(
     assert not (run / "interrupted.json").exists()
     assert (run / "commands.sh").read_bytes().startswith(record + b"# ")
     for name in ("train/loss", "train/lr", "train/grad_norm", "epoch/loss"):
-        (steps, values), (kept_steps, kept_values) = (
-            zip(*curve(log, name), strict=True) for log in (run, "training")
-        )
-        assert steps == kept_steps
-        np.testing.assert_allclose(values, kept_values, rtol=1e-4, err_msg=name)
-    assert len(curve(run, "train/loss")) == 18
+        new, kept = (np.array(logged(log)[name]) for log in (run, Path("training")))
+        np.testing.assert_allclose(new, kept, rtol=1e-4, err_msg=name)  # steps and values
+    assert len(logged(run)["train/loss"]) == 18
     began, ended = (torch.load(at / "checkpoint-last.pth") for at in (Path("training"), run))
     assert (began["epoch"], began["step_in_epoch"]) == (0, 4)
     assert (ended["epoch"], ended["step_in_epoch"]) == (2, 0)
@@ -237,7 +218,7 @@ def test_order_files_are_made_and_read_in_both_forms(command: Command, tmp_path:
 def test_statistics_and_scores(command: Command, tmp_path: Path) -> None:
     command(
         *("scripts/compute_stats.py", "--images", "images", "--img_size", 32, "--features"),
-        *("--out", tmp_path / "new.npz", *SCORING[:-2]),
+        *("--out", tmp_path / "new.npz", *SCORING),
     )
     with np.load(tmp_path / "new.npz") as new, np.load("stats.npz") as kept:
         assert sorted(new) == sorted(kept)
@@ -245,7 +226,8 @@ def test_statistics_and_scores(command: Command, tmp_path: Path) -> None:
             assert new[name].dtype == kept[name].dtype
             np.testing.assert_allclose(new[name], kept[name], rtol=1e-4, atol=1e-4)
     for images in ("images", "samples/images"):
-        command("main_lpd.py", "--images", images, "--output_dir", tmp_path, *SCORING)
+        scoring = (*SCORING, "--fid_stats", "stats.npz", "--output_dir", tmp_path)
+        command("main_lpd.py", "--images", images, *scoring)
         scores = read(tmp_path / "images-metrics.json")
         assert_alike(scores, read(f"{images}-metrics.json"), rel=2e-3, abs=1e-3)
 
@@ -282,16 +264,12 @@ def test_a_search_takes_up_its_results(command: Command) -> None:
 def test_studies_of_orders(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = (
-        ["--orders", "lpd:2", "random", "raster", "--steps", 64, 6],
-        [
-            *("--search", "--steps", 6, "--repulsions", 0, 2, "--proximities", 1, 3),
-            *("--shapes", "rule", 2),
-        ],
-    )
-    for name, line in zip(("study", "order_search"), lines, strict=True):
+    for name, line in {
+        "study": "--orders lpd:2 random raster --steps 64 6",
+        "order_search": "--search --steps 6 --repulsions 0 2 --proximities 1 3 --shapes rule 2",
+    }.items():
         new = tmp_path / f"{name}.json"
-        command("scripts/evaluate_orders.py", *STUDY, *line, "--output", new)
+        command("scripts/evaluate_orders.py", *STUDY, *line.split(), "--output", new)
         about = {"command": "", "code": "", "versions": ""}
         kept = read(f"{name}.json")
         # Texts are rounded to three decimals.

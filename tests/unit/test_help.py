@@ -42,10 +42,8 @@ def test_every_flag_is_explained_with_its_default(build: Callable) -> None:
     for action in parser._actions:
         assert action.help, action.option_strings
         if isinstance(action.default, int | float) and not isinstance(action.default, bool):
-            flag = action.option_strings[0]
-            assert re.search(rf"{flag} .*?\(default: {re.escape(str(action.default))}\)", text), (
-                flag
-            )
+            flag, default = action.option_strings[0], re.escape(str(action.default))
+            assert re.search(rf"{flag} .*?\(default: {default}\)", text), flag
 
 
 def test_main_flags_are_in_groups() -> None:

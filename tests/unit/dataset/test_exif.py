@@ -18,18 +18,18 @@ ASCII, SHORT, RATIONAL = 2, 3, 5
 STORED = Image.fromarray(
     np.random.default_rng(0).integers(0, 256, size=(16, 24, 3), dtype=np.uint8)
 )
-# By orientation, in numpy's terms: what is shown of what is stored.
-_PIXELS = np.asarray(STORED)
-SHOWN = {
-    1: _PIXELS,
-    2: _PIXELS[:, ::-1],
-    3: _PIXELS[::-1, ::-1],
-    4: _PIXELS[::-1],
-    5: _PIXELS.swapaxes(0, 1),
-    6: np.rot90(_PIXELS, -1),
-    7: np.rot90(_PIXELS, 2).swapaxes(0, 1),
-    8: np.rot90(_PIXELS),
-}
+
+
+def turned(pixels: np.ndarray) -> dict[int, np.ndarray]:
+    """What is shown of what is stored, by orientation."""
+    quarter = np.rot90(pixels, -1)
+    return {
+        **{1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]},
+        **{5: quarter[:, ::-1], 6: quarter, 7: quarter[::-1], 8: quarter[::-1, ::-1]},
+    }
+
+
+SHOWN = turned(np.asarray(STORED))
 UPRIGHT = Image.fromarray(np.ascontiguousarray(SHOWN[6]))
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
 # Of a TIFF, tags that say nothing of where its pixels are.
@@ -124,17 +124,30 @@ def opened(content: bytes) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 @pytest.mark.parametrize("text", [b"72\0", b"7\0", b"\0", b"x\0"])
-def test_a_resolution_of_a_wrong_type(kind: str, text: bytes) -> None:
+def test_tags_before_it_of_a_wrong_type_or_place(kind: str, text: bytes) -> None:
     entries = [(0x112, SHORT, b"\6"), (0x11A, ASCII, text), (0x128, SHORT, b"\2")]
     assert opened(file_of(kind, exif=exif_of(*entries))).size == UPRIGHT.size
     entries[0] = (0x112, ASCII, b"6\0")  # not to be read
     assert opened(file_of(kind, exif=exif_of(*entries))).size == STORED.size
+    entries = [(0x10F, RATIONAL, struct.pack("<L", 10**6)), (0x112, SHORT, b"\6")]
+    assert opened(file_of("png", exif=exif_of(*entries))).size == UPRIGHT.size
 
 
-def test_a_tag_before_it_that_cannot_be_read() -> None:
-    beyond = struct.pack("<L", 10**6)
-    exif = exif_of((0x10F, RATIONAL, beyond), (0x112, SHORT, b"\6"))
-    assert opened(file_of("png", exif=exif)).size == UPRIGHT.size
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_every_orientation_is_obeyed_once(kind: str, mode: str) -> None:
+    if (kind, mode) == ("webp", "I;16"):
+        pytest.skip("there are no such files")
+    stored = STORED.convert("L")
+    if mode == "I;16":
+        stored = Image.fromarray(np.asarray(stored).astype(np.uint16) * 257)
+    elif mode == "RGB":
+        stored = STORED
+    shown, exif = STORED if mode == "RGB" else STORED.convert("L").convert("RGB"), Image.Exif()
+    for orientation in SHOWN:
+        exif[0x112] = orientation
+        found = opened(file_of(kind, stored, exif=exif))
+        np.testing.assert_array_equal(found, turned(np.asarray(shown))[orientation])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])

@@ -29,6 +29,13 @@ GRID = TokenGrid(image_size=8, stride=4, vocab_size=50)
 COUNT = 6
 
 
+def written(write: object) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def write_cache(folder: Path) -> None:
     tokens = np.random.default_rng(0).integers(50, size=(COUNT, 2, GRID.num_tokens))
     shard = write_shard(folder, 0, tokens, np.arange(COUNT) % 2, GRID.vocab_size)
@@ -36,22 +43,13 @@ def write_cache(folder: Path) -> None:
 
 
 def write_published(folder: Path) -> None:
-    for name in ("ant/1.npz", "bee/1.npz"):
-        file = folder / name
-        file.parent.mkdir()
-        np.savez(file, indices=np.arange(4), indices_flip=np.arange(4))
+    for name in ("ant", "bee"):
+        (folder / name).mkdir()
+        np.savez(folder / name / "1.npz", indices=np.arange(4), indices_flip=np.arange(4))
 
 
-def contents(write: object) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
-        files = [path for path in Path(folder).rglob("*") if path.is_file()]
-        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-CACHE = contents(write_cache)
+CACHE, PUBLISHED = written(write_cache), written(write_published)
 INDEX = json.loads(CACHE[INDEX_FILE])
-PUBLISHED = contents(write_published)
 
 
 def check(files: dict[str, bytes]) -> None:
@@ -92,13 +90,11 @@ def test_any_array_file(content: bytes, name: str) -> None:
 INTEGERS = st.one_of(st.integers(-2, 60), st.sampled_from([2**31, 2**63, 10**4000]))
 
 
+ENTRIES = st.dictionaries(st.sampled_from(sorted(INDEX)), st.one_of(JSON, INTEGERS), min_size=1)
+
+
 @settings(deadline=None, max_examples=200)
-@given(
-    st.one_of(
-        st.dictionaries(st.sampled_from(sorted(INDEX)), st.one_of(JSON, INTEGERS), min_size=1),
-        JSON,
-    )
-)
+@given(st.one_of(ENTRIES, JSON))
 @example({"image_size": 10**4000, "stride": 1})
 @example({"version": "1" * 10**6})
 @example({"crc32": {"a" * 10**6: 1}})
@@ -134,10 +130,7 @@ def test_small_files_take_little_memory_and_time(tmp_path: Path) -> None:
         (tmp_path / case).mkdir()
         for file, good in {**CACHE, name: content}.items():
             (tmp_path / case / file).write_bytes(good)
-    result = read_confined(
-        "from dataset.token_cache import open_cache",
-        "open_cache(path)",
-        *sorted(tmp_path.iterdir()),
-    )
+    imports = "from dataset.token_cache import open_cache"
+    result = read_confined(imports, "open_cache(path)", *sorted(tmp_path.iterdir()))
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == len(hostile)

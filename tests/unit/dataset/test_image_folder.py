@@ -113,21 +113,13 @@ def test_every_layout_is_the_folder_it_was_made_from(root: Path, prefix: str, fo
         assert_same(pickle.loads(pickle.dumps(packed)), list_images(root), num_workers=2)
 
 
-def test_a_class_of_images_alone_is_not_taken_for_the_packed_folder(root: Path) -> None:
+def test_one_class_and_two_members_of_a_name(root: Path) -> None:
+    """A class of images alone is not taken for the packed folder; the last of a name counts."""
     images = list_images(pack(root / "b.tar", (root / "b", "b")))
-    assert images.classes == ("b",)
-    assert len(images) == 5
-
-
-def test_the_last_of_two_members_of_a_name_counts(root: Path) -> None:
+    assert images.classes == ("b",) and len(images) == 5
     tar = pack(root / "x.tar", *((root / "b" / name, "a/1.png") for name in ("é.png", "2.png")))
     (batch,) = image_batches(list_images(tar), 8, [np.arange(1)])
     assert batch.images.max() == 255 - NAMES.index("b/2.png")
-
-
-def link(folder: Path) -> Path:
-    (folder / "link.png").symlink_to("2.png")
-    return pack(folder / "x.tar", (folder / "link.png", "b/link.png"))
 
 
 def empty_class(folder: Path) -> Path:
@@ -142,10 +134,8 @@ def spoilt(folder: Path, cut: int | None = None, change: bytes = b"") -> Path:
     content = tar.read_bytes()
     with tarfile.open(tar) as archive:
         start = archive.getmembers()[1].offset
-    if cut is not None:
-        tar.write_bytes(content[: start + cut])
-    else:
-        tar.write_bytes(content[:start] + change + content[start + len(change) :])
+    end = b"" if cut is not None else change + content[start + len(change) :]
+    tar.write_bytes(content[: start + (cut or 0)] + end)
     return tar
 
 
@@ -171,12 +161,10 @@ def sparse(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "message"),  # more are in the table of bad input
     [
-        (lambda f: compressed(f, "gz"), r"is compressed \(gzip\), expected an uncompressed tar"),
         (lambda f: compressed(f, "bz2"), r"is compressed \(bzip2\)"),
         (lambda f: compressed(f, "xz"), r"is compressed \(xz\)"),
-        (link, "b/link.png is a link or special file, expected plain files only"),
         (sparse, "b/1.png is a sparse file"),
         (lambda f: spoilt(f, cut=600), "is (cut short|no readable tar)"),
         (lambda f: spoilt(f, cut=0), "is cut short or damaged at byte"),
@@ -185,7 +173,6 @@ def sparse(folder: Path) -> Path:
         (lambda f: spoilt(f, change=bytes(512)), "goes on after its end"),
         (doubled, "goes on after its end, expected one tar, not several in a row"),
         (empty_class, r"class folder .*x.tar: data/c holds no images"),
-        (lambda f: f / "readme.png", "is not a folder, .* no readable tar"),
         (lambda f: pack(f / "x.tar", (f / "b" / "2.png", "2.png")), "holds no class folders"),
     ],
 )

@@ -15,50 +15,35 @@ from util.errors import UserError
 COLOUR = (200, 100, 50)
 
 
-def pixel(path: Path) -> tuple[int, ...]:
-    image = open_rgb(path)
-    assert (image.mode, image.size) == ("RGB", (6, 4))
-    return image.getpixel((1, 1))
+PALETTE = Image.new("RGB", (6, 4), COLOUR).quantize(4)
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
+    ("image", "options", "expected"),
     [
-        ("RGB", COLOUR, COLOUR),
-        ("RGBA", (*COLOUR, 0), COLOUR),  # alpha is dropped, not composited
-        ("L", 77, (77, 77, 77)),
-        ("LA", (77, 0), (77, 77, 77)),
-        ("1", 1, (255, 255, 255)),
+        (Image.new("RGB", (6, 4), COLOUR), {}, COLOUR),
+        (Image.new("RGBA", (6, 4), (*COLOUR, 0)), {}, COLOUR),  # alpha is dropped, not composited
+        (Image.new("L", (6, 4), 77), {}, (77, 77, 77)),
+        (Image.new("LA", (6, 4), (77, 0)), {}, (77, 77, 77)),
+        (Image.new("1", (6, 4), 1), {}, (255, 255, 255)),
+        (PALETTE, {}, COLOUR),
+        (PALETTE, {"transparency": bytes([0, 128, 255, 255])}, COLOUR),
+        (Image.new("CMYK", (6, 4), (0, 255, 255, 0)), {"compression": None}, (255, 0, 0)),
+        # Sixteen bits of grey keep the high byte.
+        (Image.fromarray(np.full((4, 6), 0x8142, dtype=np.uint16)), {}, (0x81, 0x81, 0x81)),
+        (Image.fromarray(np.full((4, 6), 0x8142, dtype=np.int32)), {}, (0x81, 0x81, 0x81)),
     ],
 )
 def test_modes_become_rgb(
-    tmp_path: Path, mode: str, colour: tuple[int, ...] | int, expected: tuple[int, ...]
+    tmp_path: Path, image: Image.Image, options: dict, expected: tuple[int, ...]
 ) -> None:
-    Image.new(mode, (6, 4), colour).save(tmp_path / "a.png")
-    assert pixel(tmp_path / "a.png") == expected
-
-
-def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
-    palette = Image.new("RGB", (6, 4), COLOUR).quantize(4)
-    palette.save(tmp_path / "plain.png")
-    palette.save(tmp_path / "clear.png", transparency=bytes([0, 128, 255, 255]))
+    path = tmp_path / ("a.tif" if image.mode in ("CMYK", "I;16", "I") else "a.png")
+    image.save(path, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert pixel(tmp_path / "plain.png") == COLOUR
-        assert pixel(tmp_path / "clear.png") == COLOUR
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    Image.new("CMYK", (6, 4), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    red, green, blue = pixel(tmp_path / "a.jpg")
-    assert red > 240
-    assert max(green, blue) < 15
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_sixteen_bit_greyscale_keeps_the_high_byte(tmp_path: Path, dtype: type) -> None:
-    Image.fromarray(np.full((4, 6), 0x8142, dtype=dtype)).save(tmp_path / "a.tif")
-    assert pixel(tmp_path / "a.tif") == (0x81, 0x81, 0x81)
+        found = open_rgb(path)
+    assert (found.mode, found.size) == ("RGB", (6, 4))
+    assert found.getpixel((1, 1)) == expected
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

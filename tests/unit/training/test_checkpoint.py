@@ -8,13 +8,7 @@ import torch
 
 from hub.weights import atomic_save
 from models.lpd import lpd_tiny
-from training.checkpoint import (
-    LAST,
-    PREVIOUS,
-    TrainingState,
-    load_pretrained,
-    resize_pos_embed,
-)
+from training.checkpoint import LAST, PREVIOUS, TrainingState, load_pretrained, resize_pos_embed
 from util import distributed
 from util.errors import UserError
 
@@ -25,30 +19,23 @@ def tiny(**options: int):
 
 
 def test_training_state_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint-last.pth"
-    model = tiny()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    model(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), [16]).backward()
-    optimizer.step()
     flags = argparse.Namespace(lr=1e-3, sizes=[1, 2], resume="", output_dir=tmp_path)
-    atomic_save(TrainingState(model, optimizer, flags, epoch=7).content(), path)
-    read = torch.load(path)["args"]
+    saved_state, state = stepped(fresh(args=flags, epoch=7)), fresh()
+    atomic_save(saved_state.content(), tmp_path / LAST)
+    read = torch.load(tmp_path / LAST)["args"]
     assert read == {"lr": 1e-3, "sizes": [1, 2], "resume": "", "output_dir": str(tmp_path)}
-    other = tiny()
-    state = TrainingState(other, torch.optim.AdamW(other.parameters()), argparse.Namespace())
-    state.restore(path)
+    state.restore(tmp_path / LAST)
     assert state.epoch == 7
-    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+    for mine, theirs in zip(state.model.parameters(), saved_state.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    moments = [s["exp_avg"] for s in optimizer.state_dict()["state"].values()]
-    restored = [s["exp_avg"] for s in state.optimizer.state_dict()["state"].values()]
-    assert all(torch.equal(*pair) for pair in zip(moments, restored, strict=True))
+        moments = (one.optimizer.state[at] for one, at in ((state, mine), (saved_state, theirs)))
+        assert torch.equal(*(moment["exp_avg"] for moment in moments))
 
 
-def fresh(global_batch: int = 8, **more: object) -> TrainingState:
+def fresh(**more: object) -> TrainingState:
     model = tiny()
-    optimizer = torch.optim.AdamW(model.parameters())
-    return TrainingState(model, optimizer, argparse.Namespace(), global_batch=global_batch, **more)
+    more = {"args": argparse.Namespace(), "global_batch": 8, **more}
+    return TrainingState(model, torch.optim.AdamW(model.parameters()), **more)
 
 
 def stepped(state: TrainingState) -> TrainingState:
@@ -114,6 +101,7 @@ def test_a_checkpoint_without_a_place_was_saved_between_epochs(tmp_path: Path) -
         ({"epoch_loss": []}, "epoch_loss is"),
         ({"epoch_loss": [float("nan")]}, "epoch_loss is .*nan.*, expected finite numbers"),
         ({"epoch": "2"}, "epoch is '2'"),
+        ({"epoch": -2}, "epoch is -2, expected the last finished epoch"),
     ],
 )
 def test_a_place_that_makes_no_sense_is_refused(
@@ -220,36 +208,24 @@ def test_processes_that_read_different_files_do_not_start(
 
 
 def test_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint-last.pth"
-    model = tiny()
-    optimizer = torch.optim.AdamW(model.parameters())
-    state = TrainingState(model, optimizer, argparse.Namespace(), 0, "a" * 64)
-    atomic_save(stepped(state).content(), path)
+    path = saved(tmp_path / LAST, tokenizer_fingerprint="a" * 64)
     with pytest.raises(UserError, match="tokenizer aaaaaaaaaaaa, expected this run's bbbbbbbbbbbb"):
-        TrainingState(model, optimizer, argparse.Namespace(), 0, "b" * 64).restore(path)
-    TrainingState(model, optimizer, argparse.Namespace(), 0, None).restore(path)
+        fresh(tokenizer_fingerprint="b" * 64).restore(path)
+    fresh(tokenizer_fingerprint=None).restore(path)
 
 
-def test_weights_alone_cannot_be_resumed(tmp_path: Path) -> None:
-    model = tiny()
-    atomic_save({"model": model.state_dict()}, tmp_path / "x.pth")
-    state = TrainingState(model, torch.optim.AdamW(model.parameters()), argparse.Namespace())
-    with pytest.raises(UserError, match="holds no 'optimizer' entry"):
-        state.restore(tmp_path / "x.pth")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_wrong_content_is_named(tmp_path: Path) -> None:
+    for content, message in (
         ({"weights": {}}, "holds no 'model' entry"),
         ({"model": [1, 2]}, "weights are a list, expected a dictionary"),
         ({"model": {}}, "weight fake_latent is missing"),
-    ],
-)
-def test_wrong_content_is_named(tmp_path: Path, content: dict, message: str) -> None:
-    atomic_save(content, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=f"^--pretrained_ckpt: .*x.pth: {message}"):
-        load_pretrained(tiny(), tmp_path / "x.pth")
+    ):
+        atomic_save(content, tmp_path / "x.pth")
+        with pytest.raises(UserError, match=f"^--pretrained_ckpt: .*x.pth: {message}"):
+            load_pretrained(tiny(), tmp_path / "x.pth")
+    atomic_save({"model": tiny().state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="holds no 'optimizer' entry"):
+        fresh().restore(tmp_path / "x.pth")
 
 
 def test_another_model_size_is_refused_with_and_without_resize(tmp_path: Path) -> None:

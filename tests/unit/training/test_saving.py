@@ -3,9 +3,7 @@
 import logging
 import os
 import re
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +16,9 @@ from util.errors import UserError
 
 
 def content(value: float = 0.0) -> dict:
-    return {
-        "model": {"w": torch.full((50, 10), float(value))},
-        "optimizer": {
-            "state": {0: {"step": torch.tensor(float(value))}},
-            "groups": [{"betas": (0, 1)}],
-        },
-        "epoch": int(value),
-    }
+    state, groups = {0: {"step": torch.tensor(float(value))}}, [{"betas": (0, 1)}]
+    weights, optimizer = torch.full((50, 10), float(value)), {"state": state, "groups": groups}
+    return {"model": {"w": weights}, "optimizer": optimizer, "epoch": int(value)}
 
 
 def value_of(path: Path) -> float:
@@ -96,37 +89,6 @@ def test_without_hard_links_the_same_files_result(
         for value in (1, 2, 3):
             saver.save(content(value), [LAST])
     assert (value_of(tmp_path / PREVIOUS), value_of(tmp_path / LAST)) == (2, 3)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a small tmpfs takes root's rights")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_one_line_and_leaves_the_files_as_they_were(small_disk: Path) -> None:
-    with CheckpointSaver(small_disk) as saver:
-        for value in (1, 2):
-            saver.save(content(value), [LAST])
-        saver.wait()
-        large = {"model": {"w": torch.zeros(100_000)}}
-        saver.save(large, [LAST])
-        with pytest.raises(UserError, match=f"^--output_dir: .*{LAST}: No space left on device$"):
-            saver.save(content(3), [LAST])
-        assert (value_of(small_disk / PREVIOUS), value_of(small_disk / LAST)) == (1, 2)
-        assert sorted(path.name for path in small_disk.iterdir()) == [LAST, PREVIOUS]
-        saver.save(content(4), [LAST])  # there is room again
-    assert value_of(small_disk / LAST) == 4
 
 
 def test_a_failed_write_is_known_before_the_next(tmp_path: Path) -> None:
