@@ -290,7 +290,7 @@ class _Crops:
             except UserError as error:  # out of a worker it would come wrapped in a traceback
                 problems.append(str(error))
                 continue
-            pixels[len(labels)] = torch.from_numpy(np.array(crop))
+            pixels.numpy()[len(labels)] = np.asarray(crop)
             labels.append(int(self._images.labels[index]))
         batch = ImageBatch(pixels[: len(labels)].permute(0, 3, 1, 2), torch.tensor(labels).long())
         return batch, problems

@@ -177,11 +177,6 @@ class TrainingState:
         }
         return map_leaves(content, gathered)
 
-    def resume(self, folder: Path) -> Path | None:
-        """Continue from the newest undamaged checkpoint of a run; None if the folder holds none."""
-        paths = checkpoints_in(folder)
-        return load_newest(paths, self.restore) if paths else None
-
     def restore(self, path: Path) -> None:
         """Continue from a training checkpoint; from between two epochs, if it says no place in one.
 

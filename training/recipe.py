@@ -18,7 +18,7 @@ from dataset.token_cache import TokenCache
 from models.lpd import LPD
 from orders.group_sizes import read_group_sizes_list, training_group_sizes
 from orders.sources import read_group_sizes
-from training.checkpoint import LAST, TrainingState
+from training.checkpoint import LAST, TrainingState, checkpoints_in, load_newest
 from util.errors import UserError, blame
 from util.geometry import TokenGrid
 
@@ -141,12 +141,13 @@ def _resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
     # Its own folder may be missing: a job's first start has the same line.
     if not folder.is_dir() and folder.resolve() != Path(args.output_dir).resolve():
         raise UserError(f"--resume: {folder} is not a folder, expected the one that holds {LAST}")
-    path = state.resume(folder)
-    if path is None:
+    paths = checkpoints_in(folder)
+    if not paths:
         logger.warning("--resume: %s does not exist (yet): starting afresh", folder / LAST)
-    else:
-        place = (state.step, state.epoch + 1)
-        logger.info("resumed from %s: %d steps of epoch %d are done", path, *place)
+        return None
+    path = load_newest(paths, state.restore)
+    place = (state.step, state.epoch + 1)
+    logger.info("resumed from %s: %d steps of epoch %d are done", path, *place)
     return path
 
 

@@ -4,18 +4,16 @@ import pytest
 
 from tests.commands import run_command
 
-# Golden numbers, sampling, likelihoods, scores; what torch.compile makes takes long and is none.
+# Golden numbers, networks and samplers, likelihoods, features: what kernels of a processor decide.
+MODELS = ("fast_path", "decoding", "kv_cache", "sampling", "cross_entropy", "dropout")
 TESTS = (
-    "tests/golden",
-    "tests/unit/models",
-    "--ignore=tests/unit/models/test_compiled_training.py",
-    "tests/unit/tokenizers/test_fast_decoder.py",
-    "tests/unit/tokenizers/test_vq_model.py",
-    "tests/unit/studies/test_likelihood.py",
-    "tests/unit/evaluation",
-    "tests/unit/util/test_device.py",
-    "tests/app/test_studio.py",
+    *("tests/golden", "tests/unit/evaluation/test_features.py", "tests/unit/util/test_device.py"),
+    *(f"tests/unit/models/test_{name}.py" for name in MODELS),
+    *(f"tests/unit/tokenizers/test_{name}.py" for name in ("fast_decoder", "vq_model")),
+    *("tests/unit/studies/test_likelihood.py", "tests/app/test_studio.py"),
 )
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+AVX2 |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 @pytest.mark.slow
@@ -23,14 +21,7 @@ TESTS = (
     "lacking",
     [
         pytest.param({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, id="AMX"),
-        pytest.param(
-            {
-                "ONEDNN_MAX_CPU_ISA": "AVX2",
-                "ATEN_CPU_CAPABILITY": "avx2",
-                "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-            },
-            id="AVX-512",
-        ),
+        pytest.param(AVX2, id="AVX-512"),
     ],
 )
 def test_numbers_hold_without(lacking: dict[str, str]) -> None:

@@ -48,15 +48,16 @@ def test_modes_become_rgb(
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    for name in ("cut.png", "cut.jpg"):
-        file = tmp_path / name
+    for suffix in ("png", "jpg", "webp", "tiff"):
+        file = tmp_path / f"cut.{suffix}"
         Image.fromarray(noise).save(file)
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    (tmp_path / "text.jpg").write_text("no image")
-    (tmp_path / "empty.jpg").touch()
-    for name in ("cut.png", "cut.jpg", "text.jpg", "empty.jpg", "missing.jpg"):
-        with pytest.raises(UserError, match=name):
-            open_rgb(tmp_path / name)
+        content = file.read_bytes()
+        for end in (0, 30, 100, len(content) // 2):
+            file.write_bytes(content[:end])
+            with pytest.raises(UserError, match=f"^{file}: cannot be decoded"):
+                open_rgb(file)
+    with pytest.raises(UserError, match=r"missing\.jpg"):
+        open_rgb(tmp_path / "missing.jpg")
 
 
 def adm_center_crop(image: Image.Image, size: int) -> np.ndarray:
