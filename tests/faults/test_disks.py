@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.faults import disks
 from tests.faults.conftest import SHARD, SHARDS, Start, Whole, same_cache
 from tests.integration.test_resume import same_training
 from tests.integration.tiny_world import TinyWorld
@@ -24,30 +22,14 @@ PAGE = 4096  # what a disk gives out at a time
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = mount("-t", "tmpfs", "-o", "size=512m", "tmpfs", folder)
-    if mounted.returncode != 0:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def mount(*arguments: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    with disks.disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 @contextmanager
 def filled(folder: Path, room: int) -> Iterator[None]:
-    """Fill the disk of `folder` up to `room` bytes while this is entered."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        with pytest.raises(OSError) as full:
-            while True:
-                file.write(bytes(2**20))
-        assert full.value.errno == errno.ENOSPC
-        file.truncate(file.seek(0, os.SEEK_END) - room)
+    """The disk of `folder` has `room` bytes left while this is entered."""
+    ballast = disks.fill(folder, room)
     yield
     ballast.unlink()
 
@@ -107,7 +89,7 @@ def test_a_read_only_cache_is_trained_from_and_not_written_to(
     world: TinyWorld, trained: Whole, cached: Whole, disk: Path, tmp_path: Path, start: Start
 ) -> None:
     shutil.copytree(world.cache, disk, dirs_exist_ok=True)
-    mount("-o", "remount,ro", disk).check_returncode()
+    disks.mount("-o", "remount,ro", disk).check_returncode()
     start("main_lpd", trained.flags(tmp_path / "out", "--cached_path", disk)).succeeds()
     assert same_training(tmp_path / "out", trained.folder)
     line = start("main_cache", cached.flags(disk / "new")).is_refused()
