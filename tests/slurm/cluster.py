@@ -33,7 +33,7 @@ START_DEADLINE, STOP_DEADLINE = 60, 20
 
 # config_overrides: nodes may claim more cores than the machine has, so that jobs run side by side.
 # MinJobAge: the tests ask about jobs that ended long ago; Slurm forgets them after 300 seconds.
-# cred_expire: how long a requeued job waits for its next start; 120 seconds by default.
+# cred_expire: how long a requeued job waits for its next start; 120 seconds for less than 5.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -74,15 +74,9 @@ class NoSlurmError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running cluster.
-
-    Attributes:
-        folder: of its configuration, state and logs.
-        cpus: cores that each of its nodes claims to have.
-    """
+    """A running cluster, in the folder of its configuration, state and logs."""
 
     folder: Path
-    cpus: int
 
     def environment(self) -> dict[str, str]:
         """This process's variables, with those that lead Slurm's commands to this cluster."""
@@ -101,11 +95,7 @@ class Cluster:
 
 
 def wait_until(holds: Callable[[], object], what: str, seconds: float) -> None:
-    """Poll until `holds()` is true.
-
-    Raises:
-        TimeoutError: it is not within `seconds`.
-    """
+    """Poll until `holds()` is true, or raise `TimeoutError`."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
@@ -114,11 +104,7 @@ def wait_until(holds: Callable[[], object], what: str, seconds: float) -> None:
 
 
 def require_packages() -> None:
-    """Install Slurm and munge if they are missing.
-
-    Raises:
-        NoSlurmError: they are missing and cannot be installed.
-    """
+    """Install Slurm and munge if they are missing; `NoSlurmError` where that cannot be."""
     try:
         require_programs(PROGRAMS, PACKAGES, SEARCH_PATH)
     except MissingProgramsError as error:
@@ -129,20 +115,15 @@ def require_packages() -> None:
 def two_nodes(cpus: int, requeue_seconds: int = 5, kill_wait: int = 10) -> Iterator[Cluster]:
     """Bring a cluster up; take it down on the way out, whatever happened.
 
-    Args:
-        cpus: cores that each node claims to have.
-        requeue_seconds: how long a requeued job waits for its next start.
-        kill_wait: seconds between SIGTERM and SIGKILL.
-
-    Raises:
-        NoSlurmError: the packages are missing and cannot be installed.
-        TimeoutError: the nodes do not come up.
+    Each node claims to have `cpus` cores; a requeued job waits `requeue_seconds` for its next
+    start; `kill_wait` seconds lie between SIGTERM and SIGKILL. Raises `NoSlurmError`, or
+    `TimeoutError` where the nodes do not come up.
     """
     require_packages()
     with ExitStack() as at_exit:
         # Not pytest's folder: the names of sockets are at most 107 characters long.
         folder = Path(at_exit.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
-        cluster = Cluster(folder, cpus)
+        cluster = Cluster(folder)
         for name in ("state", *(f"spool.{node}" for node in NODES)):
             (folder / name).mkdir()
         configuration = CONFIGURATION.format(
@@ -159,7 +140,11 @@ def two_nodes(cpus: int, requeue_seconds: int = 5, kill_wait: int = 10) -> Itera
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
         at_exit.callback(_stop_daemons, folder)
-        _start_munge(cluster)
+        # The daemon that Slurm's commands and daemons prove to each other who they are with.
+        files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log"}
+        flags = [f"--{flag}={folder}/munge.{ending}" for flag, ending in files.items()]
+        # --force: the folder is closed to other users, who have no business here.
+        _start(cluster, "munged", "--force", f"--seed-file={folder}/munge.seed", *flags)
         _start(cluster, "slurmctld")
         for node in NODES:
             _start(cluster, "slurmd", "-N", node)
@@ -177,21 +162,11 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _start_munge(cluster: Cluster) -> None:
-    """The daemon that Slurm's commands and daemons prove to each other who they are with."""
-    folder = cluster.folder
-    files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log"}
-    flags = [f"--{flag}={folder}/munge.{ending}" for flag, ending in files.items()]
-    # --force: the folder is closed to other users, who have no business here.
-    _start(cluster, "munged", "--force", f"--seed-file={folder}/munge.seed", *flags)
-
-
 def _start(cluster: Cluster, program: str, *flags: str) -> None:
     """Start a daemon; it puts itself in the background and leaves a file with its process id."""
-    path = shutil.which(program, path=SEARCH_PATH)
     with (cluster.folder / f"{program}.start").open("ab") as output:
         subprocess.run(
-            [path, *flags],
+            [shutil.which(program, path=SEARCH_PATH), *flags],
             env=cluster.environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,

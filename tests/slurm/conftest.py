@@ -1,6 +1,5 @@
 """A Slurm for the tests of this folder, and the digits demo's data in miniature."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.commands import succeed
+from tests.few_digits import few_digits
 from tests.slurm.cluster import Cluster, NoSlurmError, two_nodes
 
-# Enough for all jobs of the tests at once.
-CORES = 16
-IMAGES_PER_DIGIT = 16
+CORES = 16  # enough for all jobs of the tests at once
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +26,9 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tokenizer and the token cache of a few handwritten digits."""
+    """A folder with the tokenizer and the token cache of 160 handwritten digits."""
     folder = tmp_path_factory.mktemp("digits")
-    images = folder / "images"
-    succeed("scripts/demo_digits.py", "prepare", "--output", images)
-    shutil.rmtree(images / "test")
-    for digit in (images / "train").iterdir():
-        for path in sorted(digit.iterdir())[IMAGES_PER_DIGIT:]:
-            path.unlink()
+    images = few_digits(folder / "images", train=16, test=0) / "train"
     common = ["--data_path", images, "--img_size", "32", "--device", "cpu", "--num_workers", "0"]
     succeed(
         *("tokenizers/train_vq.py", *common, "--flip_prob", "0", "--codebook_size", "256"),

@@ -24,9 +24,9 @@ from util.cli import available_cores
 
 pytestmark = pytest.mark.slow
 
-# So that training outlasts a limit of one minute: three jobs side by side share the cores, and on
-# six of them each is three times as fast as on two.
-EPOCHS = 15 * min(3, max(1, available_cores() // 2))
+# So that a preemption, which takes Slurm seconds, finds its job in training: on six cores each of
+# three jobs side by side is three times as fast as on two.
+EPOCHS = 6 * min(3, max(1, available_cores() // 2))
 # A preempting job must not fit beside the one that it preempts; all others must.
 MOST_CORES = f"--slurm-args=--cpus-per-task={CORES // 2 + 1}"
 DEADLINE = 900
@@ -34,15 +34,10 @@ DEADLINE = 900
 
 @dataclass(frozen=True)
 class Started:
-    """A running `scripts/cli/run.py`.
-
-    Attributes:
-        process: of the command.
-        output: its `--output-dir`.
-    """
+    """A running `scripts/cli/run.py`."""
 
     process: subprocess.Popen
-    output: Path
+    output: Path  # its --output-dir
 
     def finish(self, code: int = 0) -> str:
         """Wait until it ends with exit code `code`; what it said."""
@@ -78,8 +73,10 @@ def start(cluster: Cluster, output: Path, *arguments: object, **variables: str) 
 LIMIT = ("--time", "1", "--warn-seconds", "5")
 # Waits for its time limit when it is first started, and ends when it is started again.
 WAITS_ONCE = """
-[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && exit
-while true; do sleep 0.1; done
+[ -e "$OUTPUT_DIR/again" ] && exit
+sleep 1
+touch "$OUTPUT_DIR/again"
+while true; do sleep 0.5; done
 """
 SAVES = """
 save() { echo '{"signal": "SIGUSR1", "epoch": 0, "step": 9}' >"$INTERRUPTED_FILE"; }
@@ -87,65 +84,73 @@ trap 'save; exit 1' USR1
 """
 
 
-@dataclass(frozen=True)
-class Trainings:
-    """The same training three times, side by side, with two jobs that wait for their time limit."""
-
-    plain: Started
-    limited: Started
-    preempted: Started
-    saves: Started
-    deaf: Started
-
-
 @pytest.fixture(scope="module", autouse=True)
-def trainings(
-    cluster: Cluster, digits: Path, tmp_path_factory: pytest.TempPathFactory, long: bool
-) -> Iterator[Trainings]:
-    folder = tmp_path_factory.mktemp("trainings")
-    epochs = 2 * EPOCHS if long else EPOCHS
-    script = ["bash", "tests/slurm/train_digits.sh", "--epochs", epochs, "--save_last_freq", 1000]
-    digits_at = {"DIGITS": str(digits)}
-    limited_starts = "2" if long else "1"
-    started = Trainings(
-        start(cluster, folder / "plain", *script, **digits_at),
-        start(
-            *(cluster, folder / "limited", *LIMIT, *script),
-            **{**digits_at, "LIMITED_STARTS": limited_starts},
-        ),
-        start(
-            *(cluster, folder / "preempted", "-p", "cheap", MOST_CORES, "--batch", *script),
-            *("--save_steps", 5),
-            **digits_at,
-        ),
-        start(cluster, folder / "saves", *LIMIT, "--batch", "bash", "-c", SAVES + WAITS_ONCE),
-        start(
-            *(cluster, folder / "deaf", *LIMIT, "--batch", "bash", "-c"),
-            "trap '' USR1" + WAITS_ONCE,
-        ),
-    )
+def jobs(
+    cluster: Cluster, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Started]]:
+    """The same training three times, side by side, with jobs that wait for their time limit."""
+    folder, at = tmp_path_factory.mktemp("jobs"), {"DIGITS": str(digits)}
+    script = ["bash", "tests/slurm/train_digits.sh", "--epochs", EPOCHS, "--save_last_freq", 1000]
+    batch, saves, deaf = ["--batch", "bash", "-c"], SAVES + WAITS_ONCE, "trap '' USR1" + WAITS_ONCE
+    preempted = ["-p", "cheap", MOST_CORES, "--batch", *script, "--save_steps", 5]
+    started = {
+        "plain": start(cluster, folder / "plain", *script, **at),
+        "warned": start(cluster, folder / "warned", *script, **at),
+        "preempted": start(cluster, folder / "preempted", *preempted, **at),
+        "limited": start(cluster, folder / "limited", *LIMIT, *batch[1:], saves),
+        "saves": start(cluster, folder / "saves", *LIMIT, *batch, saves),
+        "deaf": start(cluster, folder / "deaf", *LIMIT, *batch, deaf),
+    }
     yield started
-    for each in vars(started).values():
+    for each in started.values():
         each.process.kill()
 
 
-def assert_same_training(found: Path, expected: Path) -> None:
+def assert_same_training(found: Started, expected: Started) -> None:
     """Equal weights, optimiser and logged losses, to the last bit."""
-    one, other = (read_checkpoint(folder / LAST, "test") for folder in (found, expected))
+    one, other = (read_checkpoint(job.output / LAST, "test") for job in (found, expected))
     assert one["epoch"] == other["epoch"]
-    assert one["model"].keys() == other["model"].keys()
-    for name, value in other["model"].items():
-        assert torch.equal(one["model"][name], value), name
-    for index, moments in other["optimizer"]["state"].items():
-        for name, value in moments.items():
-            assert torch.equal(one["optimizer"]["state"][index][name], value), (index, name)
-    assert logged_losses(found) == logged_losses(expected)
+    torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+    moments = (state["optimizer"]["state"] for state in (one, other))
+    torch.testing.assert_close(*moments, rtol=0, atol=0)
+    assert logged_losses(found.output) == logged_losses(expected.output)
 
 
 def logged_losses(folder: Path) -> list[tuple[int, float]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+
+def test_interrupted_trainings_end_as_one_that_was_not(
+    cluster: Cluster, jobs: dict[str, Started]
+) -> None:
+    warned, preempted = jobs["warned"], jobs["preempted"]
+    wait_until(lambda: "epoch 0 of" in "".join(warned.logs()), "an epoch", DEADLINE)
+    # As Slurm does before the time limit, at which "limited" is.
+    cluster.query("scancel", "--signal=USR1", "--name", warned.output.name)
+    number = preempted.finish().splitlines()[-1]
+    wait_until((preempted.output / LAST).exists, "a checkpoint", DEADLINE)
+    urgent = ["srun", "-p", "urgent", "-N", "2", *MOST_CORES.partition("=")[2].split(), "true"]
+    subprocess.run(urgent, env=cluster.environment(), timeout=DEADLINE, check=True)
+    said = warned.finish()
+    assert len(re.findall(r"interrupted by SIGUSR1 \(epoch \d+, step \d+\); going on", said)) == 1
+    assert "failure" not in said
+    wait_until(lambda: cluster.job(number)["JobState"] == "COMPLETED", "its end", DEADLINE)
+    assert cluster.job(number)["Restarts"] == "1"
+    jobs["plain"].finish()
+    for job in (warned, preempted):
+        assert len(job.logs()) == 2 and "resumed from" in job.logs()[1]
+        assert_same_training(job, jobs["plain"])
+
+
+def test_two_nodes_train_together(jobs: dict[str, Started]) -> None:
+    said = jobs["plain"].finish()
+    losses = logged_losses(jobs["plain"].output)
+    # 160 digits in batches of 16 on each of two processes.
+    assert [step for step, _ in losses] == list(range(5 * EPOCHS))
+    assert losses[-1][1] < 0.8 * losses[0][1]
+    assert f"logs: {jobs['plain'].output}/logs" in said
 
 
 def test_a_failing_job_stops_after_its_retries_with_its_exit_code(
@@ -186,55 +191,22 @@ def test_the_user_s_signals_reach_the_job_and_end_it(cluster: Cluster, tmp_path:
         assert log.count("asked to save") == 2
 
 
-def test_a_preempted_batch_job_goes_on_where_it_was(cluster: Cluster, trainings: Trainings) -> None:
-    job = trainings.preempted
-    number = job.finish().splitlines()[-1]
-    saved = job.output / LAST
-    wait_until(saved.exists, "a checkpoint", DEADLINE)
-    urgent = ["srun", "-p", "urgent", "-N", "2", *MOST_CORES.partition("=")[2].split(), "true"]
-    subprocess.run(urgent, env=cluster.environment(), timeout=DEADLINE, check=True)
-    wait_until(lambda: cluster.job(number)["JobState"] == "COMPLETED", "its end", DEADLINE)
-    assert cluster.job(number)["Restarts"] == "1"
-    assert len(job.logs()) == 2
-    assert "resumed from" in job.logs()[1]
-    trainings.plain.finish()
-    assert_same_training(job.output, trainings.plain.output)
-
-
-def test_a_job_goes_on_after_its_time_limit(trainings: Trainings, long: bool) -> None:
-    job = trainings.limited
-    said = job.finish()
-    # Interrupted by the warning, with time to save; a time limit is no failure.
-    interruptions = re.findall(r"interrupted by SIGUSR1 \(epoch \d+, step \d+\); going on", said)
-    assert len(interruptions) == (2 if long else 1)
-    assert "failure" not in said
-    assert len(job.logs()) == len(interruptions) + 1
-    trainings.plain.finish()
-    assert_same_training(job.output, trainings.plain.output)
-
-
-@pytest.mark.parametrize("how", ["saves", "deaf"])
-def test_a_batch_job_is_queued_again_at_its_time_limit(
-    cluster: Cluster, trainings: Trainings, how: str
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("limited", r"interrupted by SIGUSR1 \(epoch 0, step 9\)"),
+        ("saves", r"interrupted by SIGUSR1 \(epoch 0, step 9\)"),
+        ("deaf", r"ended by Slurm \(time limit\)"),
+    ],
+)
+def test_a_job_goes_on_after_its_time_limit(
+    cluster: Cluster, jobs: dict[str, Started], how: str, why: str
 ) -> None:
-    job: Started = getattr(trainings, how)
-    number = job.finish().splitlines()[-1]
-    wait_until(lambda: cluster.job(number)["JobState"] == "COMPLETED", "its end", DEADLINE)
-    assert cluster.job(number)["Restarts"] == "1"
-    supervisor = (job.output / "logs" / f"job-{number}.log").read_text()
-    why = {
-        "saves": "interrupted by SIGUSR1 (epoch 0, step 9)",
-        "deaf": "ended by Slurm (time limit)",
-    }
-    assert f"{why[how]}; going on" in supervisor
-    assert "failure" not in supervisor
-
-
-def test_two_nodes_train_together(trainings: Trainings, long: bool) -> None:
-    said = trainings.plain.finish()
-    losses = logged_losses(trainings.plain.output)
-    # 160 digits in batches of 16 on each of two processes.
-    epochs = 2 * EPOCHS if long else EPOCHS
-    assert [step for step, _ in losses] == list(range(5 * epochs))
-    assert losses[-1][1] < 0.8 * losses[0][1]
-    assert f"logs: {trainings.plain.output}/logs" in said
+    job = jobs[how]
+    said = job.finish()
+    if how != "limited":  # a batch job, which says it in its own log
+        number = said.splitlines()[-1]
+        wait_until(lambda: cluster.job(number)["JobState"] == "COMPLETED", "its end", DEADLINE)
+        assert cluster.job(number)["Restarts"] == "1"
+        said = (job.output / "logs" / f"job-{number}.log").read_text()
+    assert len(re.findall(f"{why}; going on", said)) == 1 and "failure" not in said

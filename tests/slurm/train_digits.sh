@@ -1,14 +1,8 @@
 #!/usr/bin/env bash
 # The training of the digits demo in miniature, as a script for a cluster. $DIGITS holds tokenizer and
-# token cache; arguments go to main_lpd.py. With LIMITED_STARTS=N only the first N starts keep their
-# time limit.
+# token cache; arguments go to main_lpd.py.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/setups/train.sh"
-
-starts=("$OUTPUT_DIR"/logs/start-*.log)
-if [ "$NODE_RANK" -eq 0 ] && [ "${#starts[@]}" -gt "${LIMITED_STARTS:-1000}" ]; then
-    scontrol update JobId="$SLURM_JOB_ID" TimeLimit=60
-fi
 
 launch main_lpd.py --model lpd_tiny --img_size 32 --class_num 10 \
     --vqgan_path "$DIGITS/vq.pt" --use_cached --cached_path "$DIGITS/cache" --flip_prob 0 \
