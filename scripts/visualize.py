@@ -176,16 +176,16 @@ def choose_orders(args: argparse.Namespace) -> tuple[list[ShownOrders], list[int
     needed = max(count, args.image_id + 1)
     shown = []
     for text in args.orders:
-        on_it = bool(path) and text == "lpd"
-        flag = "--lpd_order_file" if on_it else "--orders"
+        from_file = bool(path) and text == "lpd"
+        flag = "--lpd_order_file" if from_file else "--orders"
         with blame(flag):
-            if on_it:
+            if from_file:
                 expected = f"at least {needed} (--num_orders, --image_id)"
                 orders = stored(on_file, path, needed, expected)
             else:
                 named = published.resolve(text, published.ORDERS)
                 orders = parse_order(named, grid, args.seed, needed)
-        warn_of_steps(path if on_it else text, [len(sizes)], flag)
+        warn_of_steps(path if from_file else text, [len(sizes)], flag)
         order = orders(np.array([args.image_id]), sizes)[0]
         shown.append(ShownOrders(order_title(text), order, orders(np.arange(count), sizes)))
     return shown, sizes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evaluation.features import KINDS
+from evaluation.features import KINDS, ScoreName
 from visualization.drawing import COLORS
 from visualization.scalar_history import EPOCH_LOSS, History
 
@@ -52,12 +52,10 @@ def read_scores(tags: Iterable[str]) -> dict[str, Score]:
         if not match or match[2] == "_std" or match[1] == "num_images":
             continue
         key, mean, samples = match.groups(default="")
+        name, known = _NAMES.get(key, ("", ScoreName(key, key)))
+        better = "lower is better" if name in _LOWER_IS_BETTER else "higher is better"
         spread = tag.replace("_mean", "_std") if mean else None
-        scores[tag] = Score(key, key, samples, spread=spread)
-        if key in _NAMES:
-            name, known = _NAMES[key]
-            better = "lower is better" if name in _LOWER_IS_BETTER else "higher is better"
-            scores[tag] = Score(key, known.title, samples, known.note, better, spread)
+        scores[tag] = Score(key, known.title, samples, known.note, better * bool(name), spread)
     return scores
 
 
@@ -131,7 +129,7 @@ def _plot_loss(history: History, scale: str, axes: Axes) -> None:
 def _plot_rate(history: History, axes: Axes) -> None:
     curve = history.curves[RATE]
     axes.plot(_axis(history, curve.steps), curve.values, color=COLORS[0])
-    axes.set(ylabel="learning rate")
+    axes.set_ylabel("learning rate")
     axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
 
 
