@@ -29,23 +29,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         rows = max(1, LOGITS_AT_A_TIME // len(weight))
-        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        trains = any(ctx.needs_input_grad)
         # Gradients of the sum, in the inputs' own dtypes: what is cast here is not cast back.
-        grad_x = torch.empty_like(x) if wants_x else None
-        grad_weight = None
+        grad_x, grad_weight = torch.empty_like(x) if trains else None, None
         weight, weight_dtype = weight.to(dtype), weight.dtype
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         for start in range(0, len(x), rows):
             part, wanted = x[start : start + rows].to(dtype), targets[start : start + rows, None]
             logs = F.linear(part, weight).log_softmax(dim=-1, dtype=torch.float32)
             total -= logs.gather(1, wanted).sum()
-            if not (wants_x or wants_weight):
-                continue
-            slope = logs.exp_().scatter_add_(1, wanted, logs.new_full((1, 1), -1).expand_as(wanted))
-            slope = slope.to(dtype)
-            if wants_x:
+            if trains:
+                minus_ones = logs.new_full((1, 1), -1).expand_as(wanted)
+                slope = logs.exp_().scatter_add_(1, wanted, minus_ones).to(dtype)
                 grad_x[start : start + rows] = slope @ weight
-            if wants_weight:
                 grad = (slope.mT @ part).float()
                 grad_weight = grad if grad_weight is None else grad_weight.add_(grad)
         ctx.save_for_backward(grad_x, grad_weight)
@@ -56,9 +52,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
         scale = grad / ctx.num_rows
-        return (
-            None if grad_x is None else grad_x * scale.to(grad_x.dtype),
-            None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
-            None,
-            None,
-        )
+        grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        return grad_x * scale.to(grad_x.dtype), grad_weight, None, None
