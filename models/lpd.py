@@ -142,9 +142,9 @@ model = LPD.from_pretrained("user/name")"""
         targets = tokens.gather(1, orders)
         return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
 
-    def forward_logits(self, *arguments: Any) -> Tensor:
-        """Compute teacher-forced logits of all steps (B, N, V); see `forward_queries`."""
-        return self.head(self.forward_queries(*arguments))
+    def forward_logits(self, *arguments: Any, **options: Any) -> Tensor:
+        """Compute teacher-forced logits of all steps (B, N, V), arguments as `forward_queries`."""
+        return self.head(self.forward_queries(*arguments, **options))
 
     def forward_queries(
         self,
