@@ -8,7 +8,7 @@ import torch
 
 HERE = Path(__file__).parent
 # Minutes each: first, for two processes to end together.
-LONGEST = ("test_evaluate_orders.py", "test_demo.py", "test_processors.py", "test_jobs.py")
+LONGEST = ("test_evaluate_orders.py", "test_resume.py", "test_processors.py", "test_demo.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,7 +29,9 @@ class Times:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         times = {name: round(seconds, 1) for name, seconds in sorted(self.seconds.items())}
-        (HERE / "times.json").write_text(json.dumps(times, indent=2) + "\n")
+        path = HERE / "times.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**before, **times}, indent=2) + "\n")
         budgets = json.loads((HERE / "budget.json").read_text())
         for name, seconds in times.items():
             if seconds > (budget := budgets.get(name, 0)):
