@@ -59,13 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--feature_extractor_weights", help=about)
     add_flags(parser, "--orders", default=list(ORDERS))
     add_flags(parser, "--steps", required=True)
-    add_flags(parser, "--cfg", "--debug")
+    add_flags(parser, "--cfg")
     parser.add_argument("--samples", type=whole(2), default=500, help="as many of each class")
     add_flags(parser, "--seed", help="of orders and draws")
     add_flags(parser, "--output", required=True)
     parser.add_argument("--grid", type=Path, help="PNG file of real images, and samples below")
     about = {"metavar": "K", "help": "only samples of these steps"}
     parser.add_argument("--grid_steps", nargs="+", type=whole(1), **about)
+    add_flags(parser, "--debug")
     return parser
 
 
