@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -62,8 +63,8 @@ class Popen(subprocess.Popen):
             return
         pipes = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
         request = {
-            "arguments": [word for word in args[1:] if word != "-u"],
-            "unbuffered": "-u" in args[:2],
+            "arguments": args[2 if args[1] == "-u" else 1 :],
+            "unbuffered": args[1] == "-u",
             "variables": variables,
             "folder": str(given["cwd"] or Path.cwd()),
             "new_session": given["start_new_session"],
@@ -90,13 +91,15 @@ class Popen(subprocess.Popen):
 
 def can_be_forked(args: list[str], variables: dict[str, str]) -> bool:
     """Whether a fork would be what a start is."""
-    words = [*(word for word in args if word != "-u"), "-"]
-    script = words[2 if words[1] == "-m" else 1]
+    python, *words = args
+    if words[:1] == ["-u"]:
+        del words[0]
     own = base_variables()
     changed = [name for name in {*own, *variables} if own.get(name) != variables.get(name)]
     return (
-        (words[0], sys.platform) == (sys.executable, "linux")
-        and not script.startswith("-")
+        (python, sys.platform) == (sys.executable, "linux")
+        and len(words) > 0
+        and (words[0] in ("-c", "-m") or not words[0].startswith("-"))
         and all(READ_LATE.fullmatch(name) or name in script_variables() for name in changed)
     )
 
@@ -216,7 +219,12 @@ def become(request: dict, descriptors: list[int]) -> None:
     if "client" in request:
         sys.executable = os.environ["PYTHON"]  # so are those that it starts
     first, *more = request["arguments"]
-    if first == "-m":
+    if first == "-c":
+        code, *more = more
+        sys.argv, sys.path[0] = ["-c", *more], ""
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), vars(main))  # noqa: S102 (as `python -c`)
+    elif first == "-m":
         module, *more = more
         sys.argv, sys.path[0] = [module, *more], request["folder"]
         if module == TORCHRUN and (work := fork_workers(more)):
@@ -276,7 +284,10 @@ def end(error: BaseException | None) -> NoReturn:
     """End as `python` would, but leave the memory to the system: freeing it takes a second."""
     code = error.code if isinstance(error, SystemExit) else 0 if error is None else 1
     if not isinstance(error, SystemExit | None):
-        sys.excepthook(type(error), error, error.__traceback__)
+        trace, ours = error.__traceback__, (__file__, runpy.run_path.__code__.co_filename)
+        while trace is not None and trace.tb_frame.f_code.co_filename in ours:
+            trace = trace.tb_next
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
     elif not isinstance(code, int | None):
         sys.stderr.write(f"{code}\n")
         code = 1

@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 _, address, *arguments = sys.argv
 request = {
-    "arguments": [word for word in arguments if word != "-u"],
+    "arguments": arguments[arguments[:1] == ["-u"] :],
     "unbuffered": "-u" in arguments[:1],
     "variables": dict(os.environ),
     "folder": str(Path.cwd()),

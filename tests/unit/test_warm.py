@@ -48,7 +48,7 @@ def test_a_fork_says_and_ends_as_a_start(tmp_path: Path, last: str) -> None:
         subprocess.Popen(shell, env={**warm.base_variables(), "RANK": "3"}, text=True, **options),
     ):
         output, errors = process.communicate("asked", timeout=60)
-        found.append((process.returncode, output, errors.splitlines()[-1:]))
+        found.append((process.returncode, output, errors))
     assert found[0] == found[1] == found[2]
     assert found[0][0] == ENDS[last]
 
@@ -90,6 +90,7 @@ def test_a_fork_trains_to_the_same_bits(tmp_path: Path, processes: int | None) -
 
 def test_only_what_is_read_late_is_given_to_a_fork(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text("import sys; print('main_lpd' in sys.modules)")
+    program.write_text(code := "import sys; print('main_lpd' in sys.modules, sys.argv[1:])")
     for variables, forked in (({"WORLD_SIZE": "1"}, True), ({"OMP_NUM_THREADS": "2"}, False)):
-        assert run_command(program, **variables).stdout == f"{forked}\n"
+        for command in ([program], ["-u", program], ["-c", code]):
+            assert run_command(*command, "-u", **variables).stdout == f"{forked} ['-u']\n"
