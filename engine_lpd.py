@@ -263,9 +263,11 @@ def settle_buckets(model: nn.Module, run: Training, device: torch.device) -> Non
 
     DistributedDataParallel lays its buckets out anew after its first backward pass, in the order in
     which gradients became ready. From three processes on the layout decides the last bits of a sum:
-    without this the first step after a resume would differ from that step of an unstopped run. All
-    processes call it; other models are left alone.
+    without this the first step after a resume would differ from that step of an unstopped run. It
+    changes no weights and no random stream. All processes call it; other models are left alone.
     """
+    # No setting of the wrapper does it: `find_unused_parameters` keeps one layout but searches the
+    # graph in every step, and even a single bucket is sorted anew.
     if not isinstance(model, DistributedDataParallel):
         return
     # Shapes and list of a step: a smaller batch would be compiled for itself.

@@ -192,7 +192,8 @@ def list_classes(root: Path, suffixes: tuple[str, ...], flag: str, kind: str) ->
     with blame(flag), os.scandir(root) as entries:
         folders = [one for one in entries if one.is_dir() and not one.name.startswith(".")]
         files = {one.name: list(_files_below(one.path, suffixes)) for one in folders}
-    names, labels, classes = _join(files, root, str(root / "_")[:-1], suffixes, flag, kind)
+    prefix = str(root / "_")[:-1]  # "" of ".", one slash of "/"
+    names, labels, classes = _join(files, root, prefix, suffixes, flag, kind)
     return ImageList(tuple(map(Path, names)), labels, classes)
 
 
@@ -292,5 +293,5 @@ class _Crops:
                 continue
             pixels.numpy()[len(labels)] = np.asarray(crop)
             labels.append(int(self._images.labels[index]))
-        batch = ImageBatch(pixels[: len(labels)].permute(0, 3, 1, 2), torch.tensor(labels).long())
-        return batch, problems
+        pixels = pixels[: len(labels)].permute(0, 3, 1, 2)
+        return ImageBatch(pixels, torch.tensor(labels, dtype=torch.int64)), problems

@@ -110,7 +110,8 @@ class GraphCache:
     def run(self, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Replay `function` as captured for `key`, capturing it first if it is new.
 
-        The output has memory of its own; of a graph that does not fit nothing is kept.
+        The inputs lie on one CUDA device, the output has memory of its own. A `CaptureError` is
+        about what cannot be captured; of a graph that does not fit nothing is kept.
 
         Args:
             key: names what `function` computes; appears in the log. Shapes and dtypes of the

@@ -255,16 +255,17 @@ class FastPath:
 
     def _follow(self, model: LPD, dtype: torch.dtype) -> None:
         """Prepare the weights if they are new, moved or changed."""
-        weights, state = list(model.parameters()), self._state
-        if state is None or self._weights.dtype != dtype or not state.same_tensors(weights):
-            self._state = None
+        weights = list(model.parameters())
+        unprepared = self._state is None or self._weights.dtype != dtype
+        if unprepared or not self._state.same_tensors(weights):
             self.graphs.clear()
-            self._weights = None  # the old copies go before the new ones come
+            # The old weights, which the state holds, and their copies go before new copies come.
+            self._state = self._weights = None
             on_cpu = model.pos_embed.device.type == "cpu"
             self._weights = NetworkWeights.prepare(model, dtype, packed=on_cpu)
             if not on_cpu:
                 self._rows = _compile(self._weights)
-        elif self._trained or model.training or not state.is_current(weights):
+        elif self._trained or model.training or not self._state.is_current(weights):
             self._weights.refresh(model)
         else:
             return

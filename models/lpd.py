@@ -130,9 +130,10 @@ model = LPD.from_pretrained("user/name")"""
     ) -> Tensor:
         """Compute the mean cross-entropy over all N queries: scalar float32, nats per token.
 
-        Tokens (B, N) int64 are in raster order, `group_sizes` sum to N. Orders (B, N) int64 are
-        raster positions in generation order, uniformly random if None. The class is dropped where
-        `label_drop` (B,) is True, in training mode drawn with `label_drop_prob` if None.
+        Tokens (B, N) int64 are in raster order, labels (B,) int64, `group_sizes` sum to N. Orders
+        (B, N) int64 are raster positions in generation order, uniformly random if None. The class
+        is dropped where `label_drop` (B,) is True, in training mode drawn with `label_drop_prob` if
+        None.
         """
         if orders is None:
             orders = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1)

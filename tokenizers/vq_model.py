@@ -268,7 +268,7 @@ tokenizer = VQModel.from_pretrained("user/name")"""
         return self.quant_conv(self.encoder(images))
 
     def encode_indices(self, images: Tensor) -> Tensor:
-        """Tokenize float images (B, 3, S, S) in [-1, 1]: (B, N) int64 codes, raster order."""
+        """Tokenize float images (B, 3, S, S) in [-1, 1], S in strides: (B, N) int64 codes."""
         return self._match(self.encode(images))[1]
 
     def decode_code(self, indices: Tensor) -> Tensor:

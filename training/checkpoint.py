@@ -283,7 +283,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def load_newest(paths: Sequence[Path], load: Callable[[Path], object]) -> Path:
-    """Load the first checkpoint that is not damaged and return it; warn of those before it."""
+    """Load the first checkpoint that is not damaged and return it; warn of those before it.
+
+    `load` raises `DamagedCheckpoint` where nothing can be read, and has changed nothing then; so
+    does this if all are damaged.
+    """
     problems: list[str] = []
     for path in paths:
         try:

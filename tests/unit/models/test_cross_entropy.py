@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import cross_entropy
 from models.cross_entropy import linear_cross_entropy
@@ -57,11 +58,25 @@ def test_autocast_is_honoured(monkeypatch) -> None:
 
 def test_no_gradient_is_computed_that_nobody_wants() -> None:
     x, weight, targets = inputs()
-    assert linear_cross_entropy(x.detach(), weight.detach(), targets).grad_fn is None
-    with torch.no_grad():
-        assert abs(linear_cross_entropy(x, weight, targets) - plain(x, weight, targets)) < 1e-5
-    linear_cross_entropy(x, weight.detach(), targets).backward()
-    assert x.grad is not None and weight.grad is None
+    fixed = x.detach(), weight.detach()
+    expected = plain(*fixed, targets)
+    for given, grad, products in (
+        (fixed, True, 1),
+        ((x, weight), False, 1),
+        ((x, fixed[1]), True, 2),
+        ((fixed[0], weight), True, 2),
+        ((x, weight), True, 3),
+    ):
+        with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+            loss = linear_cross_entropy(*given, targets)
+        assert abs(loss - expected) < 1e-5
+        assert counter.get_total_flops() == products * 2 * ROWS * WIDTH * CODES
+        x.grad = weight.grad = None
+        if loss.requires_grad:
+            loss.backward()
+        assert [each.grad is not None for each in (x, weight)] == [
+            grad and each.requires_grad for each in given
+        ]
 
 
 def test_memory_is_that_of_some_rows(monkeypatch) -> None:

@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -61,6 +62,21 @@ def test_equals_plain_without_labels_in_one_step_and_one_by_one(device: str) -> 
     assert_same_but_for_ties(fast, plain, model, None, orders, SIZES)
     for sizes in ([NUM_TOKENS], [1] * NUM_TOKENS):
         check_equal(small_lpd().to(device), sizes, 2, cfg=2.0)
+
+
+def test_weights_that_moved_are_let_go_of_before_new_copies_are_made(device, monkeypatch) -> None:
+    model, prepare, alive = small_lpd().to(device), NetworkWeights.prepare, []
+    tokens_of(model)
+    kept = [weakref.ref(weight) for weight in FastPath.of(model)._state._aliases]
+    model.double()
+
+    def spy(*arguments: object, **options: object) -> NetworkWeights:
+        alive.append(sum(weight() is not None for weight in kept))
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(NetworkWeights, "prepare", spy)
+    tokens_of(model.float())
+    assert kept and alive == [0]
 
 
 @pytest.mark.parametrize("options", [{}, {"cfg": 3.0}])
