@@ -229,7 +229,10 @@ def ids_of(batches: Sequence[FeatureBatch]) -> np.ndarray:
 
 
 def gather_features(batches: Sequence[FeatureBatch]) -> Features | None:
-    """Gather the features of all processes' batches, by id, on rank 0; None elsewhere."""
+    """Gather the features of all processes' batches, by id, on rank 0; None elsewhere.
+
+    A `UserError` on rank 0 says that there are none, or those of an image twice.
+    """
     batches = [batch for batch in batches if batch[1] is not None]
     mine = [
         torch.cat(part) for part in zip(*(batch[1].tensors() for batch in batches), strict=True)

@@ -191,7 +191,8 @@ def feature_statistics(features: Tensor) -> Statistics:
     """Compute mean and covariance of (n, D) float32 features, by torch-fidelity.
 
     It takes the mean in float32, as published evaluations do: with 50,000 images that moves a
-    distance of 2.4 by 8e-6 of it (made features).
+    distance of 2.4 by 8e-6 of it (made features). A `ValueError` is about fewer than two images, or
+    features that are not finite.
     """
     from evaluation import fidelity
 

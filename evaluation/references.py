@@ -53,7 +53,8 @@ class ReferencePlan:
     ) -> Reference | None:
         """Return all parts on rank 0, None elsewhere. All processes call it: each reads its share.
 
-        What is made of images is kept in `cache_folder()`, by their content and the network's.
+        What is made of images is kept in `cache_folder()`, by their content and the network's. A
+        `UserError`, on all processes, is about images that one of them cannot read.
         """
         known = self.known
         if self.source is not None:

@@ -85,7 +85,10 @@ class SampleFolder:
         return np.asarray(image)
 
     def write_archive(self, path: Path, count: int) -> None:
-        """Write `count` images, by id, to the archive that ADM's evaluator reads, one by one."""
+        """Write `count` images, by id, to the archive that ADM's evaluator reads, one by one.
+
+        One that is missing, damaged or of other settings is an error as of `read`; nothing is left.
+        """
         with (
             replacing(path) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,

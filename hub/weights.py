@@ -39,7 +39,8 @@ def read_checkpoint(path: str | Path, flag: str, mmap: bool = True) -> dict[str,
 
     Only tensors (on the CPU; with `mmap` mapped, for those copied right away), plain Python values
     and `argparse.Namespace` are accepted. The checksums in the file are compared: `torch.load` by
-    itself takes what it finds. A file that is damaged or refused is a `DamagedCheckpoint`.
+    itself takes what it finds. A file that is damaged or refused is a `DamagedCheckpoint`, one that
+    is missing or holds no dictionary another `UserError`.
     """
     path = require_file(path, flag, "a checkpoint written by torch.save")
     try:

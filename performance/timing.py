@@ -113,7 +113,8 @@ def show(
                     rows.append(record)
                     keep(**about, rows=rows)
             except torch.OutOfMemoryError as error:
-                logger.warning("%s: the next batch size does not fit: %s", name, error)
+                reason = str(error).splitlines()[0]
+                logger.warning("%s: the next batch size does not fit: %s", name, reason)
     sys.stdout.write(f"{markdown_table(columns, rows)}\n{notes}")
 
 
