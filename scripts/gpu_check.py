@@ -84,7 +84,10 @@ def main(args: argparse.Namespace) -> None:
     if args.device != "cpu" and not torch.cuda.is_available():
         expected = "but no usable GPU, expected --device cpu here"
         raise UserError(f"--device: found {args.device!r} {expected}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no part is left behind
+    # So that no part is left behind. Shells start what runs in the background without SIGINT, and
+    # the parts would be without it, too.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
     ends = time.monotonic() + args.seconds
     parts: dict[str, dict[str, Any]] = {}
     for name in [name for name in LIMITS if name in args.parts]:

@@ -26,8 +26,10 @@ FIGURES = {
 
 def check(output: Path, *flags: object, **variables: str) -> tuple[int, dict[str, Any], list[str]]:
     """Exit code, what each part left, and the table."""
-    command = ["bash", "scripts/gpu_check.sh", "--quick", "--device", "cpu", "--output", output]
-    result = run_program(*command, *flags, timeout=900, **variables)
+    # As a shell starts it in the background.
+    command = ["bash", "-c", "trap '' INT; exec bash scripts/gpu_check.sh \"$@\"", "-", "--quick"]
+    command += ["--device", "cpu", "--output", output, *flags]
+    result = run_program(*command, timeout=900, **variables)
     return result.returncode, json.loads(output.read_text())["parts"], result.stdout.splitlines()
 
 
