@@ -61,9 +61,9 @@ def generate(
         sampler: `plain` runs the model as it is; `fast` runs the same steps with prepared weights
             and, on a GPU, as one CUDA graph. Where it cannot, the plain one stands in.
     """
-    given = labels, orders, group_sizes, sampling, known, seed, image_ids
+    fast, given = _is_fast(sampler), (labels, orders, group_sizes, sampling, known, seed, image_ids)
     job = _prepare(model, *given, **fields)
-    tokens = _decode_fast(model, job) if _is_fast(sampler) else None
+    tokens = _decode_fast(model, job) if fast else None
     if tokens is None:
         with _around(model, model):
             tokens = _last(job.decode(model, *job.inputs))
@@ -80,7 +80,8 @@ def generate_steps(
     Each step is computed when it is asked for. The `torch.autocast` that holds when the first one
     is asked for decides for all of them; from then on the model must not change.
     """
-    return _in_steps(model, _prepare(model, *arguments, **options), _is_fast(sampler))
+    fast = _is_fast(sampler)  # before orders are made
+    return _in_steps(model, _prepare(model, *arguments, **options), fast)
 
 
 @dataclass(frozen=True, eq=False)
