@@ -217,7 +217,7 @@ def become(request: dict, descriptors: list[int]) -> None:
         sys.stdout.reconfigure(write_through=True)
     sys.modules["numpy"].random.seed()
     if "client" in request:
-        sys.executable = os.environ["PYTHON"]  # so are those that it starts
+        sys.executable = os.environ.get("PYTHON", sys.executable)  # so are those that it starts
     first, *more = request["arguments"]
     if first == "-c":
         code, *more = more

@@ -57,8 +57,12 @@ def test_a_client_passes_signals_on_and_takes_its_process_with_it(tmp_path: Path
     program = tmp_path / "program.py"
     program.write_text(SLEEPER)
     warm.server()
+    variables = {**warm.base_variables()}
+    del variables["PYTHON"]  # a shell script need not hand it on
     for number in (signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen([warm.client(), program], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [warm.client(), program], stdout=subprocess.PIPE, text=True, env=variables
+        )
         other = int(process.stdout.readline())
         process.send_signal(number)
         assert process.wait(60) == (7 if number == signal.SIGTERM else -number)
