@@ -214,9 +214,11 @@ def test_a_batch_job_whose_step_is_not_taken_tries_again(home: Home) -> None:
     assert len(home.calls("srun")) == 2
 
 
-def test_a_full_disk_for_logs_does_not_end_the_job(home: Home) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_for_logs_does_not_end_the_job(home: Home, unbuffered: str) -> None:
     line = home.line("--max-retry", 0, "bash", "-c", "echo something; exit 5")
-    result = home.run(["bash", "-c", 'exec "$@" >/dev/full', "x", *line])
+    shell = f'PYTHONUNBUFFERED={unbuffered} exec "$@" >/dev/full'
+    result = home.run(["bash", "-c", shell, "x", *line])
     assert result.returncode == 5
     assert "no more output is copied: No space left on device" in result.stderr
     assert (home.out / "logs" / "start-001.log").read_text() == "something\n"
