@@ -1,7 +1,5 @@
 """The loops: training, evaluation, caching."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math

@@ -1,7 +1,5 @@
 """Train an LPD model, or evaluate one (--evaluate): flags -> objects -> engine."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Hostile files, made and read: damage to good ones, and a process that may take only its share."""
 
-from __future__ import annotations
-
 import subprocess
 import textwrap
 from pathlib import Path

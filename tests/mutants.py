@@ -7,8 +7,6 @@
 state, each killed by the test that it names (files and functions as they were called then).
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import json

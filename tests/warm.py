@@ -4,8 +4,6 @@
 this module's `Popen` asks; at the other warm_client.py, which is `python` to a shell script.
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import gc

@@ -1,7 +1,5 @@
 """What the processes tell one another after every training step: one sum, read late on a GPU."""
 
-from __future__ import annotations
-
 from collections import deque
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """LPD checkpoints: starting from published weights, saving and resuming a training run."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math
@@ -95,7 +93,7 @@ class CheckpointSaver:
 
         distributed.fail_together(settle)
 
-    def __enter__(self) -> CheckpointSaver:
+    def __enter__(self) -> "CheckpointSaver":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,7 +1,5 @@
 """The flags of `main_lpd.py`: published names and defaults, in groups."""
 
-from __future__ import annotations
-
 import argparse
 
 from models.decoding import SAMPLERS

@@ -1,7 +1,5 @@
 """A checked training run: flags, data and resumed state, ready to start (method section 8)."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math

@@ -1,7 +1,5 @@
 """Scalars over a run: TensorBoard, and Weights & Biases where asked for."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Parameters and optimiser state spread over the processes (PyTorch's FSDP2), files as ever."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

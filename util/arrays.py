@@ -1,7 +1,5 @@
 """Reading .npy and .npz files from elsewhere: no pickles, no more memory than they are worth."""
 
-from __future__ import annotations
-
 import io
 import math
 import struct

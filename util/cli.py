@@ -1,7 +1,5 @@
 """Command lines: argument types that check their range, and complaints of one line."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

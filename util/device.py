@@ -1,7 +1,5 @@
 """Tensors on their way to a GPU and back while host and GPU go on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Process group set-up and the few collectives this project needs."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable

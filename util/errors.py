@@ -1,7 +1,5 @@
 """Bad input ends in one line and exit code 2, on one process and under torchrun alike."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """Files that are either there in full or not there."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat

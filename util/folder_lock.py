@@ -5,8 +5,6 @@ its owner and holds a counter, which the owner advances every few seconds. Wheth
 asked of the machine, or seen in the counter if it is another machine's.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

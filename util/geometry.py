@@ -1,7 +1,5 @@
 """The one place that relates image size, tokenizer stride and number of tokens."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

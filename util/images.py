@@ -1,7 +1,5 @@
 """Pixels out: value ranges, PNGs and sheets of images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ On a terminal progress is a bar; elsewhere it is a line of the log every half mi
 logged also goes to a file beside the run's output.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """What a run was: its whole command, versions, git revision and log, kept beside its output."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import os

@@ -5,8 +5,6 @@ Slurm warns with SIGUSR1, launchers with SIGTERM, a terminal with SIGINT. The ru
 such that even this damages none.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
@@ -61,7 +59,7 @@ class SignalReceiver(ExitStack):
         super().__init__()
         self._numbers = numbers
 
-    def __enter__(self) -> SignalReceiver:
+    def __enter__(self) -> "SignalReceiver":
         for number in self._numbers:
             self.callback(signal.signal, number, signal.signal(number, self._receive))
         return super().__enter__()
@@ -81,7 +79,7 @@ class StopSignals(SignalReceiver):
         self._last_words: Callable[[int], None] | None = None
         self._leaving = threading.RLock()
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> "StopSignals":
         super().__enter__()
         self._told, tell = os.pipe()
         os.set_blocking(tell, False)

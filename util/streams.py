@@ -5,8 +5,6 @@ a resumed run needs no saved random state. The generator is SplitMix64 (Steele, 
 OOPSLA 2014), started at a hash of the names: whole numbers, or arrays that broadcast to (B,).
 """
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

@@ -6,8 +6,6 @@ The command runs once on each node. A job that its time limit or a preemption ha
 on, a failed one is tried again.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """Keep a Slurm job going until it has finished, over time limits, preemptions and failures."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging
@@ -105,7 +103,7 @@ class Supervisor:
                     self.requeue()
                     return outcome.code or 1
 
-    def _start(self, signals: Signals) -> Outcome:
+    def _start(self, signals: "Signals") -> Outcome:
         """Run the job once; copy what it prints to a new log file, and here if it is ours."""
         logs, marker = self.output_dir / "logs", self.output_dir / MARKER
         marker.unlink(missing_ok=True)  # an earlier run's must not speak for this one

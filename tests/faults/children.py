@@ -1,7 +1,5 @@
 """Commands under way, to be killed or to end as they should."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The commands that faults are tried on, and what they work on."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator

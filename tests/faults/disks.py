@@ -1,7 +1,5 @@
 """Disks that can be filled, or made read-only."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """One file of every kind that the commands read."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

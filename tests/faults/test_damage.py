@@ -1,7 +1,5 @@
 """Files that were damaged: refused in one line, or replaced by the ones before them."""
 
-from __future__ import annotations
-
 import random
 import shutil
 from collections.abc import Callable

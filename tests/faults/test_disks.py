@@ -1,7 +1,5 @@
 """Disks that are full or cannot be written to: one line, and what was there stays and is used."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

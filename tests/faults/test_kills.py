@@ -1,7 +1,5 @@
 """Processes that are killed: what they leave behind is gone on with, to the last bit."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

@@ -1,7 +1,5 @@
 """Files that would run code if they were read without care."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Odd names, jobs that meet, clocks that go wrong."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

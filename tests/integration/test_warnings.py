@@ -1,7 +1,5 @@
 """What works but is hardly meant is said once, with what comes of it; the usual is not."""
 
-from __future__ import annotations
-
 import logging
 from argparse import Namespace
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Both nodes are this machine and have names that DNS does not know. All daemons h
 folder, ports and munge key: a Slurm that is already here is left alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import os

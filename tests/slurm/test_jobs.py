@@ -1,7 +1,5 @@
 """The launcher on a real two-node Slurm: training, time limits, preemption, failures, signals."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

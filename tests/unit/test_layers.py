@@ -1,7 +1,5 @@
 """Who may import whom: each layer only those before it, and no circle anywhere."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path

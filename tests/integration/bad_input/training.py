@@ -1,7 +1,5 @@
 """Bad input of `main_lpd.py` where it trains."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tests.fuzzing import claiming, npy

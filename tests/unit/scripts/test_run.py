@@ -1,7 +1,5 @@
 """The Slurm launcher with stand-ins for Slurm's commands; tests/slurm/ has the real ones."""
 
-from __future__ import annotations
-
 import json
 import select
 import signal

@@ -1,7 +1,5 @@
 """scripts/setups/train.sh: nodes, processes and where they meet, with stand-ins for Slurm."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 

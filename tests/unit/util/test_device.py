@@ -1,7 +1,5 @@
 """Nothing breaks, and float32 stays float32, whatever a user tells `torch.backends`."""
 
-from __future__ import annotations
-
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor

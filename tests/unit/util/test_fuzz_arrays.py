@@ -1,7 +1,5 @@
 """Array files: read as NumPy reads them, or refused in one line and with little memory."""
 
-from __future__ import annotations
-
 import io
 import tempfile
 import zipfile
