@@ -1,7 +1,5 @@
 """How many tokens each decoding step makes: published tables, the cosine rule, users' lists."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import json
@@ -9,6 +7,7 @@ import math
 import re
 import reprlib
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 
@@ -17,29 +16,21 @@ import numpy as np
 from util.errors import blame
 from util.files import read_json
 
-# Image size (at stride 16) under which the published tables file the lists of N tokens.
-_TABLE_KEYS = {256: "256", 1024: "512"}
-_PUBLISHED_STEPS = {256: 20, 1024: 48}
-
 # The shape of the published tables and the cosine rule; others are powers.
 RULE = "rule"
 
 # What text of group sizes may hold; real lists stay far below these limits.
 _TEXT = re.compile(r"(?!.*[0-9]{10})[0-9\s\[\](),*+-]*", re.ASCII | re.DOTALL)
 _MAX_CHARACTERS = 20_000
-_MAX_OPERATORS = 200
-_MAX_DEPTH = 50
 _MAX_GROUPS = 1 << 16
 
 
 @functools.cache
 def _published(num_tokens: int) -> dict[int, tuple[int, ...]]:
     """The published lists of a grid by number of steps, most steps first; empty without any."""
-    if num_tokens not in _TABLE_KEYS:
-        return {}
     tables = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    lists = tables[_TABLE_KEYS[num_tokens]]
-    return {int(steps): tuple(sizes) for steps, sizes in lists.items()}
+    image_size = {256: "256", 1024: "512"}.get(num_tokens)  # at stride 16
+    return {int(steps): tuple(sizes) for steps, sizes in tables.get(image_size, {}).items()}
 
 
 def group_sizes(num_tokens: int, steps: int) -> list[int]:
@@ -86,7 +77,7 @@ def _splits(num_tokens: int, steps: int) -> bool:
 
 def default_steps(num_tokens: int) -> int:
     """Return an image's steps: the published 20 of 256 and 48 of 1024 tokens, else 1.5 a row."""
-    return _PUBLISHED_STEPS.get(num_tokens) or math.ceil(1.5 * math.sqrt(num_tokens))
+    return {256: 20, 1024: 48}.get(num_tokens) or math.ceil(1.5 * math.sqrt(num_tokens))
 
 
 def remaining_group_sizes(num_tokens: int, num_known: int, steps: int | None = None) -> list[int]:
@@ -119,10 +110,9 @@ def shaped_group_sizes(num_tokens: int, steps: int, shape: str) -> list[int]:
     """
     if shape == RULE:
         return group_sizes(num_tokens, steps)
-    try:
+    power = 0.0
+    with suppress(ValueError):
         power = float(shape)
-    except ValueError:
-        power = 0.0
     if not 0 < power < np.inf:
         raise ValueError(f"found shape {shape!r}, expected {RULE} or a positive number")
     if not 2 <= steps <= num_tokens:
@@ -184,15 +174,11 @@ def parse_group_sizes(text: str, num_tokens: int) -> list[int]:
         raise ValueError(f"found {len(text)} characters, expected at most {_MAX_CHARACTERS}")
     depth = accumulate((character in "[(") - (character in ")]") for character in text)
     # Checked before Python's parser sees the text: it recurses once per level and operator.
-    readable = (
-        _TEXT.fullmatch(text)
-        and sum(map(text.count, "*+-")) <= _MAX_OPERATORS
-        and max(depth, default=0) <= _MAX_DEPTH
-    )
-    try:
-        sizes = _value(ast.parse(text.strip(), mode="eval").body) if readable else None
-    except SyntaxError:
-        sizes = None
+    deep = max(depth, default=0) > 50 or sum(map(text.count, "*+-")) > 200
+    sizes = None
+    if _TEXT.fullmatch(text) and not deep:
+        with suppress(SyntaxError):
+            sizes = _value(ast.parse(text.strip(), mode="eval").body)
     if not isinstance(sizes, list):
         shown = text if len(text) <= 60 else f"{text[:57]}..."
         expected = "expected group sizes such as '[1] * 256', '[1]*4 + [2]*126' or '[1, 3]'"

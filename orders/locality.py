@@ -1,7 +1,5 @@
 """Locality-aware generation orders, many at once (method section 6; paper section 3.3)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -32,7 +30,8 @@ def locality_aware_orders(
     """Make orders that decode near what is known and far apart within a group (method section 6).
 
     `num` = B rows of raster positions in generation order, (B, G * G) int64, on a grid of side
-    `grid_size` = G; a ValueError if a size, threshold or known position is out of range.
+    `grid_size` = G; a ValueError if a size, threshold or known position is out of range. A row
+    depends on the settings, the seed, its own id and what is known of it only.
 
     Args:
         group_sizes: K sizes that sum to the G * G positions less the known ones.
@@ -40,10 +39,9 @@ def locality_aware_orders(
             edge neighbours count 1 and corner neighbours 1 / sqrt(2).
         repulsion_threshold: Chebyshev distance, in positions, up to which a taken position keeps
             others out of the proximity pass of its group.
-        image_ids: B whole numbers, by default 0 .. B - 1. A row depends on the settings, the seed,
-            its own id and what is known of it only.
-        known: (B, M) raster positions that count as decoded before the first group, in any order
-            (section 10), and that every row begins with; none by default.
+        image_ids: B whole numbers, by default 0 .. B - 1.
+        known: (B, M) raster positions, in any order, that count as decoded before the first group
+            and that every row begins with (section 10); none by default.
     """
     num_tokens = grid_size * grid_size
     check_grid_size(grid_size)
@@ -67,7 +65,12 @@ def random_orders(
 ) -> np.ndarray:
     """Make uniformly random orders (B, N) int64; the rest as of `locality_aware_orders`."""
     ids = _image_ids(num, image_ids)
-    return streams.permutations("random order", seed, ids, count=num_tokens)
+    orders = np.empty((num, num_tokens), dtype=np.int64)
+    # All at once would take twice the memory, and be slower: the words leave the cache.
+    at_once = max(1, 2**16 // num_tokens)
+    for rows in (slice(start, start + at_once) for start in range(0, num, at_once)):
+        orders[rows] = streams.permutations("random order", seed, ids[rows], count=num_tokens)
+    return orders
 
 
 def _check_known(known: np.ndarray, num: int, num_tokens: int) -> None:

@@ -9,8 +9,6 @@ Importing this module loads numba and compiles, or reads what an earlier process
 `__pycache__` (or `~/.cache/numba`): leave it until it is needed.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import pickle
@@ -39,7 +37,6 @@ _TOLERANCE = 1e-9
 _POSITION_BITS = 22
 _RANDOM_BITS = 32
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
-_RANDOM_MASK = (1 << _RANDOM_BITS) - 1
 _WITHOUT_SCORE = (1 << _RANDOM_BITS + _POSITION_BITS) - 1
 _LOW_SCORE = 1 << 7
 
@@ -118,32 +115,19 @@ def _random_words(words, state):
 # The two passes use different halves of the random words: being skipped by the first must not say
 # anything about the ties of the second.
 @njit
-def _proximity_keys(keys, scores, words, near):
+def _proximity_pass(group, keys, scores, words, side, reach, near):
+    """Take positions from the highest score down, none within reach of one taken: how many."""
     last = len(keys) - 1
     for i in range(len(keys)):
         key = scores[i] << _RANDOM_BITS | int64(words[i] >> uint64(_RANDOM_BITS))
         keys[i] = key << _POSITION_BITS | last - i if scores[i] >= near else -1
-
-
-@njit
-def _fill_keys(keys, scores, words, near):
-    last = len(keys) - 1
-    for i in range(len(keys)):
-        merit = scores[i] + (_LOW_SCORE if scores[i] < near else 0)
-        key = merit << _RANDOM_BITS | int64(words[i] & uint64(_RANDOM_MASK))
-        keys[i] = key << _POSITION_BITS | last - i
-
-
-@njit
-def _proximity_pass(group, keys, side, reach):
-    """Take positions from the highest score down, none within reach of one taken: how many."""
     for slot in range(len(group)):
         best = int64(-1)
         for i in range(len(keys)):
             best = max(best, keys[i])
         if best < 0:
             return slot
-        position = len(keys) - 1 - (best & _POSITION_MASK)
+        position = last - (best & _POSITION_MASK)
         group[slot] = position
         y, x = position // side, position % side
         left, right = max(x - reach, 0), min(x + reach, side - 1)
@@ -154,9 +138,13 @@ def _proximity_pass(group, keys, side, reach):
 
 
 @njit
-def _fill(group, taken, keys, scores, distances, ys, xs):
+def _fill(group, taken, keys, scores, words, distances, ys, xs, near):
     """Farthest-point sampling over all that is left, for the slots of the group from `taken` on."""
     last = len(keys) - 1
+    for i in range(len(keys)):
+        merit = scores[i] + (_LOW_SCORE if scores[i] < near else 0)
+        key = merit << _RANDOM_BITS | int64(words[i] & uint64((1 << _RANDOM_BITS) - 1))
+        keys[i] = key << _POSITION_BITS | last - i
     # Squared, to the nearest of the group; 0 also where decoded.
     for i in range(len(keys)):
         distances[i] = _FAR if scores[i] >= 0 else 0
@@ -229,9 +217,7 @@ def _search(orders, states, group_sizes, num_known, side, reach, near):
             group = orders[row, start : start + group_sizes[step]]
             start += group_sizes[step]
             _random_words(words, states[row, step])
-            _proximity_keys(keys, scores, words, near)
-            taken = _proximity_pass(group, keys, side, reach)
+            taken = _proximity_pass(group, keys, scores, words, side, reach, near)
             if taken < len(group):
-                _fill_keys(keys, scores, words, near)
-                _fill(group, taken, keys, scores, distances, ys, xs)
+                _fill(group, taken, keys, scores, words, distances, ys, xs, near)
             _decode(group, scores, side)

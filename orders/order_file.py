@@ -1,7 +1,5 @@
 """Reading, checking and writing generation orders."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -48,7 +46,11 @@ def validate_orders(orders: Any, num_tokens: int | None = None) -> np.ndarray:
         bad = outside.any(axis=1) | ~seen.all(axis=1)
         if bad.any():
             row = int(bad.argmax())
-            raise ValueError(f"row {start + row}: {_describe(block[row])}")
+            positions, times = np.unique(block[row], return_counts=True)
+            found = f"{positions[times.argmax()]} repeated, expected every position once"
+            if outside[row].any():
+                found = f"{block[row][outside[row]][0]}, expected 0..{length - 1}"
+            raise ValueError(f"row {start + row}: found position {found}")
     return orders
 
 
@@ -61,14 +63,6 @@ def _stack(rows: list[np.ndarray], num_tokens: int | None) -> np.ndarray:
         if row.size != length:
             raise ValueError(f"row {number}: found length {row.size}, expected {length}")
     return np.stack(rows) if rows else np.empty((0, num_tokens or 0), dtype=np.int64)
-
-
-def _describe(row: np.ndarray) -> str:
-    outside = row[(row < 0) | (row >= row.size)]
-    if outside.size:
-        return f"found position {outside[0]}, expected 0..{row.size - 1}"
-    positions, times = np.unique(row, return_counts=True)
-    return f"found position {positions[times > 1][0]} repeated, expected every position once"
 
 
 def require_suffix(path: str | Path) -> str:
@@ -91,10 +85,7 @@ def warn_of_steps(
     flag: str = "--lpd_order_file",
     steps_flag: str = "--generation_steps",
 ) -> None:
-    """Warn where an order file's name states another number of steps than all it is used for.
-
-    Other kinds of order have no such name. The flags are those that named the file and the steps.
-    """
+    """Warn, by the flags that named them, if a file's name states other steps than are used."""
     made = steps_in_name(path)
     others = [str(count) for count in steps if count != made]
     if made is not None and others:
@@ -121,8 +112,8 @@ def read_orders(path: str | Path, num_tokens: int | None = None) -> np.ndarray:
         raise ValueError(f"{path}: {error}") from error
 
 
-# What divides a row of a JSON list from the next, or ends the list.
-_DIVIDER = re.compile(r"[ \t\r\n]*([],])[ \t\r\n]*")
+# A row of a JSON list of lists, and what divides it from the next or ends the list.
+_ROW = re.compile(r"\s*(\[[^][]*\])\s*([],])\s*")
 
 
 def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
@@ -137,22 +128,17 @@ def _read_json(path: Path, num_tokens: int | None) -> np.ndarray:
     text = content.decode("ascii").lstrip()
     if not text.startswith("["):
         raise ValueError("damaged JSON: found no list, expected one of lists of whole numbers")
-    decode = json.JSONDecoder().raw_decode
-    rows: list[np.ndarray] = []
-    at, divider = len(text) - len(text[1:].lstrip()), ","
+    rows, at, divider = [], 1, ","
     while divider == ",":
-        start = at
         try:
-            values, at = decode(text, start)
-            row = np.array(values, dtype=np.int64)
-        except (ValueError, OverflowError, RecursionError) as error:
-            raise ValueError(f"damaged JSON in the row at character {start}: {error}") from error
+            if not (match := _ROW.match(text, at)):
+                raise ValueError("expected a list of whole numbers, then , or ]")
+            row = np.array(json.loads(match[1]), dtype=np.int64)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"damaged JSON in the row at character {at}: {error}") from error
         narrow = row.astype(compact_dtype(max(row.size, 1)))
         rows.append(narrow if np.array_equal(narrow, row) else row)
-        end = _DIVIDER.match(text, at)
-        if end is None:
-            raise ValueError(f"damaged JSON at character {at}: expected , or ]")
-        at, divider = end.end(), end[1]
+        at, divider = match.end(), match[2]
     if at < len(text):
         raise ValueError(f"damaged JSON: found {text[at : at + 20]!r} after the end of the list")
     return _stack(rows, num_tokens)

@@ -1,9 +1,8 @@
 """A generation plan: in which order, and how many at a time, the tokens of images are made."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ class GenerationPlan:
     @classmethod
     def build(
         cls, orders: Any, group_sizes: Sequence[int], num_tokens: int, num_known: int = 0
-    ) -> GenerationPlan:
+    ) -> "GenerationPlan":
         """Check orders and group sizes once: whoever is handed the plan may trust it.
 
         A tensor of orders stays on its device. A ValueError if a row does not hold every position
@@ -51,8 +50,5 @@ class GenerationPlan:
         return len(self.group_sizes)
 
     def steps(self) -> Iterator[tuple[int, int]]:
-        """Yield where each step's positions start and stop in generation order."""
-        start = self.num_known
-        for size in self.group_sizes:
-            yield start, start + size
-            start += size
+        """Return where each step's positions start and stop in generation order."""
+        return pairwise(accumulate(self.group_sizes, initial=self.num_known))

@@ -1,7 +1,5 @@
 """Which generation orders exist and how one is made for an image: the one place that knows."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,13 +23,10 @@ ORDERS = {"lpd": "locality-aware", "random": "random", "raster": "raster"}
 SAMPLING_ORDERS = ("random", "lpd")  # --order
 TRAINING_ORDERS = ("random", "raster")  # --train_order
 
-# The published evaluations, by tokens and steps (method section 6).
-_PUBLISHED_REPULSION = {(256, 20): 2.0, (256, 32): 2.0, (1024, 48): 4.0}
-
 
 def published_repulsion(num_tokens: int, steps: int) -> float:
-    """Return the repulsion threshold published for a grid and number of steps, else 1."""
-    return _PUBLISHED_REPULSION.get((num_tokens, steps), 1.0)
+    """Return the repulsion threshold published for a grid and steps (method section 6), else 1."""
+    return {(256, 20): 2.0, (256, 32): 2.0, (1024, 48): 4.0}.get((num_tokens, steps), 1.0)
 
 
 def parse_order(text: str, grid: TokenGrid, seed: int, num_images: int) -> OrderSource:

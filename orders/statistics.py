@@ -1,7 +1,5 @@
 """The two distances that an order trades (paper section 3.3): to known context, within a group."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
