@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.cli.supervisor import Supervisor
+from scripts.cli.supervisor import supervise
 from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, require_writable_folder, run
@@ -28,49 +28,111 @@ from util.signals import MARKER, MARKER_VARIABLE
 
 logger = logging.getLogger("lpd")
 
-# When the first node of several has ended, the others get so long to end too.
-STRAGGLER_SECONDS = 60
-
 
 def build_parser() -> Parser:
-    """All flags, and the command."""
+    """Declare all flags, and the command."""
     parser = Parser(
         usage="%(prog)s -J NAME [flags] COMMAND ...",
         description="Run a command on the nodes of a Slurm cluster until it has finished.",
     )
-    cluster = parser.add_argument_group("what of the cluster")
-    cluster.add_argument("-J", "--job-name", type=plain_name, required=True, metavar="NAME")
-    cluster.add_argument("-p", "--partition", help="by default the cluster's")
-    cluster.add_argument("-A", "--account", help="by default the user's")
-    cluster.add_argument("-N", "--nodes", type=whole(1), default=1)
-    cluster.add_argument("--gpus-per-node", type=whole(0), default=8, help="0 asks for none")
-    about = "limit of one start, H:M:S; by default the partition's"
-    cluster.add_argument("-t", "--time", type=time_limit, help=about)
-    about = "ask for whole nodes (the default)"
-    cluster.add_argument(
-        "--exclusive", action=argparse.BooleanOptionalAction, default=True, help=about
-    )
+    add = parser.add_argument_group("what of the cluster").add_argument
+    add("-J", "--job-name", required=True, metavar="NAME")
+    add("-p", "--partition", help="by default the cluster's")
+    add("-A", "--account", help="by default the user's")
+    add("-N", "--nodes", type=whole(1), default=1)
+    add("--gpus-per-node", type=whole(0), default=8, help="0 asks for none")
+    add("-t", "--time", help="limit of one start, H:M:S; by default the partition's")
+    yes_or_no, about = argparse.BooleanOptionalAction, "ask for whole nodes (the default)"
+    add("--exclusive", action=yes_or_no, default=True, help=about)
     about = "more flags for Slurm, for example --slurm-args='--qos=long --mem=0'"
-    cluster.add_argument("--slurm-args", type=words, default=(), metavar="FLAGS", help=about)
+    add("--slurm-args", default="", metavar="FLAGS", help=about)
     job = parser.add_argument_group("how the job runs")
-    about = "names the default output folder"
-    job.add_argument("--mode", type=plain_name, default="train", help=about)
+    add = job.add_argument
+    add("--mode", default="train", help="names the default output folder")
     about = "folder of the run, its logs in logs/; the command finds it in the variable OUTPUT_DIR;"
-    job.add_argument("--output-dir", help=f"{about} by default runs/MODE/NAME")
+    add("--output-dir", help=f"{about} by default runs/MODE/NAME")
     about = (
         "how long before its time limit the job is asked to save; Slurm may ask a minute earlier"
     )
-    job.add_argument("--warn-seconds", type=whole(1, 65535), default=120, help=about)
-    about = "failures in a row that are tried again"
-    job.add_argument("--max-retry", type=whole(0), default=3, help=about)
-    job.add_argument("--batch", action="store_true", help="queue the job with sbatch and return")
-    job.add_argument("--pty", action="store_true", help="a terminal on the first node; one start")
-    job.add_argument("--dry-run", action="store_true", help="print Slurm's line and do nothing")
+    add("--warn-seconds", type=whole(1, 65535), default=120, help=about)
+    add("--max-retry", type=whole(0), default=3, help="failures in a row that are tried again")
+    add("--batch", action="store_true", help="queue the job with sbatch and return")
+    add("--pty", action="store_true", help="a terminal on the first node; one start")
+    add("--dry-run", action="store_true", help="print Slurm's line and do nothing")
     add_flags(job, "--debug")
-    # What a batch job runs.
-    job.add_argument("--supervise", action="store_true", help=argparse.SUPPRESS)
+    add("--supervise", action="store_true", help=argparse.SUPPRESS)  # what a batch job runs
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run on each node")
     return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start the job and stay until it has finished, or queue it, or say how it would be started."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(argv)
+    own_flags = argv[: len(argv) - len(args.command)]
+    logs.setup()
+    settle(args)
+    folder = args.output_dir / "logs"
+    own = {"RUN_NAME": args.job_name, "OUTPUT_DIR": str(args.output_dir)}
+    own[MARKER_VARIABLE] = str(args.output_dir / MARKER)
+    # Python: or every node would set up the environment, all at once.
+    environment = {"PYTHON": sys.executable, **os.environ, **own}
+    # One task on each node: torchrun starts the processes there.
+    tasks = [f"--nodes={args.nodes}", f"--ntasks={args.nodes}", "--ntasks-per-node=1"]
+    # Unbuffered, or progress bars, which end no line, would not be seen. When the first node of
+    # several has ended, the others get a minute to end too.
+    step = [*tasks, *(["--pty"] if args.pty else ["--wait=60", "--unbuffered"]), *args.command]
+    if args.supervise:
+        if (number := os.environ.get("SLURM_JOB_ID")) is None:
+            raise UserError("--supervise: SLURM_JOB_ID is not set, expected a start by sbatch")
+        line = ["srun", *step]
+        sys.exit(supervise(line, args.output_dir, environment, args.max_retry, number))
+    line = ["srun", *allocation_flags(args), *step]
+    if args.batch:
+        # In Slurm's patterns of file names % begins a replacement. Started again when preempted.
+        log = "--output=" + str(folder).replace("%", "%%") + "/job-%j.log"
+        how = ["--requeue", "--open-mode=append", log, str(folder / "job.sh")]
+        line = ["sbatch", "--parsable", *allocation_flags(args), *tasks, *how]
+    if args.dry_run:
+        sys.stdout.write(shlex.join(line) + "\n")
+        return
+    if shutil.which(line[0]) is None:
+        raise UserError(
+            f"{line[0]}: not found, expected Slurm's commands on the PATH; without Slurm run "
+            f"the command itself: {shlex.join(args.command)}"
+        )
+    require_writable_folder(folder, "--output-dir")
+    logger.info("logs: %s", folder)
+    if args.pty:
+        sys.exit(subprocess.run(line, env=environment, check=False).returncode)
+    if not args.batch:
+        sys.exit(supervise(line, args.output_dir, environment, args.max_retry))
+    # The batch script is this command again, supervising instead of submitting.
+    script = ["--supervise", *(flag for flag in own_flags if flag != "--batch")]
+    script += ["--output-dir", str(args.output_dir), "--", *args.command]
+    submit(line, script, environment)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Refuse what cannot be or does not go together; make `output_dir` absolute, split words."""
+    args.command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not args.command:
+        raise UserError("COMMAND: not given, expected what to run, for example: bash my_script.sh")
+    for flag, name in (("-J/--job-name", args.job_name), ("--mode", args.mode)):
+        if not re.fullmatch(r"\w[\w.+:=@-]*", name):  # part of a file name
+            raise UserError(f"{flag}: found {name!r}, expected letters, digits and .+:=@_-")
+    with blame(f"--slurm-args: found {args.slurm_args!r}"):
+        args.slurm_args = shlex.split(args.slurm_args)
+    with blame("-t/--time"):
+        limit = None if args.time is None else time_limit_seconds(args.time)
+    if limit is not None and limit <= args.warn_seconds:
+        raise UserError(
+            f"--warn-seconds: found {args.warn_seconds} with a time limit of {args.time}, "
+            "expected less than the limit"
+        )
+    if args.pty and args.batch:
+        raise UserError("--pty: found --batch too, expected one of the two")
+    args.output_dir = Path(args.output_dir or f"runs/{args.mode}/{args.job_name}").absolute()
 
 
 def time_limit_seconds(text: str) -> int:
@@ -87,123 +149,15 @@ def time_limit_seconds(text: str) -> int:
     return -(-total // 60) * 60
 
 
-def time_limit(text: str) -> str:
-    """The type of a flag that takes a time limit."""
-    try:
-        time_limit_seconds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def plain_name(text: str) -> str:
-    """The type of a flag whose value is part of a file name."""
-    if not re.fullmatch(r"\w[\w.+:=@-]*", text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected letters, digits and .+:=@_-")
-    return text
-
-
-def words(text: str) -> tuple[str, ...]:
-    """The type of a flag that takes several words, quoted as in a shell."""
-    try:
-        return tuple(shlex.split(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"found {text!r}: {error}") from error
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Start the job and stay until it has finished, or queue it, or say how it would be started."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser().parse_args(argv)
-    own_flags = argv[: len(argv) - len(args.command)]
-    logs.setup()
-    settle(args)
-    folder = args.output_dir / "logs"
-    own = {"RUN_NAME": args.job_name, "OUTPUT_DIR": str(args.output_dir)}
-    own[MARKER_VARIABLE] = str(args.output_dir / MARKER)
-    # Python: or every node would set up the environment, all at once.
-    environment = {"PYTHON": sys.executable, **os.environ, **own}
-    if args.supervise:
-        if (number := os.environ.get("SLURM_JOB_ID")) is None:
-            raise UserError("--supervise: SLURM_JOB_ID is not set, expected a start by sbatch")
-        line = ["srun", *step_flags(args), *args.command]
-
-        def requeue() -> None:  # scontrol says itself, in the job's log, where it cannot
-            subprocess.run(["scontrol", "requeue", number], check=False)
-
-        supervisor = Supervisor(line, args.output_dir, environment, args.max_retry, requeue)
-        sys.exit(supervisor.run())
-    line = ["srun", *allocation_flags(args), *step_flags(args), *args.command]
-    if args.batch:
-        line = sbatch_line(args, folder)
-    if args.dry_run:
-        sys.stdout.write(shlex.join(line) + "\n")
-        return
-    if shutil.which(line[0]) is None:
-        raise UserError(
-            f"{line[0]}: not found, expected Slurm's commands on the PATH; without Slurm run "
-            f"the command itself: {shlex.join(args.command)}"
-        )
-    require_writable_folder(folder, "--output-dir")
-    logger.info("logs: %s", folder)
-    if args.pty:
-        sys.exit(subprocess.run(line, env=environment, check=False).returncode)
-    if not args.batch:
-        sys.exit(Supervisor(line, args.output_dir, environment, args.max_retry).run())
-    # The batch script is this command again, supervising instead of submitting.
-    script = ["--supervise", *(flag for flag in own_flags if flag != "--batch")]
-    script += ["--output-dir", str(args.output_dir), "--", *args.command]
-    submit(line, script, environment)
-
-
-def settle(args: argparse.Namespace) -> None:
-    """Refuse flags that do not go together, or no command; make `output_dir` absolute."""
-    args.command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not args.command:
-        raise UserError("COMMAND: not given, expected what to run, for example: bash my_script.sh")
-    if args.time is not None and time_limit_seconds(args.time) <= args.warn_seconds:
-        raise UserError(
-            f"--warn-seconds: found {args.warn_seconds} with a time limit of {args.time}, "
-            "expected less than the limit"
-        )
-    if args.pty and args.batch:
-        raise UserError("--pty: found --batch too, expected one of the two")
-    args.output_dir = Path(args.output_dir or f"runs/{args.mode}/{args.job_name}").absolute()
-
-
 def allocation_flags(args: argparse.Namespace) -> list[str]:
-    """What the job asks of the cluster."""
-    named = {
-        "partition": args.partition,
-        "account": args.account,
-        "time": args.time,
-        "gpus-per-node": args.gpus_per_node or None,
-    }
-    flags = [f"--job-name={args.job_name}"]
-    flags += [f"--{name}={value}" for name, value in named.items() if value is not None]
+    """Say what the job asks of the cluster."""
+    named = {"partition": args.partition, "account": args.account, "time": args.time}
+    named["gpus-per-node"] = args.gpus_per_node or None
+    flags = [f"--{name}={value}" for name, value in named.items() if value is not None]
     flags += ["--exclusive"] * args.exclusive
-    # To the processes of the command, not to the batch script.
-    return [*flags, f"--signal=USR1@{args.warn_seconds}", *args.slurm_args]
-
-
-def task_flags(args: argparse.Namespace) -> list[str]:
-    """One task on each node: torchrun starts the processes there."""
-    return [f"--nodes={args.nodes}", f"--ntasks={args.nodes}", "--ntasks-per-node=1"]
-
-
-def step_flags(args: argparse.Namespace) -> list[str]:
-    """How `srun` runs the command on the nodes."""
-    # Unbuffered, or progress bars, which end no line, would not be seen.
-    how = ["--pty"] if args.pty else [f"--wait={STRAGGLER_SECONDS}", "--unbuffered"]
-    return [*task_flags(args), *how]
-
-
-def sbatch_line(args: argparse.Namespace, folder: Path) -> list[str]:
-    """`sbatch` that queues `folder/job.sh`, to be started again when it is preempted."""
-    # In Slurm's patterns of file names % begins a replacement.
-    log = "--output=" + str(folder).replace("%", "%%") + "/job-%j.log"
-    how = ["--requeue", "--open-mode=append", log, str(folder / "job.sh")]
-    return ["sbatch", "--parsable", *allocation_flags(args), *task_flags(args), *how]
+    # The signal goes to the processes of the command, not to the batch script.
+    warning = f"--signal=USR1@{args.warn_seconds}"
+    return [f"--job-name={args.job_name}", *flags, warning, *args.slurm_args]
 
 
 def submit(line: Sequence[str], arguments: Sequence[str], environment: dict[str, str]) -> None:
