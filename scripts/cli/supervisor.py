@@ -171,6 +171,8 @@ def _copy(source: BinaryIO, sinks: list[BinaryIO]) -> tuple[str, str]:
                 sink.flush()
             except OSError as error:  # a full disk must not end the job
                 sinks.remove(sink)
+                # Else Python writes what the buffer holds once more as it ends, and exits with 120.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
                 logger.warning("no more output is copied: %s", describe_os_error(error))
         *lines, rest = (rest + chunk).split(b"\n")
         rest = rest[-4096:]
