@@ -9,24 +9,22 @@ log-likelihood (NLL) that an order's sampler gives the image, without guidance; 
 of it is due to decoding in parallel. `--search` looks for the best thresholds and group sizes.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.token_cache import TokenCache, open_cache
+from dataset.token_cache import open_cache
 from hub.published import pinned_flags, resolve_flags
-from orders.group_sizes import RULE, group_sizes, shaped_group_sizes
+from orders.group_sizes import RULE
 from orders.sources import ORDERS
 from studies import report, search
 from studies.likelihood import Setting, load_model, measure, read_settings
@@ -34,14 +32,9 @@ from studies.report import describe
 from util import distributed, logs
 from util.cli import Parser, add_flags, number, whole
 from util.errors import UserError, blame, require_writable_file, run
-from util.files import write_json
+from util.files import replacing, write_json
 from util.geometry import TokenGrid
 from util.run_record import record_run
-
-# By default searched.
-REPULSIONS = (0, 1, 2, 3, 4)
-PROXIMITIES = (0, 1, 2, 3, search.REPULSION_ALONE)
-SHAPES = (RULE, "1", "1.5", "2", "3")
 
 
 def build_parser() -> Parser:
@@ -52,20 +45,23 @@ def build_parser() -> Parser:
     group.add_argument("--cached_path", required=True, help="token cache of held-out images")
     group.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
     add_flags(group, "--batch_size")
-    about = f"by default {', '.join(ORDERS)}, in the steps of training; differences are taken"
-    group = parser.add_argument_group("what to compare", f"{about} against the first")
-    add_flags(group, "--orders", "--steps")
+    about = "by default in the steps of training; differences are taken against the first"
+    group = parser.add_argument_group("what to compare", about)
+    add_flags(group, "--orders", default=list(ORDERS))
+    add_flags(group, "--steps")
     about = "such as '[1]*4 + [2]*126'"
-    group.add_argument("--group_sizes", nargs="+", default=[], metavar="LIST", help=about)
+    group.add_argument("--group_sizes", nargs="+", metavar="LIST", help=about)
     about = "for the best thresholds and group sizes in each of --steps, on one half of the images,"
     group = parser.add_argument_group("search", f"{about} confirmed on the other")
     group.add_argument("--search", action="store_true", help="instead of comparing")
-    about = f"by default {REPULSIONS}"
-    group.add_argument("--repulsions", nargs="+", type=number(), metavar="R", help=about)
-    about = f"from {search.REPULSION_ALONE:g} up nothing is near; by default {PROXIMITIES}"
-    group.add_argument("--proximities", nargs="+", type=number(), metavar="P", help=about)
-    about = f"of group sizes: {RULE}, or a power of the known tokens; by default {SHAPES}"
-    group.add_argument("--shapes", nargs="+", metavar="SHAPE", help=about)
+    several = {"nargs": "+", "type": number()}
+    group.add_argument("--repulsions", metavar="R", default=[0, 1, 2, 3, 4], **several)
+    proximities = {"default": [0, 1, 2, 3, search.REPULSION_ALONE], **several}
+    about = f"from {search.REPULSION_ALONE:g} up nothing is near"
+    group.add_argument("--proximities", metavar="P", help=about, **proximities)
+    about = {"default": [RULE, "1", "1.5", "2", "3"], "metavar": "SHAPE"}
+    about |= {"help": f"of group sizes: {RULE}, or a power of the known tokens"}
+    group.add_argument("--shapes", nargs="+", **about)
     group = parser.add_argument_group("run and output")
     add_flags(group, "--bf16", "--device", "--output", "--debug")
     add_flags(group, "--seed", help="of the orders")
@@ -78,17 +74,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check and load everything, measure, report."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    settle_flags(args)
+    if args.search and args.steps is None:
+        raise UserError("--search: found no --steps, expected --steps")
+    ignored, found = ("repulsions", "proximities", "shapes"), "without --search, expected both"
+    if args.search:
+        ignored, found = ("orders", "group_sizes", "plot"), "with --search, expected one"
+    for name in ignored:
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name}: found {found} or neither")
     logs.setup()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
     resolve_flags(args)
     cache = open_cache(args.cached_path)
     model = load_model(args.pretrained_ckpt, cache, args.bf16).to(device)
-    image_ids = choose_images(args, cache)
+    count = cache.num_images if args.num_images is None else args.num_images
+    least = 4 if args.search else 2  # two in each half
+    if not least <= count <= cache.num_images:
+        raise UserError(
+            f"--num_images: found {count}, expected {least} to the {cache.num_images} of "
+            f"{cache.path}"
+        )
+    # Spread evenly, because the cache is sorted by class.
+    image_ids = np.arange(count) * cache.num_images // count
     if args.search:
-        check_sizes(args, model.grid.num_tokens)
-        study = partial(look_for_best, args, model.grid)
+        tried = args.repulsions, args.proximities, args.shapes
+        with blame("--steps, --shapes"):
+            plans = [search.plans(*tried, model.grid, steps, args.seed) for steps in args.steps]
+        study = partial(look_for_best, plans, model.grid, args.seed)
     else:
         study = partial(compare, args, read_settings(args, model.grid, cache.num_images))
     for flag, path in (("--output", args.output), ("--plot", args.plot)):
@@ -102,58 +115,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             record_run(parser, pinned_flags(args), args.output.parent)
         if launch.rank == 0:
             about = describe(args, cache, image_ids)
-    costs = partial(measure, model, cache, batch_size=args.batch_size, bf16=args.bf16)
+    costs = partial(measure, model, cache, batch_size=args.batch_size)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
         at_exit.enter_context(logs.logging_redirect_tqdm())
+        at_exit.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=args.bf16))
         figures = study(costs, image_ids)
         if args.output is not None and distributed.is_main():
             with blame("--output"):
                 write_json({**about, **figures}, args.output)
-
-
-def settle_flags(args: argparse.Namespace) -> None:
-    """Set the defaults of a comparison or of a search, and refuse what it would ignore."""
-    searched = {"repulsions": REPULSIONS, "proximities": PROXIMITIES, "shapes": SHAPES}
-    if args.search:
-        for wrong, words in (
-            (args.orders is not None, "--orders, expected none: it makes its own"),
-            (bool(args.group_sizes), "--group_sizes, expected --steps"),
-            (args.steps is None, "no --steps, expected --steps"),
-            (args.plot is not None, "--plot, expected none: there is nothing to plot"),
-        ):
-            if wrong:
-                raise UserError(f"--search: found {words}")
-    else:
-        for name in searched:
-            if getattr(args, name) is not None:
-                raise UserError(f"--{name}: found without --search, expected both or neither")
-    for name, default in searched.items() if args.search else [("orders", ORDERS)]:
-        if getattr(args, name) is None:
-            setattr(args, name, list(default))
-
-
-def choose_images(args: argparse.Namespace, cache: TokenCache) -> np.ndarray:
-    """Choose places (n,) in the cache, spread evenly because it is sorted by class."""
-    number = cache.num_images if args.num_images is None else args.num_images
-    if not 2 <= number <= cache.num_images:
-        raise UserError(
-            f"--num_images: found {number}, expected 2 to the {cache.num_images} of {cache.path}"
-        )
-    if args.search and number < 4:
-        raise UserError(f"--search: found {number} images, expected at least 4: two halves")
-    return np.arange(number) * cache.num_images // number
-
-
-def check_sizes(args: argparse.Namespace, num_tokens: int) -> None:
-    """Find out before the work whether there are all the sizes that a search tries."""
-    with blame("--steps"):
-        for steps in args.steps:
-            group_sizes(num_tokens, steps)
-    with blame("--shapes"):
-        for steps, shape in product(args.steps, args.shapes):
-            shaped_group_sizes(num_tokens, steps, shape)
 
 
 def compare(
@@ -161,30 +132,29 @@ def compare(
 ) -> dict[str, Any]:
     """Measure, show and plot; return the entries of the JSON file."""
     results = costs(settings, ids)
-    show(report.table(results))
+    if distributed.is_main():
+        sys.stdout.write("".join(f"{line}\n" for line in report.table(results)))
     if args.plot is not None and distributed.is_main():
-        with blame("--plot"):
-            report.plot(results, args.plot)
+        with blame("--plot"), replacing(args.plot) as temporary:
+            report.draw(results).savefig(temporary, format="png", dpi=100)
     return {"results": report.entries(results)}
 
 
 def look_for_best(
-    args: argparse.Namespace, grid: TokenGrid, costs: search.Measure, ids: np.ndarray
+    plans: Sequence[dict[search.Candidate, Setting]],
+    grid: TokenGrid,
+    seed: int,
+    costs: search.Measure,
+    ids: np.ndarray,
 ) -> dict[str, Any]:
     """Search for each number of steps and show what was found; return the JSON file's entries."""
-    candidates = search.all_candidates(args.repulsions, args.proximities, args.shapes)
-    costs, entries = partial(costs, one_by_one=False), []
-    for steps in args.steps:
-        lines, entry = search.search(costs, candidates, grid, steps, args.seed, ids)
-        show(lines)
-        entries.append(entry)
-    return {"searches": entries}
-
-
-def show(lines: Sequence[str]) -> None:
-    """Write lines to standard output, from rank 0."""
+    costs = partial(costs, one_by_one=False)
+    searches = [search.search(costs, tried, grid, seed, ids) for tried in plans]
     if distributed.is_main():
+        lines = report.markdown(list(search.search_table(searches)))
+        lines += [f"its order file: {each['best']['order_file_command']}" for each in searches]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return {"searches": searches}
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ Decoding a group in parallel puts a product in the place of its joint distributi
 that is what the negative log-likelihood (NLL) rises by against the same orders one token at a time.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -29,8 +27,6 @@ from util.errors import blame
 from util.geometry import TokenGrid
 from util.logs import progress
 
-_HASHED_TOGETHER = 1024
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -51,21 +47,17 @@ class Setting:
 
 
 def read_settings(args: argparse.Namespace, grid: TokenGrid, num_images: int) -> list[Setting]:
-    """Combine each of `--orders` with all of `--steps` and `--group_sizes`, list by list.
-
-    Raises `UserError` where one of them cannot be, or an order file does not serve so many images.
-    """
+    """Combine each of `--orders` with all of `--steps` and `--group_sizes`, list by list."""
     with blame("--orders"):
         paths = [published.resolve(text, published.ORDERS) for text in args.orders]
         sources = [parse_order(path, grid, args.seed, num_images) for path in paths]
-    steps = args.steps
-    if steps is None:
-        trained = training_group_sizes(grid.num_tokens)
-        steps = [] if args.group_sizes else [len(sizes) for sizes in trained]
+    steps = args.steps or []
+    if not steps and not args.group_sizes:
+        steps = [len(sizes) for sizes in training_group_sizes(grid.num_tokens)]
     with blame("--steps"):
         lists = [(group_sizes(grid.num_tokens, count), "") for count in steps]
     with blame("--group_sizes"):
-        for text in args.group_sizes:
+        for text in args.group_sizes or []:
             sizes = parse_group_sizes(text, grid.num_tokens)
             earlier = sum(len(other) == len(sizes) and bool(name) for other, name in lists)
             lists.append((sizes, f"as listed, {earlier + 1}" if earlier else "as listed"))
@@ -86,7 +78,7 @@ class Estimate:
     se: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Estimate:
+    def of(cls, values: np.ndarray) -> "Estimate":
         """Average values (n, ...) over n >= 2 images."""
         return cls(values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values)))
 
@@ -135,14 +127,13 @@ def measure(
     image_ids: np.ndarray,
     *,
     batch_size: int,
-    bf16: bool = False,
     one_by_one: bool = True,
 ) -> list[Measured]:
     """Measure each setting's NLL of images (n,), places in the cache that also name their orders.
 
     Every process takes its share; all return the same for any number of them. `one_by_one` also
-    measures the same orders one token at a time. Raises `UserError`, on all processes, where a file
-    of the cache is damaged.
+    measures the same orders one token at a time. Honours an enclosing `torch.autocast`. Raises
+    `UserError`, on all processes, where a file of the cache is damaged.
     """
     starts = range(0, len(image_ids), batch_size)
     batches = [image_ids[start : start + batch_size] for start in starts]
@@ -153,7 +144,7 @@ def measure(
         with progress(total=sum(map(len, mine)) * len(settings), desc="NLL", unit="image") as bar:
             for ids in mine:
                 share.append([])
-                for nll in _batch_nll(model, cache, settings, ids, bf16, one_by_one):
+                for nll in _batch_nll(model, cache, settings, ids, one_by_one):
                     share[-1].append(nll)
                     bar.update(len(ids))
         return share
@@ -169,12 +160,7 @@ def measure(
 
 
 def _batch_nll(
-    model: LPD,
-    cache: TokenCache,
-    settings: Sequence[Setting],
-    ids: np.ndarray,
-    bf16: bool,
-    one_by_one: bool,
+    model: LPD, cache: TokenCache, settings: Sequence[Setting], ids: np.ndarray, one_by_one: bool
 ) -> Iterator[np.ndarray]:
     """Each setting's NLL by step, (B, 1 or 2, K): as decoded and, if asked for, one by one."""
     device = model.pos_embed.device
@@ -190,19 +176,15 @@ def _batch_nll(
         for key in keys:
             if key not in measured:
                 plan = GenerationPlan.build(orders, key[1], num_tokens)
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                    nll = token_nll(model, tokens, labels, plan)
+                nll = token_nll(model, tokens, labels, plan)
                 measured[key] = nll.cpu().numpy().astype(np.float64)
         starts = np.cumsum((0, *setting.group_sizes[:-1]))
         yield np.add.reduceat(np.stack([measured[key] for key in keys], axis=1), starts, axis=2)
 
 
 def images_digest(cache: TokenCache, image_ids: np.ndarray) -> str:
-    """Say which images (n,) of the cache these are: sha256 (hex) of labels and tokens.
-
-    Raises `UserError` where a file of the cache is damaged.
-    """
+    """Say which images (n,) of the cache these are: sha256 (hex) of labels and tokens."""
     digest = hashlib.sha256(cache.labels[image_ids].astype(np.int64))
-    for ids in np.array_split(image_ids, -(-len(image_ids) // _HASHED_TOGETHER)):
+    for ids in np.array_split(image_ids, -(-len(image_ids) // 1024)):
         digest.update(cache.read(ids, np.zeros(len(ids), dtype=bool)).astype(np.int64))
     return digest.hexdigest()

@@ -1,7 +1,5 @@
 """Results of a study of orders: a table, a JSON file and a picture."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys
@@ -14,9 +12,8 @@ import numpy as np
 from dataset.token_cache import TokenCache
 from hub.download import sha256_of
 from hub.published import pinned
-from studies.likelihood import Estimate, Measured, Setting, images_digest
+from studies.likelihood import Estimate, Measured, images_digest
 from util.errors import blame
-from util.files import replacing
 from util.run_record import revision, versions
 
 if TYPE_CHECKING:
@@ -27,17 +24,23 @@ if TYPE_CHECKING:
 _COLUMNS = 4
 
 
-def describe(args: argparse.Namespace, cache: TokenCache, image_ids: np.ndarray) -> dict[str, Any]:
-    """Say what makes the figures what they are; the first entries of the JSON file."""
-    checkpoint = Path(args.pretrained_ckpt)
+def made_by(checkpoint: str | Path) -> dict[str, str]:
+    """Say which command, code and weights make the figures; the first entries of a JSON file."""
     with blame("--pretrained_ckpt"):
-        content = sha256_of(checkpoint)
+        content = sha256_of(Path(checkpoint))
     return {
         "command": shlex.join(["python", *sys.argv]),
         "code": revision(),
         "versions": versions(),
         "checkpoint": pinned(checkpoint),
         "checkpoint_sha256": content,
+    }
+
+
+def describe(args: argparse.Namespace, cache: TokenCache, image_ids: np.ndarray) -> dict[str, Any]:
+    """Say what makes the figures of a study of orders what they are."""
+    return {
+        **made_by(args.pretrained_ckpt),
         "cache": str(cache.path),
         "images_sha256": images_digest(cache, image_ids),
         "num_images": len(image_ids),
@@ -48,43 +51,42 @@ def describe(args: argparse.Namespace, cache: TokenCache, image_ids: np.ndarray)
     }
 
 
+def markdown(rows: Sequence[dict[str, object]]) -> list[str]:
+    """Make lines of a table from rows, cells by the title of their column."""
+    head = list(rows[0])
+    lines = [f"| {' | '.join(head)} |", f"{'|---' * len(head)}|"]
+    return lines + [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
+
+
 def _figures(result: Measured, results: Sequence[Measured]) -> dict[str, Estimate]:
     """Means of a result, and of what it differs by from the first order's with the same sizes."""
-    nll, first = result.nll, _first(result, results)
-    found = {"nll": nll, "nll_per_token": nll / sum(result.setting.group_sizes)}
-    found["price"] = result.price
-    if first is not None:
+    nll, sizes = result.nll, result.setting.group_sizes
+    first = next(other for other in results if other.setting.group_sizes == sizes)
+    found = {"nll": nll, "nll_per_token": nll / sum(sizes), "price": result.price}
+    if first is not result:
         found["minus_first_order"] = nll - first.nll
         less = result.price_by_step - first.price_by_step
         found["price_minus_first_order"] = less.sum(axis=1)
     return {name: Estimate.of(values) for name, values in found.items()}
 
 
-def _first(result: Measured, results: Sequence[Measured]) -> Measured | None:
-    """The first order's result with the same group sizes, if that is another."""
-    sizes = result.setting.group_sizes
-    first = next(other for other in results if other.setting.group_sizes == sizes)
-    return None if first is result else first
-
-
 def table(results: Sequence[Measured]) -> list[str]:
     """Make Markdown lines; paired over images, differences have much smaller errors."""
-    first = results[0].setting.order
-    lines = [f"| steps | order | nats an image | nats a token | price | minus {first} |"]
-    lines.append("|---" * 6 + "|")
+    rows = []
     for result in results:
         setting, figures = result.setting, _figures(result, results)
         per_token = figures["nll_per_token"]
-        cells = (
-            f"{setting.steps} {setting.sizes_name}".strip(),
-            setting.order,
-            figures["nll"],
-            f"{per_token.mean:.4f} ± {per_token.se:.4f}",
-            figures["price"],
-            figures.get("minus_first_order", ""),
+        rows.append(
+            {
+                "steps": f"{setting.steps} {setting.sizes_name}".strip(),
+                "order": setting.order,
+                "nats an image": figures["nll"],
+                "nats a token": f"{per_token.mean:.4f} ± {per_token.se:.4f}",
+                "price": figures["price"],
+                f"minus {results[0].setting.order}": figures.get("minus_first_order", ""),
+            }
         )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
+    return markdown(rows)
 
 
 def entries(results: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -122,14 +124,7 @@ def _rounded(values: np.ndarray, digits: int) -> str:
     return str([round(value, digits) for value in values.tolist()])
 
 
-def plot(results: Sequence[Measured], path: Path) -> None:
-    """Write `draw`'s figure as PNG."""
-    figure = draw(results)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
-
-
-def draw(results: Sequence[Measured]) -> Figure:
+def draw(results: Sequence[Measured]) -> "Figure":
     """Draw NLL, paired differences and price against steps; below, the price along generations.
 
     Bars and bands are standard errors over images. Left out are differences to an only order, and
@@ -138,16 +133,10 @@ def draw(results: Sequence[Measured]) -> Figure:
     from matplotlib.figure import Figure  # slow to import
 
     figures = [(result.setting, _figures(result, results)) for result in results]
-    keys = {
-        "NLL": "nll",
-        f"NLL minus {results[0].setting.order}'s, paired": "minus_first_order",
-        "price of parallelism": "price",
-    }
-    panels = {
-        title: [(setting, found[key]) for setting, found in figures if key in found]
-        for title, key in keys.items()
-    }
-    panels = {title: points for title, points in panels.items() if points}
+    names = {"NLL": "nll", "price of parallelism": "price"}
+    if any("minus_first_order" in found for _, found in figures):
+        paired = {f"NLL minus {results[0].setting.order}'s, paired": "minus_first_order"}
+        names = {"NLL": "nll", **paired, **names}
     paying = [result for result in results if max(result.setting.group_sizes) > 1]
     rows = -(-len({result.setting.steps for result in paying}) // _COLUMNS)
     heights = [4.5, 2.5 * rows] if rows else [4.5]
@@ -155,12 +144,21 @@ def draw(results: Sequence[Measured]) -> Figure:
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     titles = dict.fromkeys(result.setting.title for result in results)
     colours = {title: f"C{place}" for place, title in enumerate(titles)}
-    upper = parts[0].subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, points) in zip(upper, panels.items(), strict=True):
-        axes.set_title(title)
+    upper = parts[0].subplots(1, len(names), squeeze=False)[0]
+    for axes, (title, name) in zip(upper, names.items(), strict=True):
+        points = [(setting, found[name]) for setting, found in figures if name in found]
+        for order, colour in colours.items():
+            own = [(s.steps, cost.mean, cost.se) for s, cost in points if s.title == order]
+            if own:
+                how = {"marker": "o", "markersize": 4, "capsize": 2, "label": order}
+                axes.errorbar(*zip(*sorted(own), strict=True), color=colour, **how)
+        steps = sorted({setting.steps for setting, _ in points})
+        axes.set(title=title, xlabel="decoding steps", xscale="log")
+        axes.set_xticks(steps, labels=map(str, steps))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
         if axes is not upper[0]:
             _scale(axes)
-        _against_steps(axes, points, colours)
     upper[0].set_ylabel("nats an image")
     upper[0].legend()
     if rows:
@@ -168,25 +166,8 @@ def draw(results: Sequence[Measured]) -> Figure:
     return figure
 
 
-def _against_steps(
-    axes: Axes, points: Sequence[tuple[Setting, Estimate]], colours: dict[str, str]
-) -> None:
-    """Means over images with error bars, a line for each order."""
-    points = sorted(points, key=lambda point: point[0].steps)
-    for title, colour in colours.items():
-        own = [(one.steps, cost.mean, cost.se) for one, cost in points if one.title == title]
-        if own:
-            how = {"color": colour, "marker": "o", "markersize": 4, "capsize": 2, "label": title}
-            axes.errorbar(*zip(*own, strict=True), **how)
-    steps = sorted({setting.steps for setting, _ in points})
-    axes.set(xlabel="decoding steps", xscale="log")
-    axes.set_xticks(steps, labels=map(str, steps))
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-
-
 def _generations(
-    part: SubFigure, results: Sequence[Measured], rows: int, colours: dict[str, str]
+    part: "SubFigure", results: Sequence[Measured], rows: int, colours: dict[str, str]
 ) -> None:
     """The price so far against the share of tokens decoded, a panel for each number of steps."""
     counts = sorted({result.setting.steps for result in results}, reverse=True)
@@ -210,7 +191,7 @@ def _generations(
     part.supylabel("price so far, nats an image", fontsize="medium")
 
 
-def _scale(axes: Axes) -> None:
+def _scale(axes: "Axes") -> None:
     """Linear up to a nat, logarithmic beyond: else raster orders would hide the others."""
     axes.set_yscale("symlog", linthresh=1.0, linscale=0.5)
     axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))

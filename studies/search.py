@@ -1,15 +1,13 @@
 """Searching thresholds and group-size shapes for the plan with the lowest NLL."""
 
-from __future__ import annotations
-
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from orders.group_sizes import RULE, group_sizes, shaped_group_sizes
+from orders.group_sizes import group_sizes, shaped_group_sizes
 from orders.sources import locality_aware
 from studies.likelihood import Estimate, Measured, Setting
 from studies.report import named
@@ -18,12 +16,9 @@ from util.geometry import TokenGrid
 
 # Settings, image ids -> what they cost there, the same on every process.
 Measure = Callable[[Sequence[Setting], np.ndarray], list[Measured]]
-
-ORDERS_IN_FILE = 60000
 # Above the score of a position whose neighbours are all decoded, 4 + 4 / sqrt(2): none counts as
 # near, and every group is farthest-point sampling.
 REPULSION_ALONE = 7.0
-SHOWN = 10  # candidates in the table
 
 
 class Candidate(NamedTuple):
@@ -33,66 +28,60 @@ class Candidate(NamedTuple):
     proximity: float
     shape: str
 
-    def setting(self, grid: TokenGrid, steps: int, seed: int) -> Setting:
-        """Make orders and sizes; raise `ValueError` where there is no such shape or split."""
-        name = f"lpd:{self.repulsion:g}:{self.proximity:g}"
-        orders = locality_aware(grid, seed, self.repulsion, self.proximity)
-        sizes = shaped_group_sizes(grid.num_tokens, steps, self.shape)
-        return Setting(name, orders, tuple(sizes), self.shape)
 
+def plans(
+    repulsions: Sequence[float],
+    proximities: Sequence[float],
+    shapes: Sequence[str],
+    grid: TokenGrid,
+    steps: int,
+    seed: int,
+) -> dict[Candidate, Setting]:
+    """Combine what differs: from proximity `REPULSION_ALONE` up repulsions are alike.
 
-def all_candidates(
-    repulsions: Sequence[float], proximities: Sequence[float], shapes: Sequence[str]
-) -> list[Candidate]:
-    """List combinations that differ: from proximity `REPULSION_ALONE` up repulsions are alike."""
-    different: dict[Candidate | str, Candidate] = {}
+    Raises `ValueError` where there is no such shape or split.
+    """
+    different: dict[tuple, Candidate] = {}
     for candidate in map(Candidate._make, product(repulsions, proximities, shapes)):
         alone = candidate.proximity >= REPULSION_ALONE
-        different.setdefault(candidate.shape if alone else candidate, candidate)
-    return list(different.values())
+        different.setdefault(candidate[2:] if alone else candidate, candidate)
+    return {
+        candidate: Setting(
+            f"lpd:{candidate.repulsion:g}:{candidate.proximity:g}",
+            locality_aware(grid, seed, candidate.repulsion, candidate.proximity),
+            tuple(shaped_group_sizes(grid.num_tokens, steps, candidate.shape)),
+            candidate.shape,
+        )
+        for candidate in different.values()
+    }
 
 
 def search(
     measure: Measure,
-    candidates: Sequence[Candidate],
+    plans: Mapping[Candidate, Setting],
     grid: TokenGrid,
-    steps: int,
     seed: int,
     image_ids: np.ndarray,
-) -> tuple[list[str], dict[str, Any]]:
-    """Find the candidate of lowest mean NLL on one half of the images, measure it on the other.
+) -> dict[str, Any]:
+    """Find the plan of lowest mean NLL on one half of the images, measure it on the other.
 
-    Returns Markdown lines and the entry of the JSON file; differences are to the published
-    thresholds and sizes. `seed` names orders and halves of `image_ids` (n,), n >= 4 in ascending
-    order. Raises `ValueError` where a candidate's shape cannot be had.
+    Returns the entry of the JSON file; differences are to the published thresholds and sizes.
+    `seed` names orders and halves of `image_ids` (n,), n >= 4 in ascending order.
     """
     shuffled = image_ids[streams.permutations("order search", seed, count=len(image_ids))[0]]
     first, second = map(np.sort, np.split(shuffled, [len(image_ids) // 2]))
+    steps = next(iter(plans.values())).steps
     usual = Setting("lpd", locality_aware(grid, seed), tuple(group_sizes(grid.num_tokens, steps)))
-    settings = [candidate.setting(grid, steps, seed) for candidate in candidates]
-    usual_here, *here = measure([usual, *settings], first)
-    ranked = sorted(zip(candidates, here, strict=True), key=lambda pair: pair[1].nll.mean())
-    best, winner = ranked[0][0], ranked[0][1].setting
-    usual_there, there = measure([usual, winner], second)
-    lines = [f"| {steps} steps | repulsion | proximity | sizes | nats an image | minus published |"]
-    lines.append("|---" * 6 + "|")
 
-    def judge(
-        half: str, published: Measured, pairs: Sequence[tuple[Candidate, Measured]]
-    ) -> Iterator[dict[str, Any]]:
-        lines.append(
-            f"| {half} | published | published | {RULE} | {Estimate.of(published.nll)} | |"
-        )
-        for place, (candidate, measured) in enumerate(pairs):
-            nll, less = Estimate.of(measured.nll), Estimate.of(measured.nll - published.nll)
-            if place < SHOWN:
-                cells = (f"{candidate.repulsion:g}", f"{candidate.proximity:g}", candidate.shape)
-                lines.append(f"| {half} | {' | '.join(cells)} | {nll} | {less} |")
-            yield {**candidate._asdict(), **named("nll", nll), **named("minus_published", less)}
+    def judge(candidate: Candidate, measured: Measured, published: Measured) -> dict[str, Any]:
+        nll, less = Estimate.of(measured.nll), Estimate.of(measured.nll - published.nll)
+        return {**candidate._asdict(), **named("nll", nll), **named("minus_published", less)}
 
-    entry = {"steps": steps, "candidates": list(judge("searched", usual_here, ranked))}
-    (entry["best"],) = judge("confirmed", usual_there, [(best, there)])
-    sizes = list(winner.group_sizes)
+    published, *here = measure([usual, *plans.values()], first)
+    ranked = sorted(zip(plans, here, strict=True), key=lambda pair: pair[1].nll.mean())
+    best = ranked[0][0]
+    published_there, there = measure([usual, plans[best]], second)
+    sizes = str(list(plans[best].group_sizes))
     flags = {
         "img_size": grid.image_size,
         "vqgan_stride": grid.stride,
@@ -100,10 +89,35 @@ def search(
         "proximity_threshold": f"{best.proximity:g}",
         "repulsion_threshold": f"{best.repulsion:g}",
         "seed": seed,
-        "num_runs": ORDERS_IN_FILE,
+        "num_runs": 60000,
         "output_file": f"orders/{grid.side}x{grid.side}_steps{steps}_best.npy",
     }
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     command = shlex.join(["python", "orders/run_lpd_order.py", *words])
-    entry["best"] |= {"group_sizes": str(sizes), "order_file_command": command}
-    return [*lines, f"its order file: {command}"], entry
+    confirmed = judge(best, there, published_there)
+    return {
+        "steps": steps,
+        "candidates": [judge(*pair, published) for pair in ranked],
+        "best": {**confirmed, "group_sizes": sizes, "order_file_command": command},
+    }
+
+
+def search_table(searches: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, object]]:
+    """Make rows of candidates on the images that chose among them, and the best on the others.
+
+    Of `searches`, entries of the JSON file, the five best, repulsion alone and the worst.
+    """
+    for search in searches:
+        ranked = list(enumerate(search["candidates"], start=1))
+        alone = [pair for pair in ranked if pair[1]["proximity"] >= REPULSION_ALONE]
+        shown = dict([*ranked[:5], *alone[:1], ranked[-1]])
+        halves = [("chosen on", rank, candidate) for rank, candidate in shown.items()]
+        for half, rank, each in [*halves, ("the others", 1, search["best"])]:
+            yield {
+                **{"steps": search["steps"], "images": half, "rank": rank},
+                "repulsion": f"{each['repulsion']:g}",
+                "proximity": f"{each['proximity']:g}",
+                "sizes": each["shape"],
+                "nats": Estimate(each["nll"], each["nll_se"]),
+                "minus published": Estimate(each["minus_published"], each["minus_published_se"]),
+            }

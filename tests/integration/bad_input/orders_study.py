@@ -39,23 +39,15 @@ STUDY = Group(
         --num_images 49 | more than there are
           --num_images: found 49, expected 2 to the 48 of cache
         --search --num_images 3 | no two halves
-          --search: found 3 images, expected at least 4: two halves
+          --num_images: found 3, expected 4 to the 48 of cache
         --search, no --steps | no number of steps
           --search: found no --steps, expected --steps
-        --search --group_sizes '[16]' | sizes that are not searched for
-          --search: found --group_sizes, expected --steps
-        --search --plot new.png | a plot of a search
-          --search: found --plot, expected none: there is nothing to plot
-        --search --orders lpd | orders that would be ignored
-          --search: found --orders, expected none: it makes its own
-        --repulsions 1 2 | thresholds of a search, and none
-          --repulsions: found without --search, expected both or neither
-        --proximities 0 | the same
-          --proximities: found without --search, expected both or neither
-        --shapes 2 | the same
+        --search --plot new.png | what it would ignore: also --orders, --group_sizes
+          --plot: found with --search, expected one or neither
+        --shapes 2 | what only a search takes: also --repulsions, --proximities
           --shapes: found without --search, expected both or neither
         --search --shapes round | no such shape
-          --shapes: found shape 'round', expected rule or a positive number
+          --steps, --shapes: found shape 'round', expected rule or a positive number
         --output data | a folder
           --output: data is a folder, expected a file
         --plot file/new.png | a folder below a file

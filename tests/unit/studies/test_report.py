@@ -1,18 +1,14 @@
 """A study's table, JSON entries and picture, whose numbers are read off the drawn lines."""
 
-from __future__ import annotations
-
 import ast
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from studies.likelihood import Estimate, Measured, Setting
-from studies.report import draw, entries, plot, table
+from studies.report import draw, entries, table
 
 IMAGES = 5
 SIZES = {4: (1, 3, 5, 7), 3: (2, 6, 8), 16: (1,) * 16}
@@ -60,14 +56,6 @@ def test_the_table_and_the_file_pair_images() -> None:
     assert {name: ast.literal_eval(second[name]) for name in lists} == lists
 
 
-def test_differences_are_of_the_same_sizes() -> None:
-    for place, (result, entry) in enumerate(zip(RESULTS, entries(RESULTS), strict=True)):
-        first = RESULTS[place - place % 3]
-        if result is not first:
-            difference = Estimate.of(result.nll - first.nll)
-            assert entry["minus_first_order"] == pytest.approx(difference.mean, abs=1e-5)
-
-
 def panel(figure: Figure, title: str) -> Axes:
     [axes] = [axes for axes in figure.axes if axes.get_title() == title]
     return axes
@@ -92,7 +80,7 @@ def test_against_steps_are_the_tables_columns() -> None:
     for title, orders, values in (
         ("NLL", ORDERS, lambda own, _: own.nll),
         ("NLL minus lpd's, paired", ORDERS[1:], lambda own, first: own.nll - first.nll),
-        ("price of parallelism", ORDERS, lambda own, _: (own.by_step - own.one_by_one).sum(axis=1)),
+        ("price of parallelism", ORDERS, lambda own, _: own.price),
     ):
         axes = panel(figure, title)
         assert axes.get_xlabel() == "decoding steps"
@@ -111,16 +99,13 @@ def test_prices_add_up_along_each_generation() -> None:
     assert tuple(lines) == ORDERS
     assert len({line.get_color() for line in lines.values()}) == 3
     for (order, line), band in zip(lines.items(), axes.collections, strict=True):
-        so_far = measured(order, 4).price_by_step.cumsum(axis=1)
-        mean, error = so_far.mean(axis=0), so_far.std(axis=0, ddof=1) / np.sqrt(IMAGES)
-        decoded = np.cumsum(SIZES[4]) / 16
-        np.testing.assert_allclose(line.get_data(), (decoded, mean))
+        so_far = Estimate.of(measured(order, 4).price_by_step.cumsum(axis=1))
+        np.testing.assert_allclose(line.get_data(), (np.cumsum(SIZES[4]) / 16, so_far.mean))
         # A band goes round: along its lower edge, back along its upper one.
         [path] = band.get_paths()
-        for place, share in enumerate(decoded):
-            heights = path.vertices[np.isclose(path.vertices[:, 0], share), 1]
-            assert heights.min() == pytest.approx(mean[place] - error[place])
-            assert heights.max() == pytest.approx(mean[place] + error[place])
+        at_end = path.vertices[path.vertices[:, 0] == 1, 1]
+        ends = (so_far.mean - so_far.se)[-1], (so_far.mean + so_far.se)[-1]
+        assert (at_end.min(), at_end.max()) == pytest.approx(ends)
 
 
 def test_panels_are_those_that_have_something_to_show() -> None:
@@ -142,10 +127,3 @@ def test_two_lists_of_as_many_steps_are_two_lines() -> None:
     along = {line.get_label(): line for line in panel(figure, "4 steps").lines}
     assert np.allclose(along["random as listed"].get_xdata(), [0.25, 0.5, 0.75, 1])
     assert len({along[name].get_color() for name in names}) == 4
-
-
-def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    plot(RESULTS, tmp_path / "orders.png")
-    with Image.open(tmp_path / "orders.png") as image:
-        assert image.format == "PNG" and image.size == (1300, 700)
-    assert [path.name for path in tmp_path.iterdir()] == ["orders.png"]
