@@ -17,7 +17,7 @@ from PIL import Image
 from app.display import as_image, canvas_of, paced, painted, status
 from app.settings import MAX_PAUSE, Settings, number, read_settings
 from app.studio import Frame, Picture, Studio
-from dataset.edit_canvas import open_picture
+from dataset.pictures import open_rgb
 from orders.sources import ORDERS
 from util.errors import is_out_of_memory
 
@@ -88,7 +88,7 @@ def upload(studio: Studio, path: str) -> tuple[Picture, dict[str, Any]]:
     """Make an image file the picture to edit, and show it on the canvas."""
     with one_sentence():
         try:
-            image = open_picture(path)
+            image = open_rgb(path, upright=True)
         except ValueError as error:
             raise ValueError("This file cannot be read, expected an image.") from error
         picture = studio.read_picture(image)

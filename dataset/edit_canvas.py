@@ -1,7 +1,5 @@
 """From a picture of any size to the square that is edited, and back: fit, masks, seams."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +9,8 @@ from scipy.ndimage import distance_transform_edt
 
 from dataset.pictures import open_rgb
 
-FITS = ("crop", "pad")
 SIDES = ("left", "right", "top", "bottom")
 _MAX_PIXELS = 2**26  # of a resized picture: one some pixels wide and very long is refused
-_WHITE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +24,13 @@ class Canvas:
 
     def token_mask(self, stride: int) -> np.ndarray:
         """Mark the cells with a masked pixel, if any also those beside the picture: (N,) bool."""
+        if not self.mask.any():
+            return np.zeros((len(self.mask) // stride) ** 2, dtype=bool)
         picture = np.zeros_like(self.mask)
         picture[self.rows, self.columns] = True
-        masked, shown = (_cells_with(pixels, stride) for pixels in (self.mask, picture))
-        return masked | ~shown if masked.any() else masked  # a mirror image is no context
+        blocks = np.stack([self.mask, picture]).reshape(2, *[len(picture) // stride, stride] * 2)
+        masked, shown = blocks.any(axis=(2, 4)).reshape(2, -1)
+        return masked | ~shown  # a mirror image is no context
 
     def picture(self, images: np.ndarray) -> np.ndarray:
         """Cut the padding off: (..., S, S, C) -> (..., height, width, C)."""
@@ -46,20 +45,20 @@ class Canvas:
         return np.rint(share * images + (1 - share) * self.pixels).astype(np.uint8)
 
 
-def _cells_with(pixels: np.ndarray, stride: int) -> np.ndarray:
-    count = len(pixels) // stride
-    return pixels.reshape(count, stride, count, stride).any(axis=(1, 3)).ravel()
+def open_mask(path: str | Path, image: Image.Image) -> np.ndarray:
+    """Decode a mask: (H, W) bool, True where a picture is half white; transparent is black.
 
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Decode a picture to RGB, turned as its orientation tag says; raises `UserError`."""
-    return open_rgb(path, upright=True)
-
-
-def open_mask(path: str | Path) -> np.ndarray:
-    """Decode a mask: (H, W) bool, True where a picture is half white; transparent is black."""
+    A `ValueError` unless it has the size or the proportions of `image`.
+    """
     picture = open_rgb(path, behind_alpha="black", upright=True)
-    return np.asarray(picture.convert("L")) >= _WHITE
+    # The smaller of the two is the larger one scaled, with sides rounded to whole pixels.
+    across = abs(picture.width * image.height - picture.height * image.width)
+    if across >= max(*picture.size, *image.size):
+        raise ValueError(
+            f"found a mask of {picture.width} x {picture.height} pixels for an image of "
+            f"{image.width} x {image.height}, expected its size or proportions"
+        )
+    return np.asarray(picture.convert("L")) >= 128
 
 
 def box_mask(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -92,32 +91,15 @@ def outpaint(image: Image.Image, side: str, count: int) -> tuple[Image.Image, np
     return Image.fromarray(pixels), mask
 
 
-def check_proportions(image: Image.Image, mask: np.ndarray) -> None:
-    """Raise `ValueError` unless a mask (H, W) has an image's size, or its proportions."""
-    height, width = mask.shape
-    # The smaller of the two is the larger one scaled, with sides rounded to whole pixels.
-    across = abs(width * image.height - height * image.width)
-    if across >= max(width, height, *image.size):
-        raise ValueError(
-            f"found a mask of {width} x {height} pixels for an image of {image.width} x "
-            f"{image.height}, expected its size or proportions"
-        )
-
-
 def fit(
-    image: Image.Image,
-    mask: np.ndarray,
-    size: int,
-    how: str = "crop",
-    towards: str | None = None,
+    image: Image.Image, mask: np.ndarray, size: int, how: str = "crop", towards: str | None = None
 ) -> Canvas:
-    """Make a square of `size` pixels a side of an RGB image and its mask, (H, W) bool.
+    """Make a square of `size` pixels a side of an RGB image and its mask, of any size (H, W) bool.
 
     `crop` cuts the middle out, exactly as for training data (method section 8), or at the side
-    `towards`, one of `SIDES`; `pad` shows all of it, in the middle. Raises a `ValueError` if the
-    mask has other proportions than the image, or that is far too long.
+    `towards`, one of `SIDES`; `pad` shows all of it, in the middle. A `ValueError` if it is far too
+    long. Masked is a pixel in which any masked pixel lies.
     """
-    check_proportions(image, mask)
     extent = min if how == "crop" else max
     source = given = image.size
     # As ADM does: halve while large, then resize.
@@ -129,45 +111,22 @@ def fit(
         raise ValueError(
             f"found an image of {given[0]} x {given[1]} pixels, expected a less elongated one"
         )
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left = _offset(width - size, {"left": 0.0, "right": 1.0}.get(towards, 0.5))
-    top = _offset(height - size, {"top": 0.0, "bottom": 1.0}.get(towards, 0.5))
-    rows, row_padding = _window(height, top, size)
-    columns, column_padding = _window(width, left, size)
-    pixels = np.asarray(image)[rows, columns]
-    shown = _any_white(mask, (height, width), rows, columns)
-    padding = (row_padding, column_padding)
-    return Canvas(
-        pixels=np.pad(pixels, (*padding, (0, 0)), mode="symmetric"),
-        mask=np.pad(shown, padding),
-        rows=slice(row_padding[0], size - row_padding[1]),
-        columns=slice(column_padding[0], size - column_padding[1]),
-    )
-
-
-def _offset(surplus: int, share: float) -> int:
-    """What is cut off in front; negative for padding, which is always in the middle."""
-    return int(surplus * share) if surplus > 0 else surplus // 2
-
-
-def _window(length: int, offset: int, size: int) -> tuple[slice, tuple[int, int]]:
-    """Return what is shown of a side `length` in a square, and the padding around it."""
-    start, stop = max(offset, 0), min(offset + size, length)
-    return slice(start, stop), (start - offset, offset + size - stop)
-
-
-def _any_white(
-    mask: np.ndarray, resized: tuple[int, int], rows: slice, columns: slice
-) -> np.ndarray:
-    """Resize a mask and cut `rows`, `columns` out: True where any pixel that lies there is."""
-    # Summed-area table: four entries give the number of True in a rectangle.
-    counts = mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
-    counts = np.pad(counts, ((1, 0), (1, 0)))
-    edges = []
-    for length, new, part in zip(mask.shape, resized, (rows, columns), strict=True):
-        at = np.arange(part.start, part.stop)
-        edges.append((at * length // new, -(-(at + 1) * length // new)))
-    (top, bottom), (left, right) = edges
-    inside = counts[np.ix_(bottom, right)] - counts[np.ix_(top, right)]
-    inside -= counts[np.ix_(bottom, left)] - counts[np.ix_(top, left)]
-    return inside > 0
+    parts, padding = [], []
+    for length, share in (
+        (height, {"top": 0.0, "bottom": 1.0}.get(towards, 0.5)),
+        (width, {"left": 0.0, "right": 1.0}.get(towards, 0.5)),
+    ):
+        surplus = length - size
+        # What is cut off in front; negative for padding, which is always in the middle.
+        offset = int(surplus * share) if surplus > 0 else surplus // 2
+        start, stop = max(offset, 0), min(offset + size, length)
+        parts.append(slice(start, stop))
+        padding.append((start - offset, offset + size - stop))
+        at, masked = np.arange(start, stop), len(mask)
+        edges = np.stack([at * masked // length, -(-(at + 1) * masked // length)], axis=1)
+        # Every second: what lies from an edge to the next. Then the columns of what is left.
+        mask = np.logical_or.reduceat(np.pad(mask, ((0, 1), (0, 0))), edges.ravel())[::2].T
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))[tuple(parts)]
+    rows, columns = (slice(before, size - after) for before, after in padding)
+    pixels = np.pad(pixels, (*padding, (0, 0)), mode="symmetric")
+    return Canvas(pixels, np.pad(mask, padding), rows, columns)

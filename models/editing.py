@@ -1,8 +1,7 @@
 """Editing: tokens under a mask are decoded anew, the others are context (method section 10)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -41,24 +40,20 @@ def edit(
             whole images) of the orders; `seed`, `image_ids`, `sampler` and fields of `sampling`
             as of `generate`.
     """
-    parts = _split(model, tokens, mask, labels, sampling, **options)
-    result = _kept(model, tokens, mask)
+    result, parts = _split(model, tokens, mask, labels, sampling, **options)
     for rows, given in parts:
         result[rows] = generate(model, **given)
     return result
 
 
-def edit_steps(
-    model: LPD, tokens: Tensor, mask: Tensor, *arguments: Any, **options: Any
-) -> Iterator[Tensor]:
+def edit_steps(model: LPD, *arguments: Any, **options: Any) -> Iterator[Tensor]:
     """As `edit`, one step at a time; arguments and errors are the same, see `generate_steps`.
 
     Yields the (B, N) tokens after every step, -1 where they are not decided yet; with nothing
     masked, once. Images that need fewer steps than others are done sooner.
     """
-    parts = _split(model, tokens, mask, *arguments, **options)
-    running = [(rows, generate_steps(model, **given)) for rows, given in parts]
-    return _side_by_side(_kept(model, tokens, mask), running)
+    kept, parts = _split(model, *arguments, **options)
+    return _side_by_side(kept, [(rows, generate_steps(model, **given)) for rows, given in parts])
 
 
 def _split(
@@ -74,10 +69,11 @@ def _split(
     seed: int = 0,
     image_ids: Sequence[int] | np.ndarray | None = None,
     **options: Any,
-) -> list[tuple[Tensor, dict[str, Any]]]:
+) -> tuple[Tensor, list[tuple[Tensor, dict[str, Any]]]]:
     """Check what `generate` cannot, and part the images by how many tokens are masked.
 
-    For each number but 0: which images have it (b,), and the arguments of `generate` for them.
+    Returns the tokens (B, N) outside the mask, on the model's device, and for each number but 0
+    which images have it (b,), with the arguments of `generate` for them.
     """
     num_tokens, batch_size = model.grid.num_tokens, len(tokens)
     labels = None if labels is None else torch.as_tensor(labels)
@@ -94,7 +90,8 @@ def _split(
     if repulsion_threshold is None:
         repulsion_threshold = published_repulsion(num_tokens, default_steps(num_tokens))
     thresholds = proximity_threshold, repulsion_threshold
-    tokens, mask = tokens.cpu(), mask.cpu()
+    tokens, mask = tokens.to("cpu", torch.int64), mask.cpu()
+    kept = tokens.masked_fill(mask, UNDECIDED).to(model.pos_embed.device)
     counts, parts = mask.sum(dim=1), []
     for count in filter(None, counts.unique().tolist()):
         rows = torch.nonzero(counts == count)[:, 0]
@@ -109,13 +106,7 @@ def _split(
         )
         given["labels"] = None if labels is None else labels[rows.to(labels.device)]
         parts.append((rows, dict(**options, **given, image_ids=row_ids, sampling=sampling)))
-    return parts
-
-
-def _kept(model: LPD, tokens: Tensor, mask: Tensor) -> Tensor:
-    """The tokens (B, N) outside the mask, on the model's device."""
-    device = model.pos_embed.device
-    return tokens.to(device, torch.int64).masked_fill(mask.to(device), UNDECIDED)
+    return kept, parts
 
 
 def _side_by_side(
@@ -124,12 +115,9 @@ def _side_by_side(
     """The tokens of all images (B, N) after each step of every part."""
     if not running:
         yield so_far
-    while running:
-        stages = [(part, next(part[1], None)) for part in running]
-        running = [part for part, stage in stages if stage is not None]
-        for (rows, _), stage in stages:
+    for stages in zip_longest(*(steps for _, steps in running)):
+        for (rows, _), stage in zip(running, stages, strict=True):
             if stage is not None:
                 # Not in place: a tensor of a caller's inference mode could not be written to.
                 so_far = so_far.index_put((rows,), stage)
-        if running:
-            yield so_far
+        yield so_far

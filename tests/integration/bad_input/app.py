@@ -1,8 +1,5 @@
 """Bad input of `scripts/app.py`."""
 
-from __future__ import annotations
-
-from tests.integration.bad_input import files
 from tests.integration.bad_input.table import Group, cases
 
 PAGE_TO_PLAY_WITH = Group(
@@ -14,19 +11,11 @@ PAGE_TO_PLAY_WITH = Group(
         no --pretrained_ckpt | no weights, and no demo here
           --pretrained_ckpt: not given, and output/demo/checkpoint-last.pth does not exist, expected
           weights, or those that bash scripts/demo.sh trains in some minutes
-        --pretrained_ckpt no.pth | no such file
-          --pretrained_ckpt: no.pth does not exist, expected a checkpoint written by torch.save
         --pretrained_ckpt llamagen | the name of a tokenizer
           --pretrained_ckpt: found llamagen, published tokenizer, expected a file or lpd_l_256,
           lpd_xl_256, lpd_xxl_256, lpd_l_512, lpd_xl_512
-        --vqgan_path no.pt | no such file
-          --vqgan_path: no.pt does not exist, expected a checkpoint written by torch.save
         --class_names digits | names of other classes
           --class_names: digits names 10 classes, expected the 3 of the model
-        --class_names no.txt | no such file
-          --class_names: no.txt: No such file or directory
-        --class_names names.json | no names
-          --class_names: names.json: found int, expected a list of names, or names by number
         --device cuda | no GPU
           --device: found 'cuda' but no usable GPU, expected --device cpu here
         --port 65536 | no such port
@@ -38,8 +27,5 @@ PAGE_TO_PLAY_WITH = Group(
           --host, --port: found 192.0.2.1:0, which cannot be used (Cannot assign requested address),
           expected a free port of this machine
         """,
-        {
-            "no names": files.writing("names.json", "7"),
-        },
     ),
 )

@@ -1,9 +1,6 @@
 """Editing: what is kept, what it equals, and that images do not disturb one another."""
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -71,7 +68,6 @@ def test_a_black_mask_changes_nothing() -> None:
     tokens, mask, labels = masked_batch([0, 0])
     (only,) = edit_steps(small_lpd(), tokens, mask, labels, **OPTIONS)
     assert torch.equal(only, tokens)
-    assert torch.equal(edit(small_lpd(), tokens, mask, labels, **OPTIONS), tokens)
 
 
 def test_it_follows_the_forced_pass_on_its_order() -> None:
@@ -104,38 +100,29 @@ def test_steps_fill_in_the_result(sampler: str) -> None:
         assert torch.equal(stage[stage != UNDECIDED], result[stage != UNDECIDED])
 
 
-# Whether a mode holds at the call, while the first step is computed, and while the others are.
-WHEN = list(itertools.product([False, True], repeat=3))[1:]
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("when", WHEN)
-def test_the_first_step_chooses_the_dtype_and_inference_mode_may_change(when, sampler) -> None:
-    def stepwise() -> Iterator[torch.Tensor]:
-        options = {**OPTIONS, "num_steps": 4, "sampler": sampler}
-        return edit_steps(small_lpd(), *masked_batch([12, 2, 0, 12]), **options)
-
-    call, first, later = (torch.autocast("cpu", torch.bfloat16, enabled) for enabled in when)
-    with ProductDtypes() as products:
-        with call:
-            steps = stepwise()
-        assert products.found == []
-        with first:
-            next(steps)
-            assert torch.is_autocast_enabled("cpu") == when[1]
-        with later:
-            assert len(list(steps)) == 3
-    assert products.found == [torch.bfloat16 if when[1] else torch.float32]
-
+@pytest.mark.parametrize("when", list(itertools.product([False, True], repeat=3))[1:])
+def test_inference_mode_may_hold_at_the_call_in_the_first_step_or_later(when, sampler) -> None:
+    options = {**OPTIONS, "num_steps": 4, "sampler": sampler}
+    arguments = small_lpd(), *masked_batch([12, 2, 0, 12])
     call, first, later = map(torch.inference_mode, when)
     with call:
-        steps = stepwise()
+        steps = edit_steps(*arguments, **options)
     with first:
         next(steps)
     with later:
         *_, last = steps
-    *_, expected = stepwise()
-    assert torch.equal(last, expected)
+    assert torch.equal(last, edit(*arguments, **options))
+
+
+def test_the_first_step_chooses_the_dtype() -> None:
+    with ProductDtypes() as products:
+        steps = edit_steps(small_lpd(), *masked_batch([12, 2, 0, 12]), **OPTIONS, num_steps=4)
+        assert products.found == []
+        with torch.autocast("cpu", torch.bfloat16):
+            next(steps)
+        assert len(list(steps)) == 3
+    assert products.found == [torch.bfloat16]
 
 
 @pytest.mark.parametrize(
