@@ -1,9 +1,6 @@
 """`from_pretrained`, `save_pretrained` and `push_to_hub` for the networks of this project."""
 
-from __future__ import annotations
-
 import json
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,23 +9,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
+from hub import published
 from hub.download import Access, fetch
-from hub.published import (
-    PUBLISHED,
-    SAFETENSORS,
-    choose_weights,
-    download,
-    published_names,
-    weights_in_folder,
-)
 from hub.weights import FINGERPRINT, Weights, load_weights, read_weights, write_safetensors
 from util.errors import blame
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T", bound="Pretrained")
-
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Pretrained(
@@ -55,7 +41,7 @@ class Pretrained(
 
         `given` are those that the user gives. A `ValueError` if they cannot be told.
         """
-        raise NotImplementedError
+        return {}
 
     @classmethod
     def from_pretrained(
@@ -114,28 +100,25 @@ class Pretrained(
         """Find the file of weights that a user names."""
         path = Path(name)
         if path.is_dir():
-            return weights_in_folder(path)
+            return published.weights_in_folder(path)
         if path.is_file():
             return path
         name, _, at = name.partition("@")
-        revision = revision or at or "main"
-        names = published_names(cls.kind)
+        revision, names = revision or at or "main", published.published_names(cls.kind)
         if name in names:
-            return download(f"{name}@{revision}", access)
-        if not _REPOSITORY.fullmatch(name):
+            return published.download(f"{name}@{revision}", access)
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise ValueError(
                 f"found {name!r}, expected a folder, a checkpoint, a repository user/name, or one "
                 f"of {', '.join(names)}"
             )
-        choosers = {PUBLISHED[other].repository: PUBLISHED[other].choose for other in names}
-        return fetch(name, choosers.get(name, choose_weights), revision, access)[-1]
+        entries = (published.PUBLISHED[other] for other in names)
+        choosers = {entry.repository: entry.choose for entry in entries}
+        return fetch(name, choosers.get(name, published.choose_weights), revision, access)[-1]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # `save_pretrained` adds configuration and card.
-        write_safetensors(self.state_dict(), save_directory / SAFETENSORS)
-        card = save_directory / "README.md"
-        if card.exists():
-            logger.warning("%s is kept as it is: its results may be of other weights", card)
+        write_safetensors(self.state_dict(), save_directory / published.SAFETENSORS)
 
     def generate_model_card(
         self, *, results: Mapping[str, Any] | None = None, **kwargs: Any
@@ -145,13 +128,19 @@ class Pretrained(
         `results` is what was measured with these weights, such as the JSON of an evaluation; give
         it as `model_card_kwargs={"results": ...}`. `kwargs` are further values for the template.
         """
+        results = results or {}
+        if "num_images" in results and "scores" in results:
+            # A metrics.json: scores in words (`FID-5K: 12.3`) for the numbers behind num_images.
+            settings = list(results)[: list(results).index("num_images") + 1]
+            scores = dict(line.partition(": ")[::2] for line in results["scores"])
+            results = {**{name: results[name] for name in settings}, **scores}
         values = {
             "title": type(self).__name__,
             "description": self.description,
             "usage": self.usage,
             "config": _rows(self._hub_mixin_config),
             "parameters": f"{sum(value.numel() for value in self.parameters()):,}",
-            "results": _rows(_scores_in_words(results or {})),
+            "results": _rows(results),
         }
         return super().generate_model_card(**{**values, **kwargs})
 
@@ -161,12 +150,3 @@ def _rows(values: Mapping[str, Any]) -> list[list[str]]:
     texts = (text if isinstance(text, str) else json.dumps(text) for text in values.values())
     rows = zip(values, texts, strict=True)
     return [[" ".join(text.split()).replace("|", r"\|") for text in row] for row in rows]
-
-
-def _scores_in_words(results: Mapping[str, Any]) -> dict[str, Any]:
-    """A `metrics.json` with its `scores` (`FID-5K: 12.3`) for the numbers behind `num_images`."""
-    names, words = [name for name in results if name != "scores"], results.get("scores", [])
-    if words and "num_images" in names:
-        names = names[: names.index("num_images") + 1]
-    scores = dict(line.partition(": ")[::2] for line in words)
-    return {**{name: results[name] for name in names}, **scores}

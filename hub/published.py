@@ -1,7 +1,5 @@
 """The published weights, tokenizer and orders, by name."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ WEIGHTS, TOKENIZER, ORDERS = "weights", "tokenizer", "orders"
 FLAGS = {"pretrained_ckpt": WEIGHTS, "vqgan_path": TOKENIZER, "lpd_order_file": ORDERS}
 # The form of the Hub.
 SAFETENSORS, CONFIG = "model.safetensors", "config.json"
-_CHECKPOINTS = (".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class Published:
     def choose(self, names: Sequence[str]) -> list[str]:
         """Find the file among those of the repository, or raise a `ValueError`."""
         files = [name for name in names if PurePosixPath(name).name == self.file]
-        if not files and self.kind == WEIGHTS:  # alone in their repository: any checkpoint will do
-            files = [name for name in names if name.endswith(_CHECKPOINTS)]
+        if not files and self.kind == WEIGHTS:  # alone in their repository: any name will do
+            return choose_weights(names)
         if len(files) != 1:
             listed = ", ".join(names) or "no files"
             raise ValueError(f"{self.repository} holds {listed}, expected one {self.file}")
@@ -64,16 +61,14 @@ def parse(spec: str) -> tuple[Published, str]:
     name, at, revision = spec.partition("@")
     if name not in PUBLISHED:
         raise ValueError(f"found {name!r}, expected one of {', '.join(PUBLISHED)}")
-    if at and not revision:
-        raise ValueError(f"found {spec!r}, expected {name}@REVISION or {name}")
-    return PUBLISHED[name], revision or "main"
+    return PUBLISHED[name], revision if at else "main"
 
 
 def download(spec: str, access: Access = DEFAULT_ACCESS) -> Path:
     """Return the file of `NAME` or `NAME@REVISION`; raises as `hub.download.fetch`."""
     entry, revision = parse(spec)
     with blame(spec):
-        (path,) = fetch(entry.repository, entry.choose, revision, access)
+        path = fetch(entry.repository, entry.choose, revision, access)[-1]
     logger.info("%s: %s of %s, commit %s", spec, path.name, entry.repository, commit_of(path))
     return path
 
@@ -82,7 +77,7 @@ def choose_weights(names: Sequence[str]) -> list[str]:
     """Find the files of a folder or repository that hold one network's weights, those last."""
     if SAFETENSORS in names and CONFIG in names:
         return [CONFIG, SAFETENSORS]
-    files = [name for name in names if name.endswith(_CHECKPOINTS)]
+    files = [name for name in names if name.endswith((".pth", ".pt"))]
     if len(files) != 1:
         listed = ", ".join([*names[:5], "..."][: len(names)]) or "no files"
         raise ValueError(f"found {listed}, expected {CONFIG} and {SAFETENSORS}, or one .pth")
@@ -124,7 +119,7 @@ def pinned(path: str | Path) -> str:
     """Return `NAME@COMMIT`, the same anywhere, for a path that `resolve` made; else the path."""
     path, commit = Path(path), commit_of(path)
     for name, entry in PUBLISHED.items():
-        ours = path.is_relative_to(DEFAULT_ACCESS.repository_folder(entry.repository))
+        ours = path.is_relative_to(DEFAULT_ACCESS.folder(entry.repository))
         if commit and ours and (entry.kind == WEIGHTS or path.name == entry.file):
             return f"{name}@{commit}"
     return str(path)

@@ -1,20 +1,18 @@
 """Weights in a file: a training checkpoint, a published `.pth`, or safetensors with a config."""
 
-from __future__ import annotations
-
 import argparse
 import pickle
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import nn
 
 from hub.published import CONFIG
@@ -22,8 +20,6 @@ from util.errors import UserError, require_file
 from util.files import read_json, replacing
 
 FINGERPRINT = "tokenizer_fingerprint"
-# What `Weights` takes from a checkpoint; the rest is of use to the run that wrote it only.
-_CARRIED = {"model", "config", FINGERPRINT}
 # What torch.load is seen to raise on damaged files; OSError also covers a file that vanished.
 _DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError)
 _DAMAGED += (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -87,15 +83,13 @@ def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> Non
         raise
 
 
-def load_weights(model: nn.Module, state: Any, what: str) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Any], what: str) -> None:
     """Copy `state`, of any floating types, into `model`; names and shapes must match exactly.
 
     A model on the meta device gets memory on the CPU first (its buffers outside the state dict
     would stay undefined). A `UserError` begins with `what`, flag and file, and names the first
     entry that is missing, unexpected, of another shape or not finite.
     """
-    if not isinstance(state, Mapping):
-        raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
     expected = model.state_dict()
     faults = [
         f"weight {name} {fault}"
@@ -115,10 +109,9 @@ def _fault(tensor: Any, expected: torch.Tensor | None) -> str | None:
         shape = tuple(getattr(tensor, "shape", ()))
         return f"of shape {shape} is unexpected, expected no such name"
     shape = tuple(expected.shape)
-    if tensor is None:
-        return f"is missing, expected shape {shape}"
     if not isinstance(tensor, torch.Tensor):
-        return f"is a {type(tensor).__name__}, expected shape {shape}"
+        found = "missing" if tensor is None else f"a {type(tensor).__name__}"
+        return f"is {found}, expected shape {shape}"
     if tuple(tensor.shape) != shape:
         return f"has shape {tuple(tensor.shape)}, expected {shape}"
     if tensor.is_meta or tensor.layout != torch.strided or not tensor.is_floating_point():
@@ -133,20 +126,20 @@ class Weights:
     """What a file says of a network."""
 
     state: dict[str, torch.Tensor]  # on the CPU
-    config: dict[str, Any] | None = None  # its constructor's arguments; None if not said
-    flags: Mapping[str, Any] = field(default_factory=dict)  # of the run that trained it, if said
-    fingerprint: str | None = None  # of the tokenizer whose tokens it was trained on, if said
-    others: tuple[str, ...] = ()  # further entries of the file, not read
+    config: dict[str, Any] | None  # its constructor's arguments; None if not said
+    flags: Mapping[str, Any]  # the config, else the flags of the run that trained it, if said
+    fingerprint: str | None  # of the tokenizer whose tokens it was trained on, if said
+    others: tuple[str, ...]  # further entries of the file, not read
 
     @property
     def blind_queries(self) -> bool:
         """Whether queries learned not to see one another; where nothing is said, they see."""
-        return bool(self._stated.get("blind_queries", False))
+        return bool(self.flags.get("blind_queries", False))
 
     @property
     def label_drop_prob(self) -> float | None:
         """With which it was trained, if the file says so."""
-        value = self._stated.get("label_drop_prob")
+        value = self.flags.get("label_drop_prob")
         return float(value) if isinstance(value, int | float) else None
 
     def require_tokenizer(self, expected: str | None, what: str) -> None:
@@ -156,10 +149,6 @@ class Weights:
                 f"{what}: was trained on tokens of tokenizer {self.fingerprint[:12]}, expected "
                 f"this run's {expected[:12]} (--vqgan_path)"
             )
-
-    @property
-    def _stated(self) -> Mapping[str, Any]:
-        return self.flags if self.config is None else self.config
 
 
 def read_weights(path: str | Path, flag: str) -> Weights:
@@ -172,39 +161,36 @@ def read_weights(path: str | Path, flag: str) -> Weights:
         return weights_in(read_checkpoint(path, flag), f"{flag}: {path}")
     require_file(path, flag, "safetensors")
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise DamagedCheckpoint(
             f"{flag}: {path} cannot be read ({error}), expected safetensors"
         ) from error
     config = read_values(path.with_name(CONFIG), flag)
-    return Weights(state, config, {}, _text_or_none(config.pop(FINGERPRINT, None)))
+    known = config.pop(FINGERPRINT, None)
+    return weights_in({"model": state, "config": config, FINGERPRINT: known}, f"{flag}: {path}")
 
 
 def weights_in(content: Mapping[str, Any], what: str) -> Weights:
-    """Find the weights in what `torch.save` wrote; a `UserError` begins with `what`, the file."""
+    """Find the weights in what a file holds; a `UserError` begins with `what`, the file."""
     if "model" not in content:
         raise UserError(f"{what}: holds no 'model' entry, expected the weights there")
-    state, config = content["model"], content.get("config")
+    state, config, flags = content["model"], content.get("config"), content.get("args")
     if not isinstance(state, dict):
         raise UserError(f"{what}: weights are a {type(state).__name__}, expected a dictionary")
     if not isinstance(config, dict | None):
         raise UserError(f"{what}: config is {config!r}, expected names and values")
-    flags = content.get("args")
     if isinstance(flags, argparse.Namespace):  # as published, and ours of earlier days
         flags = vars(flags)
-    return Weights(
-        state,
-        config,
-        flags if isinstance(flags, dict) else {},
-        _text_or_none(content.get(FINGERPRINT)),
-        tuple(str(name) for name in content if name not in _CARRIED),
-    )
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    if config is not None:
+        flags = config
+    elif not isinstance(flags, dict):
+        flags = {}
+    fingerprint = content.get(FINGERPRINT)
+    fingerprint = fingerprint if isinstance(fingerprint, str) else None
+    # The rest is of use to the run that wrote it only.
+    others = tuple(str(name) for name in content if name not in ("model", "config", FINGERPRINT))
+    return Weights(state, config, flags, fingerprint, others)
 
 
 def plain_flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -227,19 +213,7 @@ def read_values(path: Path, flag: str) -> dict[str, Any]:
 
 def write_safetensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write tensors bit by bit, each with memory of its own, as safetensors; atomically."""
-    tensors, memory = {}, set()
-    for name, value in state.items():
-        tensor = value.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in memory or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        memory.add(tensor.untyped_storage().data_ptr())
-        tensors[name] = tensor
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as other files here: the library's own is for nobody else
-        try:
-            save_file(tensors, temporary, {"format": "pt"})
-            temporary.chmod(mode)
-        except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from error
+        # Not the library's own file: nobody else could read that.
+        temporary.write_bytes(save(tensors, {"format": "pt"}))

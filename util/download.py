@@ -3,8 +3,6 @@
 python util/download.py lpd_l_256 llamagen res256_steps20_repulsion2
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import replace

@@ -19,7 +19,6 @@ from orders.order_file import read_orders
 from scripts import evaluate_orders, visualize
 from tests.commands import run_command
 from tests.hub.worlds import STEPS20, publish, published_lpd, published_tokenizer
-from util.errors import UserError
 
 
 def flags(output: Path) -> list[str]:
@@ -69,13 +68,6 @@ def test_a_study_of_orders_of_published_names(hub, inside, tmp_path):
     [result] = found["results"]
     assert result["order"] == STEPS20 and result["nll"] > 0
     assert f"--pretrained_ckpt lpd_l_256@{commit}" in (tmp_path / "commands.sh").read_text()
-
-
-def test_failures_name_the_flag_and_the_name(hub, inside, tmp_path):
-    publish(hub, classes=3)
-    hub.repositories["FoundationVision/LlamaGen"].private = True
-    with pytest.raises(UserError, match="^--vqgan_path: llamagen: FoundationVision/LlamaGen at .*"):
-        main_lpd.main(flags(tmp_path))
 
 
 def test_a_file_comes_before_a_name_and_what_was_used_can_be_named_elsewhere(

@@ -1,7 +1,5 @@
 """Bad input of the commands that know published names; the tests run them with HF_HUB_OFFLINE=1."""
 
-from __future__ import annotations
-
 from tests.integration.bad_input import files
 from tests.integration.bad_input.evaluation import MODEL, OUTPUT
 from tests.integration.bad_input.table import Group, cases
@@ -26,7 +24,7 @@ EVALUATING = Group(
           res256_steps20_repulsion2, res256_steps20_repulsion3, res256_steps32_repulsion2,
           res512_steps48_repulsion4
         --pretrained_ckpt lpd_l_256@ | no revision after the @
-          --pretrained_ckpt: found 'lpd_l_256@', expected lpd_l_256@REVISION or lpd_l_256
+          --pretrained_ckpt: lpd_l_256@: found revision '', expected a branch, a tag or a commit
         --pretrained_ckpt lpd_l_256@../main | a revision that is no name
           --pretrained_ckpt: lpd_l_256@../main: found revision '../main', expected a branch, a tag
           or a commit

@@ -155,7 +155,7 @@ WEIGHT, BIAS = torch.ones(3, 2), torch.ones(3)
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (3, "weights are a int, expected a dictionary"),
+        ({"weight": WEIGHT, "bias": BIAS * torch.nan}, "weight bias holds NaN or infinity"),
         ({"weight": WEIGHT}, r"weight bias is missing, expected shape \(3,\)$"),
         ({"weight": WEIGHT.T, "bias": BIAS}, r"weight weight has shape \(2, 3\), expected \(3, 2"),
         ({"weight": "a", "bias": BIAS}, r"weight weight is a str, expected shape"),

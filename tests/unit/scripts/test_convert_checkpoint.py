@@ -118,10 +118,11 @@ def test_nothing_is_left_where_the_disk_refuses(
 ) -> None:
     training_checkpoint(tmp_path / "last.pth")
 
-    def refuse(*arguments: object) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hub.weights.save_file", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(UserError, match="^OUT: .*No space left on device"):
         main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
     assert not list((tmp_path / "folder").iterdir())
