@@ -1,26 +1,24 @@
-"""What benchmarks share: timing in turn, peak memory, what the machine does at best, tables."""
-
-from __future__ import annotations
+"""What benchmarks share: flags, timing in turn, what the machine does at best, tables."""
 
 import argparse
 import logging
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.lpd import LPD
 from performance.cost import Rates
-from util import distributed, logs
+from util import distributed
 from util.cli import Parser, add_flags, number, whole
 from util.errors import blame, require_writable_folder
 from util.files import write_json
@@ -29,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=nn.Module)
 Record = dict[str, Any]
+Calls = dict[str, Callable[[], object]]
 # Title, number format and factor by key of a record.
 Columns = Mapping[str, tuple[str, str, float]]
 
@@ -43,7 +42,19 @@ _PRODUCTS = {
     "cpu": ((512, 1024, 4096), (2048, 2048, 2048), (1024, 4096, 4096)),
     "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (16384, 8192, 8192), (4096, 4096, 16384)),
 }
-_RATE_CALLS = {"cpu": 4, "cuda": 20}
+# What every benchmark of a network shows first.
+COLUMNS = {
+    "row": ("row", "", 1),
+    "dtype": ("type", "", 1),
+    "batch_size": ("batch", "d", 1),
+    "rounds": ("rounds", "d", 1),
+    "fast_s": ("fast, ms", ".1f", 1e3),
+    "fast_p95_s": ("95 %, ms", ".1f", 1e3),
+    "images_per_s": ("images/s", ".2f", 1),
+    "plain_s": ("plain, ms", ".1f", 1e3),
+    "ratio": ("plain / fast", ".2f", 1),
+    "peak_bytes": ("peak, GiB", ".2f", 2**-30),
+}
 
 
 @dataclass(frozen=True)
@@ -106,15 +117,15 @@ def show(
     A series ends where memory does, with one line of the log.
     """
     rows: list[Record] = []
-    with logs.logging_redirect_tqdm():
-        for name, records in logs.progress(series.items(), desc="benchmark", unit="series"):
-            try:
-                for record in records:
-                    rows.append(record)
-                    keep(**about, rows=rows)
-            except torch.OutOfMemoryError as error:
-                reason = str(error).splitlines()[0]
-                logger.warning("%s: the next batch size does not fit: %s", name, reason)
+    for name, records in series.items():
+        logger.info("measuring %s", name)
+        try:
+            for record in records:
+                rows.append(record)
+                keep(**about, rows=rows)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            logger.warning("%s: the next batch size does not fit: %s", name, reason)
     sys.stdout.write(f"{markdown_table(columns, rows)}\n{notes}")
 
 
@@ -133,71 +144,87 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def time_in_turn(
-    subjects: Mapping[str, Callable[[], object]], effort: Effort, once: Collection[str] = ()
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Call warm functions in turn, so that a machine that drifts treats all alike.
+def warm_up(function: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Make first calls: `cold_start_s`, and on a GPU `peak_bytes`, its largest allocation."""
+    if device.type != "cuda":
+        return {"cold_start_s": seconds_of(function, device)}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    seconds = seconds_of(function, device)
+    return {"cold_start_s": seconds, "peak_bytes": torch.cuda.max_memory_allocated(device)}
 
-    Returns medians and all seconds by name; those in `once` are called in the first round only.
+
+def time_in_turn(calls: Calls, effort: Effort) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Make warm calls in turn, so that a machine that drifts treats all alike.
+
+    Returns medians and all seconds by name.
     """
-    times: dict[str, list[float]] = {name: [] for name in subjects}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     started = time.perf_counter()
     for turn in range(max(effort.rounds, MOST_ROUNDS)):
         if turn >= effort.rounds and time.perf_counter() - started >= effort.seconds:
             break
-        for name, function in subjects.items():
-            if turn == 0 or name not in once:
-                times[name].append(seconds_of(function, effort.device))
+        for name, function in calls.items():
+            times[name].append(seconds_of(function, effort.device))
     return {name: statistics.median(seconds) for name, seconds in times.items()}, times
+
+
+def compare(calls: Calls, batch_size: int, effort: Effort) -> Record:
+    """Time warm calls in turn: `fast`, of so many images, and what it is compared with."""
+    median, times = time_in_turn(calls, effort)
+    record: Record = {"rounds": len(times["fast"]), "times_s": times}
+    record |= {f"{name}_s": seconds for name, seconds in median.items()}
+    record["fast_p95_s"] = float(np.percentile(times["fast"], 95))
+    record["images_per_s"] = batch_size / median["fast"]
+    if "plain" in median:
+        record["ratio"] = median["plain"] / median["fast"]
+    return record
 
 
 def measure_rates(
     device: torch.device, dtypes: Collection[torch.dtype]
 ) -> dict[torch.dtype, Rates]:
     """Measure a large copy and, by type, the fastest of several large matrix products."""
+    calls = 20 if device.type == "cuda" else 4
+
+    def least_seconds(function: Callable[[], object]) -> float:
+        function()
+        return min(seconds_of(function, device) for _ in range(calls))
+
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.numel() / _least_seconds(lambda: target.copy_(source), device)
-    rates = {}
-    for dtype in dtypes:
-        products = large_products(device, dtype).values()
-        best = max(work / _least_seconds(product, device) for product, work in products)
-        rates[dtype] = Rates(bandwidth, best)
-    return rates
+    bandwidth = 2 * source.numel() / least_seconds(lambda: target.copy_(source))
+
+    def rate(dtype: torch.dtype, rows: int, width: int, out: int) -> float:
+        x, weight = (torch.randn(n, width, device=device, dtype=dtype) for n in (rows, out))
+        return 2 * rows * width * out / least_seconds(lambda: F.linear(x, weight))
+
+    products = _PRODUCTS[device.type]
+    return {x: Rates(bandwidth, max(rate(x, *sizes) for sizes in products)) for x in dtypes}
 
 
-def large_products(
-    device: torch.device, dtype: torch.dtype
-) -> dict[str, tuple[Callable[[], object], int]]:
-    """Return products that a machine is fast at, by name: a function, and its operations."""
-    random = partial(torch.randn, device=device, dtype=dtype)
-    return {
-        f"{rows} x {width} x {out}": (
-            partial(F.linear, random(rows, width), random(out, width)),
-            2 * rows * width * out,
-        )
-        for rows, width, out in _PRODUCTS[device.type]
-    }
+def bare_products(model: LPD, dtype: torch.dtype, most: int) -> Callable[..., None]:
+    """Return what multiplies rows, at most so many, with all matrices, and does nothing between.
 
+    It takes the number of rows in the blocks and of those at the head; `backward` makes the
+    products of the gradients, too.
+    """
+    layers = [y for x in model.blocks for y in (x.attn.qkv, x.attn.proj, x.mlp.fc1, x.mlp.fc2)]
+    weights = [layer.weight.detach().to(dtype) for layer in (*layers, model.head)]
+    widths = {width for weight in weights for width in weight.shape}
+    # Inputs and gradients.
+    rows = {n: torch.randn(most, n, dtype=dtype, device=weights[0].device) for n in widths}
 
-def _least_seconds(function: Callable[[], object], device: torch.device) -> float:
-    function()
-    return min(seconds_of(function, device) for _ in range(_RATE_CALLS[device.type]))
+    def multiply(in_blocks: int, at_head: int, backward: bool = False) -> None:
+        work = list(zip(weights, [in_blocks] * len(layers) + [at_head], strict=True))
+        for weight, count in work:
+            F.linear(rows[weight.shape[1]][:count], weight)
+        for weight, count in reversed(work) if backward else ():
+            grad, x = (rows[width][:count] for width in weight.shape)
+            grad @ weight
+            grad.mT @ x
 
-
-def reset_peak(device: torch.device) -> None:
-    """Let a GPU's peak begin at what is allocated now; a process's cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """A GPU's largest allocation since `reset_peak`; on a CPU the process's largest so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return multiply
 
 
 @torch.no_grad()
@@ -232,14 +259,9 @@ def markdown_table(columns: Columns, records: Sequence[Mapping[str, Any]]) -> st
     for key, (title, kind, factor) in columns.items():
         values = [record.get(key) for record in records]
         if any(value is not None for value in values):
-            shown = [title, *(_cell(value, kind, factor) for value in values)]
+            shown = ["" if value is None else f"{value * factor:{kind}}" for value in values]
+            shown.insert(0, title)
             width = max(map(len, shown))
             shown.insert(1, "-" * (width - 1) + ":")
             cells.append([text.rjust(width) for text in shown])
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*cells, strict=True))
-
-
-def _cell(value: Any, kind: str, factor: float) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value * factor:{kind}}"

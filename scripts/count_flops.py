@@ -3,12 +3,8 @@
 python scripts/count_flops.py lpd_l --generation_steps 20 --cfg 4.8
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,8 +13,8 @@ import torch
 
 from models.lpd import MODELS
 from orders.group_sizes import group_sizes, training_group_sizes
+from performance import cost
 from performance import timing as benchmark
-from performance.cost import num_parameters, sampling_cost, tokenizer_cost, training_cost
 from tokenizers.vq_model import VQModel
 from util import logs
 from util.cli import Parser, add_flags
@@ -30,26 +26,23 @@ COLUMNS = {
     "operations": ("GFLOP", ",.1f", 1e-9),
     "bytes": ("GB", ",.4f", 1e-9),
 }
-NOTES = (
-    "GFLOP: additions and multiplications of matrix products and convolutions, two per pair;\n"
-    "       training with the backward pass (twice the forward; attention 2.5 times).\n"
-    "GB: the least to move: weights, stored keys and values at every step; in training gradients\n"
-    "    and AdamW's state. Images of a batch share it. No activations.\n"
-    "Training is the mean over the group-size lists of the grid.\n"
-)
+NOTES = """\
+GFLOP: products and convolutions, two operations a pair; training with the backward pass, the mean
+       over the group-size lists of the grid
+GB: the least to move for all images of a batch, divided by their number; no activations
+"""
+SIZES = ("img_size", "vqgan_stride", "vqgan_vocab_size", "class_num")
 
 
 def build_parser() -> Parser:
     parser = Parser(description="Parameters, operations and bytes of a model, from its shapes.")
     parser.add_argument("model", choices=sorted(MODELS), help="network size")
-    sizes = ("--img_size", "--vqgan_stride", "--vqgan_vocab_size", "--class_num", "--batch_size")
-    add_flags(parser, *sizes)
+    add_flags(parser, *(f"--{name}" for name in SIZES), "--batch_size")
     parser.set_defaults(vqgan_stride=16, vqgan_vocab_size=16384)
     add_flags(parser, "--generation_steps", default=20, help="decoding steps of an image")
     add_flags(parser, "--cfg", default=4.8, help="guidance; 1 halves the work")
-    parser.add_argument(
-        "--dtype", choices=("bf16", "f32"), default="bf16", help="of weights and cache"
-    )
+    dtypes = dict(choices=("bf16", "f32"), default="bf16")
+    parser.add_argument("--dtype", **dtypes, help="of weights and cache")
     add_flags(parser, "--output", "--debug")
     return parser
 
@@ -63,28 +56,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         grid = TokenGrid(args.img_size, args.vqgan_stride, args.vqgan_vocab_size)
     with blame("--generation_steps"):
         sizes = group_sizes(grid.num_tokens, args.generation_steps)
-    sizes_of = ("img_size", "vqgan_stride", "vqgan_vocab_size", "class_num")
     with torch.device("meta"):
-        model = MODELS[args.model](**{name: getattr(args, name) for name in sizes_of})
+        model = MODELS[args.model](**{name: getattr(args, name) for name in SIZES})
         tokenizer = VQModel(codebook_size=args.vqgan_vocab_size)
-    width, lists = benchmark.DTYPES[args.dtype].itemsize, training_group_sizes(grid.num_tokens)
-    train = partial(training_cost, model, lists, args.batch_size, width)
-    works = {
-        f"sampling, {len(sizes)} steps, cfg {args.cfg:g}": sampling_cost(
-            model, sizes, args.cfg != 1, args.batch_size, width
-        ),
-        "training, sparse masks": train(sparse=True),
-        "training, dense masks": train(sparse=False),
-    }
+    batch_size, width = args.batch_size, benchmark.DTYPES[args.dtype].itemsize
+    steps = cost.decoding_work(model, sizes, batch_size * (1 if args.cfg == 1 else 2), width)
+    totals = (sum(column) / batch_size for column in zip(*steps, strict=True))
+    works = {f"sampling, {len(sizes)} steps, cfg {args.cfg:g}": cost.Work(*totals)}
+    lists = training_group_sizes(grid.num_tokens)
+    for kind in ("sparse", "dense"):
+        work = cost.training_cost(model, lists, batch_size, width, sparse=kind == "sparse")
+        works[f"training, {kind} masks"] = work
     if args.vqgan_stride == tokenizer.stride:  # the published tokenizer
-        parts = tokenizer_cost(tokenizer, grid.num_tokens, width)
+        parts = cost.tokenizer_cost(tokenizer, grid.num_tokens, width)
         works |= {f"VQ {name}": part for name, part in parts.items()}
-    rows = [{"work": name, **asdict(work)} for name, work in works.items()]
-    every, blocks, head = map(num_parameters, (model, model.blocks, model.head))
-    parameters = {"all": every, "blocks": blocks, "head": head}
-    parameters["embeddings and norms"] = every - blocks - head
+    rows = [{"work": name, **work._asdict()} for name, work in works.items()]
+    modules = {"all": model, "blocks": model.blocks, "head": model.head}
+    parameters = {name: cost.num_parameters(module) for name, module in modules.items()}
     counts = ", ".join(f"{count / 1e6:,.3f} M {name}" for name, count in parameters.items())
-    about = f"{args.model}, {args.img_size} px, {args.dtype}, batches of {args.batch_size}"
+    about = f"{args.model}, {args.img_size} px, {args.dtype}, batches of {batch_size}"
     table = benchmark.markdown_table(COLUMNS, rows)
     sys.stdout.write(f"{about}: parameters {counts}\n{table}{NOTES}")
     keep(parameters=parameters, rows=rows)

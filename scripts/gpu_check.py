@@ -4,21 +4,16 @@ Each part runs in a process of its own, with a time limit of its own: one that f
 its own figures only. They are written after every part; a short table comes last.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
-import itertools
 import json
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util import logs
 from util.cli import Parser, add_flags, number
-from util.errors import UserError, require_writable_folder, run
+from util.errors import UserError, require_writable_file, run
 from util.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -43,18 +38,15 @@ LIMITS = dict(
 # Of them, seconds to end in when asked to.
 GRACE = 10.0
 STOPPED = "stopped by a signal"
-# Lines of a part in the table, which has 60 at most, and letters of a line.
-LINES, OTHER_LINES, WIDTH = {"device": 5, "latency": 15, "tokens": 3, "tests": 3}, 11, 118
+# Of a part in the table, which has 60 lines at most, and letters of a line.
+LINES, WIDTH = 8, 118
+# Those of graphs and VQ decoder first.
 TESTS = (
     "tests/unit/models/test_cuda_graphs.py",
     "tests/unit/tokenizers/test_fast_decoder.py",
     "tests/unit/models/test_fast_path.py",
     "tests/unit/models/test_compiled_training.py",
     "tests/golden/test_lpd.py",
-)
-# `...::test PASSED`, or of several processes `[gw0] [ 1%] PASSED ...::test`; not the summary's.
-TEST_END = re.compile(
-    r"^(?:tests/.*::.* |\[gw.*\] )(PASSED|FAILED|ERROR|SKIPPED)\b.*", re.MULTILINE
 )
 
 
@@ -77,10 +69,7 @@ def main(args: argparse.Namespace) -> None:
         from scripts import gpu_parts  # needs seconds to import
 
         raise SystemExit(gpu_parts.measure(args.measure, args.device, args.quick, args.output))
-    # Beside it each part's log and figures go, under other endings.
-    if args.output.suffix != ".json" or args.output.is_dir():
-        raise UserError(f"--output: found {str(args.output)!r}, expected a file NAME.json")
-    require_writable_folder(args.output.parent, "--output")
+    require_writable_file(args.output, "--output")
     if args.device != "cpu" and not torch.cuda.is_available():
         expected = "but no usable GPU, expected --device cpu here"
         raise UserError(f"--device: found {args.device!r} {expected}")
@@ -105,11 +94,17 @@ def main(args: argparse.Namespace) -> None:
 
 def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
     """Return a part's figures as far as it came, why it failed (None if not) and its seconds."""
-    result, log = (args.output.resolve().with_suffix(suffix) for suffix in (".part", ".log"))
+    result, log = (Path(f"{args.output.resolve()}.{ending}") for ending in ("part", "log"))
     result.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--measure", name, "--device", args.device]
     command += ["--output", str(result), *(["--quick"] if args.quick else [])]
-    command = tests(args.quick) if name == "tests" else command
+    if name == "tests":
+        command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-k", "cuda"]
+        command += ["--maxfail", "20", *(TESTS[:1] if args.quick else TESTS)]
+        if importlib.util.find_spec("xdist") and not args.quick:
+            command += ["-n", "4", "--dist", "worksteal"]
+        if importlib.util.find_spec("pytest_timeout"):
+            command += ["--timeout", "120"]
     failed, started = None, time.monotonic()
     with log.open("a") as file:
         file.write(f"\n== {name}\n")
@@ -132,48 +127,31 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # all that it started
         process.wait()
-    said = log.read_bytes()[begin:].decode(errors="replace")
+    said = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
     found = {"figures": {}, "errors": []}
     if result.exists():
         found = json.loads(result.read_text())
         result.unlink()
-    for end in TEST_END.finditer(said) if name == "tests" else ():
-        word = end[1].lower()
-        found["figures"][word] = found["figures"].get(word, 0) + 1
-        found["errors"] += [" ".join(end[0].split())] * (word in ("failed", "error"))
+    elif name == "tests":
+        found["figures"]["ended"] = "".join(said[-1:]).strip("= ")
+        found["errors"] = [line for line in said if line.startswith(("FAILED ", "ERROR "))]
     if failed:
-        failed = "; ".join([failed, *(found["errors"] or said.strip().splitlines()[-1:])])
+        failed = "; ".join([failed, *(found["errors"] or said[-1:])])
     return {"failed": failed, "seconds": round(time.monotonic() - started, 1), **found}
-
-
-def tests(quick: bool) -> list[str]:
-    """Return the command that runs the tests of GPUs, those of graphs and VQ decoder first."""
-    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "--maxfail", "20"]
-    command += ["-k", "cuda", *(TESTS[:1] if quick else TESTS)]
-    if importlib.util.find_spec("xdist") and not quick:
-        command += ["-n", "4", "--dist", "worksteal"]
-    if importlib.util.find_spec("pytest_timeout"):
-        command += ["--timeout", "120"]
-    return command
 
 
 def table(parts: dict[str, dict[str, Any]]) -> list[str]:
     """Return what the parts found in short."""
-
-    def said(figures: dict[str, Any]) -> Iterator[str]:
-        for name, x in figures.items():
-            yield f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}"
-
     lines = []
     for name, part in parts.items():
         end = f"FAILED: {part['failed']}" if part["failed"] else "ok"
-        found = [textwrap.shorten(f"{name} ({part['seconds']:.0f} s): {end}", WIDTH)]
-        tables = {key: value for key, value in part["figures"].items() if isinstance(value, list)}
-        single = {key: x for key, x in part["figures"].items() if key not in tables}
-        found += [f"  {line}" for line in textwrap.wrap(", ".join(said(single)), WIDTH - 2)]
-        for record in itertools.chain(*tables.values()):
-            found.append(f"  - {'  '.join(said(record))}"[:WIDTH])
-        lines += found[: LINES.get(name, OTHER_LINES)]
+        figures = (
+            f"{key} {x:.4g}" if isinstance(x, float) else f"{key} {x}"
+            for key, x in part["figures"].items()
+        )
+        found = textwrap.wrap(", ".join(figures), WIDTH - 2)[: LINES - 1]
+        lines.append(textwrap.shorten(f"{name} ({part['seconds']:.0f} s): {end}", WIDTH))
+        lines += [f"  {line}" for line in found]
     return lines
 
 

@@ -1,30 +1,25 @@
 """What each part of scripts/gpu_check.py measures, in seconds and bytes unless a name says else."""
 
-from __future__ import annotations
-
 import logging
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models import fast as fast_path
 from models.cuda_graphs import GraphCache
-from models.transformer import KVCache, merge_heads, split_heads
+from models.fast import FastPath
+from models.transformer import KVCache, split_heads
 from performance import timing as benchmark
+from performance.cost import step_rows
 from performance.timing import Effort
 from scripts import benchmark_sampling, benchmark_training
-from scripts.benchmark_sampling import Case, Row, random_model
 from tokenizers.fast_decoder import DecoderCopy
 from tokenizers.vq_model import VQModel
 from util import distributed
@@ -35,7 +30,6 @@ logger = logging.getLogger(__name__)
 BF16 = torch.bfloat16
 # Replays that are timed as one: what a launch takes is small beside them.
 REPLAYS = 10
-Calls = dict[str, Callable[[], torch.Tensor]]
 
 
 @dataclass
@@ -68,27 +62,26 @@ class Check:
             self.errors.append(f"{name}: {type(error).__name__}: {text}")
             self.keep()
 
-    def case(self, dtype: torch.dtype, batch_size: int) -> Case:
+    def case(self, dtype: torch.dtype, batch_size: int) -> benchmark_sampling.Case:
         """LPD-L at 256 px in 20 steps, or a tiny network, and its tokenizer; random weights."""
-        sizes = {"codebook_size": 64, "ch": 32, "num_res_blocks": 1} if self.quick else {}
-        row = Row("lpd_tiny", 64, 4, 3.0) if self.quick else benchmark_sampling.ROWS[0]
+        row, sizes = benchmark_sampling.ROWS[0], {}
+        if self.quick:
+            row = benchmark_sampling.Row("lpd_tiny", 64, 4, 3.0)
+            sizes = {"codebook_size": 64, "ch": 32, "num_res_blocks": 1}
         torch.manual_seed(0)
         tokenizer = benchmark.random_weights(lambda: VQModel(**sizes), self.device)
-        model = random_model(row, tokenizer, dtype, self.device)
-        return Case(row, model, tokenizer, dtype, batch_size)
+        model = benchmark_sampling.random_model(row, tokenizer, dtype, self.device)
+        return benchmark_sampling.Case(row, model, tokenizer, dtype, batch_size)
 
     def medians(self, seconds: float = 15.0, **calls: Callable[[], object]) -> dict[str, float]:
-        """Time warm calls in turn, for so many seconds."""
+        """Time warm calls in turn, for so many seconds; what each takes, by its name and `_s`."""
         effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, seconds)
-        return benchmark.time_in_turn(calls, effort)[0]
+        median, _ = benchmark.time_in_turn(calls, effort)
+        return {f"{name}_s": seconds for name, seconds in median.items()}
 
-    def compare(self, calls: Calls) -> None:
-        """Keep what each takes, on a GPU its replay as a graph."""
-        for name, call in calls.items():
-            with self.attempt(name), torch.no_grad():
-                self.keep(**{f"{name}_s": self.graph_median(call)})
-
+    @torch.no_grad()
     def graph_median(self, function: Callable[[], torch.Tensor]) -> float:
+        """Time a call, on a GPU its replay as a graph."""
         call: Callable[[], object] = function
         if self.on_gpu:
             graphs = GraphCache(1)
@@ -96,7 +89,7 @@ class Check:
             call = replay_of(graphs)
         call()
         times = 1 if self.quick else REPLAYS
-        return self.medians(2.0, call=lambda: [call() for _ in range(times)])["call"] / times
+        return self.medians(2.0, all=lambda: [call() for _ in range(times)])["all_s"] / times
 
     def profile(self, call: Callable[[], object]) -> None:
         """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
@@ -107,7 +100,7 @@ class Check:
             call()
             benchmark.wait_for(self.device)
         found = [
-            {"sum_us": getattr(x, took), "count": x.count, "kernel": x.key[:80]}
+            {"sum_us": round(getattr(x, took), 1), "count": x.count, "kernel": x.key[:80]}
             for x in profiler.key_averages()
             if x.device_type == kind and not getattr(x, "is_user_annotation", False)
         ]
@@ -123,84 +116,30 @@ def replay_of(graphs: GraphCache) -> Callable[[], None]:
 
 
 def device(check: Check) -> None:
-    """Which machine this is, what it does at best, and which attention it prefers."""
-    check.keep(**benchmark.describe_machine(check.device))
-    _, keys, values = split_heads(torch.zeros(2, 257, 3072, dtype=BF16, device=check.device), 16)
-    chosen = torch._fused_sdp_choice(keys[:, :, :20], keys[:, :, :200], values[:, :, :200])
-    check.keep(attention=SDPBackend(chosen).name)
+    """Which machine this is, and what it does at best."""
+    check.keep(**benchmark.describe_machine(check.device), cudnn=torch.backends.cudnn.version())
     if check.on_gpu:
-        free, total = torch.cuda.mem_get_info(check.device)
-        check.keep(cudnn=torch.backends.cudnn.version(), free_bytes=free, total_bytes=total)
-        rates = benchmark.measure_rates(check.device, {BF16, torch.float16, torch.float32})
+        rates = benchmark.measure_rates(check.device, benchmark.NAMES)
         check.keep(bytes_per_s=rates[BF16].bandwidth)
-        check.keep(**{f"{str(dtype)[6:]}_flop_per_s": x.rate for dtype, x in rates.items()})
+        check.keep(**{f"{benchmark.NAMES[x]}_flop_per_s": y.rate for x, y in rates.items()})
 
 
 def sampling(check: Check, batch_size: int) -> None:
-    """From labels to images: the first call taken apart, medians, the kernels of a replay."""
+    """From labels to images: the first call, medians, the kernels of a replay."""
     case = check.case(BF16, min(batch_size, 2) if check.quick else batch_size)
-    with timed_captures(check):
-        check.keep(**benchmark_sampling.warm_up(case))
-    generation = partial(case.generate, "fast")
+    check.keep(**case.warm_up())
+    replay = generation = partial(case.generate, "fast")
     few = case.tokens[:16]
     case.decoder(few)
     parts = {"vq": lambda: case.decoder(case.tokens), "vq_16": lambda: case.decoder(few)}
-    found = check.medians(call=case.fast, generation=generation, **parts)
-    check.keep(**{f"{name}_s": seconds for name, seconds in found.items()})
-    check.keep(images_per_s=case.batch_size / found["call"], vq_dtype=str(case.decoder.dtype))
-    replay = generation
+    check.keep(**check.medians(call=case.fast, generation=generation, **parts))
+    images_per_s = case.batch_size / check.figures["call_s"]
+    check.keep(images_per_s=images_per_s, vq_dtype=str(case.decoder.dtype))
     if check.on_gpu:
         with check.attempt("replay"):
-            replay = replay_of(fast_path.FastPath.of(case.model).graphs)
-            check.keep(replay_s=check.medians(replay=replay)["replay"])
-        host = []
-        for _ in range(30):
-            benchmark.wait_for(check.device)
-            started = time.perf_counter()
-            generation()  # returns when the GPU has its work
-            host.append(time.perf_counter() - started)
-        check.keep(host_s=statistics.median(host))
+            replay = replay_of(FastPath.of(case.model).graphs)
+            check.keep(**check.medians(replay=replay))
     check.profile(replay)
-
-
-@contextmanager
-def timed_captures(check: Check) -> Iterator[None]:
-    """Keep what compiling, and the parts of every capture in the block, took."""
-    capture, captures = GraphCache._capture, []
-
-    def timed(function: Callable[..., Any], tell: Callable[[float], None]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            output = function(*arguments)
-            if not torch.cuda.is_current_stream_capturing():
-                benchmark.wait_for(check.device)
-            tell(time.perf_counter() - started)
-            return output
-
-        return call
-
-    def timed_capture(cache: GraphCache, function: Callable[..., Any], inputs: Any) -> Any:
-        seconds: list[float] = []
-        graph = capture(cache, timed(function, seconds.append), inputs)
-        timed(graph.graph.instantiate, seconds.append)()
-        names = ("first_run_s", "second_run_s", "capture_s", "instantiate_s")
-        captures.append(dict(zip(names, seconds, strict=True)))
-        with check.attempt("number of nodes"):
-            from cuda.bindings import runtime
-
-            kept = runtime.cudaGraph_t(graph.graph.raw_cuda_graph())
-            captures[-1]["nodes"] = int(runtime.cudaGraphGetNodes(kept)[-1])
-        check.keep(captures=captures)  # of the generation, then of the VQ decoder
-        return graph
-
-    compile_ = timed(fast_path._compile, lambda seconds: check.keep(compile_s=seconds))
-    kept_graph = partial(torch.cuda.CUDAGraph, keep_graph=True)
-    with (
-        patch.object(GraphCache, "_capture", timed_capture),
-        patch.object(fast_path, "_compile", compile_),
-        patch.object(torch.cuda, "CUDAGraph", kept_graph),
-    ):
-        yield
 
 
 def tokens(check: Check) -> None:
@@ -223,28 +162,23 @@ def training(check: Check) -> None:
     if check.quick:
         row, batch_size = benchmark_training.SMALL_ROWS[0], 2
         effort = Effort(check.device, rounds=1, seconds=0, plain=False)
-    with benchmark_training.random_source(row, batch_size, check.device) as source:
-        case = benchmark_training.Case(row, source, batch_size, effort)
-        check.keep(**case.record)
-        found = case.measure(effort)
-    names = ("fast_s", "images_per_s", "flop_per_s", "rate_share", "products_share")
-    check.keep(**{name: found[name] for name in names})
+    rate = benchmark.measure_rates(check.device, [BF16])[BF16].rate
+    record, calls = benchmark_training.measure(row, batch_size, effort, rate)
+    check.keep(**{name: x for name, x in record.items() if name != "times_s"})
     again = sum(bool(metrics.recompile_reason) for metrics in get_compilation_metrics())
     check.keep(graphs=counters["stats"]["unique_graphs"], recompiles=again)
-    check.profile(case.calls["fast"])
+    check.profile(calls["fast"])
 
 
 def variants(check: Check) -> None:
-    """Ways to do the same, one against the other: attention, merging, products, VQ decoder."""
-    case = check.case(BF16, 1)
-    size, steps, device = case.generation, case.generation.step_rows(), check.device
-    heads = case.model.blocks[0].attn.num_heads
-    head_size = size.width // heads
+    """Ways to do the same, one against the other: attention, products, VQ decoder."""
+    case, device = check.case(BF16, 1), check.device
+    steps, blocks = step_rows(case.sizes), case.model.blocks
+    heads, width = blocks[0].attn.num_heads, case.model.norm.weight.numel()
     random = partial(torch.randn, device=device, dtype=BF16)
-    qkv = [split_heads(random(2, sum(rows), 3 * size.width), heads) for rows in steps]
-    shape = (1, 2, 2, heads, 1 + sum(case.sizes), head_size)
+    qkv = [split_heads(random(2, sum(rows), 3 * width), heads) for rows in steps]
+    shape = (1, 2, 2, heads, 1 + sum(case.sizes), width // heads)
     cache = KVCache(torch.empty(shape, dtype=BF16, device=device))
-    left, right = (random(2, 40, heads, head_size).transpose(1, 2) for _ in range(2))
 
     def attention() -> torch.Tensor:  # of a layer, in all steps
         cache.length = 0
@@ -253,45 +187,42 @@ def variants(check: Check) -> None:
             cache.advance(context)
         return seen
 
-    ways: Calls = {
-        "attention_default": attention,
-        "merge_after_cat": lambda: merge_heads(torch.cat([left, right], dim=2)),
-        "merge_before_cat": lambda: torch.cat([merge_heads(left), merge_heads(right)], dim=1),
-    }
+    ways = {"attention_default": attention}
     others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)  # cuDNN's knows no single key
     for name in ("CUDNN", "FLASH", "EFFICIENT") if check.on_gpu else ("FLASH",):
         order = list(dict.fromkeys((SDPBackend.__members__[f"{name}_ATTENTION"], *others)))
         first = sdpa_kernel(order, set_priority=True)  # anew at every call
         ways[f"attention_{name.lower()}"] = first(attention)
-    check.compare(ways)
-
-    bandwidth = benchmark.measure_rates(device, {BF16})[BF16].bandwidth
-    products: list[dict[str, Any]] = []
-    for name, out, width in (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)):
-        weights = [random(out * size.width, width * size.width) for _ in range(size.depth)]
-        record = {"product": name, "floor_us": 1e6 * weights[0].nbytes / bandwidth}
-        products.append(record)
-        for rows in (4, 80) if check.quick else (4, 12, 24, 48, 80, 256, 1024, 5120):
-            x = random(rows, width * size.width)
-            with check.attempt(f"{name} of {rows} rows"):
-                # With each of the weights, which are read from memory for it.
-                seconds = check.graph_median(lambda x=x, w=weights: [F.linear(x, y) for y in w][-1])
-                record[str(rows)] = round(1e6 * seconds / len(weights), 2)
-        check.keep(products=products)
 
     # The VQ decoder of one image and of several; last, as it compiles.
     dtype = torch.float16 if check.on_gpu else torch.float32
-    as_is, nchw = (DecoderCopy(case.tokenizer, dtype) for _ in range(2))
-    nchw.decoder.to(memory_format=torch.contiguous_format)
-    decoders = {"as_is": as_is, "cudnn_benchmark": as_is, "nchw": nchw}
+    decoder = DecoderCopy(case.tokenizer, dtype)
+    decoders = {"as_is": decoder, "cudnn_benchmark": decoder}
     if check.on_gpu:
-        decoders["compiled"] = torch.compile(as_is)
+        decoders["compiled"] = torch.compile(decoder)
     for name, decoder in decoders.items():
         tuned = name == "cudnn_benchmark"
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=tuned, allow_tf32=False)
         for batch_size in (1, 2 if check.quick else 16):
             codes = torch.zeros(batch_size, sum(case.sizes), dtype=torch.int64, device=device)
-            check.compare({f"vq_{name}_{batch_size}": flags(partial(decoder, codes))})
+            ways[f"vq_{name}_{batch_size}"] = flags(partial(decoder, codes))
+
+    bandwidth = benchmark.measure_rates(device, [BF16])[BF16].bandwidth
+    products: list[dict[str, Any]] = []
+    for name, out, wide in (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)):
+        weights = [random(out * width, wide * width) for _ in blocks]
+        record = {"product": name, "floor_us": 1e6 * weights[0].nbytes / bandwidth}
+        products.append(record)
+        for rows in (4, 80) if check.quick else (4, 12, 24, 48, 80, 256, 1024, 5120):
+            x = random(rows, wide * width)
+            with check.attempt(f"{name} of {rows} rows"):
+                # With each of the weights, which are read from memory for it.
+                seconds = check.graph_median(lambda x=x, w=weights: [F.linear(x, y) for y in w][-1])
+                record[str(rows)] = round(1e6 * seconds / len(blocks), 2)
+        check.keep(products=products)
+    for name, call in ways.items():
+        with check.attempt(name):
+            check.keep(**{f"{name}_s": check.graph_median(call)})
 
 
 PARTS: dict[str, Callable[[Check], None]] = {

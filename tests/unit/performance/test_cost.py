@@ -12,12 +12,11 @@ from models.masks import group_causal_mask
 from orders.group_sizes import group_sizes, training_group_sizes
 from orders.locality import random_orders
 from performance.cost import (
-    Generation,
     Rates,
     Work,
-    sampling_cost,
+    decoding_work,
+    step_rows,
     tokenizer_cost,
-    total,
     training_cost,
     visible_pairs,
 )
@@ -39,15 +38,16 @@ def counted(call: Callable[[], object]) -> int:
 
 
 def test_by_hand() -> None:
-    tiny = Generation(10, 3, 1000, 70, group_sizes=(1, 3), sequences=2, number_bytes=4)
-    assert tiny.step_rows() == [(1, 1), (1, 3)]
+    sizes = dict(img_size=4, vqgan_stride=2, vqgan_vocab_size=7, class_num=1)
+    tiny = LPD(**sizes, decoder_embed_dim=10, decoder_depth=3, decoder_num_heads=2)
+    assert step_rows([1, 3]) == [(1, 1), (1, 3)]
+    blocks, head = 3 * (12 * 10**2 + 13 * 10), 7 * 10
     # The class token sees itself and the query both; then a token sees two, three queries five.
-    first = 2 * (2 * 2 * 1000 + 2 * 70 + 4 * 10 * 3 * (1 + 2))
-    second = 2 * (2 * 4 * 1000 + 2 * 3 * 70 + 4 * 10 * 3 * (2 + 3 * 5))
-    stored = 2 * 2 * 3 * 10 * 4
-    steps = [Work(4280, first), Work(4280 + stored, second)]
-    assert tiny.steps() == steps
-    assert total(steps) == Work(2 * 4280 + stored, first + second)
+    first = 2 * (2 * 2 * blocks + 2 * head + 4 * 10 * 3 * (1 + 2))
+    second = 2 * (2 * 4 * blocks + 2 * 3 * head + 4 * 10 * 3 * (2 + 3 * 5))
+    weights, stored = 4 * (blocks + head), 2 * 2 * 3 * 10 * 4
+    works = decoding_work(tiny, (1, 3), sequences=2, number_bytes=4)
+    assert works == [Work(weights, first), Work(weights + stored, second)]
 
 
 def test_the_slower_of_moving_and_computing_counts() -> None:
@@ -63,14 +63,11 @@ def test_published_networks(name: str, steps: int, parameters: float) -> None:
     """One image is bound by its weights, many are by operations."""
     with torch.device("meta"):
         network = MODELS[name]()
-    one, many = (
-        Generation.of(network, group_sizes(256, steps), 2 * images, 2) for images in (1, 256)
-    )
-    assert one.block_parameters + one.head_parameters == pytest.approx(parameters, rel=1e-3)
-    floors = [sum(step.seconds(H200) for step in size.steps()) for size in (one, many)]
-    assert floors[0] == pytest.approx(total(one.steps()).bytes / 4.3e12)
+    one, many = (decoding_work(network, group_sizes(256, steps), 2 * x, 2) for x in (1, 256))
+    floors = [sum(step.seconds(H200) for step in works) for works in (one, many)]
+    assert floors[0] == pytest.approx(sum(step.bytes for step in one) / 4.3e12)
     assert floors[0] == pytest.approx(steps * 2 * parameters / 4.3e12, rel=0.05)
-    operations = total(many.steps()).operations
+    operations = sum(step.operations for step in many)
     assert floors[1] == pytest.approx(operations / 790e12, rel=0.05)
     if name == "lpd_l":
         assert operations / 256 == pytest.approx(0.65e12, rel=0.05)
@@ -83,12 +80,8 @@ def test_sampling(model: LPD, steps: int, cfg: float) -> None:
     sizes = [64] if steps == 1 else group_sizes(64, steps)
     inputs = (model, torch.zeros(2, dtype=torch.int64), random_orders(2, 64), sizes)
     found = counted(lambda: generate(*inputs, cfg=cfg, sampler="plain"))
-    cost = sampling_cost(model, sizes, cfg != 1, batch_size=2, number_bytes=2)
-    assert 2 * cost.operations == pytest.approx(found, rel=0.01)
-    more = sampling_cost(model, sizes, cfg != 1, batch_size=8, number_bytes=2)
-    weights = sum(x.numel() for x in (*model.blocks.parameters(), *model.head.parameters()))
-    assert cost.bytes - more.bytes == pytest.approx(steps * weights * 2 * (1 / 2 - 1 / 8))
-    assert cost.operations == pytest.approx(more.operations)
+    works = decoding_work(model, sizes, 4 if cfg != 1 else 2, number_bytes=2)
+    assert sum(work.operations for work in works) == pytest.approx(found, rel=0.01)
 
 
 def test_training(model: LPD) -> None:

@@ -1,34 +1,36 @@
 """What benchmarks share."""
 
 import json
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from performance import timing as benchmark
 from performance.cost import Rates
-from performance.timing import Effort, Record, markdown_table, measure_rates, time_in_turn
+from performance.timing import Effort, Record, markdown_table
+from tests.unit.models.small import VOCAB, small_lpd
 from util.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    ("effort", "expected"),
-    [(Effort(CPU, 3, 0), "abcacac"), (Effort(CPU, 1, 60), "abc" + 29 * "ac")],
-)
-def test_in_turn(effort: Effort, expected: str) -> None:
+@pytest.mark.parametrize(("rounds", "seconds", "expected"), [(3, 0, 3), (1, 60, 30)])
+def test_in_turn(rounds: int, seconds: float, expected: int) -> None:
     made = []
-    subjects = {name: lambda name=name: made.append(name) for name in "abc"}
-    median, times = time_in_turn(subjects, effort, once={"b"})
-    assert "".join(made) == expected
-    assert {name: len(seconds) for name, seconds in times.items()} == {
-        name: expected.count(name) for name in "abc"
-    }
-    assert all(min(times[name]) <= median[name] <= max(times[name]) for name in "abc")
+    calls = {name: lambda name=name: made.append(name) for name in ("fast", "plain")}
+    record = benchmark.compare(calls, 8, Effort(CPU, rounds, seconds))
+    assert made == expected * ["fast", "plain"] and record["rounds"] == expected
+    fast, plain = (sorted(record["times_s"][name]) for name in calls)
+    assert len(fast) == len(plain) == expected
+    assert record["fast_s"] == statistics.median(fast)
+    assert record["fast_s"] <= record["fast_p95_s"] <= fast[-1]
+    assert record["images_per_s"] == 8 / record["fast_s"]
+    assert record["ratio"] == statistics.median(plain) / record["fast_s"]
 
 
 def test_series_go_to_table_and_file_until_memory_ends(
@@ -46,14 +48,14 @@ def test_series_go_to_table_and_file_until_memory_ends(
     keep = benchmark.result_file(tmp_path / "new" / "a.json", CPU)
     both = {"large": series("large", 2), "small": series("small", 3)}
     columns = {"row": ("row", "", 1), "size": ("size", "d", 1)}
-    benchmark.show(both, keep, columns, "What it means.\n", formula="a + b")
+    benchmark.show(both, keep, columns, "What it means.\n", rates=1)
     expected = [{"row": "large", "size": size} for size in (1, 2)]
     expected += [{"row": "small", "size": size} for size in (1, 2, 3)]
     assert kept == [expected[:stop] for stop in (1, 2, 3, 4, 5)]
     warnings = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert warnings == ["large: the next batch size does not fit: CUDA out of memory."]
     result = json.loads((tmp_path / "new" / "a.json").read_text())
-    assert set(result) == {"machine", "command", "formula", "rows"}
+    assert set(result) == {"machine", "command", "rates", "rows"}
     assert result["machine"]["threads"] == torch.get_num_threads()
     assert capsys.readouterr().out == f"{markdown_table(columns, expected)}\nWhat it means.\n"
     with pytest.raises(UserError, match="--output: "):
@@ -63,20 +65,31 @@ def test_series_go_to_table_and_file_until_memory_ends(
 def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "_COPY_BYTES", {"cpu": 1000})
     monkeypatch.setattr(benchmark, "_PRODUCTS", {"cpu": ((64, 64, 64), (4, 64, 32))})
-    # The copy takes 2 s, of each type's products the first 1 s and the second 0.1 s.
-    taken = iter((2.0, 1.0, 0.1, 1.0, 0.1))
+    # The copy takes 2 s at best, of each type's products the first 1 s and the second 0.1 s.
+    taken = iter((9.0, 9.0, 2.0, 9.0, *2 * (1.0, *3 * (9.0,), 0.1, *3 * (9.0,))))
     results = []
 
-    def least_seconds(function: Callable[[], torch.Tensor], device: torch.device) -> float:
+    def seconds_of(function: Callable[[], torch.Tensor], device: torch.device) -> float:
         results.append(function())
         return next(taken)
 
-    monkeypatch.setattr(benchmark, "_least_seconds", least_seconds)
+    monkeypatch.setattr(benchmark, "seconds_of", seconds_of)
     expected = Rates(bandwidth=1000, rate=2 * 64**3)
     dtypes = [torch.float32, torch.bfloat16]
-    assert measure_rates(CPU, dtypes) == dict.fromkeys(dtypes, expected)
-    assert [x.dtype for x in results[1::2]] == dtypes
-    assert [tuple(x.shape) for x in results] == [(1000,), *[(64, 64), (4, 32)] * 2]
+    assert benchmark.measure_rates(CPU, dtypes) == dict.fromkeys(dtypes, expected)
+    copied, *products = results[::4]
+    assert copied.shape == (1000,)
+    assert [x.dtype for x in products[::2]] == dtypes
+    assert [tuple(x.shape) for x in products] == [(64, 64), (4, 32)] * 2
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_bare_products(backward: bool) -> None:
+    multiply = benchmark.bare_products(small_lpd(), torch.float32, most=6)
+    with FlopCounterMode(display=False) as counter:
+        multiply(6, 4, backward=backward)
+    in_blocks = 6 * 2 * (3 + 1 + 4 + 4) * 32**2
+    assert counter.get_total_flops() == (3 if backward else 1) * 2 * (in_blocks + 4 * 32 * VOCAB)
 
 
 def test_random_weights() -> None:
