@@ -1,17 +1,12 @@
 """The demo's classifier of digits, which needs no torch-fidelity (see scripts/demo_digits.py)."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-# Its name among torch-fidelity's networks.
-DIGITS_EXTRACTOR = "lpd-digits"
-
 
 class DigitsClassifier(nn.Module):
-    """A small CNN that tells the ten digits apart.
+    """Tell the ten digits apart with a small CNN.
 
     The head has no bias: its logits are what torch-fidelity calls `logits_unbiased`.
     """
@@ -26,9 +21,5 @@ class DigitsClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, 64) and logits (B, 10), float32, of images (B, 3, 32, 32) uint8."""
-        if images.shape[1:] != (3, 32, 32):
-            raise ValueError(
-                f"found images of shape {tuple(images.shape)}, expected (B, 3, 32, 32)"
-            )
         features = self.body(images.float() / 127.5 - 1)
         return features, self.head(features)

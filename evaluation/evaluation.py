@@ -12,16 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation import metrics
 from evaluation.features import FeatureExtractor, Features, build_extractor
-from evaluation.metrics import (
-    METRICS,
-    PUBLISHED_METRICS,
-    Reference,
-    Scores,
-    check_metrics,
-    reference_arrays,
-    score,
-)
+from evaluation.metrics import METRICS, Reference, Scores
 from evaluation.networks import build_decoder
 from evaluation.references import ReferencePlan, open_reference
 from models.lpd import LPD
@@ -59,7 +52,7 @@ class Scoring:
     def digest(self) -> str:
         """Hash network, metrics and reference, on rank 0: sha256 (hex)."""
         sha256 = hashlib.sha256(f"{self.extractor.digest()} {self.metrics}".encode())
-        for name, array in reference_arrays(self.reference or {}).items():
+        for name, array in metrics.reference_arrays(self.reference or {}).items():
             sha256.update(f"{name} {array.dtype} {array.shape}\n".encode())
             sha256.update(np.ascontiguousarray(array).data)
         return sha256.hexdigest()
@@ -67,7 +60,7 @@ class Scoring:
     def score(self, features: Features) -> Scores:
         """Score all samples' features, in image-id order, on rank 0; see `metrics.score`."""
         with blame("--feature_extractor"):
-            return score(features, self.extractor.kind, self.reference, self.metrics)
+            return metrics.score(features, self.extractor.kind, self.reference, self.metrics)
 
 
 @dataclass(frozen=True)
@@ -139,29 +132,24 @@ def build_scoring(
             f"--feature_extractor: {args.feature_extractor} takes images of {kind.image_size} "
             f"pixels, found {found}, expected {kind.image_size}"
         )
-    path = args.fid_stats and Path(args.fid_stats)
-    published = Path("fid_stats") / f"adm_in{image_size}_stats.npz"  # where the release keeps it
-    if path is None and published.exists():
+    path = args.fid_stats
+    published = Path("fid_stats", f"adm_in{image_size}_stats.npz")  # where the release keeps it
+    if not path and published.exists():
         path = published
-    metrics = asked or (PUBLISHED_METRICS if path is not None else ("is",))
-    comparing = [name for name in metrics if name in METRICS and METRICS[name].needs]
-    if path is None and comparing:
-        raise UserError(
-            f"--metrics: {comparing[0]} compares with a reference, expected --fid_stats with it"
-        )
-    if path is None and asked is None:
+    names = asked or (metrics.PUBLISHED_METRICS if path else ("is",))
+    with blame("--metrics"):
+        metrics.check_metrics(names, kind, num_images)
+    comparing = [name for name in names if METRICS[name].needs]
+    if not path and comparing:
+        found = f"{comparing[0]} compares with a reference"
+        raise UserError(f"--metrics: {found}, expected --fid_stats with it")
+    if not path and asked is None:
         logger.info("no reference (--fid_stats): %s only", kind.names["is"].title)
-    with blame("--num_images" if num_images < 2 else "--metrics"):
-        check_metrics(metrics, kind, num_images)
     plan = None
     if comparing:
         plan = open_reference(path, kind, image_size, {METRICS[name].needs for name in comparing})
         images = plan.known.get("features", plan.source)
-        for name in metrics:  # what would otherwise fail only once all images are made
-            fewest = METRICS[name].fewest_images
-            if images is not None and len(images) < fewest:
-                raise UserError(
-                    f"--fid_stats: {len(images)} images are too few for {name}, expected at least "
-                    f"{fewest}"
-                )
-    return Scoring(extractor, metrics, plan, args.eval_bsz, args.num_workers)
+        if images is not None:  # too few would otherwise fail only once all images are made
+            with blame("--fid_stats"):
+                metrics.check_metrics(names, kind, len(images))
+    return Scoring(extractor, names, plan, args.eval_bsz, args.num_workers)

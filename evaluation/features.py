@@ -10,14 +10,12 @@ import hashlib
 import http.client
 import io
 import logging
-import os
-import socket
+import pickle
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,7 +23,6 @@ import torch
 import torch.hub
 from torch import Tensor, nn
 
-from evaluation.digits import DIGITS_EXTRACTOR
 from evaluation.image_sources import ImageSource, share_of_batches
 from hub.weights import read_checkpoint
 from util import distributed
@@ -39,10 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FLAG = "--feature_extractor_weights"
-# Features for the score over classes, in all of torch-fidelity's networks.
+# Features for the Inception score, in all of torch-fidelity's networks.
 LOGITS_LAYER = "logits_unbiased"
-# Longest silence of a server during the download of the weights, seconds.
-NETWORK_TIMEOUT = 10.0
 
 
 class ScoreName(NamedTuple):
@@ -60,8 +55,8 @@ class ExtractorKind:
     registered_name: str  # torch-fidelity's
     pool_layer: str  # its features for all scores but `is` and `sfid`
     dims: Mapping[str, int]  # width of the features `pool` and, if it has them, `spatial`
-    image_size: int | None  # the only side of image it takes, pixels
     names: Mapping[str, ScoreName]  # of all results that it has
+    image_size: int | None = None  # the only side of image it takes, pixels
     # The features of sFID are the first channels of this module.
     spatial_layer: str | None = None
     spatial_channels: int = 0
@@ -69,10 +64,9 @@ class ExtractorKind:
 
 KINDS = {
     "inception": ExtractorKind(
-        registered_name="inception-v3-compat",
+        "inception-v3-compat",
         pool_layer="2048",
         dims={"pool": 2048, "spatial": 17 * 17 * 7},
-        image_size=None,
         names={
             "fid": ScoreName("FID", "fid"),
             "sfid": ScoreName("sFID", "sfid"),
@@ -81,15 +75,13 @@ KINDS = {
             "precision": ScoreName("Precision", "precision"),
             "recall": ScoreName("Recall", "recall"),
         },
-        # TensorFlow calls it mixed_6/conv.
-        spatial_layer="Mixed_6d.branch1x1",
+        spatial_layer="Mixed_6d.branch1x1",  # TensorFlow calls it mixed_6/conv
         spatial_channels=7,
     ),
     "digits": ExtractorKind(
-        registered_name=DIGITS_EXTRACTOR,
+        "lpd-digits",
         pool_layer="64",
         dims={"pool": 64},
-        image_size=32,
         names={
             "fid": ScoreName("Frechet distance", "frechet_distance_digits", " (digit features)"),
             "is": ScoreName(
@@ -99,6 +91,7 @@ KINDS = {
             "precision": ScoreName("Precision", "precision_digits", " (digit features)"),
             "recall": ScoreName("Recall", "recall_digits", " (digit features)"),
         },
+        image_size=32,
     ),
 }
 
@@ -160,10 +153,10 @@ def build_extractor(
         raise UserError(f"--feature_extractor: found {name!r}, expected {', '.join(KINDS)} or none")
     from evaluation import fidelity
 
-    kind, path = KINDS[name], None if weights is None else Path(weights)
-    if path is None and name == "inception":
-        path = _cached_inception_weights(fidelity.URL_INCEPTION_V3)
-    if path is None:
+    kind = KINDS[name]
+    if weights is None and name == "inception":
+        weights = _cached_inception_weights(fidelity.URL_INCEPTION_V3)
+    if weights is None:
         raise UserError(
             f"{WEIGHTS_FLAG}: not given, expected the file of the trained digits classifier "
             f"(--feature_extractor {name})"
@@ -171,7 +164,7 @@ def build_extractor(
     # torch-fidelity unpickles the file it is given without restrictions: give it what a safe
     # read of the file returned, pickled anew.
     pickled = io.BytesIO()
-    torch.save(read_checkpoint(path, WEIGHTS_FLAG), pickled)
+    torch.save(read_checkpoint(weights, WEIGHTS_FLAG), pickled)
     pickled.seek(0)
     try:
         network = fidelity.create_feature_extractor(
@@ -181,13 +174,36 @@ def build_extractor(
             feature_extractor_weights_path=pickled,
             verbose=False,
         )
-    except (RuntimeError, ValueError, TypeError, AttributeError, UnpicklingError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         reason = textwrap.shorten(str(error), width=200)
         raise UserError(
-            f"{WEIGHTS_FLAG}: {path} does not hold the weights of {kind.registered_name}: {reason}"
+            f"{WEIGHTS_FLAG}: {weights} does not hold the weights of {kind.registered_name}: "
+            f"{reason}"
         ) from error
     spatial = spatial and kind.spatial_layer is not None
     return FeatureExtractor(kind, network.to(device), device, spatial)
+
+
+def _cached_inception_weights(url: str) -> Path:
+    """Return torch-fidelity's own copy of the Inception weights, downloaded if need be."""
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", maxsplit=1)[-1])
+    if path.exists():
+        return path
+    logger.info("downloading %s to %s", url, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=distributed.is_main())
+        read_checkpoint(path, WEIGHTS_FLAG)
+    except (OSError, http.client.HTTPException, UserError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(error, UserError):
+            path.unlink(missing_ok=True)  # a cut-off download must not stay in the cache
+            reason = "what arrived is damaged"
+        raise UserError(
+            f"{WEIGHTS_FLAG}: the Inception weights are not at {path} and could not be downloaded "
+            f"({reason}); expected the file {path.name}, or --feature_extractor none"
+        ) from error
+    return path
 
 
 def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
@@ -229,10 +245,7 @@ def ids_of(batches: Sequence[FeatureBatch]) -> np.ndarray:
 
 
 def gather_features(batches: Sequence[FeatureBatch]) -> Features | None:
-    """Gather the features of all processes' batches, by id, on rank 0; None elsewhere.
-
-    A `UserError` on rank 0 says that there are none, or those of an image twice.
-    """
+    """Gather the features of all processes' batches, by id, on rank 0; None elsewhere."""
     batches = [batch for batch in batches if batch[1] is not None]
     mine = [
         torch.cat(part) for part in zip(*(batch[1].tensors() for batch in batches), strict=True)
@@ -244,35 +257,4 @@ def gather_features(batches: Sequence[FeatureBatch]) -> Features | None:
         if gathered is not None:
             whole = torch.cat([part for part in gathered if part is not None])
             parts.append(whole[torch.from_numpy(np.argsort(np.concatenate(ids)))])
-    if ids is None:
-        return None
-    if not parts or len(np.unique(np.concatenate(ids))) < len(parts[0]):
-        raise UserError("found an image twice among the processes' shares, or none at all")
-    return Features(*parts)
-
-
-def _cached_inception_weights(url: str) -> Path:
-    """Return torch-fidelity's own copy of the Inception weights, downloaded if need be."""
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", maxsplit=1)[-1])
-    if path.exists():
-        return path
-    logger.info("downloading %s to %s", url, path)
-    arriving = path.with_name(f"{path.name}.{os.getpid()}")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torch's download would wait for ever
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(arriving), progress=distributed.is_main())
-        read_checkpoint(arriving, WEIGHTS_FLAG)  # a cut-off download must not stay in the cache
-        arriving.replace(path)
-    except (OSError, http.client.HTTPException, UserError) as error:
-        reason = "what arrived is damaged" if isinstance(error, UserError) else error
-        raise UserError(
-            f"{WEIGHTS_FLAG}: the Inception weights are not at {path} and could not be downloaded "
-            f"({getattr(error, 'reason', reason)}); expected the file {path.name}, "
-            "or --feature_extractor none"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-        arriving.unlink(missing_ok=True)
-    return path
+    return Features(*parts) if ids is not None else None

@@ -6,14 +6,12 @@ takes a second. A `UserError` says that it is not installed.
 
 # ruff: noqa: F401 - its names are imported from here
 
-from __future__ import annotations
-
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from evaluation.digits import DIGITS_EXTRACTOR, DigitsClassifier
+from evaluation.digits import DigitsClassifier
 from util.errors import UserError
 
 try:
@@ -32,37 +30,24 @@ except ImportError as error:
 
 
 class DigitsFeatureExtractor(FeatureExtractorBase):
-    """`DigitsClassifier` as torch-fidelity wants it, registered as `lpd-digits`."""
+    """`DigitsClassifier` as torch-fidelity wants it."""
 
     def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: str | BinaryIO,
-        **_: Any,  # settings of torch-fidelity that do not concern this network
+        self, name: str, layers: list[str], feature_extractor_weights_path: str | BinaryIO, **_: Any
     ) -> None:
-        super().__init__(name, features_list)
-        state = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
-        if "model" not in state:
-            raise ValueError(f"found the entries {sorted(state)[:5]}, expected 'model'")
+        super().__init__(name, layers)
         self.classifier = DigitsClassifier()
-        self.classifier.load_state_dict(state["model"])
+        state = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
+        self.classifier.load_state_dict(state.get("model", {}))
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
         return "64", "logits_unbiased"
 
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits_unbiased" if metric == "isc" else "64"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        by_name = dict(zip(("64", "logits_unbiased"), self.classifier(images), strict=True))
+        features, logits = self.classifier(images)
+        by_name = {"64": features, "logits_unbiased": logits}
         return tuple(by_name[name] for name in self.features_list)
 
 
-register_feature_extractor(DIGITS_EXTRACTOR, DigitsFeatureExtractor)
+register_feature_extractor("lpd-digits", DigitsFeatureExtractor)

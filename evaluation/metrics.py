@@ -77,43 +77,35 @@ def save_reference(reference: Reference, path: str | Path) -> None:
         np.savez(file, **reference_arrays(reference))
 
 
-class Moments:
-    """Mean and covariance of (B, D) features that come batch by batch (Chan et al. 1983)."""
+class Moments(NamedTuple):
+    """Count, mean (D,) and scatter (D, D), float64, of features that come batch by batch."""
 
-    def __init__(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        self._count, self._mean, self._scatter = count, mean, scatter
+    count: int
+    mean: Tensor
+    scatter: Tensor
 
     @classmethod
-    def empty(cls, dim: int, device: torch.device) -> Moments:
-        options = dict(dtype=torch.float64, device=device)
-        return cls(0, torch.zeros(dim, **options), torch.zeros(dim, dim, **options))
-
-    def add(self, features: Tensor) -> None:
-        """Count (B, D) features in; refuse those that are not finite (`ValueError`)."""
+    def of(cls, features: Tensor) -> Moments:
+        """Take those of (B, D) features; refuse features that are not finite (`ValueError`)."""
         require_finite(features)
         values = features.double()
         mean = values.mean(dim=0)
-        self.merge(Moments(len(values), mean, (values - mean).T @ (values - mean)))
+        return cls(len(values), mean, (values - mean).T @ (values - mean))
 
-    def merge(self, other: Moments) -> None:
-        """Count in what `other` has counted."""
-        if other._count == 0:
-            return
-        count = self._count + other._count
-        step = other._mean - self._mean
-        self._scatter += other._scatter
-        self._scatter += torch.outer(step, step * (self._count * other._count / count))
-        self._mean += step * (other._count / count)
-        self._count = count
+    def merged(self, other: Moments) -> Moments:
+        """Join what both have counted (Chan et al. 1983)."""
+        count, step = self.count + other.count, other.mean - self.mean
+        scatter = self.scatter + other.scatter
+        scatter += torch.outer(step, step * (self.count * other.count / count))
+        return Moments(count, self.mean + step * (other.count / count), scatter)
 
     def cpu(self) -> Moments:
-        return Moments(self._count, self._mean.cpu(), self._scatter.cpu())
+        return Moments(self.count, self.mean.cpu(), self.scatter.cpu())
 
     def statistics(self) -> Statistics:
-        """Return those of all that was counted in; see `feature_statistics`."""
-        _require_enough(self._count, len(self._mean))
-        sigma = self._scatter / (self._count - 1)
-        return Statistics(self._mean.cpu().numpy(), sigma.cpu().numpy())
+        """Return those of all that was counted in, at least two images; on the CPU only."""
+        _warn_of_few(self.count, len(self.mean))
+        return Statistics(self.mean.numpy(), (self.scatter / (self.count - 1)).numpy())
 
 
 class Score(NamedTuple):
@@ -171,32 +163,27 @@ class Scores:
 
 def check_metrics(metrics: tuple[str, ...], kind: ExtractorKind, num_images: int) -> None:
     """Refuse (`ValueError`) scores that these features, or so few images, do not have."""
-    if num_images < 2:
-        raise ValueError(f"found {num_images} images to score, expected at least 2")
     offered = [name for name, metric in METRICS.items() if kind.names.keys() >= {*metric.results}]
     for name in metrics:
         if name not in offered:
-            raise ValueError(
-                f"found {name!r}, expected a comma-separated list of {', '.join(offered)} for "
-                f"{kind.registered_name}"
-            )
-        if num_images < METRICS[name].fewest_images:
-            raise ValueError(
-                f"{name} of {num_images} images is not defined, expected at least "
-                f"{METRICS[name].fewest_images}"
-            )
+            expected = f"a comma-separated list of {', '.join(offered)} for {kind.registered_name}"
+            raise ValueError(f"found {name!r}, expected {expected}")
+        fewest = METRICS[name].fewest_images
+        if num_images < fewest:
+            found = f"{name} of {num_images} images is not defined"
+            raise ValueError(f"{found}, expected at least {fewest}")
 
 
 def feature_statistics(features: Tensor) -> Statistics:
     """Compute mean and covariance of (n, D) float32 features, by torch-fidelity.
 
     It takes the mean in float32, as published evaluations do: with 50,000 images that moves a
-    distance of 2.4 by 8e-6 of it (made features). A `ValueError` is about fewer than two images, or
-    features that are not finite.
+    distance of 2.4 by 8e-6 of it (made features). A `ValueError` is about features that are not
+    finite.
     """
     from evaluation import fidelity
 
-    _require_enough(*features.shape)
+    _warn_of_few(*features.shape)
     require_finite(features)
     statistics = fidelity.fid_features_to_statistics(features)
     # torch-fidelity insists on equal types on both sides, and references come in either.
@@ -225,36 +212,27 @@ def score(
     check_metrics(metrics, kind, len(features))
     values: dict[str, Score] = {}
     for name in metrics:
-        results, needs, _ = METRICS[name]
-        other = reference[needs] if needs else None
-        values |= _compute(name, features, other, kind.names[results[0]].title)
+        needs = METRICS[name].needs
+        values |= _compute(name, features, reference[needs] if needs else None)
     for name, result in values.items():
         if not np.isfinite(result.value):
-            raise ValueError(
-                f"found {kind.names[name].title} {result.value}, expected features and statistics "
-                "of a finite one"
-            )
+            found = f"found {kind.names[name].title} {result.value}"
+            raise ValueError(f"{found}, expected features and statistics of a finite one")
     return Scores(kind, len(features), values)
 
 
 def _compute(
-    metric: str, features: Features, other: Statistics | Tensor | None, title: str
+    metric: str, features: Features, other: Statistics | Tensor | None
 ) -> dict[str, Score]:
     """The results of a metric against the part of a reference that it needs."""
     from evaluation import fidelity
 
     if metric in ("fid", "sfid"):
-        _check_covariance(other.sigma, title)
         ours = feature_statistics(features.pool if metric == "fid" else features.spatial)
         return {metric: Score(frechet_distance(ours, other))}
     if metric == "is":
         require_finite(features.logits)
-        count = len(features)
-        splits = min(fidelity.DEFAULTS["isc_splits"], count)
-        if count == splits:
-            logger.warning(
-                "%s of %d images: a split each, which counts 1 whatever it shows", title, count
-            )
+        splits = min(fidelity.DEFAULTS["isc_splits"], len(features))
         result = fidelity.isc_features_to_metric(features.logits, splits)
         return {"is": Score(result["inception_score_mean"], result["inception_score_std"])}
     require_finite(features.pool)
@@ -280,27 +258,7 @@ def require_finite(features: Tensor) -> None:
         )
 
 
-def _check_covariance(sigma: np.ndarray, title: str) -> None:
-    """Refuse what is no covariance; warn of a singular one."""
-    variances = np.linalg.eigvalsh(sigma)
-    if variances[0] < -1e-3 * variances[-1]:
-        raise ValueError(f"found a negative variance in {title}'s reference, expected a covariance")
-    # A singular one is no obstacle: the trace needs no inverse and no matrix root. (The bound is
-    # matrix_rank's.)
-    smallest = variances[-1] * len(variances) * np.finfo(np.float64).eps
-    rank = int((variances > smallest).sum())
-    if rank < len(variances):
-        logger.warning(
-            "%s: the reference's covariance is singular (rank %d of %d), as that of too few images "
-            "is; the distance to it is too large",
-            *(title, rank, len(variances)),
-        )
-
-
-def _require_enough(count: int, dim: int) -> None:
-    """Refuse a covariance of less than two images; warn of a singular one."""
-    if count < 2:
-        raise ValueError(f"found {count} images, expected at least 2 for a covariance")
+def _warn_of_few(count: int, dim: int) -> None:
     if count <= dim:
         logger.warning(
             "%s images for %s-dimensional features: their covariance is singular and too few for "

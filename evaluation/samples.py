@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,7 @@ from dataset.write_cache import checksum
 from evaluation.evaluation import Evaluation
 from evaluation.features import FeatureBatch, Features, extract
 from evaluation.image_sources import share_of_batches
-from models.cuda_graphs import largest_that_fits
 from models.decoding import generate
-from models.fast import FastPath
 from models.lpd import LPD
 from util import distributed
 from util.cli import available_cores
@@ -46,10 +45,8 @@ logger = logging.getLogger(__name__)
 RECORD_FILE = "images.json"
 # Images that may wait for a thread that writes; beyond that the maker of the images waits.
 MAX_WAITING = 1024
-_IMAGE = re.compile(r"(\d{5,})\.png")
-_OURS = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.part")
-# The last chunk of a PNG, whose checksum Pillow does not compare.
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+# An image, with its id, or what a killed process left of one.
+_OURS = re.compile(r"(\d{5,})\.png|\.\d{5,}\.png\.part")
 
 
 def image_file(folder: Path, image_id: int) -> Path:
@@ -76,13 +73,17 @@ class SampleFolder:
 
     def read(self, image_id: int) -> np.ndarray:
         """Read an image (S, S, 3) uint8; a `UserError` if it is damaged or of other settings."""
-        file = image_file(self.path, image_id)
+        file, made_by = image_file(self.path, image_id), None
         with open_file(file) as stream:
             content = stream.read()
-        image = open_rgb(BytesIO(content), str(file))
-        if not is_whole_png(content) or image.info.get(MADE_BY) != self.made_by:
+        # Every checksum, which decoding does not ask for; Pillow leaves out the last chunk's.
+        if content.endswith(b"\0\0\0\0IEND\xaeB`\x82"):
+            with suppress(OSError, SyntaxError, ValueError), Image.open(BytesIO(content)) as image:
+                image.verify()
+                made_by = image.info.get(MADE_BY)
+        if made_by != self.made_by:
             raise UserError(f"{file} is damaged or of other settings, expected one of this run")
-        return np.asarray(image)
+        return np.asarray(open_rgb(BytesIO(content), str(file)))
 
     def write_archive(self, path: Path, count: int) -> None:
         """Write `count` images, by id, to the archive that ADM's evaluator reads, one by one.
@@ -101,16 +102,6 @@ class SampleFolder:
                     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(member, header)
                 member.write(image.tobytes())
-
-
-def is_whole_png(content: bytes) -> bool:
-    """Whether a PNG file is as it was written, to the last checksum; decoding asks for less."""
-    try:
-        with Image.open(BytesIO(content)) as image:
-            image.verify()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return content.endswith(_PNG_END)
 
 
 def sample_settings(
@@ -160,7 +151,7 @@ def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> No
 def image_ids_in(folder: Path, num_images: int) -> np.ndarray:
     """List the ids (n,) int64 below `num_images` of the images in a folder, if it is there."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    ids = sorted(int(match[1]) for match in map(_IMAGE.fullmatch, names) if match)
+    ids = sorted(int(match[1]) for match in map(_OURS.fullmatch, names) if match and match[1])
     return np.array([image_id for image_id in ids if image_id < num_images], dtype=np.int64)
 
 
@@ -211,8 +202,9 @@ def make_share(
         ThreadPoolExecutor(available_cores()) as threads,
         progress(total=sum(map(len, mine)), desc="evaluate", unit="image") as bar,
     ):
-
-        def settle(ids: np.ndarray, samples: HostCopy) -> None:
+        started = ((ids, _start_batch(model, evaluation, ids)) for ids in mine)
+        # In pairs: while a GPU makes one batch, the host handles the one before.
+        for (ids, samples), _ in pairwise(chain(started, [None])):
             images, *parts = samples.wait()
             if folder is not None:
                 for image_id, image in zip(ids, images.numpy(), strict=True):
@@ -223,15 +215,6 @@ def make_share(
             features = Features(*(part.clone() for part in parts)) if parts else None
             batches.append((ids, features))
             bar.update(len(ids))
-
-        # While a GPU makes one batch, the host handles the one before.
-        before = None
-        for ids in mine:
-            batch = ids, _start_batch(model, evaluation, ids)
-            if before is not None:
-                settle(*before)
-            before = batch
-        settle(*before)
     for write in writes:
         write.result()
     return batches
@@ -239,31 +222,14 @@ def make_share(
 
 def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> HostCopy:
     """Start images and, if something scores them, their features on their way to the host."""
-
-    def start(ids: np.ndarray) -> HostCopy:
-        images = generate_images(model, evaluation, ids)
-        if evaluation.scoring is None:
-            return HostCopy(images)
-        return HostCopy(images, *extract(evaluation.scoring.extractor, images).tensors())
-
     try:
-        return start(image_ids)
+        images, scoring = generate_images(model, evaluation, image_ids), evaluation.scoring
+        return HostCopy(images, *(extract(scoring.extractor, images).tensors() if scoring else ()))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    # Only out of that block is the failed attempt's memory free.
-    size = len(image_ids)
-
-    def attempt(smaller: int) -> None:
-        FastPath.of(model).graphs.clear()  # whose memory would count against this attempt
-        start(image_ids[:smaller]).wait()
-
-    fits = largest_that_fits(attempt, size)
-    raise UserError(
-        f"--eval_bsz: {size} images at a time do not fit into the memory of "
-        f"{model.pos_embed.device}, "
-        + (f"expected at most {fits}" if fits else "and neither does a single one")
-    )
+        found = f"{len(image_ids)} images at a time do not fit into the memory of"
+        raise UserError(f"--eval_bsz: {found} {model.pos_embed.device}, expected fewer") from error
 
 
 def generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> torch.Tensor:

@@ -51,23 +51,6 @@ def _versions(weights: Sequence[Tensor]) -> list[int | None]:
     return [None if weight.is_inference() else weight._version for weight in weights]
 
 
-def largest_that_fits(attempt: Callable[[int], object], too_large: int) -> int:
-    """Find, by bisection, the largest size below `too_large` whose attempt fits in memory, or 0."""
-    fits = 0
-    while too_large - fits > 1:
-        size = (fits + too_large) // 2
-        try:
-            attempt(size)
-            fits = size
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            too_large = size
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return fits
-
-
 class CaptureError(RuntimeError):
     """A function cannot be captured; the message is one line that says why."""
 

@@ -4,8 +4,7 @@
     torchrun --nproc_per_node 8 scripts/compute_stats.py --images reference.npz --out stats.npz
 
 The .npz holds mu, sigma, mu_s and sigma_s as ADM's do (the latter two are sFID's) and, with
-`--features`, what KID, precision and recall compare. Results are kept by the content of images and
-network: a second time, and `--fid_stats` with the same images, take no pass over them.
+`--features`, what KID, precision and recall compare.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.features import KINDS, build_extractor
 from evaluation.image_sources import open_images
-from evaluation.metrics import reference_arrays, save_reference
+from evaluation.metrics import Reference, reference_arrays, save_reference
 from evaluation.references import ReferencePlan
 from util import distributed, logs
 from util.cli import Parser, add_flags
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with blame("--out"):
         record_run(parser, args, out.parent)
     parts = {*kind.dims, "features"} if args.features else {*kind.dims}
-    plan = ReferencePlan.of_images(source, parts)
+    plan = ReferencePlan(source.path, parts, Reference(), source)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)

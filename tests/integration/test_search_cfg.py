@@ -63,9 +63,8 @@ def parse_launch(line: str) -> argparse.Namespace:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of images of the batches that are generated."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     sizes: list[int] = []
     generate = samples.generate
 

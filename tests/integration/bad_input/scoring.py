@@ -91,7 +91,7 @@ IMAGES = Group(
         --metrics kid --fid_stats data | too few images
           --metrics: kid of 12 images is not defined, expected at least 1000
         --metrics prc --fid_stats few.npz | too few images to compare with
-          --fid_stats: 3 images are too few for prc, expected at least 4
+          --fid_stats: prc of 3 images is not defined, expected at least 4
         --metrics prc --fid_stats stats.npz | statistics where single images are compared
           --fid_stats: stats.npz holds statistics only, but KID, precision and recall compare single
           images: expected a folder of images, an .npz with arr_0, or one that

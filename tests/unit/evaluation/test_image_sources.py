@@ -1,6 +1,3 @@
-"""Folders and sample archives: the same images, shared without loss, refused in one line."""
-
-import hashlib
 import os
 from pathlib import Path
 
@@ -48,8 +45,15 @@ def all_images(found: dict[int, np.ndarray]) -> np.ndarray:
     return np.stack([found[place] for place in range(len(found))])
 
 
+def message_of(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        pixels_of(open_images(path, "--images"))
+    assert one_line(caught.value) and str(caught.value).startswith("--images: ")
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["folder", "archive", "packed archive"])
-@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("processes", [1, 3])
 def test_processes_share_all_images(folder, tmp_path, monkeypatch, kind, processes):
     if kind != "folder":
         folder = archive(tmp_path / "x.npz", packed=kind.startswith("packed"))
@@ -70,13 +74,6 @@ def test_a_reference_folder_is_cropped_but_samples_never_are(folder):
     assert "00007.png has 28 x 32 pixels, expected 32" in message_of(folder)
 
 
-def message_of(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        pixels_of(open_images(path, "--images"))
-    assert one_line(caught.value) and str(caught.value).startswith("--images: ")
-    return str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("images", "found"),
     [
@@ -88,7 +85,6 @@ def message_of(path: Path) -> str:
     ],
 )
 def test_unusable_archives(tmp_path, images, found):
-    """What the table of bad input does not have."""
     assert found in message_of(archive(tmp_path / "x.npz", images=images))
 
 
@@ -107,33 +103,6 @@ def test_damage_to_an_archive_is_seen_by_every_process(tmp_path, monkeypatch, pa
             assert "damaged" in message_of(path)
         path.write_bytes(whole[: len(whole) // 2])
         assert "cannot be read (damaged, or no .npz archive)" in message_of(path)
-
-
-def test_the_digest_is_of_the_content(folder, tmp_path):
-    def digest(path: Path) -> str:
-        return open_images(path, "--images").digest()
-
-    def sha256(content: bytes) -> bytes:
-        return hashlib.sha256(content).digest()
-
-    before = digest(folder)
-    files = sorted(folder.iterdir())
-    assert before == sha256(b"".join(sha256(file.read_bytes()) for file in files)).hex()
-    moved = folder.rename(tmp_path / "moved")
-    assert digest(moved) == before
-    file = moved / "00004.png"
-    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
-    content = bytearray(file.read_bytes())
-    content[-20] ^= 1  # the same size and, below, the same time
-    file.write_bytes(content)
-    os.utime(file, ns=times)
-    changed = digest(moved)
-    assert changed != before
-    file.rename(moved / "00099.png")  # another order
-    assert digest(moved) not in (before, changed)
-    first = digest(archive(tmp_path / "x.npz"))
-    assert first == sha256((tmp_path / "x.npz").read_bytes()).hex()
-    assert digest(archive(tmp_path / "x.npz", images=random_images(11, seed=1))) != first
 
 
 @settings(
@@ -157,6 +126,5 @@ def test_a_pipe_among_the_images_is_refused_not_waited_for(tmp_path):
     folder = write_folder(tmp_path / "images", random_images(3))
     os.mkfifo(folder / "00003.png")
     source = open_images(folder, "--images")
-    for read in (source.digest, lambda: list(source.share(4, 0))):
-        with pytest.raises(UserError, match=r"--images: .*00003\.png.*is a pipe"):
-            read()
+    with pytest.raises(UserError, match=r"--images: .*00003\.png.*is a pipe"):
+        list(source.share(4, 0))

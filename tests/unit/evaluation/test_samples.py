@@ -1,5 +1,3 @@
-"""An evaluation's images on the disk: written beside other work, read only if they are whole."""
-
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +6,7 @@ import torch
 from PIL import Image
 
 from evaluation import samples
-from evaluation.samples import SampleFolder, is_whole_png, make_share
+from evaluation.samples import SampleFolder, make_share
 from util.device import HostCopy
 from util.errors import UserError
 from util.images import MADE_BY
@@ -19,7 +17,6 @@ IDS = np.array([7, 3, 123_456, 0, 1, 2])
 
 @pytest.fixture
 def make(monkeypatch):
-    """Make images by a network that knows them by heart."""
 
     def start(model: object, evaluation: object, ids: np.ndarray) -> HostCopy:
         if 99 in ids:
@@ -53,16 +50,21 @@ def test_a_failed_write_is_raised_unless_something_else_failed(make, tmp_path):
     assert len(make(None, IDS)) == 2 and not list(tmp_path.iterdir())
 
 
-def test_a_png_is_whole_only_as_it_was_written(tmp_path):
-    SampleFolder(tmp_path, "these settings").write(0, IMAGES[0])
-    content = (tmp_path / "00000.png").read_bytes()
-    assert is_whole_png(content)
+def test_an_image_is_read_only_as_it_was_written(tmp_path):
+    folder, file = SampleFolder(tmp_path, "these settings"), tmp_path / "00000.png"
+    folder.write(0, IMAGES[0])
+    assert np.array_equal(folder.read(0), IMAGES[0])
+    content = file.read_bytes()
     for at in range(len(content)):
         flipped = bytearray(content)
         flipped[at] ^= 1 << at % 8
-        assert not is_whole_png(bytes(flipped)), at
-        assert not is_whole_png(content[:at]), at
-    assert not is_whole_png(content + b"\0")
+        for damaged in (flipped, content[:at]):
+            file.write_bytes(damaged)
+            with pytest.raises(UserError, match="is damaged or of other settings"):
+                folder.read(0)
+    file.write_bytes(content + b"\0")
+    with pytest.raises(UserError):
+        folder.read(0)
 
 
 def test_an_archive_holds_all_images_of_these_settings(tmp_path):

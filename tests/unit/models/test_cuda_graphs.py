@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import cuda_graphs
-from models.cuda_graphs import CaptureError, GraphCache, _Captured, largest_that_fits
+from models.cuda_graphs import CaptureError, GraphCache, _Captured
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -315,25 +315,3 @@ def test_autocast_casts_again_at_every_replay():
             result = cache.run("linear", lambda x: torch.nn.functional.linear(x, weight), x)
         assert result.dtype == torch.bfloat16
         assert (result == 8 * value).all()
-
-
-# What fits in memory
-
-
-@pytest.mark.parametrize("limit", [0, 1, 2, 5, 62, 63])
-def test_the_largest_size_that_fits_is_found(limit):
-    tried = []
-
-    def attempt(size):
-        tried.append(size)
-        if size > limit:
-            raise torch.OutOfMemoryError("too much")
-
-    assert largest_that_fits(attempt, 64) == limit
-    assert len(tried) <= 6  # bisection
-    assert 0 not in tried and 64 not in tried
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    with pytest.raises(RuntimeError, match="something else"):
-        largest_that_fits(lambda size: (_ for _ in ()).throw(RuntimeError("something else")), 8)
