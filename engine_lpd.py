@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from evaluation.evaluation import Evaluation, Scoring
 from evaluation.features import FeatureBatch, extract_share, gather_features, ids_of
 from evaluation.image_sources import ImageSource
 from evaluation.metrics import Scores
-from evaluation.samples import SampleFolder
 from hub.published import pinned
 from models.decoding import eval_mode
 from models.lpd import LPD
@@ -48,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 # Steps that a device may be behind the host: enough for a GPU never to run dry.
 STEPS_LATE = {"cuda": 4, "cpu": 0}
-MAX_SAMPLES_NAMED = 8
-SAMPLES_SHOWN = 16
 
 
 def train(
@@ -78,9 +75,9 @@ def train(
         settle_buckets(model, run, device)
     started, first_step = time.monotonic(), run.steps_done
     agreement, save_due, stop_signal = Agreement(), False, 0
-    # A `LAST` that was found damaged does not become `PREVIOUS`; a folder may have two names.
+    # A `LAST` that was found damaged does not become `PREVIOUS`. (If it was that of another folder,
+    # there is none in this one.)
     passed_over = resumed is not None and resumed.name == PREVIOUS
-    passed_over = passed_over and resumed.parent.samefile(folder)
 
     with CheckpointSaver(folder, last_is_good=not passed_over) as saver:
 
@@ -111,18 +108,17 @@ def train(
                     step = run.steps_done
                     lr = run.schedule.at(epoch + state.step / steps)
                     loss, norm = optimize(model, batch, run, step, lr)
-                    state.add_step(loss)
+                    state.step += 1
+                    state.loss_sum += loss
                     bar.update()
                     if step == first_step and device.type == "cuda":
                         saver.reserve(state.content())  # memory that is slow to get
 
                     # The one exchange of a step: what any process met, all know.
-                    agreement.tell(
-                        *(step, lr, loss, norm),
-                        save=0 < args.save_minutes <= saver.minutes_ago(),
-                        failed=saver.failed or scalars.failed or source.bad_data.error is not None,
-                        signal=signals.received,
-                    )
+                    save_now = 0 < args.save_minutes <= saver.minutes_ago()
+                    failed = saver.failed or scalars.failed or source.bad_data.error is not None
+                    met = Outcome(step, lr, loss, norm, save_now, failed, signals.received)
+                    agreement.tell(met)
                     epoch_ends = state.step == steps
                     save_due |= args.save_steps > 0 and (step + 1) % args.save_steps == 0
                     # Read late on a GPU, for the host not to wait for steps that it has queued; but
@@ -152,7 +148,8 @@ def train(
                 break
 
             loss = (distributed.total(state.loss_sum / steps) / distributed.world_size()).item()
-            state.finish_epoch()
+            state.epoch, state.step = epoch, 0
+            state.loss_sum.zero_()
             per_step = (time.monotonic() - started) / max(run.steps_done - first_step, 1)
             time_left = timedelta(seconds=round(per_step * (steps * args.epochs - run.steps_done)))
             logger.info("epoch %d of %d: loss %.4f, %s to go", epoch, args.epochs, loss, time_left)
@@ -178,11 +175,9 @@ def train(
 
 def _describe_bad_step(run: Training, done: Outcome) -> str:
     epoch, step = divmod(done.step, run.steps_per_epoch)
-    drawn = (run.source.num_samples, epoch, run.share, run.state.args.seed)
-    seen = epoch_samples(*drawn)[step].ravel()
-    images = ", ".join(map(str, seen[:MAX_SAMPLES_NAMED]))
-    if len(seen) > MAX_SAMPLES_NAMED:
-        images += f" and {len(seen) - MAX_SAMPLES_NAMED} more"
+    drawn = epoch_samples(run.source.num_samples, epoch, run.share, run.state.args.seed)
+    seen = list(map(str, drawn[step].ravel()))
+    images = ", ".join(seen[:8]) + (f" and {len(seen) - 8} more" if len(seen) > 8 else "")
     return (
         f"training: the loss is {done.loss:g} and the gradient norm {done.norm:g} in epoch "
         f"{epoch}, step {step} (images {images}), expected finite numbers (a smaller --blr may "
@@ -239,7 +234,11 @@ def _backward(
     total = torch.zeros((), device=batch.tokens.device)
     for number, (tokens, labels, orders, label_drop) in enumerate(parts, start=1):
         autocast = torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=args.bf16)
-        with _ddp_sync(model, number == len(parts)):
+        last = number == len(parts)  # only there processes sum their gradients
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+        alone = isinstance(model, DistributedDataParallel) and not last
+        with model.no_sync() if alone else nullcontext():
             with autocast:
                 loss = model(tokens, labels, sizes, orders, label_drop) / len(parts)
             loss.backward()
@@ -247,22 +246,12 @@ def _backward(
     return total
 
 
-def _ddp_sync(model: nn.Module, sync: bool) -> AbstractContextManager[None]:
-    """All-reduce gradients only in the last micro-batch."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(sync)
-    elif isinstance(model, DistributedDataParallel) and not sync:
-        return model.no_sync()
-    return nullcontext()
-
-
 def settle_buckets(model: nn.Module, run: Training, device: torch.device) -> None:
     """Make a backward pass without a trace, so that the first step sums gradients as later ones.
 
-    DistributedDataParallel lays its buckets out anew after its first backward pass, in the order in
-    which gradients became ready. From three processes on the layout decides the last bits of a sum:
-    without this the first step after a resume would differ from that step of an unstopped run. It
-    changes no weights and no random stream. All processes call it; other models are left alone.
+    DistributedDataParallel lays its buckets out anew after its first backward pass. From three
+    processes on the layout decides the last bits of a sum, as a resumed run's first step would
+    show. It changes no weights and no random stream; other models are left alone.
     """
     # No setting of the wrapper does it: `find_unused_parameters` keeps one layout but searches the
     # graph in every step, and even a single bucket is sorted anew.
@@ -293,8 +282,13 @@ def _evaluate_online(
     state, step = run.state, run.steps_done - 1
     with signals.leaving_at_once(partial(_leave_training, state)):
         scores = evaluate(state.model, evaluation)
-        if distributed.is_main():
-            scalars.add_image(step, "eval/samples", show_samples(state.model, evaluation))
+        if distributed.is_main():  # a few samples, the same ones each time
+            count = min(16, evaluation.num_images)
+            image_ids = np.arange(count) * evaluation.num_images // count
+            with torch.no_grad(), eval_mode(state.model):
+                images = samples.generate_images(state.model, evaluation, image_ids)
+            grid = image_grid(images, columns=math.ceil(math.sqrt(count)))
+            scalars.add_image(step, "eval/samples", grid)
         report(state.args, f"epoch {state.epoch}", evaluation, scores, scalars, state.epoch, step)
 
 
@@ -309,7 +303,7 @@ def evaluate_checkpoint(
     """Evaluate the weights of a file; keep the images, those of an earlier such run included."""
     folder = Path(args.output_dir)
     settings = samples.sample_settings(args, evaluation, model, fingerprint)
-    images = SampleFolder.of(folder / "images", settings)
+    images = samples.SampleFolder.of(folder / "images", settings)
     on_main(lambda: samples.keep_or_clear(images.path, folder / samples.RECORD_FILE, settings))
     scores = evaluate(model, evaluation, images)
     report(args, pinned(weights), evaluation, scores, scalars)
@@ -368,7 +362,7 @@ def on_main(write: Callable[[], None], flag: str = "--output_dir") -> None:
 
 @torch.no_grad()
 def evaluate(
-    model: LPD, evaluation: Evaluation, image_folder: SampleFolder | None = None
+    model: LPD, evaluation: Evaluation, image_folder: samples.SampleFolder | None = None
 ) -> Scores | None:
     """Generate the samples of an evaluation and score them, on rank 0, if anything does.
 
@@ -389,16 +383,6 @@ def evaluate(
     if evaluation.scoring is None:
         return None
     return _score_on_main(evaluation.scoring, kept + made)
-
-
-@torch.no_grad()
-def show_samples(model: LPD, evaluation: Evaluation) -> np.ndarray:
-    """Generate a few samples, the same ones in every call, as one image (H, W, 3) uint8."""
-    count = min(SAMPLES_SHOWN, evaluation.num_images)
-    image_ids = np.arange(count) * evaluation.num_images // count
-    with eval_mode(model):
-        images = samples.generate_images(model, evaluation, image_ids)
-    return image_grid(images, columns=math.ceil(math.sqrt(count)))
 
 
 def score_images(source: ImageSource, scoring: Scoring) -> Scores | None:

@@ -35,13 +35,10 @@ from util.signals import StopSignals, leave_marker, remove_marker
 logger = logging.getLogger("lpd")
 
 CHECKPOINTS = "checkpoint-*.pth"
-# What the network is called with as the flags are.
-MODEL_FLAGS = ("class_num", "label_drop_prob", "attn_dropout", "proj_dropout")
-MODEL_FLAGS += ("grad_checkpointing", "blind_queries")
 
 
 class Tokens(NamedTuple):
-    """Where the run's tokens come from, as far as it needs that, and the grid that all agree on."""
+    """Where the run's tokens come from, as far as it needs that."""
 
     grid: TokenGrid
     tokenizer: VQModel | None
@@ -162,37 +159,36 @@ def load_tokens(args: argparse.Namespace) -> Tokens:
             "--vqgan_path: %s does not exist; whether it made the cache is not checked",
             args.vqgan_path,
         )
-    grid = resolve_grid(args, tokenizer, cache)
+    # Stride and codes of the tokenizer, else of the cache, else the flags or the release.
+    stride, vocab_size = args.vqgan_stride or 16, args.vqgan_vocab_size or 16384
+    if cache is not None and cache.grid is not None:
+        stride, vocab_size = cache.grid.stride, cache.grid.vocab_size
+    if tokenizer is not None:
+        stride, vocab_size = tokenizer.stride, tokenizer.codebook_size
+    for name, own in (("vqgan_stride", stride), ("vqgan_vocab_size", vocab_size)):
+        given = getattr(args, name)
+        if given is not None and given != own:
+            raise UserError(f"--{name}: found {given}, expected {own} as in the tokenizer's files")
+    with blame("--img_size"):
+        grid = TokenGrid(args.img_size, stride, vocab_size)
     if cache is not None:
         check_cache(cache, grid, known, args.class_num)
         known = known or cache.fingerprint
     return Tokens(grid, tokenizer, known, cache)
 
 
-def resolve_grid(
-    args: argparse.Namespace, tokenizer: VQModel | None, cache: TokenCache | None
-) -> TokenGrid:
-    """Take stride and codes of the tokenizer, else of the cache, else the flags or the release."""
-    stride, vocab_size = args.vqgan_stride or 16, args.vqgan_vocab_size or 16384
-    if cache is not None and cache.grid is not None:
-        stride, vocab_size = cache.grid.stride, cache.grid.vocab_size
-    if tokenizer is not None:
-        stride, vocab_size = tokenizer.stride, tokenizer.codebook_size
-    for name, known in (("vqgan_stride", stride), ("vqgan_vocab_size", vocab_size)):
-        given = getattr(args, name)
-        if given is not None and given != known:
-            raise UserError(
-                f"--{name}: found {given}, expected {known} as in the tokenizer's files"
-            )
-    with blame("--img_size"):
-        return TokenGrid(args.img_size, stride, vocab_size)
-
-
 def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | None]:
     """Make the network; also return the file that its weights come from, None for fresh ones."""
-    paths, flag = find_weights(args)
+    paths, flag = [Path(args.pretrained_ckpt)] if args.pretrained_ckpt else [], "--pretrained_ckpt"
+    # A training run resumes later, with its optimiser.
+    if args.evaluate and args.resume:
+        saved = checkpoints_in(Path(args.resume))
+        if saved or not paths:
+            paths, flag = saved or [Path(args.resume) / LAST], "--resume"
     if args.evaluate and not paths:
         raise UserError("--evaluate: no weights, expected --pretrained_ckpt or --resume")
+    as_the_flags_are = ("class_num", "label_drop_prob", "attn_dropout", "proj_dropout")
+    as_the_flags_are += ("grad_checkpointing", "blind_queries")
     # The same initial weights on all processes; none at all where a file brings them.
     torch.manual_seed(args.seed)
     with torch.device("meta" if paths else "cpu"):
@@ -200,7 +196,7 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | N
             img_size=tokens.grid.image_size,
             vqgan_stride=tokens.grid.stride,
             vqgan_vocab_size=tokens.grid.vocab_size,
-            **{name: getattr(args, name) for name in MODEL_FLAGS},
+            **{name: getattr(args, name) for name in as_the_flags_are},
         )
     weights = None
     if paths:
@@ -209,18 +205,6 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | N
     if args.evaluate and args.bf16:
         model.round_products()
     return model.requires_grad_(not args.evaluate), weights
-
-
-def find_weights(args: argparse.Namespace) -> tuple[list[Path], str]:
-    """List the files to take the network's weights from, the first undamaged; and their flag.
-
-    Of --resume only an evaluation: a training run resumes from there later, with its optimiser.
-    """
-    if args.evaluate and args.resume:
-        paths = checkpoints_in(Path(args.resume))
-        if paths or args.pretrained_ckpt is None:
-            return paths or [Path(args.resume) / LAST], "--resume"
-    return [Path(args.pretrained_ckpt)] if args.pretrained_ckpt else [], "--pretrained_ckpt"
 
 
 def leave_evaluation(args: argparse.Namespace, number: int) -> None:

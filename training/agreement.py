@@ -11,12 +11,13 @@ from util.signals import SIGNALS
 
 
 class Outcome(NamedTuple):
-    """What all processes know of a step."""
+    """What a process has met in a step, or all of them."""
 
     step: int  # its number in the whole run, from 0
     lr: float
-    loss: float  # mean over the processes, nats per token
-    norm: float  # of the gradient before clipping
+    # Means over the processes; of one, float32 scalars on its device, which nobody waits for.
+    loss: float | torch.Tensor  # nats per token
+    norm: float | torch.Tensor  # of the gradient before clipping
     save: bool  # whether it is time to save
     failed: bool  # whether a process could not read its data or write a file
     signal: int  # the one that a process was asked to stop with; 0 for none
@@ -31,24 +32,12 @@ class Agreement:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def tell(
-        self,
-        step: int,
-        lr: float,
-        loss: torch.Tensor,
-        norm: torch.Tensor,
-        *,
-        save: bool,
-        failed: bool,
-        signal: int,
-    ) -> None:
-        """Start the sum of what each process knows, as in `Outcome`; all call it after each step.
-
-        `loss` and `norm` are float32 scalars on this process's device, which nobody waits for.
-        """
-        flags = torch.tensor([save, failed, *(signal == one for one in SIGNALS)]).float()
-        sums = torch.cat([torch.stack([loss, norm]), to_device(flags, loss.device)])
-        self._under_way.append((step, lr, HostCopy(distributed.total(sums))))
+    def tell(self, met: Outcome) -> None:
+        """Start the sum of what each process has met; all call it after each step."""
+        signals = [met.signal == one for one in SIGNALS]
+        flags = torch.tensor([met.save, met.failed, *signals]).float()
+        sums = torch.cat([torch.stack([met.loss, met.norm]), to_device(flags, met.loss.device)])
+        self._under_way.append((met.step, met.lr, HostCopy(distributed.total(sums))))
 
     def read(self) -> Outcome:
         """Wait for the first of the sums under way."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -36,7 +37,7 @@ LAST = "checkpoint-last.pth"
 PREVIOUS = "checkpoint-previous.pth"  # for the day the last one is damaged
 
 
-class CheckpointSaver:
+class CheckpointSaver(AbstractContextManager):
     """Copies a training state to the host and writes it while training goes on, one at a time.
 
     `LAST` becomes `PREVIOUS` when its successor is complete, the one that the existing folder holds
@@ -93,9 +94,6 @@ class CheckpointSaver:
 
         distributed.fail_together(settle)
 
-    def __enter__(self) -> "CheckpointSaver":
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown()
 
@@ -149,17 +147,6 @@ class TrainingState:
     # The same of all processes of the run that was restored, by rank.
     loss_sums: list[float] = field(default_factory=lambda: [0.0])
 
-    def add_step(self, loss: torch.Tensor) -> None:
-        """Count a step, of which this process's loss is `loss`."""
-        self.step += 1
-        self.loss_sum += loss
-
-    def finish_epoch(self) -> None:
-        """Go on to the first step of the next epoch."""
-        self.epoch += 1
-        self.step = 0
-        self.loss_sum.zero_()
-
     def content(self) -> dict[str, Any]:
         """Return, on rank 0, the published form and the place in the epoch; all call together."""
         content = {
@@ -204,24 +191,31 @@ class TrainingState:
             self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{what}: optimizer state does not fit this model: {error}") from error
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                _check_moments(self.optimizer.state.get(parameter, {}), parameter, what)
+        for parameter in self.model.parameters():
+            moments = self.optimizer.state.get(parameter)
+            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            for name, shape in shapes.items():
+                value = moments.get(name) if isinstance(moments, dict) else None
+                known = isinstance(value, torch.Tensor) and value.shape == shape
+                if not (known and value.isfinite().all()):
+                    raise UserError(
+                        f"{what}: optimizer state holds no finite {name} of shape {tuple(shape)}, "
+                        "expected it for all weights"
+                    )
 
     def _restore_place(self, content: dict[str, Any], what: str) -> None:
         """Take up an epoch where it was left: after as many images, if the batch has changed."""
         epoch, step = content["epoch"], content.get("step_in_epoch", 0)
         batch = content.get("global_batch", self.global_batch)
         sums = content.get("epoch_loss", [0.0])
-        if not isinstance(epoch, int) or epoch < -1:
-            raise UserError(f"{what}: epoch is {epoch!r}, expected the last finished epoch")
-        if not all(isinstance(value, int) for value in (step, batch)) or step < 0 or batch < 1:
+        whole = all(isinstance(one, int) for one in (epoch, step, batch))
+        whole = whole and epoch >= -1 and step >= 0 and batch >= 1
+        losses = isinstance(sums, list) and all(isinstance(one, float) for one in sums)
+        if not (whole and losses and sums and all(map(math.isfinite, sums))):
             raise UserError(
-                f"{what}: found step {step!r} with {batch!r} images a step, expected whole numbers"
+                f"{what}: found {step!r} steps after epoch {epoch!r} with {batch!r} images each, "
+                f"epoch_loss {sums!r}, expected whole numbers and finite losses"
             )
-        numbers = isinstance(sums, list) and all(isinstance(value, float) for value in sums)
-        if not (numbers and sums and all(map(math.isfinite, sums))):
-            raise UserError(f"{what}: epoch_loss is {sums!r}, expected finite numbers")
         self.epoch, self.step, self.loss_sums = epoch, step, sums
         if step and batch != self.global_batch:
             self.step = step * batch // self.global_batch
@@ -257,22 +251,6 @@ class TrainingState:
         if len(sums) != distributed.world_size():
             sums = [math.fsum(sums) / len(sums)] * distributed.world_size()
         self.loss_sum = torch.tensor(sums[distributed.rank()], device=device)
-
-
-def _check_moments(state: Any, parameter: torch.Tensor, what: str) -> None:
-    """Refuse AdamW's state of a parameter unless it is complete."""
-    shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    for name, shape in shapes.items():
-        value = state.get(name) if isinstance(state, dict) else None
-        if not isinstance(value, torch.Tensor):
-            raise UserError(f"{what}: optimizer state lacks {name}, expected it for all weights")
-        if value.shape != shape:
-            raise UserError(
-                f"{what}: optimizer state {name} has shape {tuple(value.shape)}, "
-                f"expected {tuple(shape)}"
-            )
-        if not value.isfinite().all():
-            raise UserError(f"{what}: optimizer state {name} is not finite, expected numbers")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -98,7 +98,14 @@ def build_training(
     lr = args.lr if args.lr is not None else args.blr * global_batch / 256
     decay = (args.warmup_epochs, args.lr_decay_start_epoch)
     schedule = LRSchedule(args.lr_schedule, lr, args.min_lr, args.epochs, *decay)
-    group_size_lists = _read_group_size_lists(args, model.grid.num_tokens)
+    num_tokens = model.grid.num_tokens
+    if args.group_sizes_list is None:
+        group_size_lists = [read_group_sizes(args, num_tokens)]
+    elif args.group_sizes_list == "auto":
+        group_size_lists = training_group_sizes(num_tokens)
+    else:
+        with blame("--group_sizes_list"):
+            group_size_lists = read_group_sizes_list(args.group_sizes_list, num_tokens)
     # No decay on biases and one-dimensional parameters; embeddings are decayed.
     parameters = param_groups_weight_decay(model, args.weight_decay)
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=BETAS, fused=True)
@@ -147,15 +154,6 @@ def _resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
     place = (state.step, state.epoch + 1)
     logger.info("resumed from %s: %d steps of epoch %d are done", path, *place)
     return path
-
-
-def _read_group_size_lists(args: argparse.Namespace, num_tokens: int) -> list[list[int]]:
-    if args.group_sizes_list is None:
-        return [read_group_sizes(args, num_tokens)]
-    if args.group_sizes_list == "auto":
-        return training_group_sizes(num_tokens)
-    with blame("--group_sizes_list"):
-        return read_group_sizes_list(args.group_sizes_list, num_tokens)
 
 
 def build_source(
