@@ -9,10 +9,7 @@ The images are scikit-learn's handwritten digits (1,797 of 8 x 8, values 0..16),
 needs no download.
 """
 
-from __future__ import annotations
-
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
@@ -22,48 +19,44 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.image_folder import ImageList, image_batches, list_images
+from dataset.image_folder import ImageBatch, ImageList, image_batches, list_images
 from evaluation.digits import DigitsClassifier
-from evaluation.metrics import feature_statistics, save_reference
 from hub.weights import atomic_save
 from util import logs
 from util.cli import Parser, add_flags
-from util.errors import UserError, blame, require_file, require_writable_folder, run
-from util.files import write_json
+from util.errors import UserError, blame, require_writable_folder, run
+from util.files import read_json, write_json
 from util.images import save_grid, save_png
 from util.streams import torch_seed
 
 logger = logging.getLogger(__name__)
 
-NUM_CLASSES = 10
+CLASSES = tuple("0123456789")
 IMAGE_SIZE = 32
-EPOCHS = 30
-BATCH_SIZE = 64
-PEAK_LR = 4e-3
-# Furthest shift of a training image in each direction, pixels.
-MAX_SHIFT = 2
+EPOCHS, BATCH_SIZE = 30, 64
+MAX_SHIFT = 2  # of a training image in each direction, pixels
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line: a sub-command with its flags, and the function that runs it."""
+def main(argv: list[str] | None = None) -> None:
+    """Run a sub-command."""
     parser = Parser(description="The digits of the demo: data set, feature extractor, report.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    sub = commands.add_parser("prepare", help="write the digits as an image folder of 32 x 32 PNGs")
+    sub = commands.add_parser("prepare", help="write the digits as an image folder of PNGs")
     sub.add_argument("--output", required=True, help="folder for train/<digit>/ and test/<digit>/")
     sub.set_defaults(run=lambda args: prepare(require_writable_folder(args.output, "--output")))
 
     sub = commands.add_parser("features", help="train the classifier that serves as extractor")
     sub.add_argument("--data", required=True, help="the folder `prepare` wrote")
     sub.add_argument("--output", type=Path, required=True, help="file for the classifier's weights")
-    about = ".npz file for mu and sigma of the test part's features"
-    sub.add_argument("--stats", type=Path, help=about)
     add_flags(sub, "--seed", help="seed of the training")
     sub.set_defaults(run=features)
 
@@ -76,25 +69,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     for sub in commands.choices.values():
         add_flags(sub, "--debug")
-    return parser.parse_args(argv)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Run the sub-command."""
+    args = parser.parse_args(argv)
     args.run(args)
 
 
 def prepare(output: Path) -> None:
-    """Write the data set: train/<digit>/NNNN.png (1,437) and test/<digit>/NNNN.png (360).
+    """Write train/<digit>/NNNN.png (1,437) and test/<digit>/NNNN.png (360), numbered as they are.
 
-    Values are scaled by 255/16, rounded to the nearest integer (ties to even), and the 8 x 8
-    images enlarged to 32 x 32 with Pillow's BICUBIC; the three channels are equal. NNNN is the
-    image's number in scikit-learn's data set.
+    Values are scaled by 255/16 and rounded, the 8 x 8 images enlarged with Pillow's BICUBIC; the
+    three channels are equal.
     """
     digits = load_digits()
-    parts = train_test_split(
-        np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
-    )
+    split = {"test_size": 0.2, "stratify": digits.target, "random_state": 0}
+    parts = train_test_split(np.arange(len(digits.target)), **split)
     for part, numbers in zip(("train", "test"), parts, strict=True):
         for number in logs.progress(numbers, desc=part, unit="image"):
             pixels = np.rint(digits.images[number] * (255 / 16)).astype(np.uint8)
@@ -106,21 +93,14 @@ def prepare(output: Path) -> None:
 
 
 def features(args: argparse.Namespace) -> None:
-    """Train the classifier on the training part; measure it and its statistics on the test part."""
+    """Train the classifier on the training part and measure it on the test part."""
     train, test = read_part(args.data, "train"), read_part(args.data, "test")
-    for flag, path in (("--output", args.output), ("--stats", args.stats)):
-        if path is not None:
-            require_writable_folder(path.parent, flag)
+    require_writable_folder(args.output.parent, "--output")
     model = train_digits_classifier(*train, seed=args.seed)
-    with torch.no_grad():
-        test_features, logits = model(test[0])
-    correct = logits.argmax(dim=1) == test[1]
+    correct = model(test.images)[1].argmax(dim=1) == test.labels
     logger.info("the classifier recognises %.1f %% of the test part", 100 * correct.float().mean())
     with blame("--output"):
         atomic_save({"model": model.state_dict()}, args.output)
-    if args.stats is not None:
-        with blame("--stats"):
-            save_reference({"pool": feature_statistics(test_features)}, args.stats)
 
 
 def train_digits_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> DigitsClassifier:
@@ -133,59 +113,42 @@ def train_digits_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> Di
         model = DigitsClassifier()
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
         steps = EPOCHS * -(-len(images) // BATCH_SIZE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
-        bar = logs.progress(range(EPOCHS), desc="digits classifier", unit="epoch")
-        for _ in bar:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+        for _ in logs.progress(range(EPOCHS), desc="digits classifier", unit="epoch"):
             for chosen in torch.randperm(len(images)).split(BATCH_SIZE):
                 top, left = torch.randint(0, 2 * MAX_SHIFT + 1, (2,)).tolist()
                 shifted = functional.pad(images[chosen], (MAX_SHIFT,) * 4)  # with black
                 _, logits = model(shifted[..., top:, left:][..., :IMAGE_SIZE, :IMAGE_SIZE])
-                loss = functional.cross_entropy(logits, labels[chosen])
                 optimizer.zero_grad()
-                loss.backward()
+                functional.cross_entropy(logits, labels[chosen]).backward()
                 optimizer.step()
                 schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return model.eval().requires_grad_(False)
 
 
 def report(args: argparse.Namespace) -> None:
     """Add the judge's accuracies to the metrics, and write the grid of samples."""
-    file = require_file(args.metrics, "--metrics", "the JSON file an evaluation wrote")
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"--metrics: {file} is not JSON ({error}), expected an object") from error
-    if not isinstance(metrics, dict):
-        raise UserError(f"--metrics: {file} holds a {type(metrics).__name__}, expected an object")
-    for flag, path in (("--metrics", file), ("--grid", Path(args.grid))):
-        require_writable_folder(path.parent, flag)
-    samples, labels = read_samples(Path(args.samples))
+    with blame("--metrics"):
+        metrics = read_json(args.metrics)
+    require_writable_folder(Path(args.grid).parent, "--grid")
+    samples = read_samples(Path(args.samples))
     judge = train_judge(*read_part(args.data, "train"))
-    generated = accuracy(judge, samples, labels)
-    real = accuracy(judge, *read_part(args.data, "test"))
+    generated, real = judge.score(*samples), judge.score(*read_part(args.data, "test"))
     metrics |= {"class_accuracy_generated": generated, "class_accuracy_real_test": real}
-
-    by_class = samples.unflatten(0, (NUM_CLASSES, -1))[:, :10]
+    by_class = samples.images.unflatten(0, (len(CLASSES), -1))[:, :10]
     with blame("--grid"):
         pixels = by_class.flatten(0, 1).permute(0, 2, 3, 1)
         save_grid(pixels, args.grid, columns=by_class.shape[1])
     with blame("--metrics"):
-        write_json(metrics, file)
-    line = (
-        "recognised by the judge: %.1f %% of %d generated digits, %.1f %% of the real test digits"
-    )
-    logger.info(line, 100 * generated, len(samples), 100 * real)
+        write_json(metrics, args.metrics)
+    judged = "recognised by the judge: %.1f %% of %d generated digits"
+    counts = 100 * generated, len(samples.images), 100 * real
+    logger.info(f"{judged}, %.1f %% of the real test digits", *counts)
 
 
-def train_judge(images: Tensor, labels: Tensor) -> SVC:
-    """Fit the judge: an SVM on 8 x 8 digits, which shares nothing with the feature extractor."""
-    return SVC(gamma=0.001).fit(to_digits(images), labels.numpy())
-
-
-def accuracy(judge: SVC, images: Tensor, labels: Tensor) -> float:
-    """Measure the share of images (n, 3, 32, 32) uint8 that the judge gives their label."""
-    return float(judge.score(to_digits(images), labels.numpy()))
+def train_judge(images: Tensor, labels: Tensor) -> Pipeline:
+    """Fit an SVM that judges images (n, 3, 32, 32) uint8 and is no relative of the extractor."""
+    return make_pipeline(FunctionTransformer(to_digits), SVC(gamma=0.001)).fit(images, labels)
 
 
 def to_digits(images: Tensor) -> np.ndarray:
@@ -194,40 +157,32 @@ def to_digits(images: Tensor) -> np.ndarray:
     return (small.flatten(start_dim=1) * (16 / 255)).numpy()
 
 
-def read_part(data: str | Path, part: str) -> tuple[Tensor, Tensor]:
+def read_part(data: str | Path, part: str) -> ImageBatch:
     """Read images (n, 3, 32, 32) uint8 and labels (n,) int64 of DIR/train or DIR/test."""
-    images = list_images(Path(data) / part, "--data")
-    if images.classes != tuple(map(str, range(NUM_CLASSES))):
-        raise UserError(
-            f"--data: {data}/{part} holds the classes {', '.join(images.classes)}, expected 0 to 9"
-        )
+    return read_folder(Path(data) / part, CLASSES, IMAGE_SIZE)
+
+
+def read_folder(folder: Path, classes: tuple[str, ...], size: int) -> ImageBatch:
+    """Read all images of `--data`'s folder, (n, 3, size, size) uint8, and their labels."""
+    images = list_images(folder, "--data")
+    if images.classes != classes:
+        found, expected = ", ".join(images.classes), ", ".join(classes)
+        raise UserError(f"--data: {folder} holds the classes {found}, expected {expected}")
     with blame("--data"):
-        return _read(images)
+        return next(image_batches(images, size, [np.arange(len(images))]))
 
 
-def read_samples(folder: Path) -> tuple[Tensor, Tensor]:
+def read_samples(folder: Path) -> ImageBatch:
     """Read generated images (n, 3, 32, 32) uint8, sorted by class, and their labels (n,) int64."""
-    if not folder.is_dir():
-        raise UserError(f"--samples: {folder} is not a folder, expected one of PNG files")
-    paths = sorted(folder.glob("*.png"))
-    count = len(paths)
-    if count == 0 or count % NUM_CLASSES:
-        raise UserError(
-            f"--samples: {folder} holds {count} PNG files, expected a multiple of {NUM_CLASSES}"
-        )
-    for image_id, path in enumerate(paths):
-        if path.name != f"{image_id:05d}.png":
-            raise UserError(f"--samples: found {path}, expected {image_id:05d}.png in its place")
-    labels = np.arange(count, dtype=np.int64) // (count // NUM_CLASSES)
+    count = len(list(folder.glob("*.png")))
+    if count == 0 or count % len(CLASSES):
+        raise UserError(f"--samples: {folder} holds {count} PNG files, expected a multiple of 10")
+    paths = tuple(folder / f"{image_id:05d}.png" for image_id in range(count))
+    images = ImageList(paths, np.arange(count) * len(CLASSES) // count, CLASSES)
     with blame("--samples"):
-        return _read(ImageList(tuple(paths), labels, tuple(map(str, range(NUM_CLASSES)))))
-
-
-def _read(images: ImageList) -> tuple[Tensor, Tensor]:
-    batch = next(image_batches(images, IMAGE_SIZE, [np.arange(len(images))]))
-    return batch.images, batch.labels
+        return next(image_batches(images, IMAGE_SIZE, [np.arange(count)]))
 
 
 if __name__ == "__main__":
     logs.setup()
-    run(lambda: main(parse_args()))
+    run(main)

@@ -9,10 +9,6 @@ shares of the digits as they are, as the tokenizer reconstructs them, with that 
 as many digits generated whole.
 """
 
-from __future__ import annotations
-
-import argparse
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -24,15 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evaluation.networks import load_networks
 from models.editing import edit
-from scripts.demo_digits import IMAGE_SIZE, accuracy, read_part, train_judge
+from scripts.demo_digits import IMAGE_SIZE, read_part, train_judge
 from scripts.evidence.samples import Codec
 from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import blame, require_writable_folder, run
 from util.files import write_json
 from util.images import save_grid
-
-logger = logging.getLogger(__name__)
 
 # Left, top, right, bottom, as shares of the side.
 PARTS = {
@@ -43,69 +37,51 @@ PARTS = {
     "centre": (1 / 4, 1 / 4, 3 / 4, 3 / 4),
     "all": (0, 0, 1, 1),
 }
-# Digits shown of each part, as they are above as they are made.
-SHOWN = 10
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Judge edited digits.")
-    parser.add_argument("--pretrained_ckpt", type=Path, required=True, help="LPD checkpoint")
-    parser.add_argument("--vqgan_path", required=True, help="tokenizer of the digits")
-    parser.add_argument("--data", required=True, help="what demo_digits.py prepare wrote")
-    parser.add_argument("--num_images", type=whole(1), help="spread evenly; by default all")
-    add_flags(parser, "--cfg")
-    add_flags(parser, "--seed", help="of orders and draws")
-    add_flags(parser, "--output", required=True)
-    parser.add_argument("--grid", type=Path, help="PNG file of some edited digits")
-    add_flags(parser, "--debug")
-    return parser.parse_args(argv)
-
-
-def main(args: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Check everything, edit, judge, write."""
+    parser = Parser(description="Judge edited digits.")
+    add_flags(parser, "--pretrained_ckpt", "--vqgan_path", "--output", required=True)
+    parser.add_argument("--data", required=True, help="what demo_digits.py prepare wrote")
+    parser.add_argument("--num_images", type=whole(1, 360), default=360, help="spread evenly")
+    add_flags(parser, "--cfg", "--seed", "--debug")
+    parser.add_argument("--grid", type=Path, required=True, help="PNG file of ten edited digits")
+    args = parser.parse_args(argv)
     for flag, path in (("--output", args.output), ("--grid", args.grid)):
-        if path is not None:
-            require_writable_folder(path.parent, flag)
+        require_writable_folder(path.parent, flag)
     model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path, IMAGE_SIZE)
-    images, labels = read_part(args.data, "test")
-    count = len(images) if args.num_images is None else min(args.num_images, len(images))
-    chosen = torch.arange(count) * len(images) // count
-    images, labels = images[chosen], labels[chosen]
     judge = train_judge(*read_part(args.data, "train"))
+    test, count = read_part(args.data, "test"), args.num_images
+    images, labels = (part[torch.arange(count) * len(part) // count] for part in test)
     codec = Codec(tokenizer, model.grid)
     tokens = codec.encode(images)
     reconstructed = codec.decode(tokens)
-    shown = torch.arange(min(SHOWN, count)) * count // min(SHOWN, count)
+    shown = torch.arange(min(10, count)) * count // min(10, count)
     results, rows = [], []
     for name, part in logs.progress(PARTS.items(), desc="edits", unit="part"):
         mask = mask_of(part, model.grid.side)
         masks = mask.view(1, -1).expand(count, -1)
-        made = {
-            "": edit(model, tokens, masks, labels, cfg=args.cfg, seed=args.seed),
-            "_without_class": edit(model, tokens, masks, None, cfg=1.0, seed=args.seed),
+        anew = edit(model, tokens, masks, labels, cfg=args.cfg, seed=args.seed)
+        classless = edit(model, tokens, masks, None, cfg=1.0, seed=args.seed)
+        pictures = {
+            "class_accuracy": codec.decode(anew),
+            "class_accuracy_without_class": codec.decode(classless),
+            "class_accuracy_black": reconstructed * ~mask_of(part, IMAGE_SIZE),
         }
-        pictures = {kind: codec.decode(codes) for kind, codes in made.items()}
-        pictures["_black"] = reconstructed * ~mask_of(part, IMAGE_SIZE)
-        scores = {
-            f"class_accuracy{kind}": accuracy(judge, edited, labels)
-            for kind, edited in pictures.items()
-        }
-        logger.info("%s: %.3f", name, scores["class_accuracy"])
+        scores = {kind: judge.score(edited, labels) for kind, edited in pictures.items()}
         results.append({"part": name, "tokens": int(mask.sum()), **scores})
-        rows += [pictures["_black"][shown], pictures[""][shown]]
+        rows += [pictures[f"class_accuracy{kind}"][shown] for kind in ("_black", "")]
     about = {
         "command": shlex.join(["python", *sys.argv]),
-        "num_images": count,
-        "cfg": args.cfg,
-        "seed": args.seed,
-        "class_accuracy_real": accuracy(judge, images, labels),
-        "class_accuracy_reconstructed": accuracy(judge, reconstructed, labels),
+        **{"num_images": count, "cfg": args.cfg, "seed": args.seed},
+        "class_accuracy_real": judge.score(images, labels),
+        "class_accuracy_reconstructed": judge.score(reconstructed, labels),
     }
     with blame("--output"):
         write_json({**about, "results": results}, args.output)
-    if args.grid is not None:
-        with blame("--grid"):
-            save_grid(torch.cat(rows).permute(0, 2, 3, 1), args.grid, columns=len(rows[0]))
+    with blame("--grid"):
+        save_grid(torch.cat(rows).permute(0, 2, 3, 1), args.grid, columns=len(shown))
 
 
 def mask_of(part: tuple[float, float, float, float], side: int) -> Tensor:
@@ -118,4 +94,4 @@ def mask_of(part: tuple[float, float, float, float], side: int) -> Tensor:
 
 if __name__ == "__main__":
     logs.setup()
-    run(lambda: main(parse_args()))
+    run(main)

@@ -7,10 +7,6 @@ writes DIR/train/<photograph>/, DIR/test/<photograph>/ and DIR/held_out/<photogr
 and of the other 192 the 18 disjoint ones to test on and one every --spacing to judge samples by.
 """
 
-from __future__ import annotations
-
-import argparse
-import logging
 import sys
 from itertools import product
 from pathlib import Path
@@ -24,41 +20,34 @@ from util.cli import Parser, add_flags, whole
 from util.errors import UserError, require_writable_folder, run
 from util.images import save_png
 
-logger = logging.getLogger(__name__)
-
 PHOTOGRAPHS = ("china", "flower")  # each 427 x 640
 SIDE = 64
-FIRST_HELD_OUT_COLUMN = 448
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
+    """Write all parts."""
     parser = Parser(description="Crops of scikit-learn's two photographs, some held out.")
     parser.add_argument("--output", required=True, help="folder for train/, test/ and held_out/")
     about = "pixels between overlapping crops"
     parser.add_argument("--spacing", type=whole(1), default=10, help=about)
     add_flags(parser, "--debug")
-    return parser.parse_args(argv)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Write all parts."""
+    args = parser.parse_args(argv)
     output = require_writable_folder(args.output, "--output")
     if any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty, expected a new folder")
     for name in logs.progress(PHOTOGRAPHS, desc="crops", unit="photograph"):
         photograph = load_sample_image(f"{name}.jpg")
-        left, right = photograph[:, :FIRST_HELD_OUT_COLUMN], photograph[:, FIRST_HELD_OUT_COLUMN:]
-        parts = ("train", left, args.spacing), ("test", right, SIDE)
-        for part, pixels, spacing in (*parts, ("held_out", right, args.spacing)):
+        left, right = photograph[:, :448], photograph[:, 448:]
+        parts = ("train", left, args.spacing), ("held_out", right, args.spacing)
+        for part, pixels, spacing in (*parts, ("test", right, SIDE)):
             folder = output / part / name
             folder.mkdir(parents=True)
             height, width = pixels.shape[:2]
             corners = product(*(range(0, end - SIDE + 1, spacing) for end in (height, width)))
             for number, (top, side) in enumerate(corners):
                 save_png(pixels[top : top + SIDE, side : side + SIDE], folder / f"{number:04d}.png")
-            logger.info("%s: %d crops in %s", name, number + 1, folder)
 
 
 if __name__ == "__main__":
     logs.setup()
-    run(lambda: main(parse_args()))
+    run(main)

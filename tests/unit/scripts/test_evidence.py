@@ -164,7 +164,7 @@ def test_no_pixel_is_both_trained_on_and_held_out(
     pixels = np.stack([column // 256, column % 256, column * 0], axis=1).astype(np.uint8)
     picture = np.broadcast_to(pixels, (427, 640, 3))
     monkeypatch.setattr(photographs, "load_sample_image", lambda _: picture)
-    photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
+    photographs.main(["--output", str(tmp_path)])
     columns = {"train": set(), "test": set(), "held_out": set()}
     counts = dict(train=39 * 37, test=18, held_out=13 * 37)
     for part, found in columns.items():
@@ -180,4 +180,4 @@ def test_no_pixel_is_both_trained_on_and_held_out(
     assert columns["test"] == set(range(448, 640))
     assert columns["held_out"] <= columns["test"] and len(columns["held_out"]) > 180
     with pytest.raises(UserError, match="^--output: .* is not empty, expected a new folder$"):
-        photographs.main(photographs.parse_args(["--output", str(tmp_path)]))
+        photographs.main(["--output", str(tmp_path)])

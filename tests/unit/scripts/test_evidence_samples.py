@@ -1,7 +1,5 @@
 """Generated images held against real ones: the studies' measure, with tiny networks."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -14,14 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.metrics import feature_statistics
+from dataset.image_folder import ImageBatch
 from hub.weights import atomic_save
 from models.decoding import generate
 from models.lpd import LPD, lpd_tiny
 from orders.group_sizes import group_sizes
 from orders.sources import parse_order
 from scripts.evidence import data_sets, photographs, samples
-from scripts.evidence.data_sets import DataSet, Labelled, judge_features, texture_features
+from scripts.evidence.data_sets import DataSet, judge_features, texture_features
+from studies.likelihood import Setting
 from tests.integration.tiny_world import CLASSES, GRID, tiny_tokenizer
 from tokenizers.vq_model import save_tokenizer
 from util.errors import UserError
@@ -48,24 +47,22 @@ def test_every_sample_has_its_own_class_order_and_draws() -> None:
 
     def one_by_one(labels: Sequence[int], orders: np.ndarray) -> Tensor:
         """What `generate` makes of each image by itself: its label, order and draws."""
-        options = [dict(seed=SEED, image_ids=[i]) for i in range(9)]
-        each = zip(labels, orders, options, strict=True)
-        return torch.cat(
-            [generate(model, [label], order[None], SIZES, **more) for label, order, more in each]
-        )
+        made = []
+        for i, (label, order) in enumerate(zip(labels, orders, strict=True)):
+            made += generate(model, [label], order[None], SIZES, seed=SEED, image_ids=[i])
+        return torch.stack(made)
 
     expected = one_by_one(labels, orders)
-    for batch_size in (1, 4, 9):
-        made = samples.sample(model, LABELS, lpd, SIZES, 1.0, SEED, batch_size)
+    for batch_size in (4, 9):
+        setting = Setting("lpd", lpd, SIZES)
+        made = samples.sample(model, LABELS, setting, 1.0, SEED, batch_size)
         assert torch.equal(made, expected)
     # Each of them would be another with another class, or the order of another image.
     assert (made != one_by_one(labels[3:] + labels[:3], orders)).any(1).all()
     assert (made != one_by_one(labels, np.roll(orders, 1, axis=0))).any(1).all()
     # The draws: images of one class, in one order, are not the same.
-    made = samples.sample(
-        model, LABELS, lambda ids, _: np.tile(orders[:1], (len(ids), 1)), SIZES, 1.0, SEED
-    )
-    for of_a_class in made.split(3):
+    one_order = Setting("one", lambda ids, _: np.tile(orders[:1], (len(ids), 1)), SIZES)
+    for of_a_class in samples.sample(model, LABELS, one_order, 1.0, SEED).split(3):
         assert len(of_a_class.unique(dim=0)) == 3
 
 
@@ -77,44 +74,42 @@ def grey(values: Sequence[int]) -> Tensor:
     return images
 
 
+class Judge:
+    """Calls black 0, grey 1 and white 2."""
+
+    def score(self, images: Tensor, labels: Tensor) -> float:
+        return float((images.float().mean(dim=(1, 2, 3)) // 86 == labels).float().mean())
+
+
 def toy(args: argparse.Namespace | None = None) -> DataSet:
-    """Three classes; the judge calls black 0, grey 1 and white 2, and errs twice among held out."""
-    train = Labelled(grey([10, 20, 30, 40] * 3), torch.arange(12) // 4)
-    held_out = Labelled(grey([5, 99, 100, 101, 200, 99]), torch.arange(6) // 2)
-    parts = {"to_held_out": held_out, "to_train": train}
-
-    def features(images: Tensor) -> Tensor:
-        return images.float()[:, 0, :2, 0]
-
-    def accuracy(made: Labelled) -> float:
-        return float((made.images.float().mean(dim=(1, 2, 3)) // 86 == made.labels).float().mean())
-
-    references = {name: feature_statistics(features(part.images)) for name, part in parts.items()}
-    return DataSet(train, held_out, accuracy, features, references)
+    """Three classes; the judge errs twice among held-out images."""
+    train = ImageBatch(grey([10, 20, 30, 40] * 3), torch.arange(12) // 4)
+    held_out = ImageBatch(grey([5, 99, 100, 101, 200, 99]), torch.arange(6) // 2)
+    compared = {"to_held_out": held_out, "to_train": train}
+    return DataSet(train, held_out, Judge(), lambda images: images.float()[:, 0, :2, 0], compared)
 
 
 def test_accuracy_distances_and_choice_are_what_they_say() -> None:
     data = toy()
-    assert data.accuracy(data.held_out) == pytest.approx(4 / 6)
-    of_held_out, of_train = map(data.distances, (data.held_out, data.train))
-    assert of_held_out["to_held_out"] == pytest.approx(0, abs=1e-3) and of_held_out["to_train"] > 99
-    assert of_train["to_train"] == pytest.approx(0, abs=1e-3)
-    assert of_train["to_held_out"] == pytest.approx(of_held_out["to_train"])
+    first = data.measure(data.held_out, data.held_out.images)
+    assert first["class_accuracy"] == pytest.approx(4 / 6)
+    assert first["to_held_out"] == pytest.approx(0, abs=1e-3) and first["to_train"] > 99
+    second = data.measure(data.held_out, data.train.images)
+    assert second["to_train"] == pytest.approx(0, abs=1e-3)
+    assert second["to_held_out"] == pytest.approx(first["to_train"])
     # Images are spread over what there is.
-    data = Labelled(torch.arange(10).view(10, 1, 1, 1), torch.tensor([0] * 6 + [1] * 4))
-    two = data.spread(2)
+    images = ImageBatch(torch.arange(10).view(10, 1, 1, 1), torch.tensor([0] * 6 + [1] * 4))
+    two = samples.spread(images, 2)
     assert two.images.flatten().tolist() == [0, 3, 6, 8] and two.labels.tolist() == [0, 0, 1, 1]
-    assert data.spread(5).images.flatten().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert samples.spread(images, 5).images.flatten().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("networks")
     save_tokenizer(folder / "vq.pt", tiny_tokenizer())
-    for classes in (CLASSES, 4):
-        state = opinionated_model(classes).state_dict()
-        atomic_save({"model": state}, folder / f"{classes}.pth")
-    return {"checkpoint": folder / f"{CLASSES}.pth", "tokenizer": folder / "vq.pt"}
+    atomic_save({"model": opinionated_model().state_dict()}, folder / "lpd.pth")
+    return {"checkpoint": folder / "lpd.pth", "tokenizer": folder / "vq.pt"}
 
 
 def command(
@@ -140,87 +135,52 @@ def test_the_command_measures_every_setting(
     assert settings == [(16, "lpd"), (16, "raster"), (4, "lpd"), (4, "raster")]
     # The same by hand: nine samples of the third setting, three of each class.
     data, codec = toy(), samples.Codec(tiny_tokenizer(), GRID)
-    source, model = parse_order("lpd", GRID, SEED, 9), opinionated_model().round_products()
+    model = opinionated_model().round_products()
+    setting = Setting("lpd", parse_order("lpd", GRID, SEED, 9), group_sizes(16, 4))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        tokens = samples.sample(model, LABELS, source, group_sizes(16, 4), 1.0, SEED)
-    made = Labelled(codec.decode(tokens), LABELS)
-    judged = {"class_accuracy": data.accuracy(made), **data.distances(made)}
+        tokens = samples.sample(model, LABELS, setting, 1.0, SEED)
+    made = ImageBatch(codec.decode(tokens), LABELS)
+    judged = data.measure(made, made.images)
     assert found["results"][2] == {"order": "lpd", "steps": 4, **judged}
     # Real images: those held out for the judge, as many of those trained on for the distances.
-    train = data.train.spread(3)
-    assert found["real"] == pytest.approx({"class_accuracy": 4 / 6, **data.distances(train)})
+    train = samples.spread(data.train, 3).images
+    assert found["real"] == pytest.approx(data.measure(data.held_out, train))
     held_out, reconstructed = (
-        Labelled(codec.decode(codec.encode(part.images)), part.labels)
-        for part in (data.held_out, train)
+        codec.decode(codec.encode(images)) for images in (data.held_out.images, train)
     )
-    expected = {"class_accuracy": data.accuracy(held_out), **data.distances(reconstructed)}
+    expected = data.measure(ImageBatch(held_out, data.held_out.labels), reconstructed)
     assert found["reconstructed"] == expected != found["real"]
     # Real and reconstructed images, then two orders; three of each class.
     picture = np.asarray(Image.open(grid))
     assert picture.shape == (4 * 18 - 2, 9 * 18 - 2, 3)
-    assert np.array_equal(picture[:16, :16], train.images[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(picture[:16, :16], train[0].permute(1, 2, 0).numpy())
     assert np.array_equal(picture[36:52, 18:34], made.images[1].permute(1, 2, 0).numpy())
 
 
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        ("--samples 10", "--samples: found 10, expected a multiple of 3"),
-        ("--steps 17", "--steps: found 17 steps, expected 2 to 16"),
-        ("--orders spiral", "--orders: found 'spiral', expected random, raster, lpd"),
-        ("--grid /dev/null/grid.png", "--grid: /dev/null"),
-        ("--grid_steps 4", "--grid_steps: found without --grid, expected both or neither"),
-        ("--grid a.png --grid_steps 5", "--grid_steps: found 5, expected some of"),
-        ("--pretrained_ckpt no.pth", "--pretrained_ckpt: no.pth does not exist"),
-        ("--pretrained_ckpt FOLDER/4.pth", "--pretrained_ckpt: FOLDER/4.pth has 4 classes"),
-    ],
-)
-def test_bad_input_ends_before_any_work(
-    networks: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    flags: str,
-    line: str,
+def test_as_many_of_each_class(
+    networks: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(samples, "sample", None)
-    folder = str(networks["checkpoint"].parent)
-    given = ["--steps", 4, *flags.replace("FOLDER", folder).split()]
-    with pytest.raises(UserError) as error:
-        command(networks, tmp_path / "out.json", monkeypatch, *given)
-    assert str(error.value).startswith(line.replace("FOLDER", folder))
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="^--samples: found 10, expected a multiple of 3$"):
+        command(networks, tmp_path / "out.json", monkeypatch, "--steps", 4, "--samples", 10)
 
 
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photographs' data set, with fewer crops."""
-    folder = tmp_path_factory.mktemp("crops")
-    photographs.main(photographs.parse_args(["--output", str(folder), "--spacing", "40"]))
-    return folder
-
-
-def real_photographs(data: Path, weights: str | None = None) -> DataSet:
-    return data_sets.photographs(argparse.Namespace(data=data, feature_extractor_weights=weights))
-
-
-def test_photographs_are_told_apart_where_nobody_was_trained(crops: Path) -> None:
-    data = real_photographs(crops)
-    assert len(data.train.labels) == 2 * 2 * 10 * 10
-    assert len(data.held_out.labels) == 2 * 2 * 10 * 4
-    assert torch.equal(data.train.images[3].flip(2), data.train.images[200 + 3])
-    assert data.accuracy(data.held_out) > 0.85
-    swapped = Labelled(data.held_out.images, 1 - data.held_out.labels)
-    assert data.accuracy(swapped) == pytest.approx(1 - data.accuracy(data.held_out))
+def test_photographs_are_told_apart_where_nobody_was_trained(tmp_path: Path) -> None:
+    photographs.main(["--output", str(tmp_path), "--spacing", "40"])  # fewer crops
+    data = data_sets.photographs(argparse.Namespace(data=tmp_path))
+    train = data.train.images
+    assert len(train) == 2 * 2 * 10 * 10 and len(data.held_out.images) == 2 * 2 * 10 * 4
+    assert torch.equal(train[3].flip(2), train[200 + 3])
+    assert data.judge.score(*data.held_out) > 0.85
     # In standard deviations of the training crops.
-    assert torch.allclose(data.features(data.train.images).std(dim=0), torch.ones(60), atol=1e-4)
+    assert torch.allclose(data.features(train).std(dim=0), torch.ones(60), atol=1e-4)
     # The more tokens' blocks of 4 x 4 pixels come from elsewhere in the crop, the further away.
-    blocks = data.train.images.unfold(2, 4, 4).unfold(3, 4, 4)
+    blocks = train.unfold(2, 4, 4).unfold(3, 4, 4)
     found = []
     for share in (0.0, 0.05, 0.2):
         chosen = torch.rand(len(blocks), 1, 16, 16, 1, 1, generator=torch.manual_seed(0)) < share
         mixed = torch.where(chosen, blocks.roll((5, 7), dims=(2, 3)), blocks)
-        images = mixed.permute(0, 1, 2, 4, 3, 5).reshape(data.train.images.shape)
-        found.append(data.distances(Labelled(images, data.train.labels))["frechet_distance"])
+        images = mixed.permute(0, 1, 2, 4, 3, 5).reshape(train.shape)
+        found.append(data.measure(data.held_out, images)["frechet_distance"])
     assert found[0] == pytest.approx(0, abs=1e-2)
     assert found[0] + 1 < found[1] and 2 * found[1] < found[2]
 
@@ -239,13 +199,3 @@ def test_features_of_crops_are_finite_and_know_directions() -> None:
     strongest = texture_features(stripes)[0, 12:].exp()
     assert strongest[[0, 3]].tolist() == pytest.approx([200 / 255] * 2, abs=0.01)
     assert strongest[[6, 9]].tolist() == pytest.approx([1 / 255] * 2, rel=1e-3)
-
-
-def test_other_data_is_refused_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^--feature_extractor_weights: found a.pth, expected none"):
-        real_photographs(tmp_path, "a.pth")
-    for name in ("cat", "dog"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-        Image.new("RGB", (64, 64)).save(tmp_path / "train" / name / "0.png")
-    with pytest.raises(UserError, match="holds the classes cat, dog, expected china and flower"):
-        real_photographs(tmp_path)

@@ -75,46 +75,33 @@ def bars(axes: Axes) -> dict[str, np.ndarray]:
     return points
 
 
-def test_against_steps_are_the_tables_columns() -> None:
+def test_the_picture_draws_the_figures() -> None:
     figure = draw(RESULTS)
+    first, own = measured("lpd", 4), measured("random", 4)
+    paired = "NLL minus lpd's, paired"
     for title, orders, values in (
-        ("NLL", ORDERS, lambda own, _: own.nll),
-        ("NLL minus lpd's, paired", ORDERS[1:], lambda own, first: own.nll - first.nll),
-        ("price of parallelism", ORDERS, lambda own, _: own.price),
+        ("NLL", ORDERS, own.nll),
+        (paired, ORDERS[1:], own.nll - first.nll),
+        ("price of parallelism", ORDERS, own.price),
     ):
-        axes = panel(figure, title)
-        assert axes.get_xlabel() == "decoding steps"
-        drawn = bars(axes)
-        assert tuple(drawn) == orders
-        for order in orders:
-            for place, steps in enumerate(sorted(SIZES)):
-                cost = Estimate.of(values(measured(order, steps), measured(ORDERS[0], steps)))
-                expected = (steps, cost.mean, cost.mean - cost.se, cost.mean + cost.se)
-                np.testing.assert_allclose(drawn[order][:, place], expected, atol=1e-9)
-
-
-def test_prices_add_up_along_each_generation() -> None:
-    axes = panel(draw(RESULTS), "4 steps")
+        axes, cost = panel(figure, title), Estimate.of(values)
+        assert axes.get_xlabel() == "decoding steps" and tuple(bars(axes)) == orders
+        expected = (4, cost.mean, cost.mean - cost.se, cost.mean + cost.se)
+        np.testing.assert_allclose(bars(axes)["random"][:, 1], expected, atol=1e-9)
+    # Along a generation prices add up.
+    axes = panel(figure, "4 steps")
     lines = {line.get_label(): line for line in axes.lines if line.get_label() in ORDERS}
-    assert tuple(lines) == ORDERS
     assert len({line.get_color() for line in lines.values()}) == 3
-    for (order, line), band in zip(lines.items(), axes.collections, strict=True):
-        so_far = Estimate.of(measured(order, 4).price_by_step.cumsum(axis=1))
-        np.testing.assert_allclose(line.get_data(), (np.cumsum(SIZES[4]) / 16, so_far.mean))
-        # A band goes round: along its lower edge, back along its upper one.
-        [path] = band.get_paths()
-        at_end = path.vertices[path.vertices[:, 0] == 1, 1]
-        ends = (so_far.mean - so_far.se)[-1], (so_far.mean + so_far.se)[-1]
-        assert (at_end.min(), at_end.max()) == pytest.approx(ends)
-
-
-def test_panels_are_those_that_have_something_to_show() -> None:
-    first = ["NLL", "NLL minus lpd's, paired", "price of parallelism"]
-    assert titles(draw(RESULTS)) == [*first, "4 steps", "3 steps"]  # one by one pays nothing
-    assert titles(draw([measured("lpd", 16)])) == [first[0], first[2]]
-    counts = range(2, 10)
-    many = [measured("lpd", k, sizes=(*(1,) * (k - 1), 17 - k)) for k in counts]
-    assert titles(draw(many))[2:] == [f"{k} steps" for k in reversed(counts)]
+    so_far = Estimate.of(own.price_by_step.cumsum(axis=1))
+    drawn = lines["random"].get_data()
+    np.testing.assert_allclose(drawn, (np.cumsum(SIZES[4]) / 16, so_far.mean))
+    [band] = axes.collections[1].get_paths()
+    at_end = band.vertices[band.vertices[:, 0] == 1, 1]
+    ends = (so_far.mean - so_far.se)[-1], (so_far.mean + so_far.se)[-1]
+    assert (at_end.min(), at_end.max()) == pytest.approx(ends)
+    # One by one there is nothing to pay, and an only order differs from none.
+    assert titles(figure) == ["NLL", paired, "price of parallelism", "4 steps", "3 steps"]
+    assert titles(draw([measured("lpd", 16)])) == ["NLL", "price of parallelism"]
 
 
 def test_two_lists_of_as_many_steps_are_two_lines() -> None:
