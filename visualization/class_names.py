@@ -1,10 +1,7 @@
 """What the classes are called, and classes as users name them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from util.errors import blame
 from util.files import open_file, read_json
@@ -41,20 +38,17 @@ def _read_entries(path: str) -> list[str]:
                 content = [content[number] for number in numbers]
         if not isinstance(content, list):
             raise ValueError(f"{path}: found {found}, expected a list of names, or names by number")
-        return [_last(entry, path) for entry in content]
+        names = [entry[-1] if isinstance(entry, list) and entry else entry for entry in content]
+        if others := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(
+                f"{path}: found {others[0]!r:.40} in the place of a name, expected text"
+            )
+        return names
     try:
         with open_file(path) as stream:
             return [line for line in stream.read().decode().splitlines() if line.strip()]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _last(entry: Any, path: str) -> str:
-    if isinstance(entry, list) and entry:
-        entry = entry[-1]
-    if not isinstance(entry, str):
-        raise ValueError(f"{path}: found {entry!r:.40} in the place of a name, expected text")
-    return entry
 
 
 def parse_classes(words: Sequence[str] | None, names: Sequence[str]) -> list[int]:
@@ -65,15 +59,15 @@ def parse_classes(words: Sequence[str] | None, names: Sequence[str]) -> list[int
     if words is None:
         shown = min(len(names), 10)
         return [number * len(names) // shown for number in range(shown)]
-    return [_parse_class(word, names) for word in words]
-
-
-def _parse_class(word: str, names: Sequence[str]) -> int:
-    # Python refuses to read very long numbers.
-    if word.isascii() and word.isdigit() and len(word) < 10 and int(word) < len(names):
-        return int(word)
-    found = [label for label, name in enumerate(names) if name.casefold() == word.casefold()]
-    if len(found) != 1:
-        what = f"classes {found} of that name" if found else f"{word!r}"
-        raise ValueError(f"found {what}, expected 0..{len(names) - 1} or the name of one class")
-    return found[0]
+    labels = []
+    for word in words:
+        found = [label for label, name in enumerate(names) if name.casefold() == word.casefold()]
+        # Python refuses to read very long numbers.
+        if word.isascii() and word.isdigit() and len(word) < 10 and int(word) < len(names):
+            found = [int(word)]
+        if len(found) != 1:
+            what = f"classes {found} of that name" if found else f"{word!r}"
+            expected = f"expected 0..{len(names) - 1} or the name of one class"
+            raise ValueError(f"found {what}, {expected}")
+        labels += found
+    return labels

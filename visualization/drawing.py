@@ -1,33 +1,25 @@
 """Pictures of rows and columns of images with words around them; PNG and GIF files."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from util.files import replacing
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 logger = logging.getLogger("lpd")
 
 INK = (34, 34, 34)
 # Distinct to all kinds of colour vision (Okabe and Ito): blue, vermilion, green, purple, ...
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# The last frame of a GIF stays for so many times as long as the others.
-LAST_FRAME = 5
-
-# Height of the letters, of a line of them, and what is between images; pixels.
-_LETTERS, _LINE, _GAP = 14, 22, 6
+_LINE, _GAP = 22, 6  # height of a line of letters, and what is between images; pixels
 
 
 @dataclass(frozen=True)
@@ -91,10 +83,8 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
 @functools.cache
 def get_font() -> ImageFont.FreeTypeFont:
     """Load Matplotlib's own font, so that pictures look alike on all machines."""
-    import matplotlib  # slow to import
-
     path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-    return ImageFont.truetype(path, _LETTERS)
+    return ImageFont.truetype(path, size=14)
 
 
 def _longest(texts: Sequence[str]) -> int:
@@ -111,15 +101,13 @@ def fitted(text: str, width: int) -> str:
     return f"{text}…"
 
 
-def write_picture(
-    picture: Image.Image | Figure | Sequence[Image.Image], path: Path, seconds: float = 0.0
-) -> None:
-    """Write an image or a figure as PNG, or frames as an endless GIF, each `seconds` long."""
+def write_picture(picture: Image.Image | Figure | Sequence[Image.Image], path: Path) -> None:
+    """Write an image or a figure as PNG, or frames as an endless GIF."""
     with replacing(path, durable=False) as temporary:
         if path.suffix == ".gif":
             # Each frame has 256 colours of its own.
             first, *others = [frame.quantize(256, dither=Image.Dither.NONE) for frame in picture]
-            duration = [round(1000 * seconds)] * len(others) + [round(1000 * seconds) * LAST_FRAME]
+            duration = [400] * len(others) + [2000]  # milliseconds
             frames = dict(save_all=True, append_images=others, duration=duration, loop=0)
             first.save(temporary, format="GIF", **frames)
         elif isinstance(picture, Image.Image):

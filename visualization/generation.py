@@ -1,7 +1,5 @@
 """A generation step by step: what is decoded so far as an image, the rest greyed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

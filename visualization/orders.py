@@ -1,12 +1,10 @@
 """Pictures of generation orders: which position comes when, and what that trades."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from orders.statistics import group_distances
@@ -15,18 +13,12 @@ from util.logs import progress
 from visualization.drawing import COLORS, INK, Sheet, get_font
 from visualization.generation import step_titles, strip_steps
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 # What a position can be at a step, by the sign of its own step less that.
 STATES = {
     0: ("this step", (213, 94, 0)),
     -1: ("decoded", (86, 160, 211)),
     1: ("undecided", (226, 226, 226)),
 }
-# From so many positions a side the map has no room for numbers.
-_MAX_NUMBERED = 16
-_MARKERS = "osD^v<>P"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,25 +52,20 @@ def group_frames(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> It
     for number in range(len(group_sizes)):
         grids = colors[np.sign(maps - (number + 1))].repeat(cell, axis=1).repeat(cell, axis=2)
         grids[:, ::cell] = grids[:, :, ::cell] = 255  # lines between the positions
-        yield _with_legend(sheet.draw(grids, number))
-
-
-def _with_legend(picture: Image.Image) -> Image.Image:
-    """Add a line below that says what the colours mean."""
-    longer = Image.new("RGB", (picture.width, picture.height + 26), "white")
-    longer.paste(picture)
-    draw, left, top = ImageDraw.Draw(longer), 6, picture.height + 2
-    for name, color in STATES.values():
-        draw.rectangle((left, top, left + 14, top + 14), color)
-        draw.text((left + 20, top - 1), name, INK, get_font())
-        left += 36 + int(get_font().getlength(name))
-    return longer
+        picture = sheet.draw(grids, number)
+        left, top = 6, picture.height + 2
+        picture = picture.crop((0, 0, picture.width, picture.height + 26))
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((0, top - 2, *picture.size), "white")
+        for name, color in STATES.values():
+            draw.rectangle((left, top, left + 14, top + 14), color)
+            draw.text((left + 20, top - 1), name, INK, get_font())
+            left += 36 + int(get_font().getlength(name))
+        yield picture
 
 
 def plot_step_maps(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> Figure:
     """Show the step of each position as colour and number, the kinds side by side."""
-    from matplotlib.figure import Figure  # as slow to load as the rest together
-
     steps, side = len(group_sizes), grid_side(sum(group_sizes))
     figure = Figure(figsize=(3.1 * len(shown) + 0.9, 3.5), layout="compressed")
     panels, size = figure.subplots(1, len(shown), squeeze=False)[0], min(8.5, 80 / side)
@@ -92,7 +79,8 @@ def plot_step_maps(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> 
         axes.grid(color="white", linewidth=0.6)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        for (row, column), step in np.ndenumerate(found if side <= _MAX_NUMBERED else found[:0]):
+        # On a larger map numbers have no room.
+        for (row, column), step in np.ndenumerate(found if side <= 16 else found[:0]):
             style = {"color": "white" if step <= 0.65 * steps else "black", "size": size}
             axes.text(column, row, step, ha="center", va="center", **style)
     bar = figure.colorbar(picture, ax=panels, pad=0.02, label="decoding step")
@@ -106,13 +94,11 @@ def plot_distances(shown: Sequence[ShownOrders], group_sizes: Sequence[int]) -> 
 
     A line is the mean over the orders; eight of ten orders lie in the band around it.
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9.2, 4), layout="constrained")
     panels = figure.subplots(1, 2)
     steps = np.arange(1, len(group_sizes) + 1)
     for number, kind in enumerate(progress(shown, desc="distances", unit="order")):
-        color, marker = COLORS[number % len(COLORS)], _MARKERS[number % len(_MARKERS)]
+        color, marker = COLORS[number % len(COLORS)], "osD^v<>P"[number % 8]
         for axes, distances in zip(panels, group_distances(kind.orders, group_sizes), strict=True):
             there = ~np.isnan(distances[0])  # by the sizes, the same for all orders
             x, values = steps[there], distances[:, there]

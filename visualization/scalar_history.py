@@ -1,16 +1,13 @@
 """The scalars of a training run, read back from its TensorBoard files."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
+from google.protobuf.message import DecodeError
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 EPOCH_LOSS = "epoch/loss"
 
@@ -33,10 +30,9 @@ class History:
     @property
     def steps_per_epoch(self) -> float | None:
         """Steps of one epoch; None if no epoch was finished."""
-        if EPOCH_LOSS not in self.curves:
-            return None
         # the loss of epoch e stands at step (e + 1) * steps_per_epoch - 1
-        return float(np.diff(self.curves[EPOCH_LOSS].steps, prepend=-1).min())
+        losses = self.curves.get(EPOCH_LOSS)
+        return None if losses is None else float(np.diff(losses.steps, prepend=-1).min())
 
 
 def read_history(folder: str | Path) -> History:
@@ -49,11 +45,12 @@ def read_history(folder: str | Path) -> History:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder, expected that of a training run")
     files = [path for path in sorted(folder.glob("events.out.tfevents.*")) if path.is_file()]
-    points: list[tuple[int, str, float]] = []
-    resumed: list[int] = []
-    final: dict[str, float] = {}
+    points, resumed, final = [], [], {}
     for path in files:
-        events = _read_events(path)
+        try:
+            events = list(LegacyEventFileLoader(str(path)).Load())  # up to where it is cut off
+        except DecodeError as error:
+            raise ValueError(f"{path} is damaged, expected a TensorBoard file") from error
         scalars = [
             (event.step, value.tag, value.simple_value)
             for event in events
@@ -82,15 +79,3 @@ def read_history(folder: str | Path) -> History:
         for tag, curve in curves.items()
     }
     return History(arrays, [step for step in resumed if step], final)
-
-
-def _read_events(path: Path) -> list[Event]:
-    """Read the events of a file, up to where it is cut off."""
-    # slow to load
-    from google.protobuf.message import DecodeError
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-    try:
-        return list(LegacyEventFileLoader(str(path)).Load())
-    except DecodeError as error:
-        raise ValueError(f"{path} is damaged, expected a TensorBoard file") from error

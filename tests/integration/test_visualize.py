@@ -1,7 +1,5 @@
 """Every kind of picture through its command."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,14 +91,15 @@ def test_a_generation(world: TinyWorld, tmp_path: Path, draw: Callable) -> None:
             np.testing.assert_array_equal(grey_cells(picture, 0), decided_in[number] > step)
 
 
-def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path, draw: Callable) -> None:
+def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path, draw, monkeypatch) -> None:
     orders = locality_aware_orders(4, SIZES, GRID.side, seed=9)
     write_orders(tmp_path / "orders.npy", orders)
     output = tmp_path / "new" / "samples.png"
     (tmp_path / "names.txt").write_text("crane\ndog\ncrane\n")  # ImageNet too has equal names
     what = ["--classes", 0, 2, "--num_images", 4, "--class_names", tmp_path / "names.txt"]
-    what += ["--lpd_order_file", tmp_path / "orders.npy", "--eval_bsz", 3, "--output", output]
+    what += ["--lpd_order_file", tmp_path / "orders.npy", "--output", output]
     sampling = {"cfg": 20.0, "cfg_schedule": "constant", "temperature": 0.5, "top_k": 9}
+    monkeypatch.setattr(visualize, "BATCH_SIZE", 3)
     draw("samples", *what, *(word for name in sampling for word in (f"--{name}", sampling[name])))
     expected = generated(world, [0, 0, 2, 2], orders, **sampling)
     with Image.open(output) as image:
@@ -119,9 +118,9 @@ def test_orders(tmp_path: Path, draw: Callable, kind: str) -> None:
         write_orders(path, locality_aware_orders(3, group_sizes(64, 12), 8, seed=1))
         what = ["--lpd_order_file", path, "--orders", "lpd", "lpd:0:2"]
     draw("order", *what, "--image_id", 2, "--output_dir", output)
-    names = {visualize.MAPS_FILE, visualize.GROUPS_FILE, visualize.DISTANCES_FILE}
+    names = {"order_steps.png", "order_groups.gif", "order_distances.png"}
     assert {path.name for path in output.iterdir()} == names
-    with Image.open(output / visualize.GROUPS_FILE) as image:
+    with Image.open(output / "order_groups.gif") as image:
         assert image.n_frames == 12
 
 

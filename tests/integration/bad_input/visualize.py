@@ -111,7 +111,7 @@ RUNS = Group(
         --log_dir empty | nothing was logged there
           --log_dir: empty: found no such files, expected TensorBoard files of a training run
         --log_dir run | another run than one of `main_lpd.py`
-          --log_dir: found psnr, expected train/loss of a training run
+          --log_dir: found psnr, expected train/loss and train/lr of a training run
         """,
         {
             "another run than one of `main_lpd.py`": tokenizer_run,

@@ -29,10 +29,7 @@ def test_usual_files_are_read(tmp_path: Path, name: str, content: str) -> None:
     ("name", "content", "message"),
     [
         ("a.json", b'["a"', "^--class_names: .*a.json: damaged JSON"),
-        ("a.json", b"[" * 100_000, "a.json: .* expected JSON"),
-        ("a.json", b'["a", []]', r"a.json: found \[\] in the place of a name"),
         ("a.json", b'{"0": "a", "2": "b"}', "a.json: found keys other than 0..1"),
-        ("a.json", b'["a"]', "names 1 classes, expected the 2 of the model"),
         ("a.txt", "jalapeño".encode("latin-1"), "a.txt: .*decode"),
     ],
 )

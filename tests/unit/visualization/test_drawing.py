@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visualization.drawing import LAST_FRAME, Sheet, fitted, get_font, resized, write_picture
+from visualization.drawing import Sheet, fitted, get_font, resized, write_picture
 
 
 def images(count: int, side: int) -> np.ndarray:
@@ -52,29 +52,18 @@ def test_large_images_are_shrunk_and_long_words_cut() -> None:
 def test_a_gif_is_its_frames(tmp_path: Path) -> None:
     sheet = Sheet(2, side=16, titles=["one", "two", "three"])
     frames = [sheet.draw(images(2, 2), number) for number in range(3)]
-    write_picture(frames, tmp_path / "a.gif", seconds=0.2)
+    write_picture(frames, tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames == 3 and gif.info["loop"] == 0
         for number, frame in enumerate(frames):
             gif.seek(number)
-            assert gif.info["duration"] == 200 * (LAST_FRAME if number == 2 else 1)
+            assert gif.info["duration"] == (2000 if number == 2 else 400)
             difference = np.abs(np.asarray(gif.convert("RGB")).astype(int) - np.asarray(frame))
             assert difference.max() <= 8
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.png"])
-def test_nothing_half_written_stays(tmp_path: Path, name: str) -> None:
-    class Torn:
-        def quantize(self, *_: object, **__: object) -> "Torn":
-            return self
-
-        def save(self, path: Path, **_: object) -> None:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-
-        savefig = save
-
-    (tmp_path / name).write_bytes(b"old")
-    with pytest.raises(OSError, match="No space left"):
-        write_picture([Torn()] if name == "a.gif" else Torn(), tmp_path / name)
+def test_nothing_half_written_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    with pytest.raises(OSError, match="cannot write mode HSV"):
+        write_picture(Image.new("HSV", (8, 8)), tmp_path / "a.png")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -23,15 +23,11 @@ def shown(side: int) -> list[ShownOrders]:
     return [ShownOrders("random", rows[2], rows), ShownOrders("raster", raster[0], raster)]
 
 
-def test_the_map_is_the_step_of_each_position() -> None:
-    assert step_map(np.array([3, 0, 2, 1]), [1, 1, 2]).tolist() == [[2, 3], [3, 1]]
-
-
-@pytest.mark.parametrize("side", [2, 8, 32])
+@pytest.mark.parametrize("side", [2, 8])
 def test_each_frame_of_the_file_shows_its_step(tmp_path: Path, side: int) -> None:
     sizes = group_sizes(side**2, min(side**2, 6))
     kinds = shown(side)
-    write_picture(list(group_frames(kinds, sizes)), tmp_path / "groups.gif", seconds=0.1)
+    write_picture(list(group_frames(kinds, sizes)), tmp_path / "groups.gif")
     colors = dict(STATES.values())
     cell = max(6, 192 // side)
     middle = np.arange(side) * cell + cell // 2
@@ -50,11 +46,9 @@ def test_each_frame_of_the_file_shows_its_step(tmp_path: Path, side: int) -> Non
                 assert np.abs(found.reshape(-1, 3) - expected).sum(axis=-1).max() <= 3
 
 
-@pytest.mark.parametrize(("side", "steps"), [(1, 1), (2, 4), (32, 48)])
-def test_figures_of_any_grid_can_be_written(tmp_path: Path, side: int, steps: int) -> None:
-    sizes = group_sizes(side**2, steps)
+def test_figures_of_large_grids_can_be_written(tmp_path: Path) -> None:
     for plot in (plot_step_maps, plot_distances):
-        write_picture(plot(shown(side), sizes), tmp_path / "a.png")
+        write_picture(plot(shown(32), group_sizes(1024, 48)), tmp_path / "a.png")
         with Image.open(tmp_path / "a.png") as image:
             assert image.format == "PNG" and image.width > 600
 
@@ -65,6 +59,7 @@ def test_the_map_has_the_colour_of_its_step_and_the_curves_their_means() -> None
         (picture,) = axes.get_images()
         assert axes.get_title() == kind.name and picture.get_clim() == (1, 12)
         steps = step_map(kind.order, sizes)
+        assert steps.flat[kind.order[0]] == 1 and steps.flat[kind.order[-1]] == 12
         assert np.array_equal(picture.get_array(), steps)
         numbers = {text.get_position(): int(text.get_text()) for text in axes.texts}
         assert numbers == {(x, y): step for (y, x), step in np.ndenumerate(steps)}

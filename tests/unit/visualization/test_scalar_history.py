@@ -61,12 +61,6 @@ def test_a_resumed_run_is_one_curve(run: Callable) -> None:
     assert history.resumed == [15, 40] and history.steps_per_epoch == EPOCH
 
 
-def test_what_an_abandoned_attempt_did_later_is_dropped(run: Callable) -> None:
-    history = run((0, 39, None, 4), (15, 18, 15, 4))
-    assert steps_and_values(history, "train/loss") == {0: 1, 4: 1, 8: 1, 12: 1, 16: 2}
-    assert steps_and_values(history, "epoch/loss") == {9: 1}
-
-
 @pytest.mark.parametrize("purge", [None, 0])
 def test_a_run_begun_anew_in_the_folder_counts(run: Callable, purge: int | None) -> None:
     history = run((0, 39, None, 3), (0, 8, purge, 4))  # no epoch and no score so far

@@ -5,7 +5,7 @@ from PIL import Image
 
 from visualization.drawing import write_picture
 from visualization.scalar_history import Curve, History
-from visualization.training import Score, final_scores, plot_training, read_scores
+from visualization.training import final_scores, plot_training
 
 
 def curve(*points: tuple[int, float]) -> Curve:
@@ -25,22 +25,6 @@ CURVES = {
 }
 
 
-def test_scores_are_named_as_where_they_are_reported() -> None:
-    assert list(read_scores(CURVES)) == ["eval/fid-5K", "eval/inception_score_mean-5K"]
-    tags = ["eval/fid", "eval/frechet_distance_digits-500", "eval/another-7"]
-    assert list(read_scores(tags).values()) == [
-        Score("fid", "FID", "", better="lower is better"),
-        Score(
-            "frechet_distance_digits",
-            "Frechet distance",
-            "-500",
-            " (digit features)",
-            "lower is better",
-        ),
-        Score("another", "another", "-7"),
-    ]
-
-
 def test_panels_over_epochs() -> None:
     figure = plot_training(History(CURVES, [20], {"eval/fid": 2.5}))
     loss, rate, fid, inception = figure.axes
@@ -48,7 +32,7 @@ def test_panels_over_epochs() -> None:
     assert at_steps.get_xdata().tolist() == [0.1, 1.1, 2.1, 3.1]
     assert means.get_xdata().tolist() == [1, 2, 3]
     assert means.get_ydata().tolist() == [4.5, 3.5, 2.5]
-    assert loss.get_xlabel() == "epoch" and loss.get_yscale() == "linear"
+    assert loss.get_xlabel() == "epoch"
     assert rate.get_lines()[0].get_ydata().max() == 1e-3
     assert all(axes.get_lines()[-1].get_xdata() == [2, 2] for axes in figure.axes)  # resumed
     assert fid.get_ylabel() == "FID\nlower is better"
@@ -63,10 +47,14 @@ def test_panels_over_epochs() -> None:
 
 
 def test_a_run_without_a_whole_epoch_has_steps(tmp_path: Path) -> None:
-    figure = plot_training(History({"train/loss": CURVES["train/loss"]}, [], {}), "log")
-    (loss,) = figure.axes
-    assert loss.get_xlabel() == "step" and loss.get_yscale() == "log"
+    curves = {tag: CURVES[tag] for tag in ("train/loss", "train/lr")}
+    curves |= dict.fromkeys(("eval/frechet_distance_digits-500", "eval/another-7"), curve((9, 5)))
+    figure = plot_training(History(curves, [], {}))
+    loss, _, *scores = figure.axes
+    assert loss.get_xlabel() == "step"
     assert loss.get_lines()[0].get_xdata().tolist() == [1, 11, 21, 31]
+    digits = "Frechet distance-500 (digit features)\nlower is better"
+    assert [axes.get_ylabel() for axes in scores] == [digits, "another-7\n"]
     write_picture(figure, tmp_path / "run.png")
     with Image.open(tmp_path / "run.png") as image:
         assert image.format == "PNG"
