@@ -41,7 +41,7 @@ class Pretrained(
 
         `given` are those that the user gives. A `ValueError` if they cannot be told.
         """
-        return {}
+        return {}  # the defaults, which are the published ones
 
     @classmethod
     def from_pretrained(

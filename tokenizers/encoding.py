@@ -1,7 +1,5 @@
 """Pixels -> code indices, at a precision that is chosen, never fallen into."""
 
-from __future__ import annotations
-
 import logging
 
 import torch

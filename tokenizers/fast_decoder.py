@@ -1,7 +1,5 @@
 """The fast path from code indices to pixels: half precision, channels last, captured."""
 
-from __future__ import annotations
-
 import copy
 import logging
 
@@ -35,15 +33,11 @@ class DecoderCopy(nn.Module):
         super().__init__()
         decoder = copy.deepcopy(tokenizer.decoder).requires_grad_(False)
         self.decoder = decoder.to(dtype, memory_format=torch.channels_last)
-        self.register_buffer("features", _code_features(tokenizer).to(dtype))
-
-    @torch.no_grad()
-    def load(self, tokenizer: VQModel) -> None:
-        """Copy the tokenizer's weights in place, so that captured graphs stay valid."""
-        weights = tokenizer.decoder.parameters()
-        for own, weight in zip(self.decoder.parameters(), weights, strict=True):
-            own.copy_(weight)
-        self.features.copy_(_code_features(tokenizer))
+        with torch.no_grad(), plain_float32(tokenizer.quantize.embedding.weight.device):
+            codes = tokenizer.quantize.codes().mT[None, :, :, None]
+            features = tokenizer.post_quant_conv(codes)[0, :, :, 0].mT.contiguous()
+        # Every code as the decoder sees it, (codebook_size, z_channels).
+        self.register_buffer("features", features.to(dtype))
 
     def forward(self, indices: Tensor) -> Tensor:
         """(B, N) int64 -> (B, S, S, 3) uint8."""
@@ -52,31 +46,14 @@ class DecoderCopy(nn.Module):
         return to_uint8(self.decoder(x))
 
 
-@torch.no_grad()
-def _code_features(tokenizer: VQModel) -> Tensor:
-    """Compute every code as the decoder sees it, (codebook_size, z_channels)."""
-    with plain_float32(tokenizer.quantize.embedding.weight.device):
-        codes = tokenizer.quantize.codes().mT[None, :, :, None]
-        return tokenizer.post_quant_conv(codes)[0, :, :, 0].mT.contiguous()
-
-
-def _decoding_weights(tokenizer: VQModel) -> list[Tensor]:
-    """List all that `DecoderCopy` copies."""
-    parts = tokenizer.decoder, tokenizer.post_quant_conv, tokenizer.quantize
-    return [weight for part in parts for weight in part.parameters()]
-
-
 class FastDecoder:
     """Decode code indices of images of `num_tokens` to pixels, as fast as the device can.
 
     Stands for `to_uint8(tokenizer.decode_code(indices))`, within one grey level for 99.9 % of the
-    values of a probe batch, or else in float32. On a CUDA device float16 and bfloat16 are tried and
-    the decoder runs in CUDA graphs. A CPU uses float32: bfloat16 is not accurate enough there
-    either, and float16 is slow. A given `dtype` is the only one tried; the one in use is an
-    attribute, as is `agreement`, the share of the probe within one grey level of float32.
-
-    Changed or moved weights are noticed at the next call, except writes through `.data`, which
-    PyTorch does not count.
+    values of a probe batch (`agreement`), or else in float32. A CUDA device tries float16, then
+    bfloat16, and captures CUDA graphs; on a CPU the one is slow, the other not accurate enough. A
+    given `dtype` is the only one tried; the one in use is an attribute. Changed or moved weights
+    are noticed at the next call, except writes through `.data`, which PyTorch does not count.
     """
 
     def __init__(
@@ -93,7 +70,8 @@ class FastDecoder:
         if indices.ndim != 2 or indices.shape[1] != self._num_tokens:
             shape = tuple(indices.shape)
             raise ValueError(f"indices: found shape {shape}, expected (B, {self._num_tokens})")
-        self._follow_weights()
+        if self._state is None or not self._state.is_current(self._weights()):
+            self._build()
         with plain_float32(self._device):
             parts = [self._decode(part) for part in indices.split(self._images_at_a_time)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -110,33 +88,24 @@ class FastDecoder:
             self._graphs = None
         return self._copy(indices)
 
-    def _follow_weights(self) -> None:
-        weights = _decoding_weights(self._tokenizer)
-        if self._state is None or weights[0].device != self._device:
-            self._build()
-        elif not self._state.is_current(weights):
-            self._copy.load(self._tokenizer)
-            state = WeightState(weights)
-            # Without versions this happens at every call: what was measured at first must do.
-            if state.versioned and self.dtype != torch.float32:
-                self.agreement = self._measure()
-            if self.agreement < MIN_AGREEMENT:
-                self._build()
-            self._state = state
+    def _weights(self) -> list[Tensor]:
+        """List all that `DecoderCopy` copies."""
+        own = self._tokenizer
+        parts = own.decoder, own.post_quant_conv, own.quantize
+        return [weight for part in parts for weight in part.parameters()]
 
     @torch.no_grad()
     def _build(self) -> None:
         """Make the copy, in the first precision that is accurate enough."""
         self._state = None  # until all went well
-        weights = _decoding_weights(self._tokenizer)
+        weights = self._weights()
         self._device = weights[0].device
         self._graphs = GraphCache(MAX_GRAPHS) if self._device.type == "cuda" else None
         dtypes = (torch.float16, torch.bfloat16) if self._graphs is not None else ()
         if self._wanted is not None:
             dtypes = (self._wanted,)
         for dtype in (*dtypes, torch.float32):
-            with torch.inference_mode(False):  # whose tensors could not be written to later
-                self._copy = DecoderCopy(self._tokenizer, dtype)
+            self._copy = DecoderCopy(self._tokenizer, dtype)
             self.dtype, self.agreement = dtype, 1.0
             if dtype == torch.float32:
                 break

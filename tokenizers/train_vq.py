@@ -1,7 +1,5 @@
 """Train a VQ tokenizer on an image folder: writes vq.pt, reconstructions.png and scalars."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math
@@ -182,7 +180,8 @@ def train(
                     found = f"the losses are {values} in epoch {epoch}, step {step % steps}"
                     expected = "expected finite numbers (a smaller --lr may help)"
                     raise UserError(f"training: {found}, {expected}")
-                scalars.add(step, {**values, "lr": lr, "codes_used": codes_used(quantizer)})
+                values |= {"lr": lr, "codes_used": len(quantizer.codebook_used.unique())}
+                scalars.add(step, values)
                 bar.set_postfix(mse=f"{values['loss/reconstruction']:.5f}", refresh=False)
         if distributed.is_main():
             with blame("--output_dir"):
@@ -198,11 +197,6 @@ def train(
     distributed.gather(None)  # none ends before rank 0 has written
 
 
-def codes_used(quantizer: VectorQuantizer) -> int:
-    """Count the different codes in the usage record."""
-    return len(quantizer.codebook_used.unique())
-
-
 @torch.no_grad()
 def show_reconstructions(model: VQModel, images: Tensor, path: Path) -> float:
     """Write images beside their reconstructions; return and log their PSNR, dB."""
@@ -213,8 +207,8 @@ def show_reconstructions(model: VQModel, images: Tensor, path: Path) -> float:
     images = images.permute(0, 2, 3, 1)
     mse = (images.double() - decoded.double()).square().mean().item()
     psnr = 10 * math.log10(255**2 / max(mse, 1e-12))
-    used, size = codes_used(model.quantize), model.codebook_size
-    logger.info("PSNR %.2f dB, %d of %d codes in use", psnr, used, size)
+    used = len(model.quantize.codebook_used.unique())
+    logger.info("PSNR %.2f dB, %d of %d codes in use", psnr, used, model.codebook_size)
     save_grid(torch.stack([images, decoded], dim=1).flatten(0, 1), path, columns=8)
     return psnr
 
@@ -227,28 +221,23 @@ def main() -> None:
     device = distributed.resolve_device(args.device, launch)
     model, images = build_model(args).to(device), list_images(args.data_path)
     folder = errors.require_writable_folder(args.output_dir, "--output_dir")
-    refuse_to_overwrite(args)
+
+    def begin() -> None:
+        """Take the output folder, on rank 0, until `at_exit` is left."""
+        if distributed.is_main():
+            with blame("--output_dir"):
+                at_exit.enter_context(folder_lock(folder, "tokenizer"))
+            if (folder / "vq.pt").exists() and not args.overwrite:
+                expected = "another folder, or --overwrite (caches made with it will be refused)"
+                raise UserError(f"--output_dir: {folder} holds vq.pt, expected {expected}")
+            with blame("--output_dir"):
+                record_run(parser, args, folder)
+
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
-        distributed.fail_together(lambda: begin(parser, args, folder, at_exit))
+        distributed.fail_together(begin)
         train(args, model, images, device, folder)
-
-
-def refuse_to_overwrite(args: argparse.Namespace) -> None:
-    if Path(args.output_dir, "vq.pt").exists() and not args.overwrite:
-        expected = "another folder, or --overwrite (caches made with it will be refused)"
-        raise UserError(f"--output_dir: {args.output_dir} holds vq.pt, expected {expected}")
-
-
-def begin(parser: Parser, args: argparse.Namespace, folder: Path, at_exit: ExitStack) -> None:
-    """Take the output folder, on rank 0, until `at_exit` is left."""
-    if distributed.is_main():
-        with blame("--output_dir"):
-            at_exit.enter_context(folder_lock(folder, "tokenizer"))
-        refuse_to_overwrite(args)  # another run may have ended meanwhile
-        with blame("--output_dir"):
-            record_run(parser, args, folder)
 
 
 if __name__ == "__main__":

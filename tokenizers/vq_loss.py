@@ -1,7 +1,5 @@
 """What a VQ tokenizer is trained to minimise: pixel error and LlamaGen's codebook terms."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

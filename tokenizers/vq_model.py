@@ -1,10 +1,8 @@
 """The image tokenizer: LlamaGen's VQ autoencoder (method section 7), images <-> code indices."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from hub.pretrained import Pretrained
 from hub.published import TOKENIZER
-from hub.weights import Weights, atomic_save, read_weights
+from hub.weights import atomic_save, read_weights
 from util.errors import UserError
 from util.geometry import grid_side
 from util.images import to_uint8
@@ -258,10 +256,6 @@ tokenizer = VQModel.from_pretrained("user/name")"""
     def stride(self) -> int:
         """Pixels per token along a side."""
         return 2 ** (len(self.encoder.conv_blocks) - 1)
-
-    @classmethod
-    def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {}  # the published sizes: only that tokenizer comes without its own
 
     def encode(self, images: Tensor) -> Tensor:
         """Compute latents (B, E, S/stride, S/stride), before normalisation."""
