@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from models.lpd import LPD
 from performance.cost import Rates
 from util import distributed
 from util.cli import Parser, add_flags, number, whole
-from util.errors import blame, require_writable_folder
+from util.errors import require_writable_file
 from util.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -67,16 +68,16 @@ class Effort:
     plain: bool = True  # measure the plain path, too
 
 
-def build_parser(description: str, rows: Sequence[str], plain: str, quick: str) -> Parser:
-    """Declare the flags of a benchmark; `plain` and `quick` complete their help."""
-    parser = Parser(description=description)
+def build_parser(what: str, rows: Collection[str], quick: str) -> Parser:
+    """Declare the flags of a benchmark; `what` and `quick` complete the help."""
+    parser = Parser(description=f"Time {what}, beside what this machine allows.")
     parser.add_argument("--rows", nargs="+", choices=rows, metavar="ROW", help=", ".join(rows))
     parser.add_argument(
         "--batch_sizes", nargs="+", type=whole(1), help="images at a time; by default the row's own"
     )
     parser.add_argument("--device", help="by default cuda where there is one, else cpu")
     parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
-    parser.add_argument("--no_plain", action="store_true", help=f"leave out the plain {plain}")
+    parser.add_argument("--no_plain", action="store_true", help="leave out the plain path")
     parser.add_argument("--quick", action="store_true", help=f"two rounds; by default {quick}")
     add_flags(parser, "--output", "--debug")
     return parser
@@ -90,29 +91,21 @@ def read_effort(args: argparse.Namespace) -> Effort:
     return Effort(device, rounds, seconds, not args.no_plain)
 
 
-def result_file(output: Path | None, device: torch.device) -> Callable[..., None]:
-    """Return what writes figures, beside machine and command, to `--output` if it is given."""
-    machine = describe_machine(device)
-    logger.info("machine: %s", machine)
+def write_figures(output: Path | None, device: torch.device, **figures: Any) -> None:
+    """Write figures, beside machine and command, to `--output` if it is given; as a check none."""
     if output is not None:
-        require_writable_folder(output.parent, "--output")
-
-    def keep(**figures: Any) -> None:
-        if output is not None:
-            with blame("--output"):
-                write_json({"machine": machine, "command": sys.argv, **figures}, output)
-
-    return keep
+        require_writable_file(output, "--output")
+        machine = describe_machine(device)
+        write_json({"machine": machine, "command": sys.argv, **figures}, output)
 
 
 def show(
     series: Mapping[str, Iterable[Record]],
-    keep: Callable[..., None],
     columns: Columns,
     notes: str,
-    **about: Any,
+    write: Callable[..., None],
 ) -> None:
-    """Print a table of all records of all series, each of which goes to `keep` at once.
+    """Print a table of all records of all series; `write` takes all `rows` after each.
 
     A series ends where memory does, with one line of the log.
     """
@@ -122,25 +115,20 @@ def show(
         try:
             for record in records:
                 rows.append(record)
-                keep(**about, rows=rows)
+                write(rows=rows)
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0]
             logger.warning("%s: the next batch size does not fit: %s", name, reason)
     sys.stdout.write(f"{markdown_table(columns, rows)}\n{notes}")
 
 
-def wait_for(device: torch.device) -> None:
-    """Let a GPU finish; a CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     """Time one call until the device has done its work."""
-    wait_for(device)
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     started = time.perf_counter()
     function()
-    wait_for(device)
+    wait()
     return time.perf_counter() - started
 
 

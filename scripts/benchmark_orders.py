@@ -49,7 +49,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Measure, show the table and write it."""
     cpu = torch.device("cpu")
-    keep = benchmark.result_file(args.output, cpu)
     start_up = benchmark.seconds_of(lambda: locality_aware_orders(1, [1], 1), cpu)
     logger.info("the first order took %.2f s: compiling, or reading what was compiled", start_up)
     calls, rows = {}, []
@@ -65,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
         row["median_us"] = 1e6 * seconds / args.num_orders
         row["ratio"] = 1e3 * row["release_ms"] / row["median_us"]
     sys.stdout.write(benchmark.markdown_table(COLUMNS, rows))
-    keep(start_up_s=start_up, settings=rows)
+    benchmark.write_figures(args.output, cpu, start_up_s=start_up, settings=rows)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ the table is timed in turn. Times drift between runs: only ratios taken in one r
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,8 +53,7 @@ cold start: the first images, with preparation, compilation and capture
 {FORMULA}"""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of the published table; the guidance schedule is linear."""
 
     model: str  # a key of `MODELS`
@@ -62,13 +61,8 @@ class Row:
     steps: int
     cfg: float
 
-    @property
-    def name(self) -> str:
-        """As `--rows` takes it."""
-        return f"{self.model}_{self.image_size}_{self.steps}"
 
-
-ROWS = (
+PUBLISHED = (
     Row("lpd_l", 256, 20, 4.8),
     Row("lpd_xl", 256, 20, 4.9),
     Row("lpd_xxl", 256, 20, 5.9),
@@ -77,15 +71,12 @@ ROWS = (
     Row("lpd_l", 512, 48, 7.3),
     Row("lpd_xl", 512, 48, 6.0),
 )
+ROWS = {f"{row.model}_{row.image_size}_{row.steps}": row for row in PUBLISHED}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = benchmark.build_parser(
-        "Time from labels to images, beside what this machine allows.",
-        [row.name for row in ROWS],
-        plain="path",
-        quick="one row, one image at a time",
-    )
+    quick = "one row, one image at a time"
+    parser = benchmark.build_parser("from labels to images", ROWS, quick)
     parser.add_argument("--dtype", choices=("bf16", "f32", "both"), help="by default bf16 on a GPU")
     return parser.parse_args(argv)
 
@@ -94,28 +85,28 @@ def main(args: argparse.Namespace) -> None:
     """Measure, show the table and write it."""
     effort = benchmark.read_effort(args)
     kind = effort.device.type
-    keep = benchmark.result_file(args.output, effort.device)
+    write = partial(benchmark.write_figures, args.output, effort.device)
+    write()
     dtype = args.dtype or ("bf16" if kind == "cuda" else "both")
     dtypes = ("bf16", "f32") if dtype == "both" else (dtype,)
     sizes = args.batch_sizes or ([1] if args.quick else BATCH_SIZES[kind])
-    rows = ROWS[:1] if args.quick else ROWS
-    if args.rows:
-        rows = [row for row in ROWS if row.name in args.rows]
+    rows = args.rows or list(ROWS)[: 1 if args.quick else None]
     rated = DTYPES if kind == "cuda" else {*dtypes, "f32"}  # all that the VQ decoder may choose
     rates = benchmark.measure_rates(effort.device, [DTYPES[name] for name in rated])
     tokenizer = random_weights(VQModel, effort.device)
 
-    def series(row: Row, dtype: str) -> Iterator[Record]:
+    def series(name: str, dtype: str) -> Iterator[Record]:
+        row = ROWS[name]
         if kind == "cuda":
             torch.compiler.reset()  # the fast path compiles for the sizes of a model
         model = random_model(row, tokenizer, DTYPES[dtype], effort.device)
         for size in sizes:
-            names = {"row": row.name, **asdict(row), "dtype": dtype, "batch_size": size}
-            yield names | measure(Case(row, model, tokenizer, DTYPES[dtype], size), rates, effort)
+            about = {"row": name, **row._asdict(), "dtype": dtype, "batch_size": size}
+            yield about | measure(Case(row, model, tokenizer, DTYPES[dtype], size), rates, effort)
 
-    named = {f"{row.name}, {dtype}": series(row, dtype) for row in rows for dtype in dtypes}
+    named = {f"{name}, {dtype}": series(name, dtype) for name in rows for dtype in dtypes}
     kept_rates = {NAMES[dtype]: rate._asdict() for dtype, rate in rates.items()}
-    benchmark.show(named, keep, COLUMNS, NOTES, rates=kept_rates)
+    benchmark.show(named, COLUMNS, NOTES, partial(write, rates=kept_rates))
 
 
 def random_model(row: Row, tokenizer: VQModel, dtype: torch.dtype, device: torch.device) -> LPD:

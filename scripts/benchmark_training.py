@@ -12,9 +12,9 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -61,55 +61,49 @@ operations of an image = 2N tokens x 6 x (block + head parameters)
 """
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A network and how it is trained; `steps`: of the only list of group sizes, else all."""
 
-    name: str
     build: Callable[[], LPD]
     batch_size: int
     steps: int | None = None
 
 
 DEMO = dict(img_size=32, vqgan_stride=4, vqgan_vocab_size=256, class_num=10)
-SMALL_ROWS = (
-    Row("lpd_tiny_32", partial(lpd_tiny, **DEMO), 64, steps=12),
-    Row("lpd_l_x2_256", partial(LPD, decoder_embed_dim=1024, decoder_depth=2), 8),
-)
-PUBLISHED_ROWS = (
-    Row("lpd_l_256", lpd_l, 64),
-    Row("lpd_xl_256", lpd_xl, 32),
-    Row("lpd_xxl_256", lpd_xxl, 32),
-    Row("lpd_l_512", partial(lpd_l, img_size=512), 16),
-    Row("lpd_xl_512", partial(lpd_xl, img_size=512), 8),
-)
-ROWS = SMALL_ROWS + PUBLISHED_ROWS
+SMALL_ROWS = {
+    "lpd_tiny_32": Row(partial(lpd_tiny, **DEMO), 64, steps=12),
+    "lpd_l_x2_256": Row(partial(LPD, decoder_embed_dim=1024, decoder_depth=2), 8),
+}
+PUBLISHED_ROWS = {
+    "lpd_l_256": Row(lpd_l, 64),
+    "lpd_xl_256": Row(lpd_xl, 32),
+    "lpd_xxl_256": Row(lpd_xxl, 32),
+    "lpd_l_512": Row(partial(lpd_l, img_size=512), 16),
+    "lpd_xl_512": Row(partial(lpd_xl, img_size=512), 8),
+}
+ROWS = SMALL_ROWS | PUBLISHED_ROWS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    return benchmark.build_parser(
-        "Time per training step, beside what this machine allows.",
-        [row.name for row in ROWS],
-        plain="step",
-        quick="the small rows only",
-    ).parse_args(argv)
+    parser = benchmark.build_parser("per training step", ROWS, quick="the small rows only")
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, show the table and write it."""
     effort = benchmark.read_effort(args)
-    keep = benchmark.result_file(args.output, effort.device)
-    rows = SMALL_ROWS if args.quick or effort.device.type == "cpu" else PUBLISHED_ROWS
-    if args.rows:
-        rows = [row for row in ROWS if row.name in args.rows]
+    write = partial(benchmark.write_figures, args.output, effort.device)
+    write()
+    small = args.quick or effort.device.type == "cpu"
     rate = benchmark.measure_rates(effort.device, [FAST_DTYPE])[FAST_DTYPE].rate
 
-    def series(row: Row) -> Iterator[Record]:
-        for size in args.batch_sizes or [row.batch_size]:
-            record, _ = measure(row, size, effort, rate)
-            yield {"row": row.name, "batch_size": size} | record
+    def series(name: str) -> Iterator[Record]:
+        for size in args.batch_sizes or [ROWS[name].batch_size]:
+            record, _ = measure(name, size, effort, rate)
+            yield {"row": name, "batch_size": size} | record
 
-    benchmark.show({row.name: series(row) for row in rows}, keep, COLUMNS, NOTES, rate=rate)
+    rows = args.rows or (SMALL_ROWS if small else PUBLISHED_ROWS)
+    benchmark.show({x: series(x) for x in rows}, COLUMNS, NOTES, partial(write, rate=rate))
 
 
 class Step:
@@ -160,12 +154,13 @@ def random_batch(model: LPD, batch_size: int, device: torch.device) -> Batch:
     return Batch(tokens, labels, orders.argsort(dim=1), drop < model.label_drop_prob)
 
 
-def measure(row: Row, batch_size: int, effort: Effort, rate: float) -> tuple[Record, Calls]:
+def measure(name: str, batch_size: int, effort: Effort, rate: float) -> tuple[Record, Calls]:
     """Time a network's steps, beside operations a second; return the record and the warm calls."""
     # Compiled networks refer to themselves: those measured before are still there.
     torch.compiler.reset()
     gc.collect()
-    device, fast = effort.device, Step(row.build, effort.device, plain=False)
+    row, device = ROWS[name], effort.device
+    fast = Step(row.build, device, plain=False)
     num_tokens = fast.model.grid.num_tokens
     lists = training_group_sizes(num_tokens)
     if row.steps is not None:

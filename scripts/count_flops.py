@@ -51,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Count, show the table and write it."""
     args = build_parser().parse_args(argv)
     logs.setup()
-    keep = benchmark.result_file(args.output, torch.device("cpu"))
     with blame("--img_size"):
         grid = TokenGrid(args.img_size, args.vqgan_stride, args.vqgan_vocab_size)
     with blame("--generation_steps"):
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = f"{args.model}, {args.img_size} px, {args.dtype}, batches of {batch_size}"
     table = benchmark.markdown_table(COLUMNS, rows)
     sys.stdout.write(f"{about}: parameters {counts}\n{table}{NOTES}")
-    keep(parameters=parameters, rows=rows)
+    benchmark.write_figures(args.output, torch.device("cpu"), parameters=parameters, rows=rows)
 
 
 if __name__ == "__main__":

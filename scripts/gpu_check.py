@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
 
 def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
     """Return a part's figures as far as it came, why it failed (None if not) and its seconds."""
-    result, log = (Path(f"{args.output.resolve()}.{ending}") for ending in ("part", "log"))
+    result, log = (Path(f"{args.output.resolve()}.{name}{end}") for end in ("", ".log"))
     result.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--measure", name, "--device", args.device]
     command += ["--output", str(result), *(["--quick"] if args.quick else [])]
@@ -106,28 +106,22 @@ def run_part(name: str, limit: float, args: argparse.Namespace) -> dict[str, Any
         if importlib.util.find_spec("pytest_timeout"):
             command += ["--timeout", "120"]
     failed, started = None, time.monotonic()
-    with log.open("a") as file:
-        file.write(f"\n== {name}\n")
-        file.flush()
-        begin = file.tell()
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    with log.open("wb") as file:
+        options = dict(cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, **options)
         try:
-            code = process.wait(timeout=limit)
-            failed = f"exit code {code}" if code else None
+            if code := process.wait(timeout=limit):
+                failed = f"exit code {code}"
         except subprocess.TimeoutExpired:
             failed = f"not done after {limit:.0f} s"
         except KeyboardInterrupt:
             failed = STOPPED
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)  # pytest says then what has failed so far
-            with suppress(subprocess.TimeoutExpired):
+        # What it started ends, too; on SIGINT pytest says what has failed so far.
+        for ending in (signal.SIGINT, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, ending)
                 process.wait(timeout=GRACE)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # all that it started
-        process.wait()
-    said = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+    said = log.read_text(errors="replace").strip().splitlines()
     found = {"figures": {}, "errors": []}
     if result.exists():
         found = json.loads(result.read_text())

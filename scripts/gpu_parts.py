@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -64,7 +63,7 @@ class Check:
 
     def case(self, dtype: torch.dtype, batch_size: int) -> benchmark_sampling.Case:
         """LPD-L at 256 px in 20 steps, or a tiny network, and its tokenizer; random weights."""
-        row, sizes = benchmark_sampling.ROWS[0], {}
+        row, sizes = benchmark_sampling.ROWS["lpd_l_256_20"], {}
         if self.quick:
             row = benchmark_sampling.Row("lpd_tiny", 64, 4, 3.0)
             sizes = {"codebook_size": 64, "ch": 32, "num_res_blocks": 1}
@@ -97,8 +96,7 @@ class Check:
         if self.on_gpu:
             kind, took = DeviceType.CUDA, "self_device_time_total"
         with torch.profiler.profile() as profiler:
-            call()
-            benchmark.wait_for(self.device)
+            benchmark.seconds_of(call, self.device)
         found = [
             {"sum_us": round(getattr(x, took), 1), "count": x.count, "kernel": x.key[:80]}
             for x in profiler.key_averages()
@@ -157,13 +155,12 @@ def training(check: Check) -> None:
     """A training step as `main_lpd.py --bf16` runs it, its programs and its kernels."""
     from torch._dynamo.utils import counters, get_compilation_metrics
 
-    row, batch_size = benchmark_training.PUBLISHED_ROWS[0], 64
-    effort = Effort(check.device, plain=False)
+    name, batch_size, effort = "lpd_l_256", 64, Effort(check.device, plain=False)
     if check.quick:
-        row, batch_size = benchmark_training.SMALL_ROWS[0], 2
+        name, batch_size = "lpd_tiny_32", 2
         effort = Effort(check.device, rounds=1, seconds=0, plain=False)
     rate = benchmark.measure_rates(check.device, [BF16])[BF16].rate
-    record, calls = benchmark_training.measure(row, batch_size, effort, rate)
+    record, calls = benchmark_training.measure(name, batch_size, effort, rate)
     check.keep(**{name: x for name, x in record.items() if name != "times_s"})
     again = sum(bool(metrics.recompile_reason) for metrics in get_compilation_metrics())
     check.keep(graphs=counters["stats"]["unique_graphs"], recompiles=again)
@@ -171,14 +168,13 @@ def training(check: Check) -> None:
 
 
 def variants(check: Check) -> None:
-    """Ways to do the same, one against the other: attention, products, VQ decoder."""
+    """Ways to do the same, one against the other: attention and VQ decoder."""
     case, device = check.case(BF16, 1), check.device
-    steps, blocks = step_rows(case.sizes), case.model.blocks
-    heads, width = blocks[0].attn.num_heads, case.model.norm.weight.numel()
+    steps = step_rows(case.sizes)
+    heads, width = case.model.blocks[0].attn.num_heads, case.model.norm.weight.numel()
     random = partial(torch.randn, device=device, dtype=BF16)
     qkv = [split_heads(random(2, sum(rows), 3 * width), heads) for rows in steps]
-    shape = (1, 2, 2, heads, 1 + sum(case.sizes), width // heads)
-    cache = KVCache(torch.empty(shape, dtype=BF16, device=device))
+    cache = KVCache(random(1, 2, 2, heads, 1 + sum(case.sizes), width // heads))
 
     def attention() -> torch.Tensor:  # of a layer, in all steps
         cache.length = 0
@@ -207,19 +203,6 @@ def variants(check: Check) -> None:
             codes = torch.zeros(batch_size, sum(case.sizes), dtype=torch.int64, device=device)
             ways[f"vq_{name}_{batch_size}"] = flags(partial(decoder, codes))
 
-    bandwidth = benchmark.measure_rates(device, [BF16])[BF16].bandwidth
-    products: list[dict[str, Any]] = []
-    for name, out, wide in (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)):
-        weights = [random(out * width, wide * width) for _ in blocks]
-        record = {"product": name, "floor_us": 1e6 * weights[0].nbytes / bandwidth}
-        products.append(record)
-        for rows in (4, 80) if check.quick else (4, 12, 24, 48, 80, 256, 1024, 5120):
-            x = random(rows, wide * width)
-            with check.attempt(f"{name} of {rows} rows"):
-                # With each of the weights, which are read from memory for it.
-                seconds = check.graph_median(lambda x=x, w=weights: [F.linear(x, y) for y in w][-1])
-                record[str(rows)] = round(1e6 * seconds / len(blocks), 2)
-        check.keep(products=products)
     for name, call in ways.items():
         with check.attempt(name):
             check.keep(**{f"{name}_s": check.graph_median(call)})

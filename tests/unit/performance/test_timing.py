@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,10 @@ def test_series_go_to_table_and_file_until_memory_ends(
             yield {"row": name, "size": size}
             kept.append(json.loads((tmp_path / "new" / "a.json").read_text())["rows"])
 
-    keep = benchmark.result_file(tmp_path / "new" / "a.json", CPU)
+    write = partial(benchmark.write_figures, tmp_path / "new" / "a.json", CPU, rates=1)
     both = {"large": series("large", 2), "small": series("small", 3)}
     columns = {"row": ("row", "", 1), "size": ("size", "d", 1)}
-    benchmark.show(both, keep, columns, "What it means.\n", rates=1)
+    benchmark.show(both, columns, "What it means.\n", write)
     expected = [{"row": "large", "size": size} for size in (1, 2)]
     expected += [{"row": "small", "size": size} for size in (1, 2, 3)]
     assert kept == [expected[:stop] for stop in (1, 2, 3, 4, 5)]
@@ -59,7 +60,7 @@ def test_series_go_to_table_and_file_until_memory_ends(
     assert result["machine"]["threads"] == torch.get_num_threads()
     assert capsys.readouterr().out == f"{markdown_table(columns, expected)}\nWhat it means.\n"
     with pytest.raises(UserError, match="--output: "):
-        benchmark.result_file(tmp_path / "new" / "a.json" / "b.json", CPU)
+        benchmark.write_figures(tmp_path / "new" / "a.json" / "b.json", CPU)
 
 
 def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:

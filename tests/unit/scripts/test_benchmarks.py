@@ -59,14 +59,15 @@ def test_sampling(
     capsys: pytest.CaptureFixture[str],
     slow_machine: None,
 ) -> None:
-    monkeypatch.setattr(benchmark_sampling, "ROWS", (ROW, Row("lpd_tiny", 64, 5, 1.0)))
+    rows = {"four": ROW, "five": Row("lpd_tiny", 64, 5, 1.0)}
+    monkeypatch.setattr(benchmark_sampling, "ROWS", rows)
     monkeypatch.setattr(benchmark_sampling, "VQModel", lambda: VQModel(codebook_size=64, ch=32))
     flags = ("--quick", "--device", "cpu", "--batch_sizes", "1", "3")
     result = run(benchmark_sampling, tmp_path / "a.json", *flags)
     assert result["rates"]["bf16"] == {"bandwidth": 1e9, "rate": 2e9}
     records = result["rows"]
     found = [(record["row"], record["dtype"], record["batch_size"]) for record in records]
-    assert found == [("lpd_tiny_64_4", dtype, size) for dtype in ("bf16", "f32") for size in (1, 3)]
+    assert found == [("four", dtype, size) for dtype in ("bf16", "f32") for size in (1, 3)]
     for record in records:
         assert benchmark_sampling.COLUMNS.keys() - record.keys() == {"peak_bytes"}
         assert record["rounds"] == len(record["times_s"]["plain"]) == 2
@@ -74,10 +75,10 @@ def test_sampling(
         assert record["products_ratio"] == pytest.approx(generation_s / record["products_s"])
         assert record["floor_share"] == pytest.approx(record["floor_s"] / record["fast_s"])
     printed = capsys.readouterr().out
-    assert [line.split()[1] for line in printed.splitlines()[2:6]] == ["lpd_tiny_64_4"] * 4
+    assert [line.split()[1] for line in printed.splitlines()[2:6]] == ["four"] * 4
     assert "plain / fast" in printed.splitlines()[0] and "floor = sum over" in printed
 
-    flags = ("--rows", "lpd_tiny_64_5", "--no_plain", "--dtype", "bf16", "--seconds", "0")
+    flags = ("--rows", "five", "--no_plain", "--dtype", "bf16", "--seconds", "0")
     result = run(benchmark_sampling, tmp_path / "a.json", *flags, "--device", "cpu")
     assert [record["batch_size"] for record in result["rows"]] == [1, 4]
     assert all(x["rounds"] == 3 and "plain_s" not in x for x in result["rows"])
@@ -127,9 +128,10 @@ def test_training(
     capsys: pytest.CaptureFixture[str],
     slow_machine: None,
 ) -> None:
-    assert [row.name for row in benchmark_training.SMALL_ROWS] == ["lpd_tiny_32", "lpd_l_x2_256"]
-    row = benchmark_training.Row("tiny", partial(small_lpd, proj_dropout=0.1), 4, steps=4)
-    monkeypatch.setattr(benchmark_training, "SMALL_ROWS", (row,))
+    assert [*benchmark_training.SMALL_ROWS] == ["lpd_tiny_32", "lpd_l_x2_256"]
+    rows = {"tiny": benchmark_training.Row(partial(small_lpd, proj_dropout=0.1), 4, steps=4)}
+    monkeypatch.setattr(benchmark_training, "SMALL_ROWS", rows)
+    monkeypatch.setattr(benchmark_training, "ROWS", rows)
     flags = ("--quick", "--device", "cpu", "--batch_sizes", "2", "4")
     records = run(benchmark_training, tmp_path / "a.json", *flags)["rows"]
     assert [record["batch_size"] for record in records] == [2, 4]
@@ -152,10 +154,11 @@ def test_training(
     assert record["batch_size"] == 4 and not {"plain_s", "ratio"} & record.keys()
 
 
-def test_products_are_those_of_a_training_step() -> None:
-    row = benchmark_training.Row("tiny", small_lpd, 4, steps=4)
+def test_products_are_those_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = benchmark_training.Row(small_lpd, 4, steps=4)
+    monkeypatch.setitem(benchmark_training.ROWS, "tiny", row)
     effort = benchmark.Effort(CPU, 1, 0, plain=False)
-    _, calls = benchmark_training.measure(row, 4, effort, rate=1e9)
+    _, calls = benchmark_training.measure("tiny", 4, effort, rate=1e9)
     with FlopCounterMode(display=False) as products:
         calls["products"]()
     with FlopCounterMode(display=False) as fast:
