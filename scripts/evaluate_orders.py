@@ -40,12 +40,13 @@ from util.run_record import record_run
 def build_parser() -> Parser:
     """All flags."""
     parser = Parser(description="The price of parallel decoding, by order and number of steps.")
-    group = parser.add_argument_group("model and images")
-    add_flags(group, "--pretrained_ckpt", required=True)
-    group.add_argument("--cached_path", required=True, help="token cache of held-out images")
-    group.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
-    add_flags(group, "--batch_size")
-    about = "by default in the steps of training; differences are taken against the first"
+    add_flags(parser, "--pretrained_ckpt", required=True)
+    parser.add_argument("--cached_path", required=True, help="token cache of held-out images")
+    parser.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
+    add_flags(parser, "--batch_size", "--bf16", "--device", "--output", "--debug")
+    add_flags(parser, "--seed", help="of the orders")
+    parser.add_argument("--plot", type=Path, help="PNG file: NLL, paired differences, prices")
+    about = "by default in the steps of training; differences are taken against the first order"
     group = parser.add_argument_group("what to compare", about)
     add_flags(group, "--orders", default=list(ORDERS))
     add_flags(group, "--steps")
@@ -54,18 +55,12 @@ def build_parser() -> Parser:
     about = "for the best thresholds and group sizes in each of --steps, on one half of the images,"
     group = parser.add_argument_group("search", f"{about} confirmed on the other")
     group.add_argument("--search", action="store_true", help="instead of comparing")
-    several = {"nargs": "+", "type": number()}
-    group.add_argument("--repulsions", metavar="R", default=[0, 1, 2, 3, 4], **several)
-    proximities = {"default": [0, 1, 2, 3, search.REPULSION_ALONE], **several}
-    about = f"from {search.REPULSION_ALONE:g} up nothing is near"
-    group.add_argument("--proximities", metavar="P", help=about, **proximities)
-    about = {"default": [RULE, "1", "1.5", "2", "3"], "metavar": "SHAPE"}
-    about |= {"help": f"of group sizes: {RULE}, or a power of the known tokens"}
-    group.add_argument("--shapes", nargs="+", **about)
-    group = parser.add_argument_group("run and output")
-    add_flags(group, "--bf16", "--device", "--output", "--debug")
-    add_flags(group, "--seed", help="of the orders")
-    group.add_argument("--plot", type=Path, help="PNG file: NLL, paired differences, prices")
+    for name, about, kind, default in (
+        ("--repulsions", "thresholds", number(), [0, 1, 2, 3, 4]),
+        ("--proximities", "thresholds; from 7 up nothing is near", number(), [0, 1, 2, 3, 7]),
+        ("--shapes", f"{RULE} or powers of the known tokens", str, [RULE, "1", "1.5", "2", "3"]),
+    ):
+        group.add_argument(name, nargs="+", type=kind, default=default, help=about)
     distributed.add_distributed_flags(parser)
     return parser
 
@@ -98,9 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Spread evenly, because the cache is sorted by class.
     image_ids = np.arange(count) * cache.num_images // count
     if args.search:
-        tried = args.repulsions, args.proximities, args.shapes
         with blame("--steps, --shapes"):
-            plans = [search.plans(*tried, model.grid, steps, args.seed) for steps in args.steps]
+            plans = [search.plans(args, model.grid, steps) for steps in args.steps]
         study = partial(look_for_best, plans, model.grid, args.seed)
     else:
         study = partial(compare, args, read_settings(args, model.grid, cache.num_images))

@@ -34,7 +34,7 @@ class Setting:
 
     order: str  # as on the command line
     orders: OrderSource
-    group_sizes: tuple[int, ...]  # K sizes that sum to N
+    group_sizes: Sequence[int]  # K sizes that sum to N
     sizes_name: str = ""  # in a word; those of the table or rule have none
 
     @property
@@ -64,7 +64,7 @@ def read_settings(args: argparse.Namespace, grid: TokenGrid, num_images: int) ->
     for text in args.orders:
         warn_of_steps(text, [len(sizes) for sizes, _ in lists], "--orders", "--steps")
     return [
-        Setting(order, source, tuple(sizes), name)
+        Setting(order, source, sizes, name)
         for sizes, name in lists
         for order, source in zip(args.orders, sources, strict=True)
     ]
@@ -92,15 +92,11 @@ class Measured:
 
     setting: Setting
     by_step: np.ndarray  # (n, K) float64, NLL of each step's tokens
-    one_by_one: np.ndarray | None  # the same tokens one at a time in the same orders, if measured
+    price_by_step: np.ndarray | None  # less that of the same tokens one at a time, if measured
 
     @property
     def nll(self) -> np.ndarray:
         return self.by_step.sum(axis=1)
-
-    @property
-    def price_by_step(self) -> np.ndarray:
-        return self.by_step - self.one_by_one
 
     @property
     def price(self) -> np.ndarray:
@@ -135,8 +131,7 @@ def measure(
     measures the same orders one token at a time. Honours an enclosing `torch.autocast`. Raises
     `UserError`, on all processes, where a file of the cache is damaged.
     """
-    starts = range(0, len(image_ids), batch_size)
-    batches = [image_ids[start : start + batch_size] for start in starts]
+    batches = np.split(image_ids, range(batch_size, len(image_ids), batch_size))
     mine = batches[distributed.rank() :: distributed.world_size()]
 
     def measure_share() -> list[list[np.ndarray]]:
@@ -154,7 +149,7 @@ def measure(
     in_turn = [shares[i % len(shares)][i // len(shares)] for i in range(len(batches))]
     joined = [np.concatenate(parts) for parts in zip(*in_turn, strict=True)]
     return [
-        Measured(setting, nll[:, 0], nll[:, 1] if one_by_one else None)
+        Measured(setting, nll[:, 0], nll[:, 0] - nll[:, 1] if one_by_one else None)
         for setting, nll in zip(settings, joined, strict=True)
     ]
 
@@ -171,7 +166,7 @@ def _batch_nll(
     measured: dict[tuple[bytes, tuple[int, ...]], np.ndarray] = {}
     for setting in settings:
         orders = setting.orders(ids, setting.group_sizes)
-        lists = [setting.group_sizes, (1,) * num_tokens][: 1 + one_by_one]
+        lists = [tuple(setting.group_sizes), (1,) * num_tokens][: 1 + one_by_one]
         keys = [(orders.tobytes(), sizes) for sizes in lists]
         for key in keys:
             if key not in measured:
@@ -185,6 +180,6 @@ def _batch_nll(
 def images_digest(cache: TokenCache, image_ids: np.ndarray) -> str:
     """Say which images (n,) of the cache these are: sha256 (hex) of labels and tokens."""
     digest = hashlib.sha256(cache.labels[image_ids].astype(np.int64))
-    for ids in np.array_split(image_ids, -(-len(image_ids) // 1024)):
+    for ids in np.split(image_ids, range(1024, len(image_ids), 1024)):
         digest.update(cache.read(ids, np.zeros(len(ids), dtype=bool)).astype(np.int64))
     return digest.hexdigest()

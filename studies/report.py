@@ -12,16 +12,13 @@ import numpy as np
 from dataset.token_cache import TokenCache
 from hub.download import sha256_of
 from hub.published import pinned
-from studies.likelihood import Estimate, Measured, images_digest
+from studies.likelihood import Estimate, Measured, Setting, images_digest
 from util.errors import blame
 from util.run_record import revision, versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
-
-# Generations side by side in the picture.
-_COLUMNS = 4
+    from matplotlib.figure import Figure
 
 
 def made_by(checkpoint: str | Path) -> dict[str, str]:
@@ -132,63 +129,55 @@ def draw(results: Sequence[Measured]) -> "Figure":
     """
     from matplotlib.figure import Figure  # slow to import
 
-    figures = [(result.setting, _figures(result, results)) for result in results]
-    names = {"NLL": "nll", "price of parallelism": "price"}
-    if any("minus_first_order" in found for _, found in figures):
-        paired = {f"NLL minus {results[0].setting.order}'s, paired": "minus_first_order"}
-        names = {"NLL": "nll", **paired, **names}
+    panels: dict[str, list[tuple[Setting, Estimate]]] = {}
+    for title, name in (
+        ("NLL", "nll"),
+        (f"NLL minus {results[0].setting.order}'s, paired", "minus_first_order"),
+        ("price of parallelism", "price"),
+    ):
+        for result in results:
+            if cost := _figures(result, results).get(name):
+                panels.setdefault(title, []).append((result.setting, cost))
     paying = [result for result in results if max(result.setting.group_sizes) > 1]
-    rows = -(-len({result.setting.steps for result in paying}) // _COLUMNS)
-    heights = [4.5, 2.5 * rows] if rows else [4.5]
+    counts = sorted({result.setting.steps for result in paying}, reverse=True)
+    heights = [4.5] + [2.5] * -(-len(counts) // 4)  # four generations side by side
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    grid, width = figure.add_gridspec(len(heights), 12, height_ratios=heights), 12 // len(panels)
     titles = dict.fromkeys(result.setting.title for result in results)
     colours = {title: f"C{place}" for place, title in enumerate(titles)}
-    upper = parts[0].subplots(1, len(names), squeeze=False)[0]
-    for axes, (title, name) in zip(upper, names.items(), strict=True):
-        points = [(setting, found[name]) for setting, found in figures if name in found]
+    for place, (title, points) in enumerate(panels.items()):
+        axes = figure.add_subplot(grid[0, place * width : (place + 1) * width], title=title)
         for order, colour in colours.items():
             own = [(s.steps, cost.mean, cost.se) for s, cost in points if s.title == order]
             if own:
                 how = {"marker": "o", "markersize": 4, "capsize": 2, "label": order}
                 axes.errorbar(*zip(*sorted(own), strict=True), color=colour, **how)
         steps = sorted({setting.steps for setting, _ in points})
-        axes.set(title=title, xlabel="decoding steps", xscale="log")
+        axes.set(xlabel="decoding steps", ylabel="nats an image", xscale="log")
         axes.set_xticks(steps, labels=map(str, steps))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        if axes is not upper[0]:
+        if place:
             _scale(axes)
-    upper[0].set_ylabel("nats an image")
-    upper[0].legend()
-    if rows:
-        _generations(parts[1], paying, rows, colours)
-    return figure
-
-
-def _generations(
-    part: "SubFigure", results: Sequence[Measured], rows: int, colours: dict[str, str]
-) -> None:
-    """The price so far against the share of tokens decoded, a panel for each number of steps."""
-    counts = sorted({result.setting.steps for result in results}, reverse=True)
-    panels = part.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
-    for steps, axes in zip(counts, panels, strict=False):
-        axes.set_title(f"{steps} steps", fontsize="medium")
-        axes.grid(alpha=0.3)
+        else:
+            axes.legend()
+    first = None
+    for place, steps in enumerate(counts):
+        row, column = divmod(place, 4)
+        axes = figure.add_subplot(grid[1 + row, 3 * column : 3 * column + 3], sharey=first)
+        axes.set(title=f"{steps} steps", xlabel="share of tokens decoded", ylabel="price so far")
+        first = first or axes
         _scale(axes)
-        for result in (result for result in results if result.setting.steps == steps):
-            sizes, title = result.setting.group_sizes, result.setting.title
+        axes.grid(alpha=0.3)
+        for result in (result for result in paying if result.setting.steps == steps):
+            title = result.setting.title
             so_far = Estimate.of(result.price_by_step.cumsum(axis=1))
             low, high = so_far.mean - so_far.se, so_far.mean + so_far.se
-            decoded, own = np.cumsum(sizes) / sum(sizes), {"color": colours[title]}
+            decoded = np.cumsum(result.setting.group_sizes) / sum(result.setting.group_sizes)
+            own = {"color": colours[title]}
             axes.plot(decoded, so_far.mean, marker=".", markersize=3, label=title, **own)
             axes.fill_between(decoded, low, high, alpha=0.2, lw=0, **own)
-    for axes in panels[max(0, len(counts) - _COLUMNS) : len(counts)]:
-        axes.tick_params(labelbottom=True)  # also where there is an empty place below
-    for axes in panels[len(counts) :]:
-        axes.set_axis_off()
-    part.supxlabel("share of tokens decoded", fontsize="medium")
-    part.supylabel("price so far, nats an image", fontsize="medium")
+    return figure
 
 
 def _scale(axes: "Axes") -> None:

@@ -1,6 +1,6 @@
 """Searching thresholds and group-size shapes for the plan with the lowest NLL."""
 
-import shlex
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
@@ -29,31 +29,21 @@ class Candidate(NamedTuple):
     shape: str
 
 
-def plans(
-    repulsions: Sequence[float],
-    proximities: Sequence[float],
-    shapes: Sequence[str],
-    grid: TokenGrid,
-    steps: int,
-    seed: int,
-) -> dict[Candidate, Setting]:
-    """Combine what differs: from proximity `REPULSION_ALONE` up repulsions are alike.
+def plans(args: argparse.Namespace, grid: TokenGrid, steps: int) -> dict[Candidate, Setting]:
+    """Combine what differs of --repulsions, --proximities and --shapes.
 
-    Raises `ValueError` where there is no such shape or split.
+    From proximity `REPULSION_ALONE` up repulsions are alike. Raises `ValueError` where there is no
+    such shape or split.
     """
-    different: dict[tuple, Candidate] = {}
-    for candidate in map(Candidate._make, product(repulsions, proximities, shapes)):
-        alone = candidate.proximity >= REPULSION_ALONE
-        different.setdefault(candidate[2:] if alone else candidate, candidate)
-    return {
-        candidate: Setting(
-            f"lpd:{candidate.repulsion:g}:{candidate.proximity:g}",
-            locality_aware(grid, seed, candidate.repulsion, candidate.proximity),
-            tuple(shaped_group_sizes(grid.num_tokens, steps, candidate.shape)),
-            candidate.shape,
-        )
-        for candidate in different.values()
-    }
+    settings: dict[tuple, tuple[Candidate, Setting]] = {}
+    for candidate in map(Candidate._make, product(args.repulsions, args.proximities, args.shapes)):
+        repulsion, proximity, shape = candidate
+        name = f"lpd:{repulsion:g}:{proximity:g}"
+        orders = locality_aware(grid, args.seed, repulsion, proximity)
+        setting = Setting(name, orders, shaped_group_sizes(grid.num_tokens, steps, shape), shape)
+        what = (shape,) if proximity >= REPULSION_ALONE else candidate
+        settings.setdefault(what, (candidate, setting))
+    return dict(settings.values())
 
 
 def search(
@@ -71,7 +61,7 @@ def search(
     shuffled = image_ids[streams.permutations("order search", seed, count=len(image_ids))[0]]
     first, second = map(np.sort, np.split(shuffled, [len(image_ids) // 2]))
     steps = next(iter(plans.values())).steps
-    usual = Setting("lpd", locality_aware(grid, seed), tuple(group_sizes(grid.num_tokens, steps)))
+    usual = Setting("lpd", locality_aware(grid, seed), group_sizes(grid.num_tokens, steps))
 
     def judge(candidate: Candidate, measured: Measured, published: Measured) -> dict[str, Any]:
         nll, less = Estimate.of(measured.nll), Estimate.of(measured.nll - published.nll)
@@ -79,27 +69,19 @@ def search(
 
     published, *here = measure([usual, *plans.values()], first)
     ranked = sorted(zip(plans, here, strict=True), key=lambda pair: pair[1].nll.mean())
+    candidates = [judge(*pair, published) for pair in ranked]
     best = ranked[0][0]
-    published_there, there = measure([usual, plans[best]], second)
+    published, there = measure([usual, plans[best]], second)
     sizes = str(list(plans[best].group_sizes))
-    flags = {
-        "img_size": grid.image_size,
-        "vqgan_stride": grid.stride,
-        "group_sizes": sizes,
-        "proximity_threshold": f"{best.proximity:g}",
-        "repulsion_threshold": f"{best.repulsion:g}",
-        "seed": seed,
-        "num_runs": 60000,
-        "output_file": f"orders/{grid.side}x{grid.side}_steps{steps}_best.npy",
-    }
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    command = shlex.join(["python", "orders/run_lpd_order.py", *words])
-    confirmed = judge(best, there, published_there)
-    return {
-        "steps": steps,
-        "candidates": [judge(*pair, published) for pair in ranked],
-        "best": {**confirmed, "group_sizes": sizes, "order_file_command": command},
-    }
+    command = (
+        f"python orders/run_lpd_order.py --img_size {grid.image_size} --vqgan_stride {grid.stride} "
+        f"--group_sizes '{sizes}' --proximity_threshold {best.proximity:g} "
+        f"--repulsion_threshold {best.repulsion:g} --seed {seed} --num_runs 60000 "
+        f"--output_file orders/{grid.side}x{grid.side}_steps{steps}_best.npy"
+    )
+    how = {"group_sizes": sizes, "order_file_command": command}
+    confirmed = judge(best, there, published) | how
+    return {"steps": steps, "candidates": candidates, "best": confirmed}
 
 
 def search_table(searches: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, object]]:

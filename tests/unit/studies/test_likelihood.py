@@ -13,7 +13,7 @@ from models.likelihood import token_nll
 from orders.plan import GenerationPlan
 from orders.sources import locality_aware, parse_order
 from studies.likelihood import Estimate, Measured, Setting, images_digest, measure
-from studies.search import REPULSION_ALONE, plans, search, search_table
+from studies.search import REPULSION_ALONE, Candidate, plans, search, search_table
 from tests.unit.models.small import NUM_TOKENS, VOCAB, small_lpd
 from util import distributed
 from util.errors import UserError
@@ -101,7 +101,7 @@ def test_the_number_of_processes_changes_no_bit(
     monkeypatch.setattr(distributed, "rank", lambda: processes - 1)
     for mine, theirs in zip(alone, study(), strict=True):
         assert np.array_equal(mine.by_step, theirs.by_step)
-        assert np.array_equal(mine.one_by_one, theirs.one_by_one)
+        assert np.array_equal(mine.price_by_step, theirs.price_by_step)
 
 
 def test_a_digest_tells_images_apart() -> None:
@@ -139,6 +139,13 @@ def test_an_estimate_has_the_standard_error_of_a_mean() -> None:
     assert str(found) == "3.00 ± 1.08"
 
 
+def tried_plans(
+    repulsions: list[float], proximities: list[float], grid: TokenGrid, seed: int
+) -> dict[Candidate, Setting]:
+    tried = {"repulsions": repulsions, "proximities": proximities, "shapes": ["rule", "2"]}
+    return plans(SimpleNamespace(seed=seed, **tried), grid, 4)
+
+
 def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
     seen: list[tuple[list[Setting], list[int]]] = []
 
@@ -153,7 +160,7 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
             measured.append(Measured(one, nats, None))
         return measured
 
-    tried, ids = plans([0, 1, 2], [0, 1], ["rule", "2"], GRID, 4, 6), 2 * IDS
+    tried, ids = tried_plans([0, 1, 2], [0, 1], GRID, 6), 2 * IDS
     entry = search(costs, tried, GRID, 6, ids)
     # All and the published on one half; the best and that on the other.
     assert [(len(settings), len(half)) for settings, half in seen] == [(13, 5), (2, 6)]
@@ -189,7 +196,7 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
 
 def test_repulsion_alone_is_one_candidate_for_each_shape() -> None:
     grid, near, alone = TokenGrid(64, 4, VOCAB), 6.8, REPULSION_ALONE
-    found = plans([0, 2], [near, alone, 100], ["rule", "2"], grid, 4, 0)
+    found = tried_plans([0, 2], [near, alone, 100], grid, 0)
     pairs = [(0, near), (0, alone), (2, near)]
     assert list(found) == [(*pair, shape) for pair in pairs for shape in ("rule", "2")]
     # Whatever the thresholds say, these are the same orders; a little lower they are not.
