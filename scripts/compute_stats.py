@@ -7,8 +7,6 @@ The .npz holds mu, sigma, mu_s and sigma_s as ADM's do (the latter two are sFID'
 `--features`, what KID, precision and recall compare.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence
@@ -32,22 +30,16 @@ logger = logging.getLogger("lpd")
 def build_parser() -> Parser:
     """All flags."""
     parser = Parser(description="Make statistics for --fid_stats from images.")
-    parser.add_argument(
-        "--images",
-        required=True,
-        help="folder of PNG and JPEG files at any depth, or ADM-style archive (npz)",
-    )
+    text = "folder of PNG and JPEG files at any depth, or ADM-style archive (npz)"
+    parser.add_argument("--images", required=True, help=text)
     parser.add_argument("--out", required=True, help="the .npz to write")
-    add_flags(
-        parser, "--img_size", help="a folder's images get the ADM centre crop to this side, pixels"
-    )
-    parser.add_argument(
-        "--features", action="store_true", help="also keep each image's, for kid and prc"
-    )
+    text = "a folder's images get the ADM centre crop to this side, pixels"
+    add_flags(parser, "--img_size", help=text)
+    text = "also keep each image's, for kid and prc"
+    parser.add_argument("--features", action="store_true", help=text)
     add_flags(parser, "--feature_extractor", choices=KINDS, help="network that scores")
-    add_flags(parser, "--feature_extractor_weights")
     add_flags(parser, "--batch_size", help="images per process")
-    add_flags(parser, "--num_workers", "--device", "--debug")
+    add_flags(parser, "--feature_extractor_weights", "--num_workers", "--device", "--debug")
     distributed.add_distributed_flags(parser)
     return parser
 
@@ -63,19 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out: found {args.out}, expected a name ending in .npz")
     size = None if Path(args.images).is_file() else args.img_size
     source = open_images(args.images, "--images", size)
-    extractor = build_extractor(
-        args.feature_extractor, args.feature_extractor_weights, device, spatial=True
-    )
+    weights = args.feature_extractor_weights
+    extractor = build_extractor(args.feature_extractor, weights, device, spatial=True)
     kind = extractor.kind
     if kind.image_size not in (None, source.image_size):
-        raise UserError(
-            f"--images: found {source.image_size} pixels (--img_size), expected {kind.image_size} "
-            f"for {kind.registered_name}"
-        )
+        expected = f"expected {kind.image_size} for {kind.registered_name}"
+        raise UserError(f"--images: found {source.image_size} pixels (--img_size), {expected}")
     require_writable_folder(out.parent, "--out")
     with blame("--out"):
         record_run(parser, args, out.parent)
-    parts = {*kind.dims, "features"} if args.features else {*kind.dims}
+    parts = frozenset(kind.dims) | ({"features"} if args.features else set())
     plan = ReferencePlan(source.path, parts, Reference(), source)
     with ExitStack() as at_exit:
         distributed.start(launch, device)

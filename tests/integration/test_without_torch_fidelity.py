@@ -1,7 +1,5 @@
 """All but scoring runs where torch-fidelity is not installed, as on a bare GPU machine."""
 
-import importlib
-
 import pytest
 
 from tests.commands import ROOT, run_command, succeed
@@ -54,10 +52,3 @@ def test_scoring_says_in_one_line_what_is_missing(world, without, tmp_path, comm
     assert line.startswith("error: --feature_extractor: found that torch-fidelity, ")
     assert "pip install torch-fidelity" in line
     assert "Traceback" not in result.stderr
-
-
-def test_constants_are_torch_fidelitys():
-    defaults = importlib.import_module("torch_fidelity.utils").DEFAULTS
-    metrics = importlib.import_module("evaluation.metrics").METRICS
-    assert metrics["kid"].fewest_images == defaults["kid_subset_size"]
-    assert metrics["prc"].fewest_images == defaults["prc_neighborhood"] + 1

@@ -135,5 +135,5 @@ sed -i "s/ on .*, in '.*', git/ on host, in '\/lpd', git/" training/commands.sh
 mv training/commands.sh training/kept
 find . -name commands.sh -delete -o -name log.txt -delete -o -name '.*lock*' -delete
 mv training/kept training/commands.sh
-rm -r digits vq unread stopped samples/events.out.tfevents.* search/search.png
+rm -r digits vq unread stopped samples/events.out.tfevents.*
 xz -9 vq.pt digits.pth

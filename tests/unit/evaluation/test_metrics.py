@@ -7,9 +7,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
+from torch_fidelity.utils import DEFAULTS
 
 from evaluation.features import KINDS, ExtractorKind, Features
 from evaluation.metrics import (
+    METRICS,
     Moments,
     Reference,
     Score,
@@ -140,6 +142,8 @@ def test_scores_that_there_are_not_raise(metrics, kind, count, message):
 
 
 def test_the_fewest_images_that_can_be_scored():
+    assert METRICS["kid"].fewest_images == DEFAULTS["kid_subset_size"]
+    assert METRICS["prc"].fewest_images == DEFAULTS["prc_neighborhood"] + 1
     check_metrics(ALL, INCEPTION, 1000)
     features = random_features(4, 0)
     score(features, DIGITS, Reference(features=features.pool), ("prc",))
