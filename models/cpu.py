@@ -1,7 +1,5 @@
 """Faster ways to compute on a CPU what PyTorch computes as well."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

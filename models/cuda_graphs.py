@@ -1,7 +1,5 @@
 """CUDA graphs, by PyTorch's notes on them: record kernels once, launch all with a single call."""
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -64,13 +62,6 @@ class _Captured:
     output: Tensor
     pool: Pool | None = None
 
-    def replay(self, *inputs: Tensor) -> Tensor:
-        for static, new in zip(self.inputs, inputs, strict=True):
-            static.copy_(new)
-        self.graph.replay()
-        # The memory of the output belongs to the pool: the next replay may overwrite it.
-        return self.output.clone()
-
 
 class GraphCache:
     """The `max_graphs` functions last used, captured; they share the memory of intermediates.
@@ -96,13 +87,11 @@ class GraphCache:
         The inputs lie on one CUDA device, the output has memory of its own. A `CaptureError` is
         about what cannot be captured; of a graph that does not fit nothing is kept.
 
-        Args:
-            key: names what `function` computes; appears in the log. Shapes and dtypes of the
-                inputs and PyTorch's own settings (autocast, TF32, ...) need not be part.
-            function: called a few times with static copies of the inputs when it is captured, and
-                never again for this key. It may not wait for the GPU, and what it reads and writes
-                besides the inputs must stay alive at its address as long as the graph: new values
-                there are seen, another tensor is not.
+        The key names what `function` computes; shapes and dtypes of the inputs and PyTorch's own
+        settings (autocast, TF32, ...) need not be part. The function is called a few times with
+        static copies of the inputs when it is captured, and never again for this key. It may not
+        wait for the GPU, and what it reads and writes besides the inputs must stay alive at its
+        address as long as the graph: new values there are seen, another tensor is not.
         """
         signature = (key, _settings(), *((x.shape, x.dtype, x.device) for x in inputs))
         if signature not in self._graphs:
@@ -111,7 +100,12 @@ class GraphCache:
                 self._graphs.popitem(last=False)
             self._graphs[signature] = self._capture(function, inputs)
         self._graphs.move_to_end(signature)
-        return self._graphs[signature].replay(*inputs)
+        captured = self._graphs[signature]
+        for static, new in zip(captured.inputs, inputs, strict=True):
+            static.copy_(new)
+        captured.graph.replay()
+        # The memory of the output belongs to the pool: the next replay may overwrite it.
+        return captured.output.clone()
 
     def clear(self) -> None:
         self._graphs.clear()

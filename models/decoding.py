@@ -1,8 +1,5 @@
 """Parallel decoding: a plan becomes a grid of tokens, group by group (method section 4)."""
 
-from __future__ import annotations
-
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -66,7 +63,7 @@ def generate(
     tokens = _decode_fast(model, job) if fast else None
     if tokens is None:
         with _around(model, model):
-            tokens = _last(job.decode(model, *job.inputs))
+            *_, tokens = job.decode(model, *job.inputs)
     return tokens
 
 
@@ -93,14 +90,7 @@ class _Job:
     # Orders (B, N), uniform numbers (B, N) in raster order, known codes (B, M), labels (B,) if any.
     inputs: list[Tensor]
 
-    def decode(
-        self,
-        network: LPD | FastNetwork,
-        orders: Tensor,
-        uniforms: Tensor,
-        known: Tensor,
-        labels: Tensor | None = None,
-    ) -> Iterator[Tensor]:
+    def decode(self, network, orders, uniforms, known, labels=None) -> Iterator[Tensor]:
         """The decoding loop, of `inputs` or, in a CUDA graph, others of the same shapes.
 
         Yields the tokens so far (B, N) after each step: one tensor, which the next step writes to.
@@ -166,7 +156,8 @@ def _prepare(
         known = torch.empty(batch_size, 0, dtype=torch.int64)
     check_whole("image_ids", ids, (batch_size,))
     check_whole("known", known, (batch_size, num_known), model.grid.vocab_size)
-    inputs = [plan.orders, torch.from_numpy(position_uniforms(seed, ids, num_tokens)), known.long()]
+    uniforms = torch.from_numpy(streams.uniforms("sampling", seed, ids, count=num_tokens))
+    inputs = [plan.orders, uniforms, known.long()]
     if labels is not None:
         check_whole("labels", labels, (batch_size,), model.class_num)
         inputs.append(labels.long())
@@ -185,15 +176,6 @@ def check_whole(
         raise ValueError(f"{name}: found {found}, expected 0..{stop - 1}")
 
 
-def position_uniforms(seed: int, image_ids: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Draw the number that each token consumes: (B, N) float32 in [0, 1), raster order."""
-    return streams.uniforms("sampling", seed, image_ids, count=num_tokens)
-
-
-def _last(steps: Iterator[Tensor]) -> Tensor:
-    return deque(steps, maxlen=1).pop()
-
-
 def _around(model: LPD, network: LPD | FastNetwork) -> AbstractContextManager[Any]:
     if network is model:
         return eval_mode(model)
@@ -210,7 +192,8 @@ def _decode_fast(model: LPD, job: _Job) -> Tensor | None:
         return None
 
     def decode(*inputs: Tensor) -> Tensor:
-        return _last(job.decode(network, *inputs))
+        *_, tokens = job.decode(network, *inputs)
+        return tokens
 
     with _around(model, network):
         if model.pos_embed.device.type != "cuda":

@@ -3,8 +3,6 @@
 Weights are laid out for the processor; between blocks the stream stays in float32.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -34,8 +32,6 @@ _KNOWN_PARTS = {
     *(Block, Attention, Mlp, nn.ModuleList),
     *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.Dropout, Dropout, nn.Identity),
 }
-# Whose replacement on one object would go unseen.
-_METHODS = {"forward", "decode", "decode_step"}
 
 
 class Linear(NamedTuple):
@@ -44,15 +40,6 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     packed: bool  # the weight lies in blocks as oneDNN multiplies them (CPU only)
-
-    @classmethod
-    def prepare(cls, layer: nn.Linear, dtype: torch.dtype, packed: bool) -> Linear:
-        """Cast and pack once what `nn.Linear` casts and packs at every call."""
-        weight = layer.weight.detach().to(dtype)
-        bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        if packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        return cls(weight, bias, packed)
 
     def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
         """(..., in) of any dtype -> (..., out) in the weights' dtype, through an exact GELU."""
@@ -69,10 +56,6 @@ class Norm(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-
-    @classmethod
-    def prepare(cls, layer: nn.LayerNorm) -> Norm:
-        return cls(layer.weight.detach().float(), layer.bias.detach().float())
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
@@ -122,7 +105,7 @@ class NetworkWeights(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def prepare(cls, model: LPD, dtype: torch.dtype, packed: bool) -> NetworkWeights:
+    def prepare(cls, model: LPD, dtype: torch.dtype, packed: bool) -> "NetworkWeights":
         """Cast the weights to the `dtype` of the products, and on a CPU pack them, once."""
         *blocks, norm, head = _prepared(model, dtype, packed)
         return cls(tuple(blocks), norm, head, dtype)
@@ -138,7 +121,18 @@ class NetworkWeights(NamedTuple):
 
 def _prepared(model: LPD, dtype: torch.dtype, packed: bool) -> Iterator[tuple]:
     """Weights of each block, of the last LayerNorm and of the head, one after another."""
-    norm, linear = Norm.prepare, partial(Linear.prepare, dtype=dtype, packed=packed)
+
+    def norm(layer: nn.LayerNorm) -> Norm:
+        return Norm(layer.weight.detach().float(), layer.bias.detach().float())
+
+    def linear(layer: nn.Linear) -> Linear:
+        # Cast and packed once, which `nn.Linear` does at every call.
+        weight = layer.weight.detach().to(dtype)
+        bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+        if packed:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return Linear(weight, bias, packed)
+
     for block in model.blocks:
         attn, mlp = block.attn, block.mlp
         first = norm(block.norm1), linear(attn.qkv), linear(attn.proj)
@@ -167,8 +161,9 @@ class Rows:
     @classmethod
     def compiled(
         cls, weights: NetworkWeights, backend: str | Callable[..., Any] = "inductor"
-    ) -> Rows:
-        """Compile once for any number of rows of unpacked `weights`; RuntimeError if that fails."""
+    ) -> "Rows":
+        """Compile once for any number of rows of unpacked `weights`, if that works here."""
+        logger.info("compiling the fast sampler (once per process, up to half a minute)")
         for weight in _tensors(weights):
             torch._dynamo.mark_static(weight)
         compile_ = partial(torch.compile, dynamic=True, backend=backend)
@@ -176,11 +171,18 @@ class Rows:
         width, device = weights.norm.weight.numel(), weights.norm.weight.device
         x = torch.zeros(6, width, device=device)
         attended = torch.zeros_like(x, dtype=weights.dtype)
-        # Compiled code holds for one state of autocast: that of a capture.
-        with torch.no_grad(), torch.autocast(device.type, enabled=False, cache_enabled=False):
-            rows.into(x, weights.blocks[0])
-            rows.between(x, attended, weights.blocks[0], weights.blocks[-1])
-            rows.out(x, attended, weights.blocks[-1], weights.norm, weights.head)
+        try:
+            # Compiled code holds for one state of autocast: that of a capture.
+            with torch.no_grad(), torch.autocast(device.type, enabled=False, cache_enabled=False):
+                rows.into(x, weights.blocks[0])
+                rows.between(x, attended, weights.blocks[0], weights.blocks[-1])
+                rows.out(x, attended, weights.blocks[-1], weights.norm, weights.head)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # no Triton, no compiler, ...
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            logger.warning("going on without compilation: %s", reason)
+            return cls()
         return rows
 
 
@@ -219,7 +221,7 @@ class FastNetwork:
 class FastPath:
     """Prepared weights of one model, made when they are first used and again when they changed."""
 
-    _of_models: ClassVar[WeakKeyDictionary[LPD, FastPath]] = WeakKeyDictionary()
+    _of_models: ClassVar[WeakKeyDictionary[LPD, "FastPath"]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
         # Of whole generations, CUDA only; empty whenever the weights have moved.
@@ -232,7 +234,7 @@ class FastPath:
         self._obstacle: str | None = None
 
     @classmethod
-    def of(cls, model: LPD) -> FastPath:
+    def of(cls, model: LPD) -> "FastPath":
         """Return the one of a model, which lives as long; a copy of the model has its own."""
         return cls._of_models.setdefault(model, cls())
 
@@ -264,7 +266,7 @@ class FastPath:
             on_cpu = model.pos_embed.device.type == "cpu"
             self._weights = NetworkWeights.prepare(model, dtype, packed=on_cpu)
             if not on_cpu:
-                self._rows = _compile(self._weights)
+                self._rows = Rows.compiled(self._weights)
         elif self._trained or model.training or not self._state.is_current(weights):
             self._weights.refresh(model)
         else:
@@ -309,27 +311,16 @@ def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
         name, kind = name or "the model", type(part)
         if part is not model and kind not in _KNOWN_PARTS:
             return f"{name} is a {kind.__name__}, which it does not know"
-        if kind is nn.LayerNorm and part.eps != LAYER_NORM_EPS:
-            return f"{name} has eps {part.eps}, which it does not know"
-        if kind is nn.LayerNorm and (part.weight is None or part.bias is None):
-            return f"{name} lacks weights, which it does not know"
-        if kind is nn.GELU and part.approximate != "none":
-            return f"{name} approximates, which it does not"
+        if kind is nn.LayerNorm:
+            affine = part.weight is not None and part.bias is not None
+            usual = affine and part.eps == LAYER_NORM_EPS
+        else:
+            usual = kind is not nn.GELU or part.approximate == "none"
+        if not usual:
+            return f"{name} is another {kind.__name__} than LPD has, which it does not know"
         if part._forward_hooks or part._forward_pre_hooks:
             return f"{name} has a forward hook"
-        for method in sorted(_METHODS & vars(part).keys()):
+        # Whose replacement on one object would go unseen.
+        for method in sorted({"forward", "decode", "decode_step"} & vars(part).keys()):
             return f"{name} has a {method} of its own"
     return None
-
-
-def _compile(weights: NetworkWeights) -> Rows:
-    """Compile the functions of rows if that works here."""
-    logger.info("compiling the fast sampler (once per process, up to half a minute)")
-    try:
-        return Rows.compiled(weights)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # no Triton, no compiler, ...
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        logger.warning("going on without compilation: %s", reason)
-        return Rows()

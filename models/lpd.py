@@ -1,7 +1,5 @@
 """The LPD network: two kinds of input token, a transformer, logits at the queries (method 2-3)."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -79,10 +77,7 @@ model = LPD.from_pretrained("user/name")"""
         )
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(dim, vqgan_vocab_size, bias=False)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        """Initialise as published (method section 8); LayerNorms keep ones and zeros."""
+        # As published (method section 8); LayerNorms keep ones and zeros.
         tables = (self.class_emb.weight, self.token_emb.weight)
         for table in (*tables, self.pos_embed, self.mask_token, self.fake_latent):
             nn.init.normal_(table, std=0.02)
@@ -91,12 +86,6 @@ model = LPD.from_pretrained("user/name")"""
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    @classmethod
-    def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
-        return config_from_shapes(weights.state, weights.flags, given)
-
-    # Input tokens
 
     def embed_class(
         self, labels: Tensor | None, batch_size: int, drop: Tensor | None = None
@@ -118,8 +107,6 @@ model = LPD.from_pretrained("user/name")"""
         """Embed position queries at raster positions (B, T) int64 -> (B, T, C)."""
         return self.z_proj_ln(self.mask_token + self.pos_embed[0, 1 + positions])
 
-    # Training
-
     def forward(
         self,
         tokens: Tensor,
@@ -132,8 +119,7 @@ model = LPD.from_pretrained("user/name")"""
 
         Tokens (B, N) int64 are in raster order, labels (B,) int64, `group_sizes` sum to N. Orders
         (B, N) int64 are raster positions in generation order, uniformly random if None. The class
-        is dropped where `label_drop` (B,) is True, in training mode drawn with `label_drop_prob` if
-        None.
+        is dropped where `label_drop` (B,), in training mode drawn with `label_drop_prob` if None.
         """
         if orders is None:
             orders = torch.rand(tokens.shape, device=tokens.device).argsort(dim=1)
@@ -160,7 +146,7 @@ model = LPD.from_pretrained("user/name")"""
         if (total := sum(group_sizes)) != num_tokens:
             raise ValueError(f"group_sizes: found a sum of {total}, expected {num_tokens}")
         sparse = self._sparse_masks
-        mask = group_causal_mask(group_sizes, tokens.device, self.blind_queries, sparse)
+        mask = group_causal_mask(tuple(group_sizes), tokens.device, self.blind_queries, sparse)
         positions = orders[:, : num_tokens - (1 if sparse else group_sizes[-1])]
         first = self.embed_class(labels, batch_size, label_drop)
         context = self.embed_tokens(tokens.gather(1, positions), positions)
@@ -174,17 +160,17 @@ model = LPD.from_pretrained("user/name")"""
 
     def compile_blocks(self, sparse: bool, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the blocks at their first run, with `sparse` masks (on a GPU) where they can."""
-        self._sparse_masks = sparse and self.blocks[0].attn.takes_sparse_masks
+        attention = self.blocks[0].attn
+        # They know no dropout, and smaller heads do not fill the tiles of their kernel.
+        self._sparse_masks = sparse and attention.attn_dropout == 0 and attention.head_size >= 16
         # DDP exchanges gradients of one block while the next is worked on anyway; its optimiser
         # would cut every block into programs of 25 MB of weights.
         torch._dynamo.config.optimize_ddp = False
         for block in self.blocks:
             block.compile(backend=backend, dynamic=not self._sparse_masks)
 
-    # Decoding
-
     @torch.no_grad()
-    def round_products(self, dtype: torch.dtype = torch.bfloat16) -> LPD:
+    def round_products(self, dtype: torch.dtype = torch.bfloat16) -> "LPD":
         """Round the weights of matrix products in place, as autocast does: half of their memory."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -218,56 +204,51 @@ model = LPD.from_pretrained("user/name")"""
         cache.advance(num_context)
         return self.head(self.norm(x[:, num_context:]))
 
+    @classmethod
+    def config_of(cls, weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the arguments off the shapes, which say nothing of heads, stride and dropout.
+
+        The heads are those `given`, else of the size with this width and depth; the others are as
+        in the flags of the training run, else as published.
+        """
+        state, flags = weights.state, weights.flags
+
+        def shape(name: str, dimensions: int) -> tuple[int, ...]:
+            weight = state.get(name)
+            if not isinstance(weight, Tensor) or weight.dim() != dimensions or 0 in weight.shape:
+                expected = "expected the weights of an LPD model"
+                raise ValueError(f"found no weight {name} as in LPD, {expected}")
+            return tuple(weight.shape)
+
+        _, rows, width = shape("pos_embed", 3)
+        side = grid_side(rows - 1)
+        depth = len({name.split(".")[1] for name in state if re.match(r"blocks\.\d+\.", name)})
+        known = {size[:2]: size[2] for size in SIZES.values()}
+        heads = given.get("decoder_num_heads", known.get((width, depth)))
+        if heads is None:
+            found = f"width {width} and depth {depth}, which is no known size"
+            raise ValueError(f"found {found}, expected its decoder_num_heads")
+        img_size = flags.get("img_size")
+        if not isinstance(img_size, int) or img_size < 1 or img_size % side:
+            img_size = side * 16  # as the published tokenizer
+        # Flags of a training run that are arguments of the same name, and change no shape.
+        kinds = {"label_drop_prob": float, "attn_dropout": float, "proj_dropout": float}
+        kinds["blind_queries"] = bool
+        return {
+            "img_size": img_size,
+            "vqgan_stride": img_size // side,
+            "decoder_embed_dim": width,
+            "decoder_depth": depth,
+            "decoder_num_heads": heads,
+            "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
+            "class_num": shape("class_emb.weight", 2)[0],
+            "vqgan_vocab_size": shape("token_emb.weight", 2)[0],
+            **{key: flags[key] for key in kinds if isinstance(flags.get(key), kinds[key])},
+        }
+
 
 MODELS = {
     name: partial(LPD, decoder_embed_dim=width, decoder_depth=depth, decoder_num_heads=heads)
     for name, (width, depth, heads) in SIZES.items()
 }
 lpd_tiny, lpd_l, lpd_xl, lpd_xxl = MODELS.values()
-
-# Pixels per token of the published tokenizer.
-_STRIDE = 16
-# Flags of a training run that are arguments of the same name, and change no shape.
-_SAME_NAME = dict.fromkeys(("label_drop_prob", "attn_dropout", "proj_dropout"), float)
-_SAME_NAME["blind_queries"] = bool
-
-
-def config_from_shapes(
-    state: Mapping[str, Any], flags: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments that build an LPD model with weights of these shapes, or a ValueError.
-
-    Shapes say nothing of the heads, of the stride and of dropout. The heads are those `given`, else
-    of the size with this width and depth; the others are taken from the `flags` of the run that
-    trained it, else as published.
-    """
-
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        weight = state.get(name)
-        if not isinstance(weight, Tensor) or weight.dim() != dimensions or 0 in weight.shape:
-            expected = "expected the weights of an LPD model"
-            raise ValueError(f"found no weight {name} as in LPD, {expected}")
-        return tuple(weight.shape)
-
-    _, rows, width = shape("pos_embed", 3)
-    side = grid_side(rows - 1)
-    depth = len({name.split(".")[1] for name in state if re.match(r"blocks\.\d+\.", name)})
-    known = {size[:2]: size[2] for size in SIZES.values()}
-    heads = given.get("decoder_num_heads", known.get((width, depth)))
-    if heads is None:
-        found = f"width {width} and depth {depth}, which is no known size"
-        raise ValueError(f"found {found}, expected its decoder_num_heads")
-    img_size = flags.get("img_size")
-    if not isinstance(img_size, int) or img_size < 1 or img_size % side:
-        img_size = side * _STRIDE
-    return {
-        "img_size": img_size,
-        "vqgan_stride": img_size // side,
-        "decoder_embed_dim": width,
-        "decoder_depth": depth,
-        "decoder_num_heads": heads,
-        "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
-        "class_num": shape("class_emb.weight", 2)[0],
-        "vqgan_vocab_size": shape("token_emb.weight", 2)[0],
-        **{key: flags[key] for key, kind in _SAME_NAME.items() if isinstance(flags.get(key), kind)},
-    }

@@ -1,20 +1,16 @@
 """The group-causal mask: one forward pass stands for all decoding steps (method section 3)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+
 # A training run draws from 9 group-size lists at 256 px and from 14 at 512; its own may be more.
-_MASKS_KEPT = 128
-
-
+@lru_cache(128)
 def group_causal_mask(
-    group_sizes: Sequence[int],
+    group_sizes: tuple[int, ...],
     device: torch.device | str | None = None,
     blind_queries: bool = False,
     sparse: bool = False,
@@ -26,26 +22,19 @@ def group_causal_mask(
     the tokens of the last group as well, at which nobody looks: one length, 2 * N, lets a compiled
     network serve all lists. Made once: not to be written to.
     """
-    return _mask(tuple(group_sizes), torch.device(device or "cpu"), blind_queries, sparse)
-
-
-@lru_cache(_MASKS_KEPT)
-def _mask(
-    sizes: tuple[int, ...], device: torch.device, blind: bool, sparse: bool
-) -> Tensor | BlockMask:
     # The group of the class token, 0, and of each of the N tokens.
-    groups = torch.arange(1 + len(sizes), device=device)
-    groups = groups.repeat_interleave(torch.tensor((1, *sizes), device=device))
-    num_context = len(groups) - (1 if sparse else sizes[-1])
+    groups = torch.arange(1 + len(group_sizes), device=device)
+    groups = groups.repeat_interleave(torch.tensor((1, *group_sizes), device=device))
+    num_context = len(groups) - (1 if sparse else group_sizes[-1])
     group = torch.cat([groups[:num_context], groups[1:]])
     if not sparse:
         place = torch.arange(len(group), device=device)
-        return _may_see(place[:, None], place, group, num_context, blind)
+        return _may_see(place[:, None], place, group, num_context, blind_queries)
 
     def may_see(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return _may_see(row, column, group, num_context, blind)
+        return _may_see(row, column, group, num_context, blind_queries)
 
-    return create_block_mask(may_see, None, None, len(group), len(group), device=device)
+    return create_block_mask(may_see, None, None, len(group), len(group), device=group.device)
 
 
 def _may_see(row: Tensor, column: Tensor, group: Tensor, num_context: int, blind: bool) -> Tensor:

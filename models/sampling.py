@@ -1,7 +1,5 @@
 """Logits -> codes: guidance, temperature, top-k, top-p and the draw (method section 4)."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from dataclasses import dataclass
@@ -13,7 +11,6 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 CFG_SCHEDULES = ("linear", "constant")
-MIN_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -27,11 +24,10 @@ class SamplingSettings:
     top_p: float = 1.0  # keep the most likely codes up to this mass; 1 keeps all
 
     def __post_init__(self) -> None:
-        infinity = float("inf")
         for name, valid, expected in (
             ("cfg_schedule", self.cfg_schedule in CFG_SCHEDULES, f"one of {CFG_SCHEDULES}"),
-            ("cfg", 0 <= self.cfg < infinity, "a finite number of at least 0"),
-            ("temperature", 0 <= self.temperature < infinity, "at least 0"),
+            ("cfg", 0 <= self.cfg < torch.inf, "a finite number of at least 0"),
+            ("temperature", 0 <= self.temperature < torch.inf, "at least 0"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 <= self.top_p <= 1, "a number in [0, 1]"),
         ):
@@ -94,7 +90,7 @@ def guide(logits: Tensor, scales: Tensor) -> Tensor:
 def filtered_probabilities(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """Apply temperature, top-k and top-p: (..., V) float32 -> probabilities, 0 if filtered out."""
     if settings.temperature != 1:
-        logits = logits / max(settings.temperature, MIN_TEMPERATURE)
+        logits = logits / max(settings.temperature, 1e-5)
     if 0 < settings.top_k < logits.shape[-1]:
         kth = logits.topk(settings.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)

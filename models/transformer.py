@@ -1,7 +1,5 @@
 """Pre-norm transformer blocks, for one masked pass over a sequence and for cached decoding."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 
@@ -14,8 +12,6 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from models.cpu import Dropout, scaled_dot_product_attention
 
 LAYER_NORM_EPS = 1e-6
-# Smaller heads do not fill the tiles of the sparse kernel.
-MIN_SPARSE_HEAD_SIZE = 16
 
 
 @dataclass
@@ -98,10 +94,9 @@ class Attention(nn.Module):
         self.proj_drop = Dropout(proj_dropout)
 
     def forward(self, x: Tensor, mask: Tensor | BlockMask) -> Tensor:
-        """Attend within one sequence: (B, L, C) -> the same.
+        """Attend within one sequence, (B, L, C) -> same, where the mask, (L, L) bool, is True.
 
-        The mask is (L, L) bool, True where the row may attend to the column; or the same as a
-        sparse mask, which knows no dropout and is meant for compiled code.
+        A sparse one is meant for compiled code, and knows no dropout.
         """
         qkv = split_heads(self.qkv(x), self.num_heads)
         dropout = self.attn_dropout if self.training else 0.0
@@ -111,16 +106,8 @@ class Attention(nn.Module):
             x = scaled_dot_product_attention(*qkv, mask, dropout)
         return self.proj_drop(self.proj(merge_heads(x)))
 
-    @property
-    def takes_sparse_masks(self) -> bool:
-        """Whether `forward` computes the same with a sparse mask."""
-        return self.attn_dropout == 0 and self.head_size >= MIN_SPARSE_HEAD_SIZE
-
     def decode(self, x: Tensor, num_context: int, cache: KVCache, layer: int) -> Tensor:
-        """Attend from a step's `num_context` context tokens, then its queries: (B, T, C) -> same.
-
-        The cache's `layer` is written to, the cache not advanced.
-        """
+        """Attend from `num_context` tokens, then queries: (B, T, C) -> same; does not advance."""
         qkv = split_heads(self.qkv(x), self.num_heads)
         return self.proj_drop(self.proj(cache.attend(layer, qkv, num_context)))
 

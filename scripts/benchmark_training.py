@@ -25,9 +25,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.batches import Batch
-from models import masks
 from models.cpu import Dropout
 from models.lpd import LPD, lpd_l, lpd_tiny, lpd_xl, lpd_xxl
+from models.masks import group_causal_mask
 from orders.group_sizes import group_sizes, training_group_sizes
 from performance import timing as benchmark
 from performance.cost import num_parameters
@@ -133,7 +133,7 @@ class Step:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
             if self.plain:
                 # The network keeps its masks; here every step makes one.
-                with patch.object(masks, "_mask", masks._mask.__wrapped__):
+                with patch("models.lpd.group_causal_mask", group_causal_mask.__wrapped__):
                     logits = self.model.forward_logits(tokens, labels, sizes, orders, drop)
                 targets = tokens.gather(1, orders).flatten()
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), targets)

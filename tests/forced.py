@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from models.decoding import position_uniforms
 from models.fast import FastNetwork
 from models.lpd import LPD
 from models.sampling import SamplingSettings, guidance_scales, pick
 from orders.plan import GenerationPlan
+from util import streams
 
 # By how much logits of two kernels may differ, and how often that is tried.
 ROUNDING, TRIES = 2e-5, 64
@@ -64,7 +64,8 @@ def assert_same_but_for_ties(
     halves = [labels, None] if settings.guided else [labels]
     given = sizes, orders, num_known
     logits = torch.cat([forced_logits(model, plain, half, *given) for half in halves])
-    drawn = torch.from_numpy(position_uniforms(seed, np.arange(len(plain)), num_tokens)).to(device)
+    drawn = streams.uniforms("sampling", seed, np.arange(len(plain)), count=num_tokens)
+    drawn = torch.from_numpy(drawn).to(device)
     new = orders[:, num_known:]
     scales = guidance_scales(settings, num_tokens, device)[num_known:]
     generator = torch.Generator().manual_seed(0)

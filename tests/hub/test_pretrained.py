@@ -11,8 +11,9 @@ from huggingface_hub import HfApi, PyTorchModelHubMixin
 from PIL import Image
 from safetensors import safe_open
 
+from hub.weights import Weights
 from models.decoding import generate
-from models.lpd import LPD, MODELS, config_from_shapes, lpd_tiny
+from models.lpd import LPD, MODELS, lpd_tiny
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from tests.hub.worlds import publish, published_lpd, published_tokenizer, saved
@@ -98,7 +99,7 @@ def test_the_size_follows_from_the_shapes(name, img_size):
     if (name, img_size) == ("lpd_l", 256):
         shapes = json.loads((GOLDEN / "lpd_l_256_state_dict.json").read_text())
         assert shapes == {name: list(value.shape) for name, value in state.items()}
-    config = config_from_shapes(state, {}, {})
+    config = LPD.config_of(Weights(state), {})
     assert model._hub_mixin_config.items() >= config.items()
     assert config["mlp_ratio"] == 4.0
 

@@ -302,7 +302,7 @@ class OwnStep(LPD):
         ),
         (
             lambda model: setattr(model, "norm", nn.LayerNorm(32, 1e-6, elementwise_affine=False)),
-            "norm lacks weights, which it does not know",
+            "norm is another LayerNorm than LPD has, which it does not know",
         ),
         (
             lambda model: setattr(model, "__class__", OwnStep),

@@ -34,7 +34,9 @@ def literal_mask(sizes: list[int], blind_queries: bool) -> torch.Tensor:
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("sizes", [*SPLITS, [4], [1] * 5], ids=str)
 def test_mask_says_what_the_method_says(sizes: list[int], blind: bool) -> None:
-    assert torch.equal(group_causal_mask(sizes, blind_queries=blind), literal_mask(sizes, blind))
+    assert torch.equal(
+        group_causal_mask(tuple(sizes), blind_queries=blind), literal_mask(sizes, blind)
+    )
 
 
 LISTS = [*training_group_sizes(256), *training_group_sizes(1024), [16], [1] * 16, [1, 3, 5, 7]]
@@ -43,11 +45,11 @@ LISTS = [*training_group_sizes(256), *training_group_sizes(1024), [16], [1] * 16
 @pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("sizes", LISTS, ids=lambda sizes: f"{sum(sizes)}-{len(sizes)}")
 def test_the_sparse_mask_is_the_dense_one(sizes: list[int], blind: bool) -> None:
-    num_tokens, sparse = sum(sizes), group_causal_mask(sizes, None, blind, sparse=True)
+    num_tokens, sparse = sum(sizes), group_causal_mask(tuple(sizes), None, blind, True)
     index = torch.arange(2 * num_tokens)
     unseen = num_tokens - sizes[-1] + 1  # context rows of the last group: nobody looks at them
     kept = torch.cat([index[:unseen], index[num_tokens:]])
     whole = sparse.mask_mod(0, 0, index[:, None], index[None, :])
-    assert torch.equal(whole[kept[:, None], kept], group_causal_mask(sizes, None, blind))
+    assert torch.equal(whole[kept[:, None], kept], group_causal_mask(tuple(sizes), None, blind))
     assert not whole[kept, unseen:num_tokens].any()
     assert whole.any(dim=1).all()  # a row without anything to see would be NaN

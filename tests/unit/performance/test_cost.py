@@ -103,7 +103,7 @@ def test_training(model: LPD) -> None:
 
 @pytest.mark.parametrize("sizes", [[1], [16], [1, 2, 4, 9], [3, 1, 5, 7], [1] * 16])
 def test_visible_pairs_are_those_of_the_mask(sizes: list[int]) -> None:
-    assert visible_pairs(sizes) == int(group_causal_mask(sizes).sum())
+    assert visible_pairs(sizes) == int(group_causal_mask(tuple(sizes)).sum())
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import masks
+from models import lpd
 from models.cpu import Dropout
 from performance import timing as benchmark
 from performance.cost import Rates, num_parameters, tokenizer_cost
@@ -107,11 +107,11 @@ def test_both_steps_train_the_same_network() -> None:
     fast, plain = (Step(build, CPU, plain=plain) for plain in (False, True))
     assert (fast.dtype, plain.dtype) == (torch.bfloat16, torch.float32)
     batch = random_batch(fast.model, 4, CPU)
-    before, kept = plain.model.head.weight.detach().clone(), masks._mask
+    before, kept = plain.model.head.weight.detach().clone(), lpd.group_causal_mask
     for sizes in (SIZES, [1, 15]):
         kept.cache_clear()
         loss = plain(sizes, batch)
-        assert masks._mask is kept and kept.cache_info()[:2] == (0, 0)
+        assert lpd.group_causal_mask is kept and kept.cache_info()[:2] == (0, 0)
         torch.testing.assert_close(fast(sizes, batch), loss, rtol=2e-3, atol=0)
         assert kept.cache_info().misses == 1
     assert not torch.equal(plain.model.head.weight, before)
