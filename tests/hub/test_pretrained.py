@@ -99,7 +99,7 @@ def test_the_size_follows_from_the_shapes(name, img_size):
     if (name, img_size) == ("lpd_l", 256):
         shapes = json.loads((GOLDEN / "lpd_l_256_state_dict.json").read_text())
         assert shapes == {name: list(value.shape) for name, value in state.items()}
-    config = LPD.config_of(Weights(state), {})
+    config = LPD.config_of(Weights(state, None, {}, None, ()), {})
     assert model._hub_mixin_config.items() >= config.items()
     assert config["mlp_ratio"] == 4.0
 
