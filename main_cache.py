@@ -3,15 +3,9 @@
 torchrun --nproc_per_node 8 main_cache.py --data_path ./data/imagenet --cached_path ./cache
 """
 
-from __future__ import annotations
-
 import logging
-import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-
-import torch
 
 from dataset.image_folder import list_images
 from dataset.write_cache import count_shards, require_new_cache
@@ -67,17 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)
-    with ExitStack() as at_exit:
-        signals = at_exit.enter_context(StopSignals())
-        at_exit.enter_context(
-            signals.leaving_at_once(
-                lambda number: leave_marker(path, number, shards=count_shards(path))
-            )
-        )
+
+    def last_words(number: int) -> None:
+        leave_marker(path, number, shards=count_shards(path))
+
+    with StopSignals() as signals:
+        signals.enter_context(signals.leaving_at_once(last_words))
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         require_new_cache(path)
-        warn_of_rounding(device)
         resolve_flags(args)
         tokenizer = load_tokenizer(args.vqgan_path, args.vqgan_vocab_size)
         if args.vqgan_stride not in (None, tokenizer.stride):
@@ -90,34 +82,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = list_images(args.data_path)
         require_writable_folder(path, "--cached_path")
         distributed.start(launch, device)
-        at_exit.callback(distributed.stop)
-        distributed.fail_together(lambda: begin(path, signals))
+        signals.callback(distributed.stop)
+
+        def begin() -> None:
+            if distributed.is_main():
+                with blame("--cached_path"):
+                    signals.locks.enter_context(folder_lock(path, "cache"))
+                    remove_marker(path)
+                require_new_cache(path)  # another run may have finished it meanwhile
+
+        distributed.fail_together(begin)
         distributed.fail_together(lambda: record_run(parser, pinned_flags(args), path))
         logger.info("%d images in %d classes", len(images), len(images.classes))
         count = cache_latents(tokenizer.to(device), images, args)
         if count < len(images) and distributed.is_main():
             logger.warning("left out %d of %d images", len(images) - count, len(images))
         logger.info("%s is complete", path)
-
-
-def warn_of_rounding(device: torch.device) -> None:
-    """Warn of a variable that makes a CPU's convolutions less exact, whatever PyTorch is told."""
-    mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
-    if device.type == "cpu" and mode != "STRICT":
-        logger.warning(
-            "ONEDNN_DEFAULT_FPMATH_MODE=%s: convolutions may be rounded to it whatever the flags "
-            "say, so some tokens may be others than in float32; expected it not to be set",
-            mode,
-        )
-
-
-def begin(path: Path, signals: StopSignals) -> None:
-    """Take the cache folder, on rank 0."""
-    if distributed.is_main():
-        with blame("--cached_path"):
-            signals.locks.enter_context(folder_lock(path, "cache"))
-            remove_marker(path)
-        require_new_cache(path)  # another run may have finished it meanwhile
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ Everything random here is a function of (seed, epoch, sample index), so a batch 
 the number of processes and wherever a run was resumed.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,21 +23,31 @@ from util.geometry import TokenGrid
 
 T = TypeVar("T")
 
-_END = object()
+Tensors = Generator[tuple[torch.Tensor, ...], None, None]
 
 
-def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
-    """Yield the same items, or their error, made up to `depth` ahead by a background thread.
+def send_ahead(
+    arrays: Iterable[tuple[np.ndarray, ...]], device: torch.device, depth: int = 4
+) -> Tensors:
+    """Yield arrays as tensors on the device, made up to `depth` ahead by a background thread.
 
-    It ends with the items, or when this generator is closed.
+    It raises the errors of `arrays` in their turn, and ends with them or when it is closed.
     """
-    source = iter(items)
-    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    source = iter(arrays)
+
+    def stage() -> tuple[torch.Tensor, ...]:
+        tensors = tuple(map(torch.from_numpy, next(source, ())))
+        if device.type != "cuda":
+            return tensors
+        with torch.cuda.device(device):  # a new thread would lock memory on behalf of GPU 0
+            return tuple(tensor.pin_memory() for tensor in tensors)
+
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="send_ahead")
     try:
-        ahead = deque(worker.submit(next, source, _END) for _ in range(depth))
-        while (item := ahead.popleft().result()) is not _END:
-            ahead.append(worker.submit(next, source, _END))
-            yield item
+        ahead = deque(worker.submit(stage) for _ in range(depth))
+        while tensors := ahead.popleft().result():
+            ahead.append(worker.submit(stage))
+            yield tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
     finally:
         worker.shutdown(cancel_futures=True)
 
@@ -66,7 +74,7 @@ class BadData:
         return substitute()
 
     def check(self) -> None:
-        """Raise a `UserError` on all processes if any has met bad data; all processes call it."""
+        """Raise a `UserError` on all processes if any has met bad data; all call it."""
 
         def tell() -> None:
             if self.error is not None:
@@ -84,35 +92,25 @@ class Batch(NamedTuple):
     label_drop: torch.Tensor  # (B,) bool, True where the class is dropped
 
 
-Tokens = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
-
-
-@dataclass
 class CachedTokens:
     """Tokens of a token cache."""
 
-    cache: TokenCache
-    device: torch.device
-    bad_data: BadData = field(default_factory=BadData)
+    def __init__(self, cache: TokenCache, device: torch.device) -> None:
+        self.cache, self.device, self.bad_data = cache, device, BadData()
+        self.num_samples, self.num_tokens = cache.num_images, cache.num_tokens
 
-    def __post_init__(self) -> None:
-        self.num_samples, self.num_tokens = self.cache.num_images, self.cache.num_tokens
-
-    def read(self, batches: np.ndarray, flipped: np.ndarray) -> Tokens:
+    def read(self, batches: np.ndarray, flipped: np.ndarray) -> Tensors:
         """Yield tokens (B, N) and labels (B,) of (steps, B) indices, mirrored or not; all int64."""
-        gathered = (
-            _stage(self.device, self._tokens(*rows), self.cache.labels[rows[0]])
-            for rows in zip(batches, flipped, strict=True)
-        )
-        with closing(prefetch(gathered)) as ready:
-            for batch in ready:
-                yield tuple(part.to(self.device, non_blocking=True) for part in batch)
 
-    def _tokens(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        return self.bad_data.read(
-            lambda: self.cache.read(indices, flips),
-            lambda: np.zeros((len(indices), self.num_tokens), dtype=np.int64),
-        )
+        def gather(indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
+            return self.bad_data.read(
+                lambda: self.cache.read(indices, flips),
+                lambda: np.zeros((len(indices), self.num_tokens), dtype=np.int64),
+            )
+
+        rows = zip(batches, flipped, strict=True)
+        arrays = ((gather(*row), self.cache.labels[row[0]]) for row in rows)
+        return send_ahead(arrays, self.device)
 
 
 @dataclass
@@ -131,16 +129,14 @@ class EncodedImages:
     def __post_init__(self) -> None:
         self.num_samples, self.num_tokens = len(self.images), self.grid.num_tokens
 
-    def read(self, batches: np.ndarray, flipped: np.ndarray) -> Tokens:
+    def read(self, batches: np.ndarray, flipped: np.ndarray) -> Tensors:
         """Yield the same as `CachedTokens.read`."""
         count, size = batches.shape[1], self.grid.image_size
         loader = image_batches(self.images, size, list(batches), self.num_workers, self.pin_memory)
-        blank = ImageBatch(
-            torch.zeros(count, 3, size, size, dtype=torch.uint8),
-            torch.zeros(count, dtype=torch.int64),
-        )
+        blank = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+        substitute = ImageBatch(blank, torch.zeros(count, dtype=torch.int64))
         for flips in flipped:
-            batch = self.bad_data.read(lambda: next(loader), lambda: blank)
+            batch = self.bad_data.read(lambda: next(loader), lambda: substitute)
             images = batch.images.to(self.device, non_blocking=True)
             mirror = torch.from_numpy(flips).to(self.device)[:, None, None, None]
             # An accumulated batch fits into memory in parts only, here as in the step.
@@ -182,16 +178,15 @@ def epoch_batches(
     batches = batches[first_step:, distributed.rank()]
     flipped = _coins("flip", seed, epoch, batches, flip_prob)
     drawn = (
-        _stage(
-            device,
+        (
             training_orders(order, source.num_tokens, seed, epoch, indices),
             _coins("label drop", seed, epoch, indices, label_drop_prob),
         )
         for indices in batches
     )
-    with closing(source.read(batches, flipped)) as read, closing(prefetch(drawn)) as ready:
-        for tokens, host in zip(read, ready, strict=True):
-            yield Batch(*tokens, *(part.to(device, non_blocking=True) for part in host))
+    with closing(source.read(batches, flipped)) as read, closing(send_ahead(drawn, device)) as sent:
+        for parts in zip(read, sent, strict=True):
+            yield Batch(*parts[0], *parts[1])
 
 
 def epoch_samples(
@@ -208,17 +203,6 @@ def epoch_samples(
     return shuffled[: steps * batch_size * processes].reshape(steps, processes, batch_size)
 
 
-def _stage(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
-    """Make host tensors, in page-locked memory if they are to go to a GPU."""
-    tensors = tuple(map(torch.from_numpy, arrays))
-    if device.type != "cuda":
-        return tensors
-    with torch.cuda.device(device):  # a new thread would lock memory on behalf of GPU 0
-        return tuple(tensor.pin_memory() for tensor in tensors)
-
-
-def _coins(
-    purpose: str, seed: int, epoch: int, indices: np.ndarray, probability: float
-) -> np.ndarray:
+def _coins(purpose: str, seed: int, epoch: int, indices: np.ndarray, share: float) -> np.ndarray:
     draws = streams.uniforms(purpose, seed, epoch, indices.ravel(), count=1)
-    return draws.reshape(indices.shape) < probability
+    return draws.reshape(indices.shape) < share

@@ -1,28 +1,21 @@
 """Pictures in: any image file to 8-bit RGB, turned upright if asked, and ADM's centre crop."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from contextlib import nullcontext, suppress
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from util.errors import UserError
 from util.files import open_file
 
-_JPEG_SIGNATURE = b"\xff\xd8\xff"
-_EXIF = b"Exif\0\0"  # what it begins with in files that hold more than one kind of metadata
 # What Pillow is seen to raise on damaged files: it takes metadata to have the usual types.
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
 _DAMAGED += (ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError)
-_ORIENTATION = 0x0112
-_SHORT = 3  # the type of that tag: two bytes
-# What its values from 2 on ask viewers to do.
+# What the values of the orientation tag from 2 on ask viewers to do.
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _TURN_OF = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
 
@@ -44,17 +37,13 @@ def open_rgb(
         behind_alpha: a colour on which transparent images are composited after all.
         upright: turn it as its orientation tag says, if that can be read.
     """
-    by_path = isinstance(source, str | Path)
+    opening = open_file if isinstance(source, str | Path) else nullcontext
     try:
-        with (
-            open_file(source) if by_path else nullcontext(source) as stream,
-            _opened(stream) as image,
-        ):
+        with opening(source) as stream, Image.open(stream) as image:
             turn = None
-            if image.format == "TIFF":
-                _simplify(image)  # Pillow turns it as it loads it
-            elif upright:
-                turn = _turn_of(image)
+            if upright and image.format != "TIFF":  # which Pillow turns as it loads it
+                with suppress(*_DAMAGED):
+                    turn = _TURN_OF.get(image.getexif().get(ExifTags.Base.Orientation))
             image.load()
             if image.mode != "RGB":  # `convert` would copy it
                 image = _as_rgb(image, behind_alpha)
@@ -66,56 +55,6 @@ def open_rgb(
         raise UserError(
             f"{name or source}: cannot be decoded ({reason}), expected an image file"
         ) from error
-
-
-def _opened(stream: BinaryIO) -> Image.Image:
-    """`Image.open`, which takes a JPEG for none if the resolution in its EXIF is text."""
-    try:
-        return Image.open(stream)
-    except Image.UnidentifiedImageError:
-        stream.seek(0)
-        before, name, after = stream.read().partition(_EXIF)
-        if not (name and before.startswith(_JPEG_SIGNATURE)):
-            raise
-        image = Image.open(BytesIO(before + bytes(len(name)) + after))
-        image.info["exif"] = after
-        return image
-
-
-def _simplify(image: Image.Image) -> None:
-    """Leave a TIFF only its orientation: Pillow's turning fails where others are of wrong types."""
-    with suppress(*_DAMAGED):
-        image.getexif()
-    exif = image.getexif()  # what the first call has read of it
-    for tag in exif.keys() - {_ORIENTATION}:
-        del exif[tag]
-
-
-def _turn_of(image: Image.Image) -> Image.Transpose | None:
-    """How to turn an image, by what can be read of its metadata."""
-    stated = _orientation(image.info.get("exif", b""))
-    if stated is None:  # where else it may be, as in XMP, is left to Pillow
-        with suppress(*_DAMAGED):
-            stated = image.getexif().get(_ORIENTATION)
-    return _TURN_OF.get(stated)
-
-
-def _orientation(exif: bytes) -> int | None:
-    """The orientation in an EXIF block, whatever else of it is damaged; None if it is not there."""
-    content = exif.removeprefix(_EXIF)
-    order = {b"II*\0": "little", b"MM\0*": "big"}.get(content[:4])
-    if order is None:
-        return None
-
-    def read(at: int, size: int = 2) -> int:
-        return int.from_bytes(content[at : at + size], order)
-
-    # A directory: how many entries, then of each 12 bytes tag, type, count and value.
-    first = read(4, 4) + 2
-    for at in range(first, min(first + 12 * read(first - 2), len(content)), 12):
-        if (read(at), read(at + 2), read(at + 4, 4)) == (_ORIENTATION, _SHORT, 1):
-            return read(at + 8)
-    return None
 
 
 def _as_rgb(image: Image.Image, behind_alpha: str | None) -> Image.Image:

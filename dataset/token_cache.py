@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dataset.image_folder import list_classes
 from dataset.write_cache import INDEX_FILE, LABELS_FILE, TOKENS_FILE
 from util.arrays import map_npy, read_npz
 from util.errors import UserError, blame
-from util.files import open_file, read_json
+from util.files import read_json
 from util.geometry import TokenGrid, grid_side
 
 logger = logging.getLogger(__name__)
@@ -51,47 +50,35 @@ def check_cache(
     vocabulary: it is taken at its number of tokens, with a warning, and held to `grid.vocab_size`
     from then on. Raises a `UserError`.
     """
-    name, own = f"{cache.flag}: {cache.path}", cache.grid
-    if own is None and cache.num_tokens != grid.num_tokens:
-        raise UserError(
-            f"{name} has {cache.num_tokens} tokens per image, expected {grid.num_tokens}"
-        )
-    for words, attribute in (
-        ("for image size", "image_size"),
-        ("with a vocabulary of", "vocab_size"),
-        ("with a tokenizer of stride", "stride"),
-    ):
-        if own is not None and getattr(own, attribute) != getattr(grid, attribute):
-            recorded, expected = getattr(own, attribute), getattr(grid, attribute)
-            raise UserError(f"{name} was made {words} {recorded}, expected {expected}")
-    if len(cache.classes) > num_classes:
-        raise UserError(
-            f"{name} has {len(cache.classes)} classes, expected at most the {num_classes} of "
-            "--class_num"
-        )
+    problem = None
+    if cache.grid not in (None, grid):
+        problem = f"was made for {cache.grid}, expected {grid}"
+    elif cache.num_tokens != grid.num_tokens:
+        problem = f"has {cache.num_tokens} tokens per image, expected {grid.num_tokens}"
+    elif len(cache.classes) > num_classes:
+        problem = f"has {len(cache.classes)} classes, expected at most {num_classes} (--class_num)"
+    elif None not in (cache.fingerprint, fingerprint) and cache.fingerprint != fingerprint:
+        made_by, expected = cache.fingerprint[:12], fingerprint[:12]
+        problem = f"was made by the tokenizer {made_by}, expected {expected} (--vqgan_path)"
+    if problem is not None:
+        raise UserError(f"{cache.flag}: {cache.path} {problem}")
     if cache.fingerprint is None:
         logger.warning("%s: which tokenizer made this cache is not recorded: unchecked", cache.path)
         cache.grid = grid
-    elif fingerprint is not None and cache.fingerprint != fingerprint:
-        raise UserError(
-            f"{name} was made by the tokenizer {cache.fingerprint[:12]}, expected "
-            f"{fingerprint[:12]} (--vqgan_path)"
-        )
     cache.verify()
 
 
 class TokenCache:
-    """The tokens of a data set, plain and mirrored, in a folder that `flag` named."""
+    """The tokens of a data set, plain and mirrored."""
 
+    path: Path
+    flag: str  # what named it, for messages
     classes: tuple[str, ...]
     labels: np.ndarray  # (n,) int64, indices into `classes`
     num_tokens: int  # N, per image
-    # The published layout records neither; there `check_cache` supplies the grid.
+    # Where neither is recorded `check_cache` supplies the grid.
     grid: TokenGrid | None = None
     fingerprint: str | None = None
-
-    def __init__(self, path: Path, flag: str) -> None:
-        self.path, self.flag = path, flag
 
     @property
     def num_images(self) -> int:
@@ -113,7 +100,7 @@ class MappedCache(TokenCache):
     """This project's own format (`write_cache`): opening it reads the labels only."""
 
     def __init__(self, path: Path, flag: str) -> None:
-        super().__init__(path, flag)
+        self.path, self.flag = path, flag
         with blame(flag):
             index = read_json(path / INDEX_FILE)
         with blame(f"{flag}: {path / INDEX_FILE}"):
@@ -122,27 +109,24 @@ class MappedCache(TokenCache):
         self.num_tokens, self.fingerprint = self.grid.num_tokens, index["fingerprint"]
         self.classes, self._checksums = tuple(index["classes"]), index["crc32"]
         count = index["num_images"]
-        self.labels = self._map(LABELS_FILE, (count,), np.dtype(np.int32)).astype(np.int64)
+        self.labels = np.asarray(self._map(LABELS_FILE, (count,), np.dtype(np.int32)), np.int64)
         if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise UserError(
                 f"{flag}: {path / LABELS_FILE} is damaged: labels from {self.labels.min()} to "
                 f"{self.labels.max()}, expected [0, {len(self.classes)})"
             )
         dtype = write_cache.token_dtype(self.grid.vocab_size)
-        self._tokens = self._map(TOKENS_FILE, (count, 2, self.num_tokens), dtype)
-        self._name = f"{flag}: {path / TOKENS_FILE}"
-        with blame(self._name):
-            self._file = open_file(path / TOKENS_FILE)
-        self._size = os.fstat(self._file.fileno()).st_size
+        mapped = self._map(TOKENS_FILE, (count, 2, self.num_tokens), dtype)
+        self._name, self._bytes_now = f"{flag}: {path / TOKENS_FILE}", mapped.base.size
+        self._bytes = self._bytes_now()
+        self._tokens = np.asarray(mapped)  # indexing a memmap makes memmaps, which is slow
 
     def read(self, indices: np.ndarray, flipped: np.ndarray) -> np.ndarray:
-        indices, flipped = np.asarray(indices, dtype=np.intp), np.asarray(flipped, dtype=np.intp)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_images:
-            raise IndexError(f"found {indices}, expected indices in [0, {self.num_images})")
-        size = os.fstat(self._file.fileno()).st_size
-        if size != self._size:  # reading beyond the end of a mapped file kills the process
-            raise UserError(f"{self._name} was changed: {size} bytes, expected {self._size}")
-        tokens = self._tokens[indices, flipped].astype(np.int64)
+        size = self._bytes_now()
+        if size != self._bytes:  # reading beyond the end of a mapped file kills the process
+            raise UserError(f"{self._name} was changed: {size} bytes, expected {self._bytes}")
+        ways = np.asarray(flipped, dtype=np.intp)  # bools would be a mask
+        tokens = self._tokens[indices, ways].astype(np.int64)
         if tokens.size and tokens.max() >= self.grid.vocab_size:
             self.verify()  # names a file that has changed since
             raise UserError(
@@ -151,55 +135,47 @@ class MappedCache(TokenCache):
         return tokens
 
     def verify(self) -> None:
-        for name, expected in self._checksums.items():
-            file = self.path / name
+        for name in (TOKENS_FILE, LABELS_FILE):
             with blame(self.flag):
-                crc = write_cache.checksum(file)
-            if crc != expected:
+                found, expected = write_cache.checksum(self.path / name), self._checksums.get(name)
+            if found != expected:
                 raise UserError(
-                    f"{self.flag}: {file} is damaged: checksum {crc:08x}, expected {expected:08x}"
+                    f"{self.flag}: {self.path / name} is damaged: checksum {found}, expected "
+                    f"{expected!s:.20}"
                 )
 
-    def _map(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def _map(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
         """Memory-map a file of the cache, if it holds just that."""
-        file = self.path / name
+        file, expected = self.path / name, f"{dtype} {shape}"
         with blame(f"{self.flag}: {file}"):
             if not file.is_file():
-                raise ValueError(f"is missing, expected {dtype} {shape}")
+                raise ValueError(f"is missing, expected {expected}")
             array = map_npy(file)
             if (array.shape, array.dtype) != (shape, dtype):
-                raise ValueError(f"holds {array.dtype} {array.shape}, expected {dtype} {shape}")
-            return np.asarray(array)  # indexing a memmap makes memmaps, which is slow
+                raise ValueError(f"holds {array.dtype} {array.shape}, expected {expected}")
+            return array
 
 
 def _check_index(index: Any) -> None:
     """Raise a `ValueError` unless every entry is of the type that this version writes."""
     if not isinstance(index, dict) or index.get("format") != write_cache.FORMAT:
         raise ValueError("is not the index of a token cache")
-    if index.get("version") != write_cache.VERSION:
-        raise ValueError(
-            f"has version {index.get('version')!r:.40}, expected {write_cache.VERSION}"
-        )
-    integers = ("image_size", "stride", "vocab_size", "num_tokens", "num_images")
+    version, integers = index.get("version"), ("image_size", "stride", "vocab_size", "num_images")
+    if version != write_cache.VERSION:
+        raise ValueError(f"has version {version!r:.40}, expected {write_cache.VERSION}")
     types = dict.fromkeys(integers, int) | {"fingerprint": str, "classes": list, "crc32": dict}
     for name, expected in types.items():
         value = index.get(name)
         if not isinstance(value, expected) or (expected is int and abs(value) >= 2**63):
             raise ValueError(f"is damaged: no usable entry {name!r}")
-    found = {name: type(value) for name, value in index["crc32"].items()}
-    if found != {TOKENS_FILE: int, LABELS_FILE: int}:
-        raise ValueError(f"is damaged: found checksums {index['crc32']!s:.80}")
-    if index["num_images"] < 1:
-        raise ValueError(f"is damaged: found {index['num_images']} images")
 
 
 class PublishedCache(TokenCache):
     """The published layout: `<class>/<image name>.npz` with `indices` and `indices_flip`; slow."""
 
     def __init__(self, path: Path, flag: str) -> None:
-        super().__init__(path, flag)
-        files = list_classes(path, (".npz",), flag, "token files")
-        self._files, self.labels, self.classes = files.paths, files.labels, files.classes
+        self.path, self.flag = path, flag
+        self._files, self.labels, self.classes = list_classes(path, "token files", flag)
         self.num_tokens = self._load(0, flipped=False).size
         with blame(f"{flag}: {self._files[0]}"):
             grid_side(self.num_tokens)

@@ -11,19 +11,18 @@ Until then the folder holds the finished shards, and in `unfinished.json` what t
 run of the same settings goes on from there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os
 import re
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -54,13 +53,6 @@ _UNFINISHED = re.compile(
 )
 
 
-class Shard(NamedTuple):
-    """Tokens of consecutive images on their way into the cache."""
-
-    number: int  # its place among the shards
-    count: int  # of images
-
-
 def token_dtype(vocab_size: int) -> np.dtype:
     """Return the smaller of uint16 and uint32 that holds every index below `vocab_size`."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
@@ -78,27 +70,28 @@ def require_new_cache(path: Path) -> None:
 
 
 def unfinished_files(path: Path) -> list[Path]:
-    """List the cache files that an interrupted or failed run left in a folder."""
+    """List the cache files that an interrupted run left in a folder."""
     return [file for file in path.glob("*") if _UNFINISHED.fullmatch(file.name)]
 
 
 def remove_unfinished(path: Path) -> None:
-    """Delete the cache files that an interrupted or failed run left in a folder."""
+    """Delete these files."""
     for file in unfinished_files(path):
         file.unlink(missing_ok=True)
 
 
 def count_shards(path: Path) -> int:
-    """Count the finished shards in the folder of an unfinished cache."""
+    """Count the finished shards of an unfinished cache."""
     return len(list(path.glob("shard-*.npz")))
 
 
 def write_shard(
     path: Path, number: int, tokens: np.ndarray, labels: np.ndarray, vocab_size: int
-) -> Shard:
-    """Write shard `number`, atomically; an .npz, whose checksums are compared when it is read.
+) -> int:
+    """Write shard `number`, atomically, and return its number of images.
 
-    Tokens are (n, 2, N) integers below `vocab_size`, plain and mirrored, labels (n,) integers.
+    It is an .npz, whose checksums are compared when it is read. Tokens are (n, 2, N) integers below
+    `vocab_size`, plain and mirrored, labels (n,) integers.
     """
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
         raise ValueError(
@@ -107,7 +100,7 @@ def write_shard(
     with replacing(_shard_file(path, number)) as temporary, temporary.open("wb") as stream:
         tokens = tokens.astype(token_dtype(vocab_size))
         np.savez(stream, allow_pickle=False, tokens=tokens, labels=labels.astype(np.int32))
-    return Shard(number, len(tokens))
+    return len(tokens)
 
 
 def _read_shard(path: Path, number: int, grid: TokenGrid) -> tuple[np.ndarray, np.ndarray] | None:
@@ -119,9 +112,9 @@ def _read_shard(path: Path, number: int, grid: TokenGrid) -> tuple[np.ndarray, n
     except (OSError, ValueError, KeyError):
         return None
     tokens, labels = parts["tokens"], parts["labels"]
-    shape, dtype = (labels.size, 2, grid.num_tokens), token_dtype(grid.vocab_size)
-    whole = tokens.shape == shape and tokens.dtype == dtype
-    return (tokens, labels) if whole and labels.ndim == 1 and labels.dtype == np.int32 else None
+    found = (tokens.dtype, labels.dtype, tokens.shape, labels.shape)
+    shapes = ((labels.size, 2, grid.num_tokens), (labels.size,))
+    return (tokens, labels) if found == (token_dtype(grid.vocab_size), np.int32, *shapes) else None
 
 
 def _shard_file(path: Path, number: int) -> Path:
@@ -133,49 +126,42 @@ def write_index(
     grid: TokenGrid,
     fingerprint: str,
     classes: Sequence[str],
-    shards: Sequence[Shard],
+    counts: Sequence[int],
     precision: str = "float32",
 ) -> None:
-    """Join the shards, which then go, and write the index: the cache is finished.
+    """Join shards 0, 1, ..., of so many images, which then go, and write the index: it is finished.
 
     Raises a `ValueError` if a shard is not as it was written.
     """
-    _join_shards(path, shards, grid)
+    shape, dtype = (sum(counts), 2, grid.num_tokens), token_dtype(grid.vocab_size)
+    labels = [np.empty(0, dtype=np.int32)]
+    with replacing(path / TOKENS_FILE) as temporary, temporary.open("wb") as stream:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for number, count in enumerate(counts):
+            parts = _read_shard(path, number, grid)
+            if parts is None or len(parts[1]) != count:
+                name = _shard_file(path, number).name
+                raise ValueError(f"{name} is damaged, expected the {count} images written")
+            stream.write(parts[0].tobytes())
+            labels.append(parts[1])
+    with replacing(path / LABELS_FILE) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.concatenate(labels), allow_pickle=False)
     index = {
         "format": FORMAT,
         "version": VERSION,
         **asdict(grid),
         "num_tokens": grid.num_tokens,
-        "num_images": sum(shard.count for shard in shards),
+        "num_images": sum(counts),
         "fingerprint": fingerprint,
         "precision": precision,
         "crc32": {name: checksum(path / name) for name in (TOKENS_FILE, LABELS_FILE)},
         "classes": list(classes),
     }
     write_json(index, path / INDEX_FILE)
-    for shard in shards:
-        _shard_file(path, shard.number).unlink()
+    for number in range(len(counts)):
+        _shard_file(path, number).unlink()
     (path / RECORD_FILE).unlink(missing_ok=True)
-
-
-def _join_shards(path: Path, shards: Sequence[Shard], grid: TokenGrid) -> None:
-    header = {
-        "descr": np.lib.format.dtype_to_descr(token_dtype(grid.vocab_size)),
-        "fortran_order": False,
-        "shape": (sum(shard.count for shard in shards), 2, grid.num_tokens),
-    }
-    classes = [np.empty(0, dtype=np.int32)]
-    with replacing(path / TOKENS_FILE) as temporary, temporary.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for shard in shards:
-            parts = _read_shard(path, shard.number, grid)
-            if parts is None or len(parts[1]) != shard.count:
-                name = _shard_file(path, shard.number).name
-                raise ValueError(f"{name} is damaged, expected the {shard.count} images written")
-            stream.write(np.ascontiguousarray(parts[0]).data)
-            classes.append(parts[1])
-    with replacing(path / LABELS_FILE) as temporary, temporary.open("wb") as stream:
-        np.save(stream, np.concatenate(classes), allow_pickle=False)
 
 
 def checksum(file: Path) -> int:
@@ -194,8 +180,7 @@ def plan_shards(
 
     A shard has at most `MAX_SHARD_IMAGES` images, or as many batches as in a run that is taken up.
     """
-    # The batches do not depend on the number of processes, so neither do the tokens, even where a
-    # GPU's kernels round differently for other batch sizes.
+    # Batches do not depend on the number of processes: a GPU may round differently in others.
     batch_size = min(batch_size, MAX_SHARD_IMAGES)
     starts = range(0, num_images, batch_size)
     batches = [np.arange(start, min(start + batch_size, num_images)) for start in starts]
@@ -207,13 +192,10 @@ def plan_shards(
 class CacheInProgress:
     """The shards of a cache and which of them are done; the same on every process.
 
-    An unfinished cache of these settings in the folder is taken up; one of others is a `UserError`
-    on all processes. With `skip_bad` a shard may hold fewer images than were planned.
+    `shards` are lists of batches of image indices, `earlier` the numbers of those that a run of the
+    same settings left whole, with their images, `to_do` the others' numbers. An unfinished cache of
+    other settings is a `UserError`. With `skip_bad` a shard may hold fewer images than planned.
     """
-
-    shards: list[list[np.ndarray]]  # batches of image indices
-    earlier: list[Shard]  # that an interrupted run of the same settings left whole
-    to_do: list[int]  # numbers of the others
 
     def __init__(
         self,
@@ -225,8 +207,7 @@ class CacheInProgress:
         batch_size: int,
         skip_bad: bool,
     ) -> None:
-        self._path, self._grid = path, grid
-        # Of the images, the names: a folder may have moved.
+        self._path, self._grid, self._written = path, grid, []
         settings = {**asdict(grid), "fingerprint": fingerprint, "precision": precision}
         settings |= {"batch_size": batch_size, "images": _names_digest(images)}
         about = (path, grid, fingerprint, images.classes)
@@ -245,33 +226,30 @@ class CacheInProgress:
             parts = _read_shard(path, number, grid)
             planned = sum(map(len, self.shards[number]))
             if parts is not None and (skip_bad or len(parts[1]) == planned):
-                whole.append(Shard(number, len(parts[1])))
-        self.earlier = list(chain.from_iterable(distributed.gather(whole)))
-        done = {shard.number for shard in self.earlier}
-        self.to_do = [number for number in range(len(self.shards)) if number not in done]
-        self._written: list[Shard] = []
+                whole.append((number, len(parts[1])))
+        self.earlier = dict(chain.from_iterable(distributed.gather(whole)))
+        self.to_do = [number for number in range(len(self.shards)) if number not in self.earlier]
 
     def write(self, number: int, tokens: np.ndarray, labels: np.ndarray) -> None:
         """Write a shard: tokens (n, 2, N) and classes (n,) of its images, both integers."""
         with blame(f"--cached_path: {self._path}"):
-            shard = write_shard(self._path, number, tokens, labels, self._grid.vocab_size)
-        self._written.append(shard)
+            count = write_shard(self._path, number, tokens, labels, self._grid.vocab_size)
+        self._written.append((number, count))
 
     def finish(self) -> tuple[int, int]:
         """Make one cache of all shards; return its images, and how many this run encoded."""
-        new = list(chain.from_iterable(distributed.gather(self._written)))
-        shards = sorted(self.earlier + new)
-        total, encoded = (sum(shard.count for shard in some) for some in (shards, new))
+        new = dict(chain.from_iterable(distributed.gather(self._written)))
+        counts = [count for _, count in sorted((self.earlier | new).items())]
 
         def write() -> None:
-            if not total:
+            if not sum(counts):
                 raise UserError("none of the images can be decoded, expected at least one")
             if distributed.is_main():
                 with blame(f"--cached_path: {self._path}"):
-                    self._write_index(shards)
+                    self._write_index(counts)
 
         distributed.fail_together(write)
-        return total, encoded
+        return sum(counts), sum(new.values())
 
     def give_up(self) -> None:
         """Clean up, if no shard was finished, after a failure that all processes know of."""
@@ -281,12 +259,10 @@ class CacheInProgress:
 
 def _take_up(path: Path, settings: dict[str, Any], batches_per_shard: int) -> int:
     """Begin a cache, or go on with the unfinished one in the folder; return batches per shard."""
-    try:
+    record = None
+    with suppress(OSError, ValueError):
         record = read_json(path / RECORD_FILE)
-        recorded_size = int(record.get("batches_per_shard"))
-    except (OSError, ValueError, TypeError, AttributeError):
-        record = None
-    if record is None or not count_shards(path):
+    if not isinstance(record, dict) or not count_shards(path):
         remove_unfinished(path)
         write_json({**settings, "batches_per_shard": batches_per_shard}, path / RECORD_FILE)
         return batches_per_shard
@@ -296,11 +272,11 @@ def _take_up(path: Path, settings: dict[str, Any], batches_per_shard: int) -> in
                 f"holds an unfinished cache with {name} {record.get(name)}, found {value}: "
                 "expected the same flags and images, or another folder"
             )
-    return max(recorded_size, 1)
+    return record["batches_per_shard"]
 
 
 def _names_digest(images: ImageList) -> str:
-    """Name the files that a cache is made from, wherever they lie: sha256 of names and classes."""
+    """Hash names and classes (sha256); the folder that holds them may move."""
     root = os.path.commonpath([Path(path).parent for path in (images.paths[0], images.paths[-1])])
     digest = hashlib.sha256(np.ascontiguousarray(images.labels, dtype=np.int64))
     for path in images.paths:

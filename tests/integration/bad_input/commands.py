@@ -35,17 +35,17 @@ CACHING = Group(
         --data_path data | an image that cannot be decoded
           data/dog/1.png: cannot be decoded (damaged or not an image), expected an image file
         --data_path data.tar | a compressed tar
-          --data_path: data.tar is not a folder, so expected a tar of one: it: is compressed (gzip),
-          expected an uncompressed tar
+          --data_path: data.tar is not a folder, so expected an uncompressed tar of one: it cannot
+          be read (...)
         --data_path data.tar | a tar cut short
-          --data_path: data.tar is not a folder, so expected a tar of one: it: is no readable tar
-          (...)
+          --data_path: data.tar is not a folder, so expected an uncompressed tar of one: it cannot
+          be read (...)
         --data_path data.tar | links instead of files
-          --data_path: data.tar is not a folder, so expected a tar of one: it: cat/1.png is a link
-          or special file, expected plain files only
+          --data_path: data.tar is not a folder, so expected an uncompressed tar of one: cat/1.png
+          is a link or a special file, expected plain ones
         --data_path lpd.pth | no tar
-          --data_path: lpd.pth is not a folder, so expected a tar of one: it: is no readable tar
-          (...)
+          --data_path: lpd.pth is not a folder, so expected an uncompressed tar of one: it cannot
+          be read (...)
         --tf32 --bf16 | two precisions
           --bf16: not allowed with argument --tf32
         --batch_size 0 | no images at a time

@@ -20,9 +20,10 @@ TRAINING = Group(
         --vqgan_path other.pt | a cache of another tokenizer
           --cached_path: cache was made by the tokenizer ..., expected ... (--vqgan_path)
         --img_size 32 | a cache of another image size
-          --cached_path: cache was made for image size 16, expected 32
+          --cached_path: cache was made for TokenGrid(image_size=16, stride=4, vocab_size=32),
+          expected TokenGrid(image_size=32, stride=4, vocab_size=32)
         --class_num 2 | a cache of more classes
-          --cached_path: cache has 3 classes, expected at most the 2 of --class_num
+          --cached_path: cache has 3 classes, expected at most 2 (--class_num)
         --batch_size 64 | a batch larger than the data
           --batch_size: found 64 on 1 processes, expected at most 48: the data holds 48 images
         --batch_size 16 --accum_iter 4 | steps larger than the data

@@ -3,27 +3,27 @@
 import hashlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dataset.batches import Batch, CachedTokens, epoch_batches, prefetch, steps_per_epoch
+from dataset.batches import Batch, CachedTokens, epoch_batches, send_ahead, steps_per_epoch
 from dataset.token_cache import open_cache
 from dataset.write_cache import write_index, write_shard
 from util import distributed
 from util.errors import UserError
 from util.geometry import TokenGrid
 
+CPU = torch.device("cpu")
+OPTIONS = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=CPU)
 
-@dataclass(frozen=True)
+
 class Numbered:
     """A source whose first token tells the sample and whose second tells the flip."""
 
-    num_samples: int = 50
-    num_tokens: int = 9
+    num_samples, num_tokens = 50, 9
 
     def read(self, batches: np.ndarray, flipped: np.ndarray) -> Iterator[tuple]:
         for indices, flips in zip(batches, flipped, strict=True):
@@ -33,11 +33,8 @@ class Numbered:
             yield tokens, torch.from_numpy(indices % 5)
 
 
-OPTIONS = dict(seed=3, flip_prob=0.5, label_drop_prob=0.2, device=torch.device("cpu"))
-
-
-def epoch(number: int = 0, batch_size: int = 8, source=Numbered(), **changes) -> list[Batch]:
-    return list(epoch_batches(source, number, batch_size, **{**OPTIONS, **changes}))
+def epoch(number: int = 0, batch_size: int = 8, source=None, **changes) -> list[Batch]:
+    return list(epoch_batches(source or Numbered(), number, batch_size, **{**OPTIONS, **changes}))
 
 
 def by_sample(batches: list[Batch]) -> dict[int, tuple]:
@@ -85,6 +82,11 @@ def test_probabilities_hold() -> None:
     assert drops == pytest.approx(0.2, abs=4.5 * (0.16 / len(draws)) ** 0.5)
     assert not any(flip for flip, _, _ in by_sample(epoch(flip_prob=0.0)).values())
     assert all(flip for flip, _, _ in by_sample(epoch(flip_prob=1.0)).values())
+    # Raster orders replace the random ones and nothing else.
+    random, raster = by_sample(epoch()), by_sample(epoch(order="raster"))
+    assert {order for _, order, _ in raster.values()} == {tuple(range(9))}
+    for sample, (flip, _, drop) in raster.items():
+        assert (flip, drop) == random[sample][::2]
 
 
 def test_steps_per_epoch() -> None:
@@ -95,13 +97,10 @@ def test_steps_per_epoch() -> None:
 
 def test_batches_of_a_cache_are_these(tmp_path: Path) -> None:
     """The same seed gives the same batches in every version: interrupted runs depend on it."""
-    grid = TokenGrid(image_size=16, stride=4, vocab_size=1000)
     tokens = np.arange(50 * 2 * 16).reshape(50, 2, 16) % 1000
-    shards = []
-    for images in np.split(np.arange(50), [20, 33]):
-        shards.append(write_shard(tmp_path, len(shards), tokens[images], images % 2, 1000))
-    write_index(tmp_path, grid, "f", ("a", "b"), shards)
-    source = CachedTokens(open_cache(tmp_path), torch.device("cpu"))
+    count = write_shard(tmp_path, 0, tokens, np.arange(50) % 2, 1000)
+    write_index(tmp_path, TokenGrid(16, 4, 1000), "f", ("a", "b"), [count])
+    source = CachedTokens(open_cache(tmp_path), CPU)
     digest = hashlib.sha256()
     for number in (0, 7):
         for batch in epoch(number, source=source):
@@ -112,16 +111,7 @@ def test_batches_of_a_cache_are_these(tmp_path: Path) -> None:
     assert digest.hexdigest() == expected
 
 
-def test_raster_orders_replace_the_random_ones_and_nothing_else() -> None:
-    random, raster = by_sample(epoch()), by_sample(epoch(order="raster"))
-    assert random.keys() == raster.keys()
-    for sample, (flip, order, drop) in raster.items():
-        assert (flip, drop) == (random[sample][0], random[sample][2])
-        assert order == tuple(range(9)) != random[sample][1]
-
-
 def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:
-    @dataclass(frozen=True)
     class Failing(Numbered):
         def read(self, batches: np.ndarray, flipped: np.ndarray) -> Iterator[tuple]:
             yield from list(super().read(batches[:2], flipped[:2]))
@@ -139,23 +129,19 @@ def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])
-def test_prefetching_makes_a_few_items_ahead_in_a_thread(count: int) -> None:
+def test_a_few_are_made_ahead_in_a_thread(count: int) -> None:
     makers, made = set(), []
 
-    def items() -> Iterator[int]:
+    def items() -> Iterator[tuple[np.ndarray]]:
         for number in range(count):
             makers.add(threading.current_thread())
             made.append(number)
-            yield number
+            yield (np.full(1, number),)
 
     before = threading.active_count()
-    for taken, number in enumerate(prefetch(items(), depth=3)):
+    for taken, (number,) in enumerate(send_ahead(items(), CPU, depth=3)):
         assert number == taken
         assert len(made) <= taken + 1 + 3
     assert made == list(range(count))
     assert threading.current_thread() not in makers
     assert threading.active_count() == before
-    ready = prefetch((1 / (2 - number) for number in range(5)), depth=4)
-    assert [next(ready), next(ready)] == [0.5, 1]
-    with pytest.raises(ZeroDivisionError):  # where the item would have come
-        next(ready)

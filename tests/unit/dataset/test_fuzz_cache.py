@@ -1,32 +1,32 @@
 """Whatever lies in a cache folder, only tokens of its vocabulary come out, or one line."""
 
-from __future__ import annotations
-
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataset.token_cache import check_cache, open_cache
-from dataset.write_cache import (
-    INDEX_FILE,
-    LABELS_FILE,
-    TOKENS_FILE,
-    checksum,
-    write_index,
-    write_shard,
-)
+from dataset.write_cache import INDEX_FILE, LABELS_FILE, TOKENS_FILE, write_index, write_shard
 from tests.fuzzing import HEADERS, JSON, claiming, damaged, npy, one_line, read_confined
 from util.errors import UserError
 from util.geometry import TokenGrid
 
 GRID = TokenGrid(image_size=8, stride=4, vocab_size=50)
-COUNT = 6
+
+
+def write_ours(folder: Path) -> None:
+    tokens = np.random.default_rng(0).integers(50, size=(6, 2, GRID.num_tokens))
+    count = write_shard(folder, 0, tokens, np.arange(6) % 2, GRID.vocab_size)
+    write_index(folder, GRID, "f" * 64, ("ant", "bee"), [count])
+
+
+def write_published(folder: Path) -> None:
+    for name in ("ant", "bee"):
+        (folder / name).mkdir()
+        np.savez(folder / name / "1.npz", indices=np.arange(4), indices_flip=np.arange(4))
 
 
 def written(write: object) -> dict[str, bytes]:
@@ -36,41 +36,27 @@ def written(write: object) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def write_cache(folder: Path) -> None:
-    tokens = np.random.default_rng(0).integers(50, size=(COUNT, 2, GRID.num_tokens))
-    shard = write_shard(folder, 0, tokens, np.arange(COUNT) % 2, GRID.vocab_size)
-    write_index(folder, GRID, "f" * 64, ("ant", "bee"), [shard])
-
-
-def write_published(folder: Path) -> None:
-    for name in ("ant", "bee"):
-        (folder / name).mkdir()
-        np.savez(folder / name / "1.npz", indices=np.arange(4), indices_flip=np.arange(4))
-
-
-CACHE, PUBLISHED = written(write_cache), written(write_published)
+CACHE, PUBLISHED = written(write_ours), written(write_published)
 INDEX = json.loads(CACHE[INDEX_FILE])
 
 
 def check(files: dict[str, bytes]) -> None:
     """Open and read a cache of these files."""
-    folder = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(content)
-        cache = open_cache(folder)
-        check_cache(cache, cache.grid or GRID, None, 1000)
-        assert (cache.labels >= 0).all() and (cache.labels < len(cache.classes)).all()
-        both = np.arange(cache.num_images).repeat(2)
-        tokens = cache.read(both, np.arange(len(both)) % 2 == 1)
-        assert tokens.shape == (len(both), cache.num_tokens)
-        assert (tokens >= 0).all() and (tokens < cache.grid.vocab_size).all()
-    except UserError as error:
-        assert one_line(error)
-        assert str(error).startswith(f"--cached_path: {folder}")
-    finally:
-        shutil.rmtree(folder)
+            Path(folder, name).parent.mkdir(exist_ok=True)
+            Path(folder, name).write_bytes(content)
+        try:
+            cache = open_cache(folder)
+            check_cache(cache, cache.grid or GRID, None, 1000)
+            assert (cache.labels >= 0).all() and (cache.labels < len(cache.classes)).all()
+            both = np.arange(cache.num_images).repeat(2)
+            tokens = cache.read(both, np.arange(len(both)) % 2 == 1)
+            assert tokens.shape == (len(both), cache.num_tokens)
+            assert (tokens >= 0).all() and (tokens < cache.grid.vocab_size).all()
+        except UserError as error:
+            assert one_line(error)
+            assert str(error).startswith(f"--cached_path: {folder}")
 
 
 @settings(deadline=None)
@@ -78,18 +64,11 @@ def check(files: dict[str, bytes]) -> None:
 def test_damaged_files(data: st.DataObject) -> None:
     files = data.draw(st.sampled_from([CACHE, CACHE, PUBLISHED]))
     name = data.draw(st.sampled_from(sorted(files)))
-    check({**files, name: data.draw(damaged(files[name]))})
-
-
-@settings(deadline=None)
-@given(st.one_of(HEADERS, st.binary()), st.sampled_from([TOKENS_FILE, LABELS_FILE]))
-def test_any_array_file(content: bytes, name: str) -> None:
-    check({**CACHE, name: content})
+    any_array = [HEADERS] if name in (TOKENS_FILE, LABELS_FILE) else []
+    check({**files, name: data.draw(st.one_of(damaged(files[name]), *any_array))})
 
 
 INTEGERS = st.one_of(st.integers(-2, 60), st.sampled_from([2**31, 2**63, 10**4000]))
-
-
 ENTRIES = st.dictionaries(st.sampled_from(sorted(INDEX)), st.one_of(JSON, INTEGERS), min_size=1)
 
 
@@ -97,24 +76,10 @@ ENTRIES = st.dictionaries(st.sampled_from(sorted(INDEX)), st.one_of(JSON, INTEGE
 @given(st.one_of(ENTRIES, JSON))
 @example({"image_size": 10**4000, "stride": 1})
 @example({"version": "1" * 10**6})
-@example({"crc32": {"a" * 10**6: 1}})
+@example({"crc32": {TOKENS_FILE: "1" * 10**6}})
 def test_any_index(entries: object) -> None:
     index = {**INDEX, **entries} if isinstance(entries, dict) else entries
     check({**CACHE, INDEX_FILE: json.dumps(index).encode()})
-
-
-def test_tokens_beyond_the_vocabulary_with_the_right_checksum_are_refused(tmp_path: Path) -> None:
-    write_cache(tmp_path)
-    tokens = np.load(tmp_path / TOKENS_FILE)
-    tokens[3, 1, 2] = 50
-    np.save(tmp_path / TOKENS_FILE, tokens)
-    index = {**INDEX, "crc32": {**INDEX["crc32"], TOKENS_FILE: checksum(tmp_path / TOKENS_FILE)}}
-    (tmp_path / INDEX_FILE).write_text(json.dumps(index))
-    cache = open_cache(tmp_path)
-    cache.verify()
-    assert cache.read(np.array([3]), np.array([False])).max() < 50
-    with pytest.raises(UserError, match=r"cache-tokens\.npy holds index 50, expected \[0, 50\)$"):
-        cache.read(np.array([3]), np.array([True]))
 
 
 def test_small_files_take_little_memory_and_time(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
-"""Decoding and cropping; `test_exif` has what metadata do to it."""
+"""Decoding, turning and cropping of pictures."""
 
+import io
+import random
 import warnings
 from pathlib import Path
 
@@ -13,9 +15,8 @@ from dataset.pictures import center_crop, open_rgb
 from util.errors import UserError
 
 COLOUR = (200, 100, 50)
-
-
 PALETTE = Image.new("RGB", (6, 4), COLOUR).quantize(4)
+NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +47,43 @@ def test_modes_become_rgb(
     assert found.getpixel((1, 1)) == expected
 
 
+def opened(exif: bytes | Image.Exif, form: str) -> np.ndarray:
+    """A picture with this metadata, upright."""
+    lossless = {"lossless": True} if form == "webp" else {"quality": 100, "subsampling": 0}
+    file = io.BytesIO()
+    Image.fromarray(NOISE).save(file, form, exif=exif, **(lossless if form != "tiff" else {}))
+    return np.asarray(open_rgb(file, "picture", upright=True)).astype(int)
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "tiff", "jpeg"])
+def test_every_orientation_is_obeyed_once(form: str) -> None:
+    quarter, exif = np.rot90(NOISE, -1), Image.Exif()
+    shown = {1: NOISE, 2: NOISE[:, ::-1], 3: NOISE[::-1, ::-1], 4: NOISE[::-1]}
+    shown |= {5: quarter[:, ::-1], 6: quarter, 7: quarter[::-1], 8: quarter[::-1, ::-1]}
+    for orientation, expected in shown.items():
+        exif[0x112] = orientation
+        found = opened(exif, form)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).mean() < (20 if form == "jpeg" else 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about what it cannot read
+def test_damaged_metadata_is_no_damaged_picture() -> None:
+    draw, exif = random.Random(0), Image.Exif()
+    exif.update({0x10E: "a picture", 0x112: 6, 0x11A: 72.0, 0x11B: 72.0, 0x128: 2, 0x131: "1.0"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    for number in range(300):
+        content = bytearray(exif.tobytes())
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(6, len(content))] = draw.choice([*range(14), 255])
+        assert opened(bytes(content), ("png", "webp")[number % 2]).size == NOISE.size
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     for suffix in ("png", "jpg", "webp", "tiff"):
         file = tmp_path / f"cut.{suffix}"
-        Image.fromarray(noise).save(file)
+        Image.fromarray(NOISE).save(file)
         content = file.read_bytes()
         for end in (0, 30, 100, len(content) // 2):
             file.write_bytes(content[:end])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset import write_cache
 from dataset.token_cache import check_cache, open_cache
 from scripts import convert_cache
 from tests.commands import results_in
@@ -18,7 +19,7 @@ from util.errors import UserError
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tokenizer and the token files of eleven images of three classes, in three shards."""
     monkeypatch.setattr("util.logs.setup", lambda: None)
-    monkeypatch.setattr(convert_cache, "MAX_SHARD_IMAGES", 4)
+    monkeypatch.setattr(write_cache, "MAX_SHARD_IMAGES", 4)
     save_tokenizer(tmp_path / "vq.pt", tiny_tokenizer())
     tokens = np.random.default_rng(0).integers(0, GRID.vocab_size, (11, 2, GRID.num_tokens))
     for number, (plain, mirrored) in enumerate(tokens):
@@ -38,7 +39,7 @@ def convert(workspace: Path, *more: object) -> None:
 def test_converted_cache_reads_the_same(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
     convert(workspace)
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
-    assert "taking it that" in caplog.text
+    assert "is taken to have made" in caplog.text
     published, cache = open_cache(workspace / "published"), open_cache(workspace / "cache")
     assert cache.classes == published.classes == ("n0", "n1", "n2")
     np.testing.assert_array_equal(cache.labels, published.labels)
