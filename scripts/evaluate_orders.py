@@ -27,7 +27,7 @@ from hub.published import pinned_flags, resolve_flags
 from orders.group_sizes import RULE
 from orders.sources import ORDERS
 from studies import report, search
-from studies.likelihood import Setting, load_model, measure, read_settings
+from studies.likelihood import load_model, measure, read_settings
 from studies.report import describe
 from util import distributed, logs
 from util.cli import Parser, add_flags, number, whole
@@ -86,18 +86,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = cache.num_images if args.num_images is None else args.num_images
     least = 4 if args.search else 2  # two in each half
     if not least <= count <= cache.num_images:
-        raise UserError(
-            f"--num_images: found {count}, expected {least} to the {cache.num_images} of "
-            f"{cache.path}"
-        )
+        most = f"the {cache.num_images} of {cache.path}"
+        raise UserError(f"--num_images: found {count}, expected {least} to {most}")
     # Spread evenly, because the cache is sorted by class.
     image_ids = np.arange(count) * cache.num_images // count
     if args.search:
         with blame("--steps, --shapes"):
             plans = [search.plans(args, model.grid, steps) for steps in args.steps]
-        study = partial(look_for_best, plans, model.grid, args.seed)
     else:
-        study = partial(compare, args, read_settings(args, model.grid, cache.num_images))
+        plans = read_settings(args, model.grid, cache.num_images)
     for flag, path in (("--output", args.output), ("--plot", args.plot)):
         if path is not None:
             require_writable_file(path, flag)
@@ -109,46 +106,39 @@ def main(argv: Sequence[str] | None = None) -> None:
             record_run(parser, pinned_flags(args), args.output.parent)
         if launch.rank == 0:
             about = describe(args, cache, image_ids)
-    costs = partial(measure, model, cache, batch_size=args.batch_size)
     with ExitStack() as at_exit:
         distributed.start(launch, device)
         at_exit.callback(distributed.stop)
         at_exit.enter_context(logs.logging_redirect_tqdm())
         at_exit.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=args.bf16))
-        figures = study(costs, image_ids)
-        if args.output is not None and distributed.is_main():
-            with blame("--output"):
-                write_json({**about, **figures}, args.output)
+        costs = partial(measure, model, cache, batch_size=args.batch_size)
+        lines, figures = study(args, model.grid, plans, costs, image_ids)
+        if distributed.is_main():
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
+            if args.output is not None:
+                with blame("--output"):
+                    write_json({**about, **figures}, args.output)
 
 
-def compare(
-    args: argparse.Namespace, settings: Sequence[Setting], costs: search.Measure, ids: np.ndarray
-) -> dict[str, Any]:
-    """Measure, show and plot; return the entries of the JSON file."""
-    results = costs(settings, ids)
-    if distributed.is_main():
-        sys.stdout.write("".join(f"{line}\n" for line in report.table(results)))
+def study(
+    args: argparse.Namespace,
+    grid: TokenGrid,
+    plans: Sequence,
+    costs: search.Measure,
+    ids: np.ndarray,
+) -> tuple[list[str], dict[str, Any]]:
+    """Search for each number of steps, or compare and plot: lines, and entries of the JSON file."""
+    if args.search:
+        costs = partial(costs, one_by_one=False)
+        searches = [search.search(costs, tried, grid, args.seed, ids) for tried in plans]
+        lines = report.markdown(list(search.search_table(searches)))
+        lines += [f"its order file: {each['best']['order_file_command']}" for each in searches]
+        return lines, {"searches": searches}
+    results = costs(plans, ids)
     if args.plot is not None and distributed.is_main():
         with blame("--plot"), replacing(args.plot) as temporary:
             report.draw(results).savefig(temporary, format="png", dpi=100)
-    return {"results": report.entries(results)}
-
-
-def look_for_best(
-    plans: Sequence[dict[search.Candidate, Setting]],
-    grid: TokenGrid,
-    seed: int,
-    costs: search.Measure,
-    ids: np.ndarray,
-) -> dict[str, Any]:
-    """Search for each number of steps and show what was found; return the JSON file's entries."""
-    costs = partial(costs, one_by_one=False)
-    searches = [search.search(costs, tried, grid, seed, ids) for tried in plans]
-    if distributed.is_main():
-        lines = report.markdown(list(search.search_table(searches)))
-        lines += [f"its order file: {each['best']['order_file_command']}" for each in searches]
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
-    return {"searches": searches}
+    return report.table(results), {"results": report.entries(results)}
 
 
 if __name__ == "__main__":

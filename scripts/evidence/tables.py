@@ -18,7 +18,6 @@ import argparse
 import ast
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,10 @@ from util.errors import UserError, blame, run
 from util.files import read_json
 
 Row = dict[str, object]  # cells by the title of their column
-Costs = Mapping[str, np.ndarray]
+Costs = Mapping[str, np.ndarray]  # nats of each model and image, (models, n), by order
+# What a file says, its `name`, and `results` by steps and order: scores of samples, or nats of
+# images (n,), `nll`, `price` and `alone`.
+Model = dict[str, Any]
 # What the files of a table must have in common: else they cannot be averaged image by image.
 COMMON = ("images_sha256", "data_set", "num_images", "samples", "cfg")
 # What tells models apart, and how one was measured.
@@ -46,17 +48,8 @@ SCORES = {
 }
 
 
-@dataclass(frozen=True)
-class Study:
-    """What was measured of one model."""
-
-    name: str  # of the first file
-    about: dict[str, Any]
-    # By steps and order: scores of samples, or nats of images (n,): `nll`, `price` and `alone`.
-    results: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the table to standard output."""
     parser = Parser(description="Markdown tables from the JSON files of the studies.")
     parser.add_argument("table", choices=[*COSTS, "samples", "yardsticks", "search"])
     parser.add_argument("files", nargs="+", type=Path, help="JSON files of one model or several")
@@ -64,11 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="its images only")
     parser.add_argument("--minus", metavar="ORDER", help="by default the first order")
     add_flags(parser, "--debug")
-    return parser.parse_args(argv)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Write the table to standard output."""
+    args = parser.parse_args(argv)
     with blame("files"):
         files = {path: read_json(path) for path in args.files}
     try:
@@ -83,61 +72,56 @@ def main(args: argparse.Namespace) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in markdown(rows)))
 
 
-def read_models(files: Mapping[Path, dict], class_name: str | None = None) -> list[Study]:
-    """Read one study for each model, of all images or of a class; they must be the same images."""
-    models: dict[tuple, Study] = {}
+def read_models(files: Mapping[Path, dict], class_name: str | None = None) -> list[Model]:
+    """Read what each model was measured by, on all images or on a class of them."""
+    models: dict[tuple, Model] = {}
+    first_path, first = next(iter(files.items()))
     for path, about in files.items():
-        model = models.setdefault(tuple(map(about.get, MODEL)), Study(path.stem, about))
-        first = next(iter(models.values())).about
         for name in COMMON:
             if about.get(name) != first.get(name):
-                expected = f"expected {first.get(name)} as in {next(iter(files))}"
+                expected = f"expected {first.get(name)} as in {first_path}"
                 raise UserError(f"files: {path} has {name} {about.get(name)}, {expected}")
         chosen: np.ndarray | slice = slice(None)
         if class_name is not None:
             chosen = np.array(ast.literal_eval(about["class_by_image"])) == class_name
             if (count := chosen.sum()) < 2:
                 raise UserError(f"--class: found {count} images in {path}, expected at least 2")
+        new = {**about, "name": path.stem, "results": {}}
+        model = models.setdefault(tuple(map(about.get, MODEL)), new)
         for entry in about["results"]:
             key = entry["steps"], entry["order"]
-            if key in model.results:
-                raise UserError(f"files: {path} repeats {key} of {model.name}, expected it once")
+            if key in model["results"]:
+                raise UserError(f"files: {path} repeats {key} of {model['name']}, expected it once")
             if "nll_by_image" in entry:
                 texts = entry["nll_by_image"], entry["price_by_image"]
                 nll, price = (np.array(ast.literal_eval(text))[chosen] for text in texts)
                 entry |= {"nll": nll, "price": price, "alone": nll - price}
-            model.results[key] = entry
+            model["results"][key] = entry
     return list(models.values())
 
 
-def by_steps(args: argparse.Namespace, models: Sequence[Study]) -> Iterator[Row]:
+def by_steps(args: argparse.Namespace, models: Sequence[Model]) -> Iterator[Row]:
     """Make a row for each number of steps in which all models have all orders."""
-    orders = args.orders or list(dict.fromkeys(order for m in models for _, order in m.results))
-    counts = dict.fromkeys(steps for steps, _ in models[0].results)
-    counts = [k for k in counts if all((k, order) in m.results for m in models for order in orders)]
+    measured = [model["results"] for model in models]
+    orders = args.orders or list(dict.fromkeys(order for one in measured for _, order in one))
+    counts = dict.fromkeys(steps for steps, _ in measured[0])
+    counts = [k for k in counts if all((k, order) in one for one in measured for order in orders)]
     if not counts:
         raise UserError(f"--orders: found {', '.join(orders)} in no number of steps of every model")
     for steps in counts:
-        found = {order: [model.results[steps, order] for model in models] for order in orders}
+        row: Row = {"steps": steps}
+        found = {order: [one[steps, order] for one in measured] for order in orders}
         if args.table == "samples":
-            yield {"steps": steps, **samples(found)}
+            for name in ("class_accuracy", "frechet_distance"):
+                row |= {f"{order}, {SCORES[name]}": judged(name, found[order]) for order in orders}
         else:
             what, make = COSTS[args.table]
-            costs = {order: np.array([e[what] for e in found[order]]) for order in orders}
+            costs = {order: np.array([each[what] for each in found[order]]) for order in orders}
             minus = args.minus or (None if what == "alone" else orders[0])
-            yield {"steps": steps, **make(costs, minus, [model.name for model in models])}
+            row |= make(costs, minus, [model["name"] for model in models])
+        yield row
 
 
-def samples(found: Mapping[str, Sequence[Mapping[str, float]]]) -> Row:
-    """Make cells of class accuracies, then of Frechet distances."""
-    return {
-        f"{order}, {SCORES[name]}": judged(name, scores)
-        for name in ("class_accuracy", "frechet_distance")
-        for order, scores in found.items()
-    }
-
-
-# Below, costs are nats of each model and image, (models, n) by order.
 def differences(costs: Costs, minus: str | None) -> Row:
     """Make cells of what orders cost more than one of them, if any, image by image."""
     return {
@@ -189,10 +173,10 @@ COSTS = {
 }
 
 
-def yardsticks(models: Sequence[Study]) -> Iterator[Row]:
+def yardsticks(models: Sequence[Model]) -> Iterator[Row]:
     """Make rows of the scores of real images: as they are, and reconstructed."""
     for images in ("real", "reconstructed"):
-        scores = [model.about[images] for model in models]
+        scores = [model[images] for model in models]
         names = [name for name in SCORES if name in scores[0]]
         yield {"images": images, **{SCORES[name]: judged(name, scores) for name in names}}
 
@@ -210,4 +194,4 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 if __name__ == "__main__":
-    run(lambda: main(parse_args()))
+    run(main)

@@ -275,5 +275,5 @@ def test_studies_of_orders(
         # Texts are rounded to three decimals.
         assert_alike(read(new) | about, kept | about, rel=1e-4, abs=2e-3)
     for table, name in (("nll", "study"), ("prices", "study"), ("search", "order_search")):
-        tables.main(tables.parse_args([table, f"{name}.json"]))
+        tables.main([table, f"{name}.json"])
         assert capsys.readouterr().out == Path("tables", f"{table}.md").read_text()

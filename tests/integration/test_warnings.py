@@ -35,7 +35,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
 
     for module, name in (
         *((main_lpd, "train"), (main_lpd, "evaluate_checkpoint"), (search_cfg, "shown_results")),
-        *((evaluate_orders, "describe"), (evaluate_orders, "compare"), (edit, "encode")),
+        *((evaluate_orders, "describe"), (evaluate_orders, "study"), (edit, "encode")),
         *((visualize, "generate"), (visualize, "plot_step_maps"), (scripts.app, "listen")),
     ):
         monkeypatch.setattr(module, name, begin)

@@ -47,7 +47,7 @@ def lines(capsys: pytest.CaptureFixture):
     """The lines of a table."""
 
     def run(*arguments: object) -> list[str]:
-        tables.main(tables.parse_args(list(map(str, arguments))))
+        tables.main(list(map(str, arguments)))
         return capsys.readouterr().out.splitlines()
 
     return run
