@@ -49,10 +49,11 @@ def read_npz(
     A `KeyError` is for an array that is not there, a `ValueError` for a damaged file or objects.
     """
     arrays = {}
-    with ExitStack() as files, _naming_damage():
-        archive = _open_archive(path, files)
+    # No ExitStack: a published cache is read two small files an image.
+    with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
         for name in names:
-            content = _open_array(archive, name, files).read(max_bytes + 1)
+            with _open_array(archive, name) as packed:
+                content = packed.read(max_bytes + 1)
             if len(content) > max_bytes:
                 raise ValueError(f"{name}.npy unpacks to more than {max_bytes} bytes")
             body = io.BytesIO(content)
@@ -79,7 +80,9 @@ def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
     """
     with ExitStack() as files:
         with _naming_damage():
-            packed = _open_array(_open_archive(path, files), name, files)
+            stream = files.enter_context(open_file(path))
+            packed = _open_array(files.enter_context(zipfile.ZipFile(stream)), name)
+            files.enter_context(packed)
             shape, fortran_order, dtype = _read_header(packed)
         if fortran_order:
             raise ValueError(f"{name}.npy is in Fortran's order, expected C's")
@@ -102,8 +105,8 @@ def stream_npz(path: Path, name: str) -> Iterator[ArrayStream]:
 
 def names_in_npz(path: Path) -> set[str]:
     """List the arrays of an .npz archive; a `ValueError` if it is damaged."""
-    with ExitStack() as files, _naming_damage():
-        return {name.removesuffix(".npy") for name in _open_archive(path, files).namelist()}
+    with _naming_damage(), open_file(path) as stream, zipfile.ZipFile(stream) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
 @contextmanager
@@ -114,11 +117,7 @@ def _naming_damage() -> Iterator[None]:
         raise ValueError("damaged, or no .npz archive") from error
 
 
-def _open_archive(path: Path, files: ExitStack) -> zipfile.ZipFile:
-    return files.enter_context(zipfile.ZipFile(files.enter_context(open_file(path))))
-
-
-def _open_array(archive: zipfile.ZipFile, name: str, files: ExitStack) -> BinaryIO:
+def _open_array(archive: zipfile.ZipFile, name: str) -> BinaryIO:
     """Open the file of an array, if it is packed so that it can be read piece by piece."""
     if f"{name}.npy" not in archive.namelist():
         raise KeyError(name)
@@ -126,14 +125,15 @@ def _open_array(archive: zipfile.ZipFile, name: str, files: ExitStack) -> Binary
     # Others unpack whole blocks at once, however little of them is asked for.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name}.npy is not packed the way NumPy does it")
-    return files.enter_context(archive.open(info))
+    return archive.open(info)
 
 
 def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read shape, whether it is in Fortran's order, and type; the data follow in the stream."""
     try:
-        version = "{}_{}".format(*np.lib.format.read_magic(stream))
-        shape, fortran_order, dtype = getattr(np.lib.format, f"read_array_header_{version}")(stream)
+        major, minor = np.lib.format.read_magic(stream)
+        read = getattr(np.lib.format, f"read_array_header_{major}_{minor}")
+        shape, fortran_order, dtype = read(stream)
     except _NO_HEADER as error:
         raise ValueError("has no readable .npy header, expected one as NumPy writes it") from error
     if dtype.hasobject:
