@@ -2,17 +2,15 @@
 
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hub.weights import read_checkpoint
 from tests.faults.children import Child
-from tests.faults.conftest import Start, Whole
+from tests.faults.conftest import Start
 from tests.faults.study import FILES, Study
-from tests.integration.test_resume import same_training
-from training.checkpoint import LAST, PREVIOUS
+from training.checkpoint import LAST
 
 pytestmark = pytest.mark.slow
 
@@ -69,20 +67,3 @@ def test_a_file_truncated_empty_or_with_a_flipped_bit_is_refused(
         line = child.is_refused()
         assert str(file) in line or f"{file.parent} was made" in line, line
         assert not list(output.glob("*"))
-
-
-@pytest.mark.parametrize("damage", [truncate, flip_bit, empty])
-def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(
-    trained: Whole, tmp_path: Path, start: Start, damage: Callable[[bytes, random.Random], bytes]
-) -> None:
-    flags = trained.flags(tmp_path, "--save_steps", 4)
-    start("main_lpd", [*flags, "--epochs", 1]).succeeds()
-    content = (tmp_path / LAST).read_bytes()
-    # All but the end, where a zip file repeats names and sizes, of which some are not used.
-    body, end = content[: -len(content) // 10], content[-len(content) // 10 :]
-    kept = end if damage is flip_bit else b""
-    (tmp_path / LAST).write_bytes(damage(body, random.Random(3)) + kept)
-    said = start("main_lpd", flags).succeeds()
-    assert "the one before it takes its place" in said
-    assert f"resumed from {tmp_path / PREVIOUS}" in said
-    assert same_training(tmp_path, trained.folder)

@@ -9,15 +9,15 @@ from tests.integration.test_resume import logged
 from training.scalars import ScalarLog
 
 
-def test_runs_that_begin_in_one_second_are_read_in_turn(
+def test_runs_that_begin_in_one_second_or_before_the_last_are_read_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorBoard numbers the files of a process, and 10 sorts before 9."""
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: 1.7e9)
-        for step in range(12):
+    """TensorBoard numbers the files of a process, and 10 sorts before 9; clocks are set back."""
+    for step in range(13):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda step=step: 1.7e9 - 3600 * (step == 12))
             scalars = ScalarLog(tmp_path, purge_step=step)
             scalars.add(step, {"loss": step})
             scalars.add(step + 1, {"loss": -1})  # dropped by the next
             scalars.close()
-    assert logged(tmp_path)["loss"] == [*((step, step) for step in range(12)), (12, -1)]
+    assert logged(tmp_path)["loss"] == [*((step, step) for step in range(13)), (13, -1)]

@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -103,8 +102,7 @@ def test_small_archives_take_little_memory_and_time(tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == len(contents)
 
 
-@pytest.mark.parametrize(("take", "error"), [("bytes(2 * 10**9)", "MemoryError"), ("0", "nothing")])
-def test_the_confined_process_notices(tmp_path: Path, take: str, error: str) -> None:
-    result = read_confined("", take, tmp_path)
-    assert result.returncode == 1
-    assert error in result.stderr
+def test_the_confined_process_notices(tmp_path: Path) -> None:
+    for take, error in (("bytes(2 * 10**9)", "MemoryError"), ("0", "nothing")):
+        result = read_confined("", take, tmp_path)
+        assert result.returncode == 1 and error in result.stderr
