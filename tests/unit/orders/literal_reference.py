@@ -3,8 +3,6 @@
 It shares nothing with `orders.locality`: plain Python, own random numbers, floating-point scores.
 """
 
-from __future__ import annotations
-
 import math
 import random
 
@@ -15,60 +13,22 @@ def one_order(
     group_sizes: list[int], grid_size: int, proximity: float, repulsion: float, rng: random.Random
 ) -> list[int]:
     """One order: raster positions in generation order."""
-    cells = [(y, x) for y in range(grid_size) for x in range(grid_size)]
-    decoded: set[Cell] = set()
-    order = []
-    for step, size in enumerate(group_sizes):
-        free = [cell for cell in cells if cell not in decoded]
-        if step == 0:
-            assert size == 1
-            group = [rng.choice(free)]
-        else:
-            group = _one_group(free, decoded, size, proximity, repulsion, rng)
-        decoded.update(group)
-        order += [y * grid_size + x for y, x in group]
-    return order
-
-
-def _one_group(
-    free: list[Cell],
-    decoded: set[Cell],
-    size: int,
-    proximity: float,
-    repulsion: float,
-    rng: random.Random,
-) -> list[Cell]:
-    # Rounded, so that the same neighbours in another order of summation score the same.
-    score = {cell: round(proximity_score(cell, decoded), 9) for cell in free}
-    near = [cell for cell in free if score[cell] >= round(proximity, 9)]
-    far = set(free) - set(near)
-    rng.shuffle(near)
-    near.sort(key=lambda cell: -score[cell])  # stable: equal scores stay shuffled
-
-    group: list[Cell] = []
-    skipped = []
-    for cell in near:
-        if len(group) < size and all(chebyshev(cell, other) > repulsion for other in group):
-            group.append(cell)
-        else:
-            skipped.append(cell)
-
-    def merit(cell: Cell) -> tuple[float, ...]:
-        distance = min(round(math.dist(cell, other), 9) for other in group)
-        return distance, cell in far, score[cell], rng.random()
-
-    left = [*sorted(far), *skipped]
-    while len(group) < size:
-        group.append(max(left, key=merit) if group else rng.choice(left))
-        left.remove(group[-1])
-    return group
+    cells: list[Cell] = []
+    for size in group_sizes:
+        decoded = set(cells)
+        for _ in range(size):
+            group = cells[len(decoded) :]
+            legal = legal_choices(decoded, group, grid_size, proximity, repulsion)
+            cells.append(rng.choice(legal))
+    return [y * grid_size + x for y, x in cells]
 
 
 def legal_choices(
     decoded: set[Cell], group: list[Cell], grid_size: int, proximity: float, repulsion: float
 ) -> list[Cell]:
-    """Every position the rules allow after a group's first, all equally likely, in raster order."""
+    """Every position the rules allow as the next of a group, all equally likely, raster order."""
     left = {(y, x) for y in range(grid_size) for x in range(grid_size)} - decoded - set(group)
+    # Rounded, so that the same neighbours in another order of summation score the same.
     score = {cell: round(proximity_score(cell, decoded), 9) for cell in left}
     near = {cell for cell in left if score[cell] >= round(proximity, 9)}
     candidates = {

@@ -1,12 +1,10 @@
 """Locality-aware orders against a literal reading of their definition."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random
 from collections import Counter
-from itertools import product
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from scipy.stats import chi2_contingency
 from orders.group_sizes import group_sizes, remaining_group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import validate_orders
-from orders.statistics import group_distances
 from tests.unit.orders.literal_reference import legal_choices, one_order
 
 # (grid side, group sizes, proximity threshold, repulsion threshold)
@@ -36,7 +33,6 @@ SETTINGS = {
     "16x16 in 20, r = 2": (16, group_sizes(256, 20), 1.0, 2.0),
 }
 LARGE = (32, group_sizes(1024, 48), 1.0, 4.0)
-settings = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 
 
 def make(setting: tuple, num: int, seed: int = 0) -> np.ndarray:
@@ -44,23 +40,14 @@ def make(setting: tuple, num: int, seed: int = 0) -> np.ndarray:
     return locality_aware_orders(num, sizes, side, *thresholds, seed)
 
 
-def make_literally(setting: tuple, num: int) -> np.ndarray:
-    side, sizes, *thresholds = setting
-    rng = random.Random(0)
-    return np.array([one_order(sizes, side, *thresholds, rng) for _ in range(num)])
-
-
-def choices(setting: tuple, order: np.ndarray, num_known: int = 0) -> list[tuple]:
+def choices(setting: tuple, order: Sequence[int], num_known: int = 0) -> Iterator[tuple]:
     """Every choice of an order with those the rules allowed."""
     side, sizes, *thresholds = setting
-    cells = [divmod(int(position), side) for position in order]
-    made, start = [], num_known
+    cells, start = [divmod(int(position), side) for position in order], num_known
     for size in sizes:
-        decoded = set(cells[:start])
         for at in range(start, start + size):
-            made.append((cells[at], legal_choices(decoded, cells[start:at], side, *thresholds)))
+            yield cells[at], legal_choices({*cells[:start]}, cells[start:at], side, *thresholds)
         start += size
-    return made
 
 
 def check_choices(setting: tuple, orders: np.ndarray, num_known: int = 0) -> None:
@@ -79,51 +66,18 @@ def check_choices(setting: tuple, orders: np.ndarray, num_known: int = 0) -> Non
         assert np.var(quantiles) == pytest.approx(1, abs=5 / math.sqrt(len(quantiles)))
 
 
-@settings
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_every_choice_is_legal_and_ties_are_random(setting: tuple) -> None:
     check_choices(setting, make(setting, 3 if setting[0] == 16 else 20))
 
 
-@pytest.mark.parametrize("name", ["8x8 in 12", "8x8, large late groups", "5x5"])
-def test_the_literal_orders_are_legal_too(name: str) -> None:
-    for order in make_literally(SETTINGS[name], 5):
-        assert all(chosen in legal for chosen, legal in choices(SETTINGS[name], order))
-
-
-def mean_scores(orders: np.ndarray, sizes: list[int], side: int) -> np.ndarray:
-    """(M, K): the mean score of each group against earlier groups."""
-    num, groups = len(orders), np.repeat(np.arange(len(sizes)), sizes)
-    step_of = np.full((num, side + 2, side + 2), len(sizes))
-    y, x = np.divmod(orders.astype(np.int64), side)
-    step_of[np.arange(num)[:, None], y + 1, x + 1] = groups
-    scores = np.zeros(orders.shape)
-    for dy, dx in product((-1, 0, 1), repeat=2):
-        if dy or dx:
-            around = step_of[np.arange(num)[:, None], y + 1 + dy, x + 1 + dx]
-            scores += (around < groups) / math.hypot(dy, dx)
-    return np.add.reduceat(scores, np.cumsum(sizes) - sizes, axis=1) / sizes
-
-
-@settings
-def test_statistics_agree_with_the_literal_reading(setting: tuple) -> None:
-    side, sizes = setting[:2]
-    orders, literal = make(setting, 2000), make_literally(setting, 40 if side == 16 else 200)
-    within = (group_distances(rows, sizes)[1] for rows in (orders, literal))
-    scores = (mean_scores(rows, sizes, side) for rows in (orders, literal))
-    for ours, theirs in (scores, within):
-        both = np.concatenate([ours, theirs])
-        error = both.std(axis=0) * math.sqrt(1 / len(ours) + 1 / len(theirs))
-        difference = np.abs(ours.mean(axis=0) - theirs.mean(axis=0))
-        several = ~np.isnan(difference)
-        assert (difference[several] <= 4.5 * error[several] + 1e-9).all()
-
-
 @pytest.mark.parametrize("sizes", [[1, 2, 6], [1, 1, 1, 1, 5]])
 def test_whole_distribution_of_a_tiny_grid(sizes: list[int]) -> None:
-    setting, shown = (3, sizes, 1.0, 1.0), 9 - sizes[-1]
+    setting, shown, rng = (3, sizes, 1.0, 1.0), 9 - sizes[-1], random.Random(0)
+    literal = [one_order(sizes, 3, 1.0, 1.0, rng) for _ in range(4000)]
     ours, theirs = (
-        Counter(map(tuple, orders[:, :shown].tolist()))
-        for orders in (make(setting, 4000), make_literally(setting, 4000))
+        Counter(tuple(order[:shown]) for order in orders)
+        for orders in (make(setting, 4000).tolist(), literal)
     )
     outcomes = sorted(ours.keys() | theirs.keys())
     assert len(outcomes) > 20
@@ -223,7 +177,6 @@ def scattered(side: int, count: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("side", "known", "steps", "thresholds"),
     [
-        (8, outside(8, 4, 0, 8, 8), None, (1.0, 1.0)),  # a half
         (8, outside(8, 4, 0, 8, 8), None, (50.0, 1.0)),  # none near
         (8, outside(8, 4, 0, 8, 8), None, (0.0, 0.0)),  # all near
         (8, outside(8, 2, 2, 6, 7), None, (1.0, 2.0)),  # a hole
@@ -231,7 +184,6 @@ def scattered(side: int, count: int) -> np.ndarray:
         (8, outside(8, 0, 0, 7, 8), 6, (1.5, 1.0)),  # all but a row
         (8, scattered(8, 30), 5, (1.0, 1.0)),
         (8, np.array([63]), None, (1.0, 1.0)),  # nearly nothing known
-        (8, scattered(8, 62), None, (1.0, 1.0)),  # nearly all
         (5, outside(5, 1, 1, 4, 4), 9, (1.0, 1.0)),  # one by one
         (16, outside(16, 5, 5, 16, 16), None, (1.0, 2.0)),
     ],
@@ -245,17 +197,13 @@ def test_every_choice_after_known_positions_is_legal(side, known, steps, thresho
 
 
 def test_a_row_depends_on_what_is_known_of_it_only() -> None:
-    known = np.stack([scattered(8, 30), outside(8, 0, 0, 2, 17)[:30], scattered(8, 30)[::-1]])
+    known = np.stack([scattered(8, 30), np.arange(30), scattered(8, 30)[::-1]])
     sizes, ids = remaining_group_sizes(64, 30), np.array([5, 6, 5])
-
-    def made(rows: list[int]) -> np.ndarray:
-        return locality_aware_orders(
-            len(rows), sizes, 8, seed=3, image_ids=ids[rows], known=known[rows]
-        )
-
-    orders = made([0, 1, 2])
-    for row in range(3):
-        np.testing.assert_array_equal(made([row])[0], orders[row])
+    orders, *alone = (
+        locality_aware_orders(len(rows), sizes, 8, seed=3, image_ids=ids[rows], known=known[rows])
+        for rows in ([0, 1, 2], [0], [1], [2])
+    )
+    np.testing.assert_array_equal(np.concatenate(alone), orders)
     # The same positions in another order are the same knowledge.
     np.testing.assert_array_equal(orders[0, 30:], orders[2, 30:])
 

@@ -1,7 +1,5 @@
 """The compiled search: its arithmetic, and where its compiled code is kept."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil
@@ -66,39 +64,36 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(checkout: Path, user_cache: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(user_cache)}
+def made(checkout: Path, user_cache: str, processes: int = 1) -> list[list[str]]:
+    """The order made, and the log, of processes that start at once."""
+    environment = {**os.environ, "XDG_CACHE_HOME": user_cache}
     environment.pop("NUMBA_CACHE_DIR", None)
-    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen(
-        [sys.executable, "-c", MAKE], cwd=checkout, env=environment, text=True, **pipes
-    )
-
-
-def end(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """The order made and the log."""
-    output, log = process.communicate(timeout=120)
-    assert process.returncode == 0, log
-    return output, log
+    pipes = {**dict.fromkeys(("stdout", "stderr"), subprocess.PIPE), "text": True}
+    command = [sys.executable, "-c", MAKE]
+    running = [
+        subprocess.Popen(command, cwd=checkout, env=environment, **pipes) for _ in range(processes)
+    ]
+    found = [process.communicate(timeout=120) for process in running]
+    assert not any(process.returncode for process in running), found
+    return found
 
 
 def test_processes_that_start_at_once_share_what_they_compile(checkout: Path) -> None:
-    user_cache = checkout / "cache"
-    processes = [start(checkout, user_cache) for _ in range(2)]
-    outputs = {end(process)[0] for process in processes}
-    output, log = end(start(checkout, user_cache))
+    cache = str(checkout / "cache")
+    (first, _), (second, _) = made(checkout, cache, processes=2)
+    ((output, log),) = made(checkout, cache)
     assert log == ""
-    assert outputs == {output}
+    assert first == second == output
     # A damaged file does no harm.
-    for file in user_cache.rglob("*.nbi"):
+    for file in Path(cache).rglob("*.nbi"):
         file.write_bytes(b"")
-    again, log = end(start(checkout, user_cache))
-    assert again == output
+    ((output, log),) = made(checkout, cache)
+    assert output == first
     assert "compiling the search" in log and "no compiled code on the disk" in log
 
 
 def test_compiles_where_nothing_can_be_written(checkout: Path) -> None:
-    output, log = end(start(checkout, Path(os.devnull)))
+    ((output, log),) = made(checkout, os.devnull)
     assert output.startswith("[[")
     assert "no compiled code on the disk (cannot cache" in log and "NUMBA_CACHE_DIR" in log
     assert log.count("compiling the search") == 1

