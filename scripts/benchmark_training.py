@@ -99,8 +99,7 @@ def main(args: argparse.Namespace) -> None:
 
     def series(name: str) -> Iterator[Record]:
         for size in args.batch_sizes or [ROWS[name].batch_size]:
-            record, _ = measure(name, size, effort, rate)
-            yield {"row": name, "batch_size": size} | record
+            yield {"row": name, "batch_size": size} | measure(name, size, effort, rate)[0]
 
     rows = args.rows or (SMALL_ROWS if small else PUBLISHED_ROWS)
     benchmark.show({x: series(x) for x in rows}, COLUMNS, NOTES, partial(write, rate=rate))
@@ -177,21 +176,21 @@ def measure(name: str, batch_size: int, effort: Effort, rate: float) -> tuple[Re
         sizes = itertools.cycle(drawn)
         return lambda: subject(next(sizes), batch)
 
+    record = {"dtype": NAMES[fast.dtype]} | benchmark.warm_up(partial(first_steps, fast), device)
     multiply = benchmark.bare_products(fast.model, fast.dtype, 2 * batch_size * num_tokens)
 
     def products(sizes: list[int], batch: Batch) -> None:
-        at_head = batch_size * num_tokens
-        in_blocks = at_head + batch_size * (1 + num_tokens - sizes[-1])
+        at_head = batch.tokens.numel()
+        in_blocks = at_head + len(batch.tokens) * (1 + num_tokens - sizes[-1])
         multiply(in_blocks, at_head, backward=True)
 
-    record = {"dtype": NAMES[fast.dtype]} | benchmark.warm_up(partial(first_steps, fast), device)
-    subjects = {"fast": fast, "products": products}
-    if effort.plain:
-        subjects["plain"] = plain = Step(row.build, device, plain=True)
-        record["plain_dtype"] = NAMES[plain.dtype]
-        first_steps(plain)
     products(drawn[0], batch)
-    calls = {name: in_turn(subject) for name, subject in subjects.items()}
+    calls = {"fast": in_turn(fast), "products": in_turn(products)}
+    # What the fast step is compared with.
+    if effort.plain:
+        plain = Step(row.build, device, plain=True)
+        first_steps(plain)
+        record["plain_dtype"], calls["plain"] = NAMES[plain.dtype], in_turn(plain)
     record |= benchmark.compare(calls, batch_size, effort)
     parameters = num_parameters(fast.model.blocks) + num_parameters(fast.model.head)
     flop_per_s = record["images_per_s"] * 2 * num_tokens * 6 * parameters

@@ -70,12 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts = cost.tokenizer_cost(tokenizer, grid.num_tokens, width)
         works |= {f"VQ {name}": part for name, part in parts.items()}
     rows = [{"work": name, **work._asdict()} for name, work in works.items()]
-    modules = {"all": model, "blocks": model.blocks, "head": model.head}
-    parameters = {name: cost.num_parameters(module) for name, module in modules.items()}
-    counts = ", ".join(f"{count / 1e6:,.3f} M {name}" for name, count in parameters.items())
+    parameters = cost.num_parameters(model)
     about = f"{args.model}, {args.img_size} px, {args.dtype}, batches of {batch_size}"
     table = benchmark.markdown_table(COLUMNS, rows)
-    sys.stdout.write(f"{about}: parameters {counts}\n{table}{NOTES}")
+    sys.stdout.write(f"{about}: {parameters / 1e6:,.3f} M parameters\n{table}{NOTES}")
     benchmark.write_figures(args.output, torch.device("cpu"), parameters=parameters, rows=rows)
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from scripts import demo_digits
+from scripts.demo_digits import prepare
 
 
 def few_digits(folder: Path, train: int, test: int) -> Path:
     """Write so many images of each digit to train/ and test/."""
-    demo_digits.main(["prepare", "--output", str(folder)])
+    prepare(folder)
     for part, count in (("train", train), ("test", test)):
         for digit in (folder / part).iterdir():
             for path in sorted(digit.iterdir())[count:]:

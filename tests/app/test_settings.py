@@ -32,10 +32,13 @@ def test_fields_become_settings() -> None:
     [
         ({"label": "99"}, "Class: found '99', expected 0..2 or the name of one class"),
         ({"label": None}, "Class: found '', expected 0..2 or the name of one class"),
+        ({"label": 0.5}, "Class: found '0.5', expected 0..2 or the name of one class"),
+        ({"count": 0}, "Images: found 0, expected a whole number from 1 to 16"),
         ({"count": 17}, "Images: found 17, expected a whole number from 1 to 16"),
         ({"seed": 1.5}, "Seed: found 1.5, expected a whole number from 0 to 2147483647"),
         ({"seed": None}, "Seed: found nothing, expected a whole number from 0 to 2147483647"),
         ({"steps": 1}, "Steps: found 1, expected a whole number from 2 to 16"),
+        ({"steps": 17}, "Steps: found 17, expected a whole number from 2 to 16"),
         ({"steps": "5"}, "Steps: found '5', expected a whole number from 2 to 16"),
         ({"cfg": math.nan}, "Guidance: found nan, expected a number from 0 to 50"),
         ({"cfg": math.inf}, "Guidance: found inf, expected a number from 0 to 50"),

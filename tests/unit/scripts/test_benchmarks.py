@@ -25,6 +25,7 @@ from tokenizers.vq_model import VQModel
 CPU = torch.device("cpu")
 ROW = Row("lpd_tiny", 64, 4, 3.0)
 SIZES = [1, 3, 5, 7]
+# Slow enough for operations to decide everywhere.
 RATES = {torch.bfloat16: Rates(1e9, 2e9), torch.float32: Rates(1e9, 1e9)}
 
 
@@ -47,17 +48,13 @@ def test_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[-2] for line in lines] == [f"{row['ratio']:.0f}" for row in rows]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slow enough for operations to decide everywhere."""
     monkeypatch.setattr(benchmark, "measure_rates", lambda _, dtypes: {x: RATES[x] for x in dtypes})
 
 
 def test_sampling(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    slow_machine: None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {"four": ROW, "five": Row("lpd_tiny", 64, 5, 1.0)}
     monkeypatch.setattr(benchmark_sampling, "ROWS", rows)
@@ -123,10 +120,7 @@ def test_both_steps_train_the_same_network() -> None:
 
 
 def test_training(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    slow_machine: None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert [*benchmark_training.SMALL_ROWS] == ["lpd_tiny_32", "lpd_l_x2_256"]
     rows = {"tiny": benchmark_training.Row(partial(small_lpd, proj_dropout=0.1), 4, steps=4)}
@@ -143,30 +137,22 @@ def test_training(
         assert record["flop_per_s"] == pytest.approx(flop_per_s)
         assert record["rate_share"] == pytest.approx(flop_per_s / 2e9)
         assert record["products_share"] == pytest.approx(record["products_s"] / record["fast_s"])
-        assert 0 < record["products_share"] < 1 and record["cold_start_s"] > 0
         assert {len(seconds) for seconds in record["times_s"].values()} == {record["rounds"]} == {2}
-    title, _, *lines = capsys.readouterr().out.splitlines()
-    assert "plain / fast" in title
+    _, _, *lines = capsys.readouterr().out.splitlines()
     for line, record in zip(lines[:2], records, strict=True):
         assert line.split()[1] == "tiny" and f" {record['images_per_s']:.2f} " in line
 
-    (record,) = run(benchmark_training, tmp_path / "a.json", *flags[:3], "--no_plain")["rows"]
-    assert record["batch_size"] == 4 and not {"plain_s", "ratio"} & record.keys()
-
-
-def test_products_are_those_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = benchmark_training.Row(small_lpd, 4, steps=4)
-    monkeypatch.setitem(benchmark_training.ROWS, "tiny", row)
     effort = benchmark.Effort(CPU, 1, 0, plain=False)
-    _, calls = benchmark_training.measure("tiny", 4, effort, rate=1e9)
+    record, calls = benchmark_training.measure("tiny", 4, effort, rate=1e9)
+    assert not {"plain_s", "ratio"} & record.keys()
     with FlopCounterMode(display=False) as products:
         calls["products"]()
     with FlopCounterMode(display=False) as fast:
         calls["fast"]()
-    network, last = small_lpd(), benchmark_training.group_sizes(16, 4)[-1]
-    in_blocks = 4 * (1 + 16 - last + 16) * num_parameters(network.blocks, matrices=True)
-    at_head = 4 * 16 * network.head.weight.numel()
-    assert products.get_total_flops() == 3 * 2 * (in_blocks + at_head)
+    last = benchmark_training.group_sizes(16, 4)[-1]
+    multiplied = 4 * (1 + 16 - last + 16) * num_parameters(network.blocks, matrices=True)
+    multiplied += 4 * 16 * network.head.weight.numel()
+    assert products.get_total_flops() == 3 * 2 * multiplied
     # A step's own are these and attention's.
     assert 0.75 < products.get_total_flops() / fast.get_total_flops() < 1
 
