@@ -142,11 +142,8 @@ def warm_up(function: Callable[[], object], device: torch.device) -> dict[str, f
     return {"cold_start_s": seconds, "peak_bytes": torch.cuda.max_memory_allocated(device)}
 
 
-def time_in_turn(calls: Calls, effort: Effort) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Make warm calls in turn, so that a machine that drifts treats all alike.
-
-    Returns medians and all seconds by name.
-    """
+def time_in_turn(calls: Calls, effort: Effort) -> dict[str, list[float]]:
+    """Make warm calls in turn, so that a machine that drifts treats all alike; seconds by name."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     started = time.perf_counter()
     for turn in range(max(effort.rounds, MOST_ROUNDS)):
@@ -154,18 +151,18 @@ def time_in_turn(calls: Calls, effort: Effort) -> tuple[dict[str, float], dict[s
             break
         for name, function in calls.items():
             times[name].append(seconds_of(function, effort.device))
-    return {name: statistics.median(seconds) for name, seconds in times.items()}, times
+    return times
 
 
 def compare(calls: Calls, batch_size: int, effort: Effort) -> Record:
     """Time warm calls in turn: `fast`, of so many images, and what it is compared with."""
-    median, times = time_in_turn(calls, effort)
+    times = time_in_turn(calls, effort)
     record: Record = {"rounds": len(times["fast"]), "times_s": times}
-    record |= {f"{name}_s": seconds for name, seconds in median.items()}
+    record |= {f"{name}_s": statistics.median(seconds) for name, seconds in times.items()}
     record["fast_p95_s"] = float(np.percentile(times["fast"], 95))
-    record["images_per_s"] = batch_size / median["fast"]
-    if "plain" in median:
-        record["ratio"] = median["plain"] / median["fast"]
+    record["images_per_s"] = batch_size / record["fast_s"]
+    if "plain" in calls:
+        record["ratio"] = record["plain_s"] / record["fast_s"]
     return record
 
 

@@ -7,6 +7,7 @@ Compiling, or reading what an earlier process compiled, is timed apart.
 
 import argparse
 import logging
+import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -59,9 +60,9 @@ def main(args: argparse.Namespace) -> None:
         calls[f"{image_size} {steps}"] = partial(*orders, repulsion_threshold=repulsion)
         row = dict(image_size=image_size, steps=steps, repulsion=repulsion, release_ms=release_ms)
         rows.append(row)
-    median, _ = benchmark.time_in_turn(calls, benchmark.Effort(cpu, args.repeats, seconds=0))
-    for row, seconds in zip(rows, median.values(), strict=True):
-        row["median_us"] = 1e6 * seconds / args.num_orders
+    times = benchmark.time_in_turn(calls, benchmark.Effort(cpu, args.repeats, seconds=0))
+    for row, seconds in zip(rows, times.values(), strict=True):
+        row["median_us"] = 1e6 * statistics.median(seconds) / args.num_orders
         row["ratio"] = 1e3 * row["release_ms"] / row["median_us"]
     sys.stdout.write(benchmark.markdown_table(COLUMNS, rows))
     benchmark.write_figures(args.output, cpu, start_up_s=start_up, settings=rows)

@@ -1,6 +1,7 @@
 """What each part of scripts/gpu_check.py measures, in seconds and bytes unless a name says else."""
 
 import logging
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,16 +11,11 @@ from typing import Any
 
 import torch
 from torch.autograd import DeviceType
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.cuda_graphs import GraphCache
 from models.fast import FastPath
-from models.transformer import KVCache, split_heads
 from performance import timing as benchmark
-from performance.cost import step_rows
 from performance.timing import Effort
 from scripts import benchmark_sampling, benchmark_training
-from tokenizers.fast_decoder import DecoderCopy
 from tokenizers.vq_model import VQModel
 from util import distributed
 from util.files import write_json
@@ -27,8 +23,6 @@ from util.files import write_json
 logger = logging.getLogger(__name__)
 
 BF16 = torch.bfloat16
-# Replays that are timed as one: what a launch takes is small beside them.
-REPLAYS = 10
 
 
 @dataclass
@@ -40,10 +34,6 @@ class Check:
     output: Path  # JSON of the figures and errors, written whenever there are more
     figures: dict[str, Any] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
 
     def keep(self, **figures: Any) -> None:
         """Keep numbers and texts, or tables: lists of records."""
@@ -72,28 +62,16 @@ class Check:
         model = benchmark_sampling.random_model(row, tokenizer, dtype, self.device)
         return benchmark_sampling.Case(row, model, tokenizer, dtype, batch_size)
 
-    def medians(self, seconds: float = 15.0, **calls: Callable[[], object]) -> dict[str, float]:
-        """Time warm calls in turn, for so many seconds; what each takes, by its name and `_s`."""
-        effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, seconds)
-        median, _ = benchmark.time_in_turn(calls, effort)
-        return {f"{name}_s": seconds for name, seconds in median.items()}
-
-    @torch.no_grad()
-    def graph_median(self, function: Callable[[], torch.Tensor]) -> float:
-        """Time a call, on a GPU its replay as a graph."""
-        call: Callable[[], object] = function
-        if self.on_gpu:
-            graphs = GraphCache(1)
-            graphs.run("variant", lambda _: function(), torch.zeros(1, device=self.device))
-            call = replay_of(graphs)
-        call()
-        times = 1 if self.quick else REPLAYS
-        return self.medians(2.0, all=lambda: [call() for _ in range(times)])["all_s"] / times
+    def keep_medians(self, **calls: Callable[[], object]) -> None:
+        """Time warm calls in turn; keep what each takes, by its name and `_s`."""
+        effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, 15.0)
+        times = benchmark.time_in_turn(calls, effort)
+        self.keep(**{f"{name}_s": statistics.median(x) for name, x in times.items()})
 
     def profile(self, call: Callable[[], object]) -> None:
         """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
         kind, took = DeviceType.CPU, "self_cpu_time_total"
-        if self.on_gpu:
+        if self.device.type == "cuda":
             kind, took = DeviceType.CUDA, "self_device_time_total"
         with torch.profiler.profile() as profiler:
             benchmark.seconds_of(call, self.device)
@@ -107,16 +85,10 @@ class Check:
         self.keep(num_kernels=count, kernels_s=total / 1e6, kernels=found[:25])
 
 
-def replay_of(graphs: GraphCache) -> Callable[[], None]:
-    """Return what launches the only graph of a cache."""
-    (captured,) = graphs._graphs.values()
-    return captured.graph.replay
-
-
 def device(check: Check) -> None:
     """Which machine this is, and what it does at best."""
     check.keep(**benchmark.describe_machine(check.device), cudnn=torch.backends.cudnn.version())
-    if check.on_gpu:
+    if check.device.type == "cuda":
         rates = benchmark.measure_rates(check.device, benchmark.NAMES)
         check.keep(bytes_per_s=rates[BF16].bandwidth)
         check.keep(**{f"{benchmark.NAMES[x]}_flop_per_s": y.rate for x, y in rates.items()})
@@ -130,13 +102,14 @@ def sampling(check: Check, batch_size: int) -> None:
     few = case.tokens[:16]
     case.decoder(few)
     parts = {"vq": lambda: case.decoder(case.tokens), "vq_16": lambda: case.decoder(few)}
-    check.keep(**check.medians(call=case.fast, generation=generation, **parts))
+    check.keep_medians(call=case.fast, generation=generation, **parts)
     images_per_s = case.batch_size / check.figures["call_s"]
     check.keep(images_per_s=images_per_s, vq_dtype=str(case.decoder.dtype))
-    if check.on_gpu:
+    if check.device.type == "cuda":
         with check.attempt("replay"):
-            replay = replay_of(FastPath.of(case.model).graphs)
-            check.keep(**check.medians(replay=replay))
+            (captured,) = FastPath.of(case.model).graphs._graphs.values()
+            replay = captured.graph.replay
+            check.keep_medians(replay=replay)
     check.profile(replay)
 
 
@@ -167,54 +140,12 @@ def training(check: Check) -> None:
     check.profile(calls["fast"])
 
 
-def variants(check: Check) -> None:
-    """Ways to do the same, one against the other: attention and VQ decoder."""
-    case, device = check.case(BF16, 1), check.device
-    steps = step_rows(case.sizes)
-    heads, width = case.model.blocks[0].attn.num_heads, case.model.norm.weight.numel()
-    random = partial(torch.randn, device=device, dtype=BF16)
-    qkv = [split_heads(random(2, sum(rows), 3 * width), heads) for rows in steps]
-    cache = KVCache(random(1, 2, 2, heads, 1 + sum(case.sizes), width // heads))
-
-    def attention() -> torch.Tensor:  # of a layer, in all steps
-        cache.length = 0
-        for (context, _), x in zip(steps, qkv, strict=True):
-            seen = cache.attend(0, x, context)
-            cache.advance(context)
-        return seen
-
-    ways = {"attention_default": attention}
-    others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)  # cuDNN's knows no single key
-    for name in ("CUDNN", "FLASH", "EFFICIENT") if check.on_gpu else ("FLASH",):
-        order = list(dict.fromkeys((SDPBackend.__members__[f"{name}_ATTENTION"], *others)))
-        first = sdpa_kernel(order, set_priority=True)  # anew at every call
-        ways[f"attention_{name.lower()}"] = first(attention)
-
-    # The VQ decoder of one image and of several; last, as it compiles.
-    dtype = torch.float16 if check.on_gpu else torch.float32
-    decoder = DecoderCopy(case.tokenizer, dtype)
-    decoders = {"as_is": decoder, "cudnn_benchmark": decoder}
-    if check.on_gpu:
-        decoders["compiled"] = torch.compile(decoder)
-    for name, decoder in decoders.items():
-        tuned = name == "cudnn_benchmark"
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=tuned, allow_tf32=False)
-        for batch_size in (1, 2 if check.quick else 16):
-            codes = torch.zeros(batch_size, sum(case.sizes), dtype=torch.int64, device=device)
-            ways[f"vq_{name}_{batch_size}"] = flags(partial(decoder, codes))
-
-    for name, call in ways.items():
-        with check.attempt(name):
-            check.keep(**{f"{name}_s": check.graph_median(call)})
-
-
 PARTS: dict[str, Callable[[Check], None]] = {
     "device": device,
     "latency": partial(sampling, batch_size=1),
     "tokens": tokens,
     "throughput": partial(sampling, batch_size=64),
     "training": training,
-    "variants": variants,
 }
 
 

@@ -19,7 +19,6 @@ FIGURES = {
     "tokens": {"float32_equal_share", "bfloat16_equal_share", "vq_agreement"},
     "throughput": {"call_s", "vq_16_s", "images_per_s", "kernels"},
     "training": {"fast_s", "rate_share", "graphs", "recompiles", "kernels"},
-    "variants": {"attention_flash_s", "vq_cudnn_benchmark_2_s"},
     "tests": {"ended"},
 }
 
