@@ -27,7 +27,7 @@ from training.scalars import ScalarLog, import_wandb
 from util import distributed, logs
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
-from util.folder_lock import folder_lock, require_free
+from util.folder_lock import folder_lock
 from util.geometry import TokenGrid
 from util.run_record import record_run
 from util.signals import StopSignals, leave_marker, remove_marker
@@ -65,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = distributed.resolve_device(args.device, launch)
         resolve_flags(args)
         with blame("--output_dir"):
-            require_free(Path(args.output_dir), "evaluation" if args.evaluate else "training")
             before = checkpoints_before(args)
         # Everything is checked and loaded before the processes meet: bad input ends here.
         wandb = import_wandb() if args.use_wandb else None

@@ -45,9 +45,7 @@ def number(lowest: float = 0.0, highest: float = math.inf) -> Callable[[str], fl
     return partial(_parse, float, lowest, min(highest, math.nextafter(math.inf, 0)), expected)
 
 
-def share() -> Callable[[str], float]:
-    """Make the type of a flag that takes a probability."""
-    return number(0, 1)
+share = partial(number, 0, 1)  # of a flag that takes a probability
 
 
 def _parse(kind: Callable, lowest: float, highest: float, expected: str, text: str) -> float:

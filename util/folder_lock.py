@@ -64,15 +64,6 @@ def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
                 path.unlink()
 
 
-def require_free(folder: Path, kind: str) -> None:
-    """Raise as `folder_lock` does, ahead of it, if a process of this machine has the folder."""
-    path = lock_file(folder, kind)
-    with suppress(OSError):  # there is none, or `folder_lock` will say more
-        owner, count = _read(path)
-        if owner.get("machine") == _machine() and _lives(path, owner, count):
-            raise _in_use(path)
-
-
 def _describe_self() -> Owner:
     """Tell this process from every other one of any machine and time."""
     return {

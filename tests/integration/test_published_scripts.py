@@ -32,21 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of the published stride; weights and a token cache for both image sizes."""
     folder = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
-    tokenizer = VQModel(
-        codebook_size=CODES,
-        codebook_embed_dim=4,
-        ch=32,
-        encoder_ch_mult=(1, 1, 1, 1, 1),
-        decoder_ch_mult=(1, 1, 1, 1, 1),
-        num_res_blocks=1,
-        z_channels=32,
-    )
+    sizes = dict(codebook_size=CODES, codebook_embed_dim=4, ch=32, z_channels=32, num_res_blocks=1)
+    tokenizer = VQModel(**sizes, encoder_ch_mult=(1,) * 5, decoder_ch_mult=(1,) * 5)
     save_tokenizer(folder / "vq.pt", tokenizer)
     for size in (256, 512):
         grid = TokenGrid(size, tokenizer.stride, CODES)
-        model = lpd_tiny(
-            img_size=size, vqgan_stride=grid.stride, vqgan_vocab_size=CODES, class_num=CLASSES
-        )
+        options = dict(vqgan_stride=grid.stride, vqgan_vocab_size=CODES, class_num=CLASSES)
+        model = lpd_tiny(img_size=size, **options)
         atomic_save({"model": model.state_dict()}, folder / f"lpd_{size}.pth")
         cache = folder / f"cache_{size}"
         cache.mkdir()

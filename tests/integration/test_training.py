@@ -19,7 +19,7 @@ from hub.weights import read_checkpoint
 from tests.commands import opens_anywhere, run_command, succeed
 from tests.integration.test_resume import logged
 from tests.integration.tiny_world import TinyWorld
-from training.checkpoint import LAST, resize_pos_embed
+from training.checkpoint import LAST
 from util.errors import UserError
 
 
@@ -95,20 +95,6 @@ def test_checkpoint_holds_what_the_published_form_holds(world: TinyWorld, tmp_pa
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.02]
     decayed = next(group for group in groups if group["weight_decay"] > 0)["params"]
     assert len(decayed) == sum(value.ndim >= 2 for value in content["model"].values())
-
-
-def test_training_on_a_finer_grid_from_resized_positions(world: TinyWorld, tmp_path: Path) -> None:
-    write_images(tmp_path / "images", size=32)
-    flags = [*world.model_flags(), "--img_size", 32, "--data_path", tmp_path / "images"]
-    flags += ["--pretrained_ckpt", world.checkpoint, "--epochs", 1, "--batch_size", 2, "--lr", 0]
-    flags += ["--generation_steps", 6, "--num_workers", 1, "--weight_decay", 0]
-    flags += ["--output_dir", tmp_path / "out", "--log_dir", tmp_path / "out"]
-    main_lpd.main(list(map(str, flags)))
-    before = read_checkpoint(world.checkpoint, "test")["model"]
-    after = weights(tmp_path / "out")
-    assert after["pos_embed"].shape == (1, 65, 192)
-    assert torch.equal(after["pos_embed"], resize_pos_embed(before["pos_embed"], 64))
-    assert torch.equal(after["head.weight"], before["head.weight"])
 
 
 def test_images_encoded_on_the_fly_equal_cached_tokens(world: TinyWorld, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.apt import MissingProgramsError, require_programs
+from tests.apt import require_programs
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "sinfo")
@@ -38,7 +38,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire={requeue_seconds}
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -53,7 +53,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=bf_interval=2,sched_interval=5
 ReturnToService=2
-KillWait={kill_wait}
+KillWait=10
 MinJobAge=86400
 SlurmctldPort={ports[0]}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} State=UNKNOWN
@@ -64,10 +64,6 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=10 Pree
 PartitionName=cheap Nodes=n1,n2 MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
-
-
-class NoSlurmError(RuntimeError):
-    """There can be no Slurm on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +97,13 @@ def wait_until(holds: Callable[[], object], what: str, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def require_packages() -> None:
-    """Install Slurm and munge if they are missing; `NoSlurmError` where that cannot be."""
-    try:
-        require_programs(PROGRAMS, PACKAGES, SEARCH_PATH)
-    except MissingProgramsError as error:
-        raise NoSlurmError(str(error)) from error
-
-
 @contextmanager
-def two_nodes(cpus: int, requeue_seconds: int = 5, kill_wait: int = 10) -> Iterator[Cluster]:
-    """Bring a cluster up; take it down on the way out, whatever happened.
+def two_nodes(cpus: int) -> Iterator[Cluster]:
+    """Bring a cluster up, of nodes that claim so many cores; take it down, whatever happened.
 
-    Each node claims to have `cpus` cores; a requeued job waits `requeue_seconds` for its next
-    start; `kill_wait` seconds lie between SIGTERM and SIGKILL. Raises `NoSlurmError`, or
-    `TimeoutError` where the nodes do not come up.
+    Raises `MissingProgramsError`, or `TimeoutError` where the nodes do not come up.
     """
-    require_packages()
+    require_programs(PROGRAMS, PACKAGES, SEARCH_PATH)
     with ExitStack() as at_exit:
         # Not pytest's folder: the names of sockets are at most 107 characters long.
         folder = Path(at_exit.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
@@ -129,8 +115,6 @@ def two_nodes(cpus: int, requeue_seconds: int = 5, kill_wait: int = 10) -> Itera
             user=getpass.getuser(),
             folder=folder,
             cpus=cpus,
-            requeue_seconds=requeue_seconds,
-            kill_wait=kill_wait,
             ports=_free_ports(3),
         )
         (folder / "slurm.conf").write_text(configuration)

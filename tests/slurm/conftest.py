@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.apt import MissingProgramsError
 from tests.commands import succeed
 from tests.few_digits import few_digits
-from tests.slurm.cluster import Cluster, NoSlurmError, two_nodes
+from tests.slurm.cluster import Cluster, two_nodes
 
 CORES = 16  # enough for all jobs of the tests at once
 
@@ -19,7 +20,7 @@ def cluster() -> Iterator[Cluster]:
     with ExitStack() as at_exit:
         try:
             running = at_exit.enter_context(two_nodes(CORES))
-        except NoSlurmError as error:
+        except MissingProgramsError as error:
             pytest.skip(f"no Slurm on this machine: {error}")
         yield running
 

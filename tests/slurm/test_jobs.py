@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hub.weights import read_checkpoint
 from tests.commands import ROOT
+from tests.integration.test_resume import logged, same_training
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import CORES
 from training.checkpoint import LAST
@@ -104,22 +102,6 @@ def jobs(
         each.process.kill()
 
 
-def assert_same_training(found: Started, expected: Started) -> None:
-    """Equal weights, optimiser and logged losses, to the last bit."""
-    one, other = (read_checkpoint(job.output / LAST, "test") for job in (found, expected))
-    assert one["epoch"] == other["epoch"]
-    torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
-    moments = (state["optimizer"]["state"] for state in (one, other))
-    torch.testing.assert_close(*moments, rtol=0, atol=0)
-    assert logged_losses(found.output) == logged_losses(expected.output)
-
-
-def logged_losses(folder: Path) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
-
-
 def test_interrupted_trainings_end_as_one_that_was_not(
     cluster: Cluster, jobs: dict[str, Started]
 ) -> None:
@@ -139,26 +121,16 @@ def test_interrupted_trainings_end_as_one_that_was_not(
     jobs["plain"].finish()
     for job in (warned, preempted):
         assert len(job.logs()) == 2 and "resumed from" in job.logs()[1]
-        assert_same_training(job, jobs["plain"])
+        assert same_training(job.output, jobs["plain"].output)
 
 
 def test_two_nodes_train_together(jobs: dict[str, Started]) -> None:
     said = jobs["plain"].finish()
-    losses = logged_losses(jobs["plain"].output)
+    losses = logged(jobs["plain"].output)["train/loss"]
     # 160 digits in batches of 16 on each of two processes.
     assert [step for step, _ in losses] == list(range(5 * EPOCHS))
     assert losses[-1][1] < 0.8 * losses[0][1]
     assert f"logs: {jobs['plain'].output}/logs" in said
-
-
-def test_a_failing_job_stops_after_its_retries_with_its_exit_code(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    job = start(cluster, tmp_path / "failing", "--max-retry", "2", "bash", "-c", "echo no; exit 7")
-    said = job.finish(7)
-    assert [log.count("no\n") for log in job.logs()] == [2, 2, 2]
-    assert "failure 3 (2 are tried again): exit code 7" in said
-    assert f"log: {job.output}/logs/start-003.log" in said
 
 
 @pytest.mark.parametrize(

@@ -177,24 +177,18 @@ def test_every_so_many_steps_are_logged_and_the_mean_of_each_epoch(
     assert scalars.of("epoch/loss") == [(4, pytest.approx(means[0])), (9, pytest.approx(means[1]))]
 
 
-def test_autocast_follows_the_flag(tmp_path: Path) -> None:
-    for bf16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-        model = Probe()
-        run(tmp_path, model, bf16=bf16)
-        assert model.dtypes == {dtype}
-
-
 def test_every_list_is_drawn_about_equally_often_whatever_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Probe()
-    training = run_of(tmp_path, model, epoch=1)
+    training = run_of(tmp_path, model, epoch=1, bf16=True)
     draws = [draw_group_sizes(training, step) for step in range(3000)]
     counts = [draws.count(sizes) for sizes in SIZES]
     assert sum(counts) == 3000
     assert all(abs(count - 1000) < 4.5 * math.sqrt(1000 * 2 / 3) for count in counts)
     train(training, None, CPU, Recorded(), StopSignals())
     assert model.sizes == draws[5:10]
+    assert model.dtypes == {torch.bfloat16}
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert [draw_group_sizes(training, step) for step in range(50)] == draws[:50]
 
@@ -207,7 +201,7 @@ def test_dropout_streams_differ_between_steps_and_processes(
     run(tmp_path, again)
     request.getfixturevalue("one_of_two")
     run(tmp_path, other)
-    assert first.seeds == again.seeds
+    assert first.seeds == again.seeds and first.dtypes == {torch.float32}
     assert len(set(first.seeds)) == STEPS
     assert not set(first.seeds) & set(other.seeds)
 
@@ -239,18 +233,15 @@ def test_saves_every_so_many_minutes(
     assert [step for _, step, *_ in saves] == [3, 0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_stops(
-    tmp_path: Path, saves: list[tuple], number: int, late: None
-) -> None:
-    model = Probe(at=2, action=lambda: os.kill(os.getpid(), number))
+def test_a_signal_saves_and_stops(tmp_path: Path, saves: list[tuple], late: None) -> None:
+    model, number = Probe(at=2, action=lambda: os.kill(os.getpid(), number)), signal.SIGUSR1
     scalars = Recorded()
     with StopSignals() as signals:
         assert train(run_of(tmp_path, model, epochs=9), None, CPU, scalars, signals) == number
     done = len(model.sizes)
     assert saves == [(-1, done, LAST)]
     marker = json.loads((tmp_path / MARKER).read_text())
-    assert marker == {"signal": signal.Signals(number).name, "epoch": 0, "step": done}
+    assert marker == {"signal": number.name, "epoch": 0, "step": done}
     content = read_checkpoint(tmp_path / LAST, "test")
     assert (content["epoch"], content["step_in_epoch"], content["global_batch"]) == (-1, done, 2)
     assert content["epoch_loss"] == [pytest.approx(sum(v for _, v in scalars.of("train/loss")))]
@@ -263,9 +254,7 @@ def test_a_signal_in_the_last_step_of_all_stops_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / MARKER).exists()
 
 
-@pytest.mark.parametrize(
-    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf), (1.0, math.nan)]
-)
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
 def test_a_step_that_went_wrong_is_reported_and_never_saved(
     tmp_path: Path,
     saves: list[tuple],

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.fuzzing import claiming, npy
+from tests.fuzzing import claiming
 from tests.integration.bad_input import files
 from tests.integration.bad_input.evaluation import MODEL, OUTPUT
 from tests.integration.bad_input.table import Group, cases
@@ -41,18 +41,10 @@ TRAINING = Group(
           --group_sizes_list: sizes.json: list 0: group 1: found 15.0, expected a whole number
         --group_sizes_list sizes.json | a file cut short
           --group_sizes_list: sizes.json: damaged JSON at character 11: ...
-        --group_sizes_list sizes.json | half a million brackets
-          --group_sizes_list: sizes.json: ..., expected JSON text
-        --group_sizes_list sizes.json | not text
-          --group_sizes_list: sizes.json: ..., expected JSON text
         --lr_schedule linear | no such schedule
           --lr_schedule: invalid choice: 'linear' (choose from ...)
-        --epochs 0 | nothing to train
-          --epochs: found '0', expected a whole number from 1 to 1000000000
         --flip_prob 2 | no probability
           --flip_prob: found '2', expected a number from 0 to 1
-        --save_minutes -5 | negative
-          --save_minutes: found '-5', expected a finite number of at least 0
         --fsdp | weights spread over one process
           --fsdp: found one process, expected training alone, on several processes
         | a folder with the checkpoints of another run
@@ -60,8 +52,6 @@ TRAINING = Group(
           folder, or --overwrite
         --overwrite --resume out | to go on and to begin anew
           --overwrite: found with --resume, expected training from the start
-        --overwrite --evaluate | nothing is written over
-          --overwrite: found with --evaluate, expected training from the start
         --resume out | a folder that has lost what a run goes on from
           --output_dir: out holds checkpoint-25.pth and no checkpoint-last.pth, expected a copy of
           one under that name to go on from, or another folder
@@ -86,8 +76,6 @@ TRAINING = Group(
             "one list, not a list of lists": files.writing("sizes.json", "[1, 15]"),
             "fractions": files.writing("sizes.json", "[[1, 15.0]]"),
             "a file cut short": files.writing("sizes.json", "[[1, 15], ["),
-            "half a million brackets": files.writing("sizes.json", "[" * 500_000),
-            "not text": files.writing("sizes.json", b"\xff"),
             "a folder with the checkpoints of another run": files.writing(
                 "out/checkpoint-25.pth", ""
             ),
@@ -118,9 +106,6 @@ TOKEN_CACHE = Group(
           --cached_path: cache/index.json: has version 1, expected 2
         --cached_path cache | an index without classes
           --cached_path: cache/index.json: is damaged: no usable entry 'classes'
-        --cached_path cache | an index of no tokens
-          --cached_path: cache/index.json: expected positive sizes, found TokenGrid(image_size=16,
-          stride=0, vocab_size=32)
         --cached_path cache | an index of more images
           --cached_path: cache/cache-labels.npy: holds int32 (48,), expected int32 (1000000000000,)
         --cached_path cache | no index: another run has not finished
@@ -132,9 +117,6 @@ TOKEN_CACHE = Group(
         --cached_path cache | tokens of another type
           --cached_path: cache/cache-tokens.npy: holds float32 (48, 2, 16), expected uint16 (48, 2,
           16)
-        --cached_path cache | a header of brackets
-          --cached_path: cache/cache-tokens.npy: has no readable .npy header, expected one as NumPy
-          writes it
         --cached_path cache | a header that claims a trillion images
           --cached_path: cache/cache-tokens.npy: is damaged: 192 bytes, expected 64000000000128
         --cached_path cache | labels beyond the classes
@@ -145,7 +127,6 @@ TOKEN_CACHE = Group(
             "another program's index": files.writing("cache/index.json", "{}"),
             "an index of another version": files.editing_index(version=1),
             "an index without classes": files.editing_index(classes=None),
-            "an index of no tokens": files.editing_index(stride=0),
             "an index of more images": files.editing_index(num_images=10**12),
             "no index: another run has not finished": files.removing("cache/index.json"),
             "no tokens": files.removing("cache/cache-tokens.npy"),
@@ -153,7 +134,6 @@ TOKEN_CACHE = Group(
             "tokens of another type": files.array(
                 "cache/cache-tokens.npy", np.zeros((48, 2, 16), dtype=np.float32)
             ),
-            "a header of brackets": files.writing("cache/cache-tokens.npy", npy("(" * 100)),
             "a header that claims a trillion images": files.writing(
                 "cache/cache-tokens.npy", claiming("<u2", "(1000000000000, 2, 16)")
             ),
