@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,14 +30,9 @@ from util.device import plain_float32
 from util.errors import UserError
 from util.logs import progress
 
-if TYPE_CHECKING:
-    from torch_fidelity import FeatureExtractorBase
-
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FLAG = "--feature_extractor_weights"
-# Features for the Inception score, in all of torch-fidelity's networks.
-LOGITS_LAYER = "logits_unbiased"
 
 
 class ScoreName(NamedTuple):
@@ -101,7 +96,7 @@ class FeatureExtractor:
     """A network on `device`; `spatial` says whether to extract the features of sFID too."""
 
     kind: ExtractorKind
-    network: FeatureExtractorBase
+    network: nn.Module  # torch-fidelity's
     device: torch.device
     spatial: bool = False
 
@@ -169,17 +164,15 @@ def build_extractor(
     try:
         network = fidelity.create_feature_extractor(
             kind.registered_name,
-            [kind.pool_layer, LOGITS_LAYER],
+            [kind.pool_layer, "logits_unbiased"],
             cuda=False,
             feature_extractor_weights_path=pickled,
             verbose=False,
         )
     except (RuntimeError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        found = f"{weights} does not hold the weights of {kind.registered_name}"
         reason = textwrap.shorten(str(error), width=200)
-        raise UserError(
-            f"{WEIGHTS_FLAG}: {weights} does not hold the weights of {kind.registered_name}: "
-            f"{reason}"
-        ) from error
+        raise UserError(f"{WEIGHTS_FLAG}: {found}: {reason}") from error
     spatial = spatial and kind.spatial_layer is not None
     return FeatureExtractor(kind, network.to(device), device, spatial)
 
@@ -223,20 +216,19 @@ def extract(extractor: FeatureExtractor, images: Tensor) -> Features:
         hook = network.get_submodule(kind.spatial_layer).register_forward_hook(keep_spatial)
     # The scores are defined by the float32 network, also inside a bfloat16 evaluation.
     with torch.no_grad(), plain_float32(extractor.device), hook:
-        layers = network(images.to(extractor.device))
-    by_name = network.convert_features_tuple_to_dict(layers)
-    return Features(by_name[kind.pool_layer], by_name[LOGITS_LAYER], *spatial)
+        pool, logits = network(images.to(extractor.device))
+    return Features(pool, logits, *spatial)
 
 
 def extract_share(
     source: ImageSource, extractor: FeatureExtractor, batch_size: int, num_workers: int
 ) -> Iterator[FeatureBatch]:
     """Extract this process's share of a source: places (B,) int64 and features on the device."""
-    mine = sum(map(len, share_of_batches(len(source), batch_size)))
-    with progress(total=mine, desc=f"features of {source.path.name}", unit="image") as bar:
-        for ids, images in source.share(batch_size, num_workers):
-            yield ids, extract(extractor, images)
-            bar.update(len(ids))
+    total = len(share_of_batches(len(source), batch_size))
+    share = source.share(batch_size, num_workers)
+    title = f"features of {source.path.name}"
+    for ids, images in progress(share, total=total, desc=title, unit="batch"):
+        yield ids, extract(extractor, images)
 
 
 def ids_of(batches: Sequence[FeatureBatch]) -> np.ndarray:
@@ -247,9 +239,8 @@ def ids_of(batches: Sequence[FeatureBatch]) -> np.ndarray:
 def gather_features(batches: Sequence[FeatureBatch]) -> Features | None:
     """Gather the features of all processes' batches, by id, on rank 0; None elsewhere."""
     batches = [batch for batch in batches if batch[1] is not None]
-    mine = [
-        torch.cat(part) for part in zip(*(batch[1].tensors() for batch in batches), strict=True)
-    ]
+    by_part = zip(*(features.tensors() for _, features in batches), strict=True)
+    mine = [torch.cat(part) for part in by_part]
     ids = distributed.gather_to_main(ids_of(batches))
     parts = []
     for number in range(max(distributed.gather(len(mine)))):  # all at once would need much memory

@@ -25,19 +25,16 @@ PUBLISHED_METRICS = ("fid", "is")
 class Metric(NamedTuple):
     """What a name in `--metrics` stands for."""
 
-    results: tuple[str, ...]  # names in `ExtractorKind.names`
-    needs: str | None = None  # the part of a `Reference` that it compares with
+    needs: str | None  # the part of a `Reference` that it compares with
     fewest_images: int = 2  # on either side; with fewer it is undefined
 
 
 METRICS = {
-    "fid": Metric(("fid",), needs="pool"),
-    "sfid": Metric(("sfid",), needs="spatial"),
-    "is": Metric(("is",)),
-    # torch-fidelity's size of a subset.
-    "kid": Metric(("kid",), needs="features", fewest_images=1000),
-    # One more than the neighbours that it looks at.
-    "prc": Metric(("precision", "recall"), needs="features", fewest_images=3 + 1),
+    "fid": Metric("pool"),
+    "sfid": Metric("spatial"),
+    "is": Metric(None),
+    "kid": Metric("features", fewest_images=1000),  # torch-fidelity's size of a subset
+    "prc": Metric("features", fewest_images=3 + 1),  # one more than the neighbours it looks at
 }
 
 
@@ -98,9 +95,6 @@ class Moments(NamedTuple):
         scatter = self.scatter + other.scatter
         scatter += torch.outer(step, step * (self.count * other.count / count))
         return Moments(count, self.mean + step * (other.count / count), scatter)
-
-    def cpu(self) -> Moments:
-        return Moments(self.count, self.mean.cpu(), self.scatter.cpu())
 
     def statistics(self) -> Statistics:
         """Return those of all that was counted in, at least two images; on the CPU only."""
@@ -163,7 +157,7 @@ class Scores:
 
 def check_metrics(metrics: tuple[str, ...], kind: ExtractorKind, num_images: int) -> None:
     """Refuse (`ValueError`) scores that these features, or so few images, do not have."""
-    offered = [name for name, metric in METRICS.items() if kind.names.keys() >= {*metric.results}]
+    offered = [name for name in METRICS if name != "sfid" or "spatial" in kind.dims]
     for name in metrics:
         if name not in offered:
             expected = f"a comma-separated list of {', '.join(offered)} for {kind.registered_name}"
@@ -209,43 +203,40 @@ def score(
     `features` are in image-id order: splits and subsets depend on it. `reference` holds what the
     `metrics` need. A `ValueError` is about too few images, or features that are not finite.
     """
+    from evaluation import fidelity
+
     check_metrics(metrics, kind, len(features))
     values: dict[str, Score] = {}
-    for name in metrics:
-        needs = METRICS[name].needs
-        values |= _compute(name, features, reference[needs] if needs else None)
+    for metric in metrics:
+        needs = METRICS[metric].needs
+        other = reference[needs] if needs else None
+        if metric in ("fid", "sfid"):
+            ours = feature_statistics(features.pool if metric == "fid" else features.spatial)
+            values[metric] = Score(frechet_distance(ours, other))
+        elif metric == "is":
+            require_finite(features.logits)
+            splits = min(fidelity.DEFAULTS["isc_splits"], len(features))
+            found = fidelity.isc_features_to_metric(features.logits, splits)
+            values["is"] = Score(found["inception_score_mean"], found["inception_score_std"])
+        elif metric == "kid":
+            require_finite(features.pool)
+            require_finite(other)
+            found = fidelity.kid_features_to_metric(features.pool, other, verbose=False)
+            mean, spread = (found[f"kernel_inception_distance_{part}"] for part in ("mean", "std"))
+            values["kid"] = Score(mean, spread)
+        else:
+            require_finite(features.pool)
+            require_finite(other)
+            # By blocks: 12,000 images against 12,000 took 0.6 GB, by the library's own ones 2 GB.
+            logger.info("comparing %d samples with %d images", len(features), len(other))
+            blocks = dict(save_cpu_ram=True, prc_batch_size=2500, verbose=False)
+            found = fidelity.prc_features_to_metric(features.pool, other, **blocks)
+            values |= {name: Score(found[name]) for name in ("precision", "recall")}
     for name, result in values.items():
         if not np.isfinite(result.value):
             found = f"found {kind.names[name].title} {result.value}"
             raise ValueError(f"{found}, expected features and statistics of a finite one")
     return Scores(kind, len(features), values)
-
-
-def _compute(
-    metric: str, features: Features, other: Statistics | Tensor | None
-) -> dict[str, Score]:
-    """The results of a metric against the part of a reference that it needs."""
-    from evaluation import fidelity
-
-    if metric in ("fid", "sfid"):
-        ours = feature_statistics(features.pool if metric == "fid" else features.spatial)
-        return {metric: Score(frechet_distance(ours, other))}
-    if metric == "is":
-        require_finite(features.logits)
-        splits = min(fidelity.DEFAULTS["isc_splits"], len(features))
-        result = fidelity.isc_features_to_metric(features.logits, splits)
-        return {"is": Score(result["inception_score_mean"], result["inception_score_std"])}
-    require_finite(features.pool)
-    require_finite(other)
-    if metric == "kid":
-        result = fidelity.kid_features_to_metric(features.pool, other, verbose=False)
-        name = "kernel_inception_distance"
-        return {"kid": Score(result[f"{name}_mean"], result[f"{name}_std"])}
-    # By blocks: 12,000 images against 12,000 took 0.6 GB, by torch-fidelity's own blocks 2 GB.
-    logger.info("comparing %d samples with %d images, each with each", len(features), len(other))
-    blocks = dict(save_cpu_ram=True, prc_batch_size=2500, verbose=False)
-    result = fidelity.prc_features_to_metric(features.pool, other, **blocks)
-    return {name: Score(result[name]) for name in ("precision", "recall")}
 
 
 def require_finite(features: Tensor) -> None:

@@ -1,7 +1,5 @@
 """A model and the tokenizer of its codes, ready to generate and to decode."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path
@@ -29,22 +27,20 @@ def load_networks(
     """
     tokenizer = load_tokenizer(vqgan_path)
     weights = read_weights(Path(pretrained_ckpt), "--pretrained_ckpt")
-    what = f"--pretrained_ckpt: {pretrained_ckpt}"
-    found = tuple(getattr(weights.state.get("pos_embed"), "shape", ()))
-    config = {}
-    if len(found) == 3:  # else the model's own complaint says more
+    what, config = f"--pretrained_ckpt: {pretrained_ckpt}", {}
+    shape = tuple(getattr(weights.state.get("pos_embed"), "shape", ()))
+    if len(shape) == 3:  # else the model's own complaint says more
         with blame(what):
-            side = grid_side(found[1] - 1)
+            side = grid_side(shape[1] - 1)
         config = {"img_size": side * tokenizer.stride, "vqgan_stride": tokenizer.stride}
     model = LPD.from_weights(weights, what, config)
     if image_size not in (None, model.grid.image_size):
-        raise UserError(
-            f"{what}: found images of {model.grid.image_size} pixels, expected {image_size}"
-        )
+        found = f"found images of {model.grid.image_size} pixels"
+        raise UserError(f"{what}: {found}, expected {image_size}")
     if model.grid.vocab_size != tokenizer.codebook_size:
+        expected = f"expected the {model.grid.vocab_size} of {pretrained_ckpt}"
         raise UserError(
-            f"--vqgan_path: {vqgan_path} has {tokenizer.codebook_size} codes, expected the "
-            f"{model.grid.vocab_size} of {pretrained_ckpt}"
+            f"--vqgan_path: {vqgan_path} has {tokenizer.codebook_size} codes, {expected}"
         )
     weights.require_tokenizer(fingerprint(tokenizer), what)
     return model.requires_grad_(False), tokenizer

@@ -59,7 +59,11 @@ class ReferencePlan:
 
         distributed.fail_together(work)
         features = gather_features(batches) if "features" in missing else None
-        gathered = distributed.gather_to_main({part: one.cpu() for part, one in moments.items()})
+        on_host = {
+            part: Moments(count, mean.cpu(), scatter.cpu())
+            for part, (count, mean, scatter) in moments.items()
+        }
+        gathered = distributed.gather_to_main(on_host)
         if gathered is None:
             return None
         for part in summed:
@@ -94,7 +98,7 @@ def open_reference(
     held = {"features"} if "features" in names else set()
     if names & {"mu", "sigma"} or SAMPLES not in names:
         held |= {"pool", "spatial"}
-    known = Reference(**{part: _read_part(path, part, kind, flag) for part in needs & held})
+    known = Reference(**{part: _read_part(path, part, kind) for part in needs & held})
     if needs <= held:
         return ReferencePlan(path, needs, known, None)
     if SAMPLES not in names:
@@ -106,13 +110,12 @@ def open_reference(
     return ReferencePlan(path, needs, known, open_images(path, flag, image_size))
 
 
-def _read_part(path: Path, part: str, kind: ExtractorKind, flag: str) -> Statistics | Tensor:
+def _read_part(path: Path, part: str, kind: ExtractorKind) -> Statistics | Tensor:
     """A part of a reference from an .npz, checked."""
-    what, expected = f"{flag}: {path}", _expected(part, kind)
+    what, expected, names = f"--fid_stats: {path}", _expected(part, kind), ARRAYS[part]
     try:
         # Unpacked, features can be as large as the file; packed, no larger than anything packed.
-        limit = max(MAX_UNPACKED_BYTES, path.stat().st_size)
-        arrays = read_npz(path, ARRAYS[part], limit)
+        arrays = read_npz(path, names, max(MAX_UNPACKED_BYTES, path.stat().st_size))
     except KeyError as error:
         raise UserError(f"{what} holds no {error.args[0]}, {expected}") from error
     except (OSError, ValueError) as error:
@@ -121,12 +124,11 @@ def _read_part(path: Path, part: str, kind: ExtractorKind, flag: str) -> Statist
         if part == "features":
             fits = array.shape[1:] == (kind.dims["pool"],) and array.dtype == np.float32
         else:
-            shape = (kind.dims[part],) * (1 if name == ARRAYS[part][0] else 2)
-            fits = array.shape == shape and array.dtype.kind == "f"
+            shape = (kind.dims[part],) * (1 + names.index(name))
+            fits = array.shape == shape and array.dtype.kind in "fiu"
         if not fits:
-            numbers = "" if part == "features" else " of floating-point numbers"
             found = f"{name} is {array.dtype} of shape {array.shape}"
-            raise UserError(f"{what}: {found}, {expected}{numbers}")
+            raise UserError(f"{what}: {found}, {expected}")
         if not np.isfinite(array).all():
             raise UserError(f"{what}: {name} holds NaN or infinity, {expected}")
     if part == "features":
@@ -135,7 +137,7 @@ def _read_part(path: Path, part: str, kind: ExtractorKind, flag: str) -> Statist
     variances = np.linalg.eigvalsh(sigma)
     symmetric = np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-6)
     if not symmetric or variances[0] < -1e-3 * variances[-1]:
-        raise UserError(f"{what}: {ARRAYS[part][1]} is no covariance, {expected}")
+        raise UserError(f"{what}: {names[1]} is no covariance, {expected}")
     return Statistics(mu, sigma)
 
 

@@ -117,17 +117,14 @@ def sample_settings(
         orders["order_file"] = checksum(Path(args.lpd_order_file))
     elif args.order == "lpd":
         orders["thresholds"] = [args.proximity_threshold, args.repulsion_threshold]
+    copied = ("num_images", "group_sizes", "sampler", "seed", "bf16")
     return {
         "weights": weights,
         "tokenizer": fingerprint,
-        "num_images": evaluation.num_images,
         "classes": evaluation.class_num,
-        "group_sizes": evaluation.group_sizes,
+        **{name: getattr(evaluation, name) for name in copied},
         **orders,
         **vars(evaluation.sampling),
-        "sampler": evaluation.sampler,
-        "seed": evaluation.seed,
-        "bf16": evaluation.bf16,
         "device": args.device.partition(":")[0],
         "torch": torch.__version__,
     }
@@ -172,11 +169,9 @@ def kept_share(
     if not len(ids):
         return []
     batches: list[FeatureBatch] = []
-    with (
-        ThreadPoolExecutor(available_cores()) as threads,
-        progress(total=len(ids), desc="images there already", unit="image") as bar,
-    ):
-        for start in range(0, len(ids), evaluation.batch_size):
+    starts = range(0, len(ids), evaluation.batch_size)
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for start in progress(starts, desc="images there already", unit="batch"):
             batch = ids[start : start + evaluation.batch_size]
             images = zip(batch, threads.map(read, batch), strict=True)
             whole = {image_id: image for image_id, image in images if image is not None}
@@ -185,7 +180,6 @@ def kept_share(
                 pixels = torch.from_numpy(np.stack([*whole.values()]))
                 features = extract(evaluation.scoring.extractor, pixels).cpu()
             batches.append((np.array([*whole], dtype=np.int64), features))
-            bar.update(len(batch))
     return batches
 
 

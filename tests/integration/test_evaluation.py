@@ -1,5 +1,3 @@
-"""Evaluation through the real command: images, archive, metrics, and their independence."""
-
 import json
 import shutil
 import signal
@@ -45,10 +43,13 @@ def stacked(folder: Path) -> np.ndarray:
     return np.stack([image for _, image in sorted(images(folder).items())])
 
 
-def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
-    return first.keys() == second.keys() and all(
-        np.array_equal(first[name], second[name]) for name in first
-    )
+def same(first: Path, second: Path) -> bool:
+    one, other = images(first), images(second)
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_images_and_archive(reference):
         stored = archive["arr_0"]
     assert stored.dtype == np.uint8
     assert np.array_equal(stored, stacked(reference))
-    metrics = json.loads((reference / "metrics.json").read_text())
+    metrics = metrics_of(reference)
     assert metrics["num_images"] == 9 and metrics["steps"] == 5 and metrics["cfg"] == 3.0
 
 
@@ -80,7 +81,7 @@ def test_the_same_samples_another_way(world, reference, tmp_path, way):
         orders = locality_aware_orders(12, group_sizes(GRID.num_tokens, 5), GRID.side, seed=1)
         write_orders(tmp_path / way, orders)
         main_lpd.main([*flags, "--lpd_order_file", str(tmp_path / way)])
-    assert same(images(tmp_path), images(reference))
+    assert same(tmp_path, reference)
 
 
 def test_sampling_is_as_published_by_default():
@@ -107,40 +108,37 @@ def test_images_are_what_the_flags_say(world, tmp_path):
 
 
 def test_bf16_runs_the_network_in_bfloat16(world, tmp_path, monkeypatch):
-    seen = []
+    seen = set()
     attend = KVCache.attend
 
     def spy(self, layer, qkv, *args, **kwargs):
-        seen.append(qkv.dtype)
+        seen.add(qkv.dtype)
         return attend(self, layer, qkv, *args, **kwargs)
 
     monkeypatch.setattr(KVCache, "attend", spy)
     for sampler in SAMPLERS:
         for more, dtype in (([], torch.float32), (["--bf16"], torch.bfloat16)):
-            main_lpd.main([*world.eval_flags(tmp_path), "--sampler", sampler, *more])
-            assert {*seen} == {dtype}
             seen.clear()
+            main_lpd.main([*world.eval_flags(tmp_path), "--sampler", sampler, *more])
+            assert seen == {dtype}
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
-def test_the_checkpoint_before_a_damaged_one_is_evaluated(world, tmp_path, damage, capsys):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    content = world.checkpoint.read_bytes()
-    (folder / PREVIOUS).write_bytes(content)
+def test_the_checkpoint_before_a_damaged_one_is_evaluated(
+    world, reference, tmp_path, damage, capsys
+):
+    content = bytearray(world.checkpoint.read_bytes())
+    (tmp_path / PREVIOUS).write_bytes(content)
     if damage == "flipped":
-        half = len(content) // 2
-        flipped = bytes([content[half] ^ 1])
-        (folder / LAST).write_bytes(content[:half] + flipped + content[half + 1 :])
-    flags = world.eval_flags(tmp_path / "out")
+        content[len(content) // 2] ^= 1
+        (tmp_path / LAST).write_bytes(content)
+    flags = [*world.eval_flags(tmp_path / "out"), "--order", "lpd", "--cfg", "3"]
     at = flags.index("--pretrained_ckpt")
-    main_lpd.main([*flags[:at], *flags[at + 2 :], "--resume", str(folder)])
+    main_lpd.main([*flags[:at], *flags[at + 2 :], "--resume", str(tmp_path)])
     warned = "the one before it takes its place" in capsys.readouterr().err
     assert warned == (damage == "flipped")
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["checkpoint"] == str(folder / PREVIOUS)
-    main_lpd.main(world.eval_flags(tmp_path / "expected"))
-    assert same(images(tmp_path / "out"), images(tmp_path / "expected"))
+    assert metrics_of(tmp_path / "out")["checkpoint"] == str(tmp_path / PREVIOUS)
+    assert same(tmp_path / "out", reference)
 
 
 def test_too_large_a_batch_ends_in_one_line(world, tmp_path, monkeypatch):
@@ -182,9 +180,8 @@ def test_scores_are_those_of_the_saved_images_by_id(world, scored, tmp_path, pro
         main_lpd.main(flags)
     else:
         succeed("main_lpd.py", *flags, processes=processes)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics, pixels = metrics_of(tmp_path), stacked(tmp_path)
     extractor = build_extractor("digits", scored[-1], torch.device("cpu"))
-    pixels = stacked(tmp_path)
     features = extract(extractor, torch.from_numpy(pixels))
     expected = score(features, extractor.kind, Reference(pool=statistics))
     assert len(pixels) == 30
@@ -231,16 +228,15 @@ def made(monkeypatch):
 
 def kill_after(batches: int, flags: list[str]) -> None:
     """Run until so many batches are on the disk."""
-    started = 0
+    start = samples._start_batch
+    # What a batch left behind is handled while the next one is made.
+    starts = iter([start] * (batches + 1))
 
     def start_or_die(*arguments: object) -> HostCopy:
-        nonlocal started
-        if started > batches:  # what a batch left behind is handled while the next one is made
-            raise Killed
-        started += 1
-        return start(*arguments)
+        for begin in starts:
+            return begin(*arguments)
+        raise Killed
 
-    start = samples._start_batch
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(samples, "_start_batch", start_or_die)
         main_lpd.main(flags)
@@ -253,9 +249,9 @@ def test_a_killed_evaluation_keeps_what_is_whole_and_makes_the_rest(world, score
     kill_after(4, [*world.eval_flags(killed), *scored])
     folder = killed / "images"
     assert len(images(killed)) == 16
-    (folder / "00003.png").write_bytes((folder / "00003.png").read_bytes()[:200])
-    (folder / "00005.png").write_bytes(b"")
-    (folder / "00006.png").write_bytes((folder / "00006.png").read_bytes()[:-4])  # can be decoded
+    for name, length in (("00003.png", 200), ("00005.png", 0), ("00006.png", -4)):
+        # Without its last 4 bytes an image can still be decoded.
+        (folder / name).write_bytes((folder / name).read_bytes()[:length])
     Image.new("RGB", (8, 8)).save(folder / "00007.png")
     (folder / ".00016.png.part").write_bytes(b"torn")
     shutil.copytree(killed, shared)
@@ -267,14 +263,14 @@ def test_a_killed_evaluation_keeps_what_is_whole_and_makes_the_rest(world, score
         assert len(archive["arr_0"]) == 30
     log = succeed("main_lpd.py", *world.eval_flags(shared), *scored, processes=2).stderr
     assert "12 of 30 images are there already" in log
-    expected = json.loads((whole / "metrics.json").read_text())
+    expected = metrics_of(whole)
     numbers = {key: value for key, value in expected.items() if isinstance(value, float)}
+    texts = {key: expected[key] for key in expected if key not in (*numbers, "scores")}
     for other in (killed, shared):
-        assert same(images(other), images(whole))
-        found = json.loads((other / "metrics.json").read_text())
+        assert same(other, whole)
+        found = metrics_of(other)
         assert {key: found[key] for key in numbers} == pytest.approx(numbers, rel=1e-5)
-        texts = {name: value for name, value in found.items() if name not in (*numbers, "scores")}
-        assert texts == {name: expected[name] for name in texts}
+        assert {key: found[key] for key in texts} == texts and found.keys() == expected.keys()
 
 
 def test_a_finished_evaluation_is_scored_again_without_the_model(
@@ -282,10 +278,9 @@ def test_a_finished_evaluation_is_scored_again_without_the_model(
 ):
     flags = [*world.eval_flags(tmp_path), *scored]
     main_lpd.main([*flags, "--metrics", "is"])
-    first = json.loads((tmp_path / "metrics.json").read_text())
+    first, pixels = metrics_of(tmp_path), stacked(tmp_path)
     assert "frechet_distance_digits" not in first and "precision_digits" not in first
     assert made == list(range(30))
-    before = images(tmp_path)
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("the model ran")
@@ -296,12 +291,12 @@ def test_a_finished_evaluation_is_scored_again_without_the_model(
     monkeypatch.setattr(SampleFolder, "write", refuse)
     reference = ["--fid_stats", str(tmp_path / "images")]
     main_lpd.main([*flags, *reference, "--metrics", "fid,is,prc"])
-    second = json.loads((tmp_path / "metrics.json").read_text())
+    second = metrics_of(tmp_path)
     assert second["frechet_distance_digits"] == pytest.approx(0, abs=1e-4)  # with themselves
     assert second["precision_digits"] == second["recall_digits"] == 1
     for key in (name for name in first if name.startswith("classifier_score")):
         assert second[key] == pytest.approx(first[key], rel=1e-5)
-    assert same(images(tmp_path), before)
+    assert np.array_equal(stacked(tmp_path), pixels)
 
 
 STOPPED = """
@@ -334,7 +329,7 @@ def test_a_signal_leaves_a_marker_and_the_finished_images(world, tmp_path, made)
     assert made == [8]
     assert not (stopped / MARKER).exists()
     main_lpd.main(world.eval_flags(whole))
-    assert same(images(stopped), images(whole))
+    assert same(stopped, whole)
 
 
 def test_images_of_other_settings_are_not_kept(world, tmp_path, made):

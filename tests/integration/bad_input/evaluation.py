@@ -1,7 +1,5 @@
 """Bad input of `main_lpd.py --evaluate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.fuzzing import claiming, npy
@@ -32,9 +30,6 @@ EVALUATION = Group(
         --pretrained_ckpt data | a folder of something else
           --pretrained_ckpt: data: found cat, dog, expected config.json and model.safetensors, or
           one .pth
-        --pretrained_ckpt empty.pth | an empty file
-          --pretrained_ckpt: empty.pth is not a readable checkpoint (damaged, or holding more than
-          tensors and plain values), expected a dictionary written by torch.save
         --pretrained_ckpt cut.pth | a file cut short
           --pretrained_ckpt: cut.pth is not a readable checkpoint (damaged, or holding more than
           tensors and plain values), expected a dictionary written by torch.save
@@ -92,16 +87,10 @@ EVALUATION = Group(
         --group_sizes "__import__('os').mknod('canary')" | code (which is not run)
           --group_sizes: found "__import__('os').mknod('canary')", expected group sizes such as '[1]
           * 256', '[1]*4 + [2]*126' or '[1, 3]'
-        --generation_steps 17 | more steps than tokens
-          --generation_steps: found 17 steps, expected 2 to 16 for 16 tokens
         --generation_steps 1 | one step for many tokens
           --generation_steps: found 1 steps, expected 2 to 16 for 16 tokens
         --order raster | no such order
           --order: invalid choice: 'raster' (choose from ...)
-        --cfg_schedule cosine | no such schedule
-          --cfg_schedule: invalid choice: 'cosine' (choose from ...)
-        --sampler quick | no such sampler
-          --sampler: invalid choice: 'quick' (choose from ...)
         --cfg nan | not finite
           --cfg: found 'nan', expected a finite number of at least 0
         --temperature -1 | negative
@@ -140,7 +129,6 @@ EVALUATION = Group(
         """,
         {
             "a folder that another evaluation writes to": files.in_use("out", "evaluation"),
-            "an empty file": files.writing("empty.pth", ""),
             "a file cut short": cut_weights,
             "one bit is another": files.flipping("lpd.pth", "flipped.pth"),
             "a pickle that runs code (which it does not)": files.malicious_checkpoint,
@@ -176,10 +164,6 @@ ORDER_FILES = Group(
         --lpd_order_file orders.json | not JSON
           --lpd_order_file: orders.json: found b'\x93' at byte 0, expected a JSON list of lists of
           whole numbers
-        --lpd_order_file orders.json | half a million brackets
-          --lpd_order_file: orders.json: damaged JSON in the row at character 1: ...
-        --lpd_order_file orders.npy | not an array
-          --lpd_order_file: orders.npy: has no readable .npy header, expected one as NumPy writes it
         --lpd_order_file orders.npy | a damaged header
           --lpd_order_file: orders.npy: has no readable .npy header, expected one as NumPy writes it
         --lpd_order_file orders.npy | a header that claims a trillion orders
@@ -198,8 +182,6 @@ ORDER_FILES = Group(
             "of another grid": files.other_grid_orders,
             "a file cut short": files.writing("orders.json", "[[0, 1"),
             "not JSON": files.writing("orders.json", b"\x93NUMPY"),
-            "half a million brackets": files.writing("orders.json", "[" * 500_000),
-            "not an array": files.writing("orders.npy", "[[0, 1]]"),
             "a damaged header": files.writing(
                 "orders.npy", npy("{'descr': ('|u1', 'shape': (9, 16)}")
             ),
@@ -231,7 +213,7 @@ STATISTICS = Group(
           --fid_stats: stats.npz holds no sigma, expected an .npz with mu (64,) and sigma (64, 64)
         --fid_stats stats.npz | of another network
           --fid_stats: stats.npz: mu is float64 of shape (2048,), expected an .npz with mu (64,) and
-          sigma (64, 64) of floating-point numbers
+          sigma (64, 64)
         --fid_stats stats.npz | numbers that are not finite
           --fid_stats: stats.npz: mu holds NaN or infinity, expected an .npz with mu (64,) and sigma
           (64, 64)

@@ -1,7 +1,5 @@
 """Bad input of `main_lpd.py --images`, of `--metrics`, and of `scripts/compute_stats.py`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -10,33 +8,28 @@ from PIL import Image
 from tests.integration.bad_input import files
 from tests.integration.bad_input.files import Spoil
 from tests.integration.bad_input.table import Group, cases
+from tests.unit.evaluation.scoring_files import write_folder
 
 _NETWORK = "--feature_extractor digits --feature_extractor_weights digits.pth --device cpu"
 
 
-def samples(name: str, count: int = 12, size: int = 32) -> Spoil:
-    """Puts black images there: an archive if the name ends in .npz, else a folder."""
+def samples(name: str, count: int = 12, size: int = 32, spoil: Spoil | None = None) -> Spoil:
+    """Puts black images there, an archive if the name ends in .npz, else a folder; spoils them."""
 
     def write(folder: Path) -> None:
         pixels = np.zeros((count, size, size, 3), dtype=np.uint8)
         if name.endswith(".npz"):
             np.savez(folder / name, arr_0=pixels)
-            return
-        (folder / name).mkdir()
-        for number, image in enumerate(pixels):
-            Image.fromarray(image).save(folder / name / f"{number:05d}.png")
+        else:
+            write_folder(folder / name, pixels)
+        if spoil is not None:
+            spoil(folder)
 
     return write
 
 
 def one_narrow(folder: Path) -> None:
-    samples("samples")(folder)
     Image.new("RGB", (28, 32)).save(folder / "samples" / "00007.png")
-
-
-def one_cut(folder: Path) -> None:
-    samples("samples")(folder)
-    files.cutting("samples/00007.png")(folder)
 
 
 def array(name: str, **arrays: np.ndarray) -> Spoil:
@@ -66,9 +59,6 @@ IMAGES = Group(
         --images numbers.npz | numbers instead of pixels
           --images: numbers.npz: arr_0 is float64 of shape (4, 32, 32, 3), expected an .npz with
           arr_0, uint8 of shape (n, S, S, 3), n > 1
-        --images cut.npz | an archive cut short
-          --images: cut.npz cannot be read (damaged, or no .npz archive), expected an .npz with
-          arr_0, uint8 of shape (n, S, S, 3), n > 1
         --images flipped.npz | one bit is another
           --images: flipped.npz: damaged, or no .npz archive
         --images samples | images of two sizes
@@ -80,9 +70,6 @@ IMAGES = Group(
           --feature_extractor: digits takes images of 32 pixels, found --images of 16, expected 32
         --feature_extractor none | nothing that scores
           --images: found --feature_extractor none, expected one that scores
-        --metrics fid,fvd --fid_stats data | no such score
-          --metrics: found 'fvd', expected a comma-separated list of fid, is, kid, prc for
-          lpd-digits
         --metrics sfid --fid_stats data | a score that the network does not have
           --metrics: found 'sfid', expected a comma-separated list of fid, is, kid, prc for
           lpd-digits
@@ -107,10 +94,9 @@ IMAGES = Group(
             "statistics instead of images": array("stats.npz", mu=np.zeros(64)),
             "one image": samples("one.npz", count=1),
             "numbers instead of pixels": array("numbers.npz", arr_0=np.zeros((4, 32, 32, 3))),
-            "an archive cut short": files.cutting("samples.npz", "cut.npz"),
             "one bit is another": files.flipping("samples.npz", "flipped.npz"),
-            "images of two sizes": one_narrow,
-            "an image cut short": one_cut,
+            "images of two sizes": samples("samples", spoil=one_narrow),
+            "an image cut short": samples("samples", spoil=files.cutting("samples/00007.png")),
             "too few images to compare with": samples("few.npz", count=3),
             "statistics where single images are compared": array(
                 "stats.npz", mu=np.zeros(64), sigma=np.eye(64)
@@ -129,8 +115,6 @@ MAKING_STATISTICS = Group(
         """
         no --images | no images
           the following arguments are required: --images
-        --images no | no such folder
-          --images: no does not exist, expected a folder of images or an .npz with arr_0
         --out stats.txt | another ending
           --out: found stats.txt, expected a name ending in .npz
         --out file/stats.npz | a file where the folder should be
@@ -139,9 +123,6 @@ MAKING_STATISTICS = Group(
           --images: found 16 pixels (--img_size), expected 32 for lpd-digits
         --feature_extractor clip | no such network
           --feature_extractor: invalid choice: 'clip' (choose from ...)
-        --images samples | an image cut short
-          --images: .../samples/00007.png: cannot be decoded (...), expected an image file
-        """,
-        {"an image cut short": one_cut},
+        """
     ),
 )

@@ -131,7 +131,7 @@ def test_single_precision_reference_is_taken(digits, tmp_path):
     ("arrays", "found"),
     [
         ({"mu": MU, "sigma": MU}, r"sigma is float64 of shape (64,)"),
-        ({"mu": MU.astype(int), "sigma": SIGMA}, "mu is int64"),
+        ({"mu": MU.astype(str), "sigma": SIGMA}, "mu is <U32"),
         ({"mu": MU, "sigma": SIGMA + np.inf}, "sigma holds NaN or infinity"),
         ({"mu": MU, "sigma": -SIGMA}, "sigma is no covariance"),
         ({"mu": MU, "sigma": SIGMA + 2 * np.eye(64)[::-1]}, "sigma is no covariance"),
