@@ -33,13 +33,13 @@ def random_split(generator: torch.Generator, total: int = NUM_TOKENS) -> list[in
 
 
 def random_batch(
-    seed: int | torch.Generator = 0, batch_size: int = 3
+    seed: int | torch.Generator = 0, batch_size: int = 3, num_tokens: int = NUM_TOKENS
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens (B, N), labels (B,) and orders (B, N)."""
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-    tokens = torch.randint(VOCAB, (batch_size, NUM_TOKENS), generator=generator)
+    tokens = torch.randint(VOCAB, (batch_size, num_tokens), generator=generator)
     labels = torch.randint(5, (batch_size,), generator=generator)
-    orders = torch.rand(batch_size, NUM_TOKENS, generator=generator).argsort(dim=1)
+    orders = torch.rand(batch_size, num_tokens, generator=generator).argsort(dim=1)
     return tokens, labels, orders
 
 

@@ -1,8 +1,6 @@
 """Decoding equals the teacher-forced pass, from known tokens too, whatever surrounds an image."""
 
-from __future__ import annotations
-
-import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from models.sampling import SamplingSettings
 from tests.forced import forced_logits
 from tests.unit.models.small import NUM_TOKENS, VOCAB, random_batch, random_split, small_lpd
 
-SIZES = [1, 3, 5, 7]
+SIZES, STRONG = [1, 3, 5, 7], SamplingSettings(cfg=3.0)
 
 
 @pytest.mark.parametrize("blind", [False, True])
@@ -34,22 +32,6 @@ def test_decoding_equals_the_teacher_forced_pass(num_known, labelled, blind) -> 
         for network in (model, FastPath.of(model).network(model)):
             decoded = forced_logits(network, tokens, labels, sizes, orders, num_known)
             assert (forced - decoded).abs().max() < 1e-5
-
-
-@torch.no_grad()
-def test_later_tokens_never_change_earlier_queries() -> None:
-    model = small_lpd()
-    tokens, labels, orders = random_batch(3)
-    sizes = [1, 2, 5, 4, 4]
-    before = model.forward_logits(tokens, labels, sizes, orders)
-    for start, stop in itertools.pairwise([0, 1, 3, 8, 12, 16]):
-        positions = orders[:, start:stop]
-        other = (tokens.gather(1, positions) + 1) % VOCAB
-        after = model.forward_logits(tokens.scatter(1, positions, other), labels, sizes, orders)
-        # Neither the group's own queries nor any earlier ones see the group's tokens.
-        assert torch.equal(after[:, :stop], before[:, :stop])
-        if stop < NUM_TOKENS:
-            assert not torch.allclose(after[:, stop:], before[:, stop:])
 
 
 SETTINGS = [
@@ -99,31 +81,18 @@ def test_an_image_does_not_depend_on_its_batch(options, num_known, sampler, devi
         assert torch.equal(made(rows), together[rows])
 
 
-def test_seed_and_image_id_both_matter() -> None:
-    model, orders = small_lpd(), np.tile(np.arange(NUM_TOKENS), (4, 1))
-
-    def made(**options: object) -> torch.Tensor:
-        return generate(model, [0] * 4, orders, [4, 4, 4, 4], **options)
-
-    first = made(seed=1)
-    assert torch.equal(first, made(seed=1, image_ids=range(4)))
-    assert not torch.equal(first, made(seed=2))
-    assert len(first.unique(dim=0)) == 4  # same class and order, other ids
-    assert torch.equal(made(seed=1, image_ids=[1, 2, 3, 4])[:3], first[1:])
-
-
-def test_settings_are_a_value_or_its_fields() -> None:
+def test_seed_ids_and_settings_as_a_value_or_its_fields_decide() -> None:
     model, (_, labels, orders) = small_lpd(), random_batch()
-    expected = generate(model, labels, orders, SIZES, cfg=3.0, top_k=4)
-    for sampling, fields in (
-        (SamplingSettings(cfg=3.0, top_k=4), {}),
-        (SamplingSettings(cfg=3.0), {"top_k": 4}),
-    ):
-        assert torch.equal(generate(model, labels, orders, SIZES, sampling, **fields), expected)
+    made = partial(generate, model, labels, orders, SIZES)
+    expected = made(cfg=3.0, top_k=4)
+    for sampling, fields in ((SamplingSettings(cfg=3.0, top_k=4), {}), (STRONG, {"top_k": 4})):
+        assert torch.equal(made(sampling, image_ids=range(3), **fields), expected)
         *_, last = generate_steps(model, labels, orders, SIZES, sampling, **fields)
         assert torch.equal(last, expected)
+    assert not torch.equal(made(cfg=3.0, top_k=4, seed=1), expected)
+    assert not torch.equal(made(cfg=3.0, top_k=4, image_ids=[3, 4, 5]), expected)
     with pytest.raises(TypeError, match="strength"):
-        generate(model, labels, orders, SIZES, strength=3.0)
+        made(strength=3.0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -6,8 +6,9 @@ import torch
 from models.cpu import Dropout
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("p", "dtype"), [(0.1, torch.float32), (0.1, torch.bfloat16), (0.9, torch.float32)]
+)
 def test_share_scale_and_gradient(p: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.full((7, 301, 101), 2.0, dtype=dtype, requires_grad=True)

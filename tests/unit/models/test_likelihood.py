@@ -1,13 +1,10 @@
 """The likelihood of a plan is the probability with which `generate` draws an image under it."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
 
 from models import decoding
 from models.decoding import generate
@@ -44,14 +41,8 @@ def three_positions(**options: object) -> LPD:
     return model
 
 
-def nll(model: LPD, order: list[int], sizes: list[int], label: int = 1) -> torch.Tensor:
-    """Of all outcomes, (64,)."""
-    plan = GenerationPlan.build(torch.tensor([order]).expand(64, -1), sizes, POSITIONS)
-    return token_nll(model, OUTCOMES, torch.full((64,), label), plan).double().sum(dim=1)
-
-
 def drawn_probabilities(
-    monkeypatch: pytest.MonkeyPatch, model: LPD, order: list[int], sizes: list[int], sampler: str
+    monkeypatch: pytest.MonkeyPatch, model: LPD, label: int | None, plan: tuple, sampler: str
 ) -> np.ndarray:
     """The probability of each outcome, (64,), read off `generate` alone.
 
@@ -59,12 +50,13 @@ def drawn_probabilities(
     earlier places of the order, the code at the next is a step function of its number; where it
     steps is found by bisection, and the lengths between steps multiply to the outcome's volume.
     """
+    order, sizes = plan
 
     def codes_at(uniforms: np.ndarray) -> np.ndarray:
         drawn = uniforms.astype(np.float32)
         monkeypatch.setattr(decoding.streams, "uniforms", lambda *_, **__: drawn)
         orders = np.tile(order, (len(drawn), 1))
-        labels = torch.ones(len(drawn), dtype=torch.int64)
+        labels = None if label is None else torch.full((len(drawn),), label)
         return generate(model, labels, orders, sizes, sampler=sampler).numpy()
 
     # Per sequence of codes at the places so far: numbers that give it, and its probability.
@@ -87,43 +79,18 @@ def drawn_probabilities(
 
 
 @pytest.mark.parametrize("sampler", ["plain", "fast"])
-@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize(("label", "blind"), [(1, False), (3, True), (None, False)])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_the_likelihood_is_what_generate_draws_with(monkeypatch, sizes, blind, sampler) -> None:
-    model = three_positions(blind_queries=blind)
-    order = ORDERS[len(sizes) - 1]
-    drawn = drawn_probabilities(monkeypatch, model, order, sizes, sampler)
+def test_the_likelihood_is_what_generate_draws_with(
+    monkeypatch, sizes, label, blind, sampler
+) -> None:
+    model, order = three_positions(blind_queries=blind), ORDERS[len(sizes) - 1]
+    drawn = drawn_probabilities(monkeypatch, model, label, (order, sizes), sampler)
     assert drawn.sum() == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(np.exp(-nll(model, order, sizes).numpy()), drawn, atol=2e-6)
-
-
-@pytest.mark.parametrize("order", ORDERS, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_frequencies_over_many_seeds_agree(sizes: list[int], order: list[int]) -> None:
-    model = three_positions()
-    counts = np.zeros(64)
-    for seed in range(20):
-        orders, labels = np.tile(order, (3000, 1)), torch.ones(3000, dtype=torch.int64)
-        drawn = generate(model, labels, orders, sizes, seed=seed)
-        numbers = (drawn * torch.tensor([16, 4, 1])).sum(dim=1)
-        counts += np.bincount(numbers.numpy(), minlength=64)
-
-    def p_value(sizes: list[int]) -> float:
-        expected = torch.exp(-nll(model, order, sizes)).numpy()
-        return chisquare(counts, expected / expected.sum() * counts.sum()).pvalue
-
-    assert p_value(sizes) > 1e-3
-    # The test can tell: the frequencies are not those of any other plan.
-    for others in SIZES:
-        assert others == sizes or p_value(others) < 1e-6
-
-
-def test_probabilities_sum_to_one_for_a_class_and_without() -> None:
-    model = three_positions()
-    plan = GenerationPlan.build(torch.tensor([[2, 0, 1]]).expand(64, -1), [1, 2], POSITIONS)
-    for labels in (torch.zeros(64, dtype=torch.int64), None):
-        total = token_nll(model, OUTCOMES, labels, plan).sum(dim=1).neg().exp().sum()
-        assert total.item() == pytest.approx(1, abs=1e-6)
+    plan = GenerationPlan.build(torch.tensor([order]).expand(64, -1), sizes, POSITIONS)
+    labels = None if label is None else torch.full((64,), label)
+    nll = token_nll(model, OUTCOMES, labels, plan).double().sum(dim=1)
+    np.testing.assert_allclose(nll.neg().exp(), drawn, atol=2e-6)
 
 
 def test_it_is_the_training_loss_by_token_without_dropout(generator: torch.Generator) -> None:

@@ -1,5 +1,6 @@
-import argparse
 import logging
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,24 +13,19 @@ from tests.unit.models.small import random_batch, small_lpd
 from training.checkpoint import TrainingState, load_pretrained
 from util.errors import UserError
 
-SIZES = [1, 4, 11]
+BATCH, SIZES = random_batch(), [1, 4, 11]
 
 
-@pytest.fixture
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return random_batch()
-
-
-def test_loss_is_the_mean_cross_entropy_of_the_logits(batch) -> None:
-    model, (tokens, labels, orders) = small_lpd(), batch
+def test_loss_is_the_mean_cross_entropy_of_the_logits() -> None:
+    model, (tokens, labels, orders) = small_lpd(), BATCH
     logits = model.forward_logits(tokens, labels, SIZES, orders)
     expected = F.cross_entropy(logits.transpose(1, 2), tokens.gather(1, orders))
     assert torch.allclose(model(tokens, labels, SIZES, orders), expected)
     assert len({model(tokens, labels, SIZES).item() for _ in range(4)}) == 4  # random orders
 
 
-def test_dropped_labels_are_unconditional_and_drawn_in_training_only(batch) -> None:
-    model, (tokens, labels, orders) = small_lpd(label_drop_prob=1.0), batch
+def test_dropped_labels_are_unconditional_and_drawn_in_training_only() -> None:
+    model, (tokens, labels, orders) = small_lpd(label_drop_prob=1.0), BATCH
     drop = torch.tensor([True, False, True])
     mixed = model.forward_logits(tokens, labels, SIZES, orders, drop)
     without = model.forward_logits(tokens, None, SIZES, orders)
@@ -44,14 +40,14 @@ def test_dropped_labels_are_unconditional_and_drawn_in_training_only(batch) -> N
     assert not torch.allclose(evaluated, trained, atol=1e-3)
 
 
-def test_every_parameter_gets_a_gradient(batch) -> None:
-    model, (tokens, labels, orders) = small_lpd().train(), batch
+def test_every_parameter_gets_a_gradient() -> None:
+    model, (tokens, labels, orders) = small_lpd().train(), BATCH
     model(tokens, labels, SIZES, orders, torch.tensor([True, False, False])).backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-def test_checkpointing_changes_nothing(batch) -> None:
-    tokens, labels, orders = batch
+def test_checkpointing_changes_nothing() -> None:
+    tokens, labels, orders = BATCH
     gradients = []
     for checkpointing in (False, True):
         model = small_lpd(proj_dropout=0.3, grad_checkpointing=checkpointing).train()
@@ -68,11 +64,11 @@ def test_dropout_acts_in_three_places_and_not_on_embeddings() -> None:
     assert active == [f"blocks.{layer}.{suffix}" for layer in range(2) for suffix in suffixes]
 
 
-def test_attention_dropout_applies_with_one_warning(caplog, batch) -> None:
+def test_attention_dropout_applies_with_one_warning(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         model = small_lpd(attn_dropout=0.5).train()
     assert len(caplog.records) == 1
-    tokens, labels, orders = batch
+    tokens, labels, orders = BATCH
     drop = torch.zeros(3, dtype=torch.bool)
     for _ in range(2):
         losses = {model(tokens, labels, SIZES, orders, drop).item() for _ in range(3)}
@@ -81,9 +77,9 @@ def test_attention_dropout_applies_with_one_warning(caplog, batch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_types_of_weights(dtype: torch.dtype, batch) -> None:
+def test_other_types_of_weights(dtype: torch.dtype) -> None:
     model = small_lpd().to(dtype)
-    tokens, labels, orders = batch
+    tokens, labels, orders = BATCH
     loss = model(tokens, labels, SIZES, orders)
     loss.backward()
     expected = small_lpd()(tokens, labels, SIZES, orders)
@@ -91,15 +87,15 @@ def test_other_types_of_weights(dtype: torch.dtype, batch) -> None:
     assert model.head.weight.grad.dtype == dtype
 
 
-def test_sizes_that_do_not_sum_are_refused(batch) -> None:
-    tokens, labels, orders = batch
+def test_sizes_that_do_not_sum_are_refused() -> None:
+    tokens, labels, orders = BATCH
     with pytest.raises(ValueError, match="group_sizes: found a sum of 15, expected 16"):
         small_lpd()(tokens, labels, [1, 14], orders)
 
 
 @torch.no_grad()
-def test_blind_queries_change_nothing_one_token_at_a_time(batch) -> None:
-    tokens, labels, orders = batch
+def test_blind_queries_change_nothing_one_token_at_a_time() -> None:
+    tokens, labels, orders = BATCH
     blind, seeing = small_lpd(blind_queries=True), small_lpd()
     assert blind.state_dict().keys() == seeing.state_dict().keys()
     one, together = (
@@ -111,19 +107,15 @@ def test_blind_queries_change_nothing_one_token_at_a_time(batch) -> None:
 
 @pytest.mark.parametrize("blind", [False, True])
 def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path: Path, blind: bool) -> None:
-    model, path = small_lpd(blind_queries=blind), tmp_path / "lpd.pth"
-    flags = argparse.Namespace(blind_queries=blind)
-    atomic_save(TrainingState(model, torch.optim.AdamW(model.parameters()), flags).content(), path)
-    load_pretrained(small_lpd(blind_queries=blind), path)
-    other = small_lpd(blind_queries=not blind)
-    words = ("with", "without") if blind else ("without", "with")
-    message = f"was trained {words[0]} --blind_queries, expected one {words[1]} --blind_queries"
-    with pytest.raises(UserError, match=message):
-        load_pretrained(other, path)
-    state = TrainingState(other, torch.optim.AdamW(other.parameters()), argparse.Namespace())
-    with pytest.raises(UserError, match=message):
-        state.restore(path)
+    flags, path = Namespace(blind_queries=blind), tmp_path / "lpd.pth"
+    model, other = small_lpd(blind_queries=blind), small_lpd(blind_queries=not blind)
+    states = [TrainingState(x, torch.optim.AdamW(x.parameters()), flags) for x in (model, other)]
+    atomic_save(states[0].content(), path)
+    load_pretrained(model, path)
     load_pretrained(other, path, resize=True)  # training may start from either
+    for read in (states[1].restore, partial(load_pretrained, other)):
+        with pytest.raises(UserError, match=rf"was trained with{'out' * (not blind)} --blind_q"):
+            read(path)
 
 
 def test_initialisation() -> None:

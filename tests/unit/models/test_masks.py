@@ -7,7 +7,7 @@ from models.masks import group_causal_mask
 from orders.group_sizes import training_group_sizes
 from tests.unit.models.small import random_split
 
-SPLITS = [random_split(torch.Generator().manual_seed(seed)) for seed in range(12)]
+SPLITS = [random_split(torch.Generator().manual_seed(seed)) for seed in range(6)]
 
 
 def literal_mask(sizes: list[int], blind_queries: bool) -> torch.Tensor:

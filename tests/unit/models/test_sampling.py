@@ -2,23 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.sampling import SamplingSettings, draw, filtered_probabilities, guidance_scales, guide
-
-CPU = torch.device("cpu")
-
-
-def test_linear_schedule_gives_every_token_its_own_scale() -> None:
-    scales = guidance_scales(SamplingSettings(cfg=5.0), 8, CPU)
-    assert torch.allclose(scales, torch.tensor([1 + 4 * j / 8 for j in range(8)]))
-    constant = guidance_scales(SamplingSettings(cfg=5.0, cfg_schedule="constant"), 8, CPU)
-    assert torch.equal(constant, torch.full((8,), 5.0))
-
-
-def test_guidance_formula() -> None:
-    cond, uncond = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
-    scales = torch.tensor([1.0, 2.0, 0.5])
-    expected = uncond + scales[None, :, None] * (cond - uncond)
-    assert torch.allclose(guide(torch.cat([cond, uncond]), scales), expected)
+from models.sampling import SamplingSettings, draw, filtered_probabilities
 
 
 def test_draw_is_the_inverse_cdf() -> None:
