@@ -3,52 +3,23 @@
 # held out, three training seeds; then models trained blind and in raster order. Data and checkpoints
 # go to output/evidence/digits (or OUT=...), figures to docs/evidence (or RESULTS=...).
 set -euo pipefail
+DATA_SET=digits
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-OUT=${OUT:-output/evidence/digits}
 SEEDS=${SEEDS:-1 2 3}
 ABLATION_SEEDS=${ABLATION_SEEDS-1}
 VQ_EPOCHS=${VQ_EPOCHS:-8}
 EPOCHS=${EPOCHS:-15}
-NUM_IMAGES=${NUM_IMAGES:-360}
-SAMPLES=${SAMPLES:-500}
 STEPS=${STEPS:-64 32 16 12 8 6 4}
-SEARCH=${SEARCH:-}  # more flags
 SIZE=32
-
-train() { # train NAME SEED FLAGS...: a model into $OUT/NAME
-    local folder=$OUT/$1 seed=$2
-    shift 2
-    "$PYTHON" main_lpd.py --model lpd_tiny --img_size $SIZE --class_num 10 \
-        --vqgan_path "$OUT/tokenizer/vq.pt" --use_cached --cached_path "$OUT/cache" --flip_prob 0 \
-        --group_sizes_list auto --epochs "$EPOCHS" --batch_size 32 --lr 1e-3 \
-        --warmup_epochs 1 --lr_schedule cosine --proj_dropout 0 --bf16 --device cpu \
-        --seed "$seed" --output_dir "$folder" --log_dir "$folder" --resume "$folder" "$@"
-}
-
-orders() { # orders MODEL RESULT FLAGS...: likelihoods of the held-out digits
-    local model=$1 result=$2
-    shift 2
-    "$PYTHON" scripts/evaluate_orders.py --pretrained_ckpt "$OUT/$model/checkpoint-last.pth" \
-        --cached_path "$OUT/held_out" --num_images "$NUM_IMAGES" --device cpu \
-        --output "$RESULTS/$result.json" "$@"
-}
-
-samples() { # samples MODEL RESULT FLAGS...: generated digits, judged
-    local model=$1 result=$2
-    shift 2
-    "$PYTHON" scripts/evidence/samples.py digits --vqgan_path "$OUT/tokenizer/vq.pt" \
-        --pretrained_ckpt "$OUT/$model/checkpoint-last.pth" --data "$OUT/data" \
-        --feature_extractor_weights "$OUT/classifier.pth" --samples "$SAMPLES" \
-        --output "$RESULTS/$result.json" "$@"
-}
+TOKENIZER=(--flip_prob 0 --commitment 0.5 --revive_until 0)
+TRAINING=(--class_num 10 --flip_prob 0 --batch_size 32)
+ORDERS=(--num_images "${NUM_IMAGES:-360}")
+JUDGING=(--feature_extractor_weights "$OUT/classifier.pth")
 
 main() {
     once data "$PYTHON" scripts/demo_digits.py prepare --output "$OUT/data"
-    once tokenizer "$PYTHON" tokenizers/train_vq.py --data_path "$OUT/data" --img_size $SIZE \
-        --flip_prob 0 --codebook_size 256 --ch 32 --ch_mult 1 1 1 --num_res_blocks 1 \
-        --z_channels 32 --commitment 0.5 --revive_until 0 --batch_size 16 --epochs "$VQ_EPOCHS" \
-        --lr 1e-3 --bf16 --device cpu --num_workers 0 --output_dir "$OUT/tokenizer"
+    once tokenizer tokenizer
     once cache cache "$OUT/data" cache
     once held_out cache "$OUT/data/test" held_out
     once classifier "$PYTHON" scripts/demo_digits.py features --data "$OUT/data" \
