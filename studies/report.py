@@ -87,10 +87,7 @@ def table(results: Sequence[Measured]) -> list[str]:
 
 
 def entries(results: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Make the same, with every step and image, for a JSON file; `_se` is a standard error.
-
-    Lists are text, because each would take a line an entry.
-    """
+    """Make the same, with every step and image, for a JSON file, in which lists are text."""
     made = []
     for result in results:
         setting = result.setting

@@ -8,7 +8,6 @@ sampler's. Nothing in these features is trained.
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,17 +19,12 @@ from torch.nn import functional
 
 from dataset.image_folder import ImageBatch
 from evaluation.features import build_extractor, extract
-from evaluation.metrics import Statistics, feature_statistics, frechet_distance
+from evaluation.metrics import feature_statistics, frechet_distance
 from scripts import demo_digits
 from scripts.evidence.photographs import PHOTOGRAPHS, SIDE
 
-# Tokens along a side of a cell of which the judge sees the lines together.
-CELL = 4
-DIRECTIONS = 8
 # Lightness, red against green, blue against yellow.
 OPPONENT = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1 / 2, -1 / 2, 0], [-1 / 4, -1 / 4, 1 / 2]])
-# One grey level: a plane without any contrast keeps a logarithm.
-FLOOR = 1 / 255
 
 
 @dataclass(frozen=True)
@@ -45,18 +39,12 @@ class DataSet:
 
     def measure(self, judged: ImageBatch, compared: Tensor) -> dict[str, float]:
         """Compute the share that the judge gives their label, and Frechet distances of features."""
+        scores = {"class_accuracy": float(self.judge.score(*judged))}
         statistics = feature_statistics(self.features(compared))
-        return {"class_accuracy": float(self.judge.score(*judged))} | {
-            name: round(float(frechet_distance(statistics, reference)), 4)
-            for name, reference in self._references.items()
-        }
-
-    @cached_property
-    def _references(self) -> dict[str, Statistics]:
-        return {
-            name: feature_statistics(self.features(real.images))
-            for name, real in self.compared.items()
-        }
+        for name, real in self.compared.items():
+            reference = feature_statistics(self.features(real.images))
+            scores[name] = round(frechet_distance(statistics, reference), 4)
+        return scores
 
 
 def digits(args: argparse.Namespace) -> DataSet:
@@ -74,9 +62,8 @@ def digits(args: argparse.Namespace) -> DataSet:
 def photographs(args: argparse.Namespace) -> DataSet:
     """Read crops of the two photographs, each also mirrored, as models see them in training.
 
-    The judge is an SVM on lines and colours; the features are colours and textures, in standard
-    deviations of the training crops. The distance is to these: two parts of one picture differ by
-    more than samples do from what they were trained on.
+    Features are in standard deviations of the training crops. The distance is to these: two parts
+    of one picture differ by more than samples do from what they were trained on.
     """
     parts = []
     for part in ("train", "held_out"):
@@ -108,10 +95,10 @@ def judge_features(images: Tensor) -> Tensor:
     down = light[:, 1:, :-1] - light[:, :-1, :-1]
     right = light[:, :-1, 1:] - light[:, :-1, :-1]
     turn = torch.atan2(down, right) / (2 * torch.pi)
-    direction = (turn * DIRECTIONS).round().long() % DIRECTIONS
-    votes = functional.one_hot(direction, DIRECTIONS).movedim(-1, 1) * down.hypot(right)[:, None]
-    lines = functional.avg_pool2d(votes, CELL).sqrt()
-    return torch.cat([lines, functional.avg_pool2d(colours, CELL)], dim=1).flatten(1)
+    direction = (turn * 8).round().long() % 8
+    votes = functional.one_hot(direction, 8).movedim(-1, 1) * down.hypot(right)[:, None]
+    lines = functional.avg_pool2d(votes, 4).sqrt()
+    return torch.cat([lines, functional.avg_pool2d(colours, 4)], dim=1).flatten(1)
 
 
 def texture_features(images: Tensor) -> Tensor:
@@ -121,14 +108,15 @@ def texture_features(images: Tensor) -> Tensor:
     2 x 2 tokens, the logarithms of the mean and of the root mean square difference of neighbours,
     side by side, one below the other and along both diagonals: (n, 60) float32.
     """
+    floor = 1 / 255  # a grey level: a plane without any contrast keeps a logarithm
     planes = torch.einsum("pc,nchw->nphw", OPPONENT, _by_token(images))
     parts = [functional.avg_pool2d(planes, planes.shape[-1] // 2).flatten(1)]
     for _ in range(2):
         here, right = planes[..., :-1, :-1], planes[..., :-1, 1:]
         below, across = planes[..., 1:, :-1], planes[..., 1:, 1:]
         for difference in (right - here, below - here, across - here, below - right):
-            parts.append((difference.abs().mean(dim=(2, 3)) + FLOOR).log())
-            parts.append((difference.square().mean(dim=(2, 3)) + FLOOR**2).log() / 2)
+            parts.append((difference.abs().mean(dim=(2, 3)) + floor).log())
+            parts.append((difference.square().mean(dim=(2, 3)) + floor**2).log() / 2)
         planes = functional.avg_pool2d(planes, 2)
     return torch.cat(parts, dim=1)
 

@@ -1,16 +1,12 @@
 """How good generated images are in other orders and numbers of steps.
 
-    python scripts/evidence/samples.py digits --pretrained_ckpt checkpoint-last.pth \\
-        --vqgan_path vq.pt --data DIR --feature_extractor_weights classifier.pth --steps 64 12 4 \\
-        --output samples.json
     python scripts/evidence/samples.py photographs --pretrained_ckpt checkpoint-last.pth \\
         --vqgan_path vq.pt --data DIR --steps 256 20 8 --output samples.json --grid samples.png
 
-For every order and number of steps: the share of images to which a judge, trained on real ones,
-gives their label, and the Frechet distance of their features to those of real ones (digits: held
-out; photographs: trained on, and a second one, held out). As yardsticks, both of real images and of
-what the tokenizer makes of them: the share of held-out ones that the judge recognises, and the
-distance of training ones, as many as there are samples where there are.
+The share of images to which a judge, trained on real ones, gives their label, and the Frechet
+distance of their features to those of real ones. As yardsticks, both of real images and of what the
+tokenizer makes of them: held-out ones before the judge, and the distance of training ones, as many
+as there are samples where there are.
 """
 
 import argparse
@@ -72,8 +68,8 @@ def main(args: argparse.Namespace) -> None:
     per_class, rest = divmod(args.samples, classes)
     if rest:
         raise UserError(f"--samples: found {args.samples}, expected a multiple of {classes}")
-    side = data.train.images.shape[-1]
-    model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path, side)
+    networks = args.pretrained_ckpt, args.vqgan_path
+    model, tokenizer = load_networks(*networks, data.train.images.shape[-1])
     model.round_products()
     codec, labels = Codec(tokenizer, model.grid), torch.arange(args.samples) // per_class
     settings = read_settings(args, model.grid, args.samples)
