@@ -71,13 +71,9 @@ def decoding_work(
 
 
 def training_cost(
-    model: LPD,
-    group_size_lists: Sequence[Sequence[int]],
-    batch_size: int,
-    number_bytes: int,
-    sparse: bool,
+    model: LPD, lists: Sequence[Sequence[int]], batch_size: int, number_bytes: int, sparse: bool
 ) -> Work:
-    """Count one image of a step, forward, backward and AdamW; the mean over the lists.
+    """Count one image of a step, forward, backward and AdamW; the mean over lists of group sizes.
 
     The backward pass does twice the products of the forward pass, in the attention two and a half
     times (it computes the scores again). `sparse`: attend only to what may be seen, not to the
@@ -94,7 +90,7 @@ def training_cost(
     # In float32 the backward pass writes the gradient, and AdamW reads it and reads and writes the
     # weight and two moments.
     moved = num_parameters(model) * (2 * number_bytes + 4 * (1 + 1 + 3 * 2))
-    return Work(moved / batch_size, statistics.mean(map(operations, group_size_lists)))
+    return Work(moved / batch_size, statistics.mean(map(operations, lists)))
 
 
 def visible_pairs(group_sizes: Sequence[int]) -> int:

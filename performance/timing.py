@@ -72,9 +72,7 @@ def build_parser(what: str, rows: Collection[str], quick: str) -> Parser:
     """Declare the flags of a benchmark; `what` and `quick` complete the help."""
     parser = Parser(description=f"Time {what}, beside what this machine allows.")
     parser.add_argument("--rows", nargs="+", choices=rows, metavar="ROW", help=", ".join(rows))
-    parser.add_argument(
-        "--batch_sizes", nargs="+", type=whole(1), help="images at a time; by default the row's own"
-    )
+    parser.add_argument("--batch_sizes", nargs="+", type=whole(1), help="instead of the row's own")
     parser.add_argument("--device", help="by default cuda where there is one, else cpu")
     parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
     parser.add_argument("--no_plain", action="store_true", help="leave out the plain path")
@@ -100,10 +98,7 @@ def write_figures(output: Path | None, device: torch.device, **figures: Any) -> 
 
 
 def show(
-    series: Mapping[str, Iterable[Record]],
-    columns: Columns,
-    notes: str,
-    write: Callable[..., None],
+    series: Mapping[str, Iterable[Record]], columns: Columns, notes: str, write: Callable[..., None]
 ) -> None:
     """Print a table of all records of all series; `write` takes all `rows` after each.
 

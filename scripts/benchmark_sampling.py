@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,7 @@ from models.fast import FastPath
 from models.lpd import LPD, MODELS
 from models.sampling import SamplingSettings
 from orders.group_sizes import group_sizes
-from orders.locality import locality_aware_orders
-from orders.sources import published_repulsion
+from orders.sources import locality_aware
 from performance import timing as benchmark
 from performance.cost import FORMULA, Rates, Work, decoding_work, step_rows, tokenizer_cost
 from performance.timing import DTYPES, NAMES, Calls, Effort, Record, random_weights
@@ -127,22 +127,15 @@ class Case:
         self.device, self.batch_size = model.pos_embed.device, batch_size
         self.settings = SamplingSettings(cfg=row.cfg)
         self.sequences = batch_size * (2 if self.settings.guided else 1)
-        num_tokens = model.grid.num_tokens
-        self.sizes = group_sizes(num_tokens, row.steps)
-        repulsion = published_repulsion(num_tokens, row.steps)
-        self.orders = locality_aware_orders(
-            batch_size, self.sizes, model.grid.side, repulsion_threshold=repulsion
-        )
+        self.sizes = group_sizes(model.grid.num_tokens, row.steps)
+        self.orders = locality_aware(model.grid, seed=0)(np.arange(batch_size), self.sizes)
         self.labels = torch.arange(batch_size) % model.class_num
-
-    def autocast(self) -> torch.autocast:
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def generate(self, sampler: str) -> Tensor:
         """(B, N) int64 codes on the device."""
         inputs = (self.model, self.labels, self.orders, self.sizes, self.settings)
-        with self.autocast():
+        autocast = self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
             return generate(*inputs, sampler=sampler)
 
     @cached_property
@@ -152,7 +145,6 @@ class Case:
 
     @cached_property
     def decoder(self) -> FastDecoder:
-        """The fast VQ decoder."""
         return FastDecoder(self.tokenizer, self.model.grid.num_tokens)
 
     def warm_up(self) -> Record:
@@ -183,7 +175,8 @@ class Case:
             (self.sequences * (context + queries), self.sequences * queries)
             for context, queries in step_rows(self.sizes)
         ]
-        multiply = benchmark.bare_products(self.model, self.dtype, max(max(rows)))
+        most = max(in_blocks for in_blocks, _ in rows)
+        multiply = benchmark.bare_products(self.model, self.dtype, most)
 
         def generation() -> None:
             for in_blocks, at_head in rows:

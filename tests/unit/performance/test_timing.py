@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from performance import timing as benchmark
@@ -91,17 +90,6 @@ def test_bare_products(backward: bool) -> None:
         multiply(6, 4, backward=backward)
     in_blocks = 6 * 2 * (3 + 1 + 4 + 4) * 32**2
     assert counter.get_total_flops() == (3 if backward else 1) * 2 * (in_blocks + 4 * 32 * VOCAB)
-
-
-def test_random_weights() -> None:
-    model = benchmark.random_weights(
-        lambda: nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GroupNorm(2, 64)), CPU
-    )
-    linear, *norms = model
-    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert all(norm.weight.eq(1).all() and not norm.bias.any() for norm in norms)
-    assert not model.training
-    assert not any(weight.requires_grad for weight in model.parameters())
 
 
 def test_markdown_table() -> None:

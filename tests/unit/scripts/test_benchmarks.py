@@ -102,6 +102,7 @@ def test_both_steps_train_the_same_network() -> None:
     """The plain one without what makes the fast one fast."""
     build = partial(small_lpd, proj_dropout=0.0)
     fast, plain = (Step(build, CPU, plain=plain) for plain in (False, True))
+    assert all(x.weight.eq(1).all() for x in fast.model.modules() if isinstance(x, nn.LayerNorm))
     assert (fast.dtype, plain.dtype) == (torch.bfloat16, torch.float32)
     batch = random_batch(fast.model, 4, CPU)
     before, kept = plain.model.head.weight.detach().clone(), lpd.group_causal_mask

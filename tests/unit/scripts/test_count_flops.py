@@ -30,7 +30,6 @@ def test_table_and_file_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["lpd_huge"], "invalid choice: 'lpd_huge'"),
         (["lpd_l", "--generation_steps", "300"], "--generation_steps: .*300"),
         (["lpd_l", "--img_size", "100"], "--img_size: .*100"),
     ],
