@@ -5,23 +5,22 @@ import logging
 import re
 import shutil
 import signal
-import subprocess
 import tarfile
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import engine_lpd
 import main_cache
 from dataset import write_cache
 from dataset.image_folder import image_batches, list_images
 from dataset.token_cache import open_cache
 from tests.commands import ROOT, results_in, run_command, start_command, succeed
 from tests.integration.tiny_world import tiny_tokenizer
-from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
+from tokenizers.vq_model import fingerprint, load_tokenizer, save_tokenizer
 from util.errors import UserError
 from util.folder_lock import folder_lock
 from util.images import to_float
@@ -58,26 +57,25 @@ def make(cache: Path, *more: object) -> Path:
 
 
 def read_all(path: Path) -> np.ndarray:
+    """Tokens (n, 2, N) of a cache."""
     cache = open_cache(path)
     cache.verify()
-    everything = np.arange(cache.num_images)
-    ways = [cache.read(everything, np.full(len(everything), flip)) for flip in (False, True)]
-    return np.stack(ways, axis=1)
+    both = [np.repeat(np.arange(cache.num_images), 2), np.tile([False, True], cache.num_images)]
+    return cache.read(*both).reshape(-1, 2, cache.num_tokens)
 
 
 def encode_directly(workspace: Path) -> np.ndarray:
-    """Tokens (n, 2, N) of the readable images, encoded in one batch each way."""
+    """The same of the readable images, encoded in one batch each way."""
     tokenizer = load_tokenizer(workspace / "vq.pt")
     images = list_images(workspace / "data")
     (batch,) = image_batches(images, 16, [np.arange(NUM_IMAGES)], skip_bad=True)
-    mirrored = torch.from_numpy(batch.images.numpy()[..., ::-1].copy())
-    ways = [tokenizer.encode_indices(to_float(pixels)) for pixels in (batch.images, mirrored)]
+    ways = [tokenizer.encode_indices(to_float(x)) for x in (batch.images, batch.images.flip(-1))]
     return torch.stack(ways, dim=1).numpy()
 
 
 def same_files(one: Path, other: Path) -> bool:
-    contents = ({x.name: x.read_bytes() for x in results_in(path)} for path in (one, other))
-    return next(contents) == next(contents)
+    contents, expected = ([x.read_bytes() for x in results_in(path)] for path in (one, other))
+    return contents == expected
 
 
 def test_cache_equals_direct_encoding_also_of_a_tar(workspace: Path) -> None:
@@ -86,8 +84,7 @@ def test_cache_equals_direct_encoding_also_of_a_tar(workspace: Path) -> None:
     assert len(expected) == NUM_IMAGES and len(np.unique(expected)) > 5
     np.testing.assert_array_equal(read_all(path), expected)
     cache = open_cache(path)
-    assert cache.labels.tolist() == [0] * 6 + [1] * 5
-    assert cache.classes == ("cat", "dog")
+    assert (cache.classes, cache.labels.tolist()) == (("cat", "dog"), [0] * 6 + [1] * 5)
     assert cache.fingerprint == fingerprint(load_tokenizer(workspace / "vq.pt"))
     with tarfile.open(workspace / "data.tar", "w:") as tar:
         for folder in ("dog", "cat"):
@@ -96,22 +93,27 @@ def test_cache_equals_direct_encoding_also_of_a_tar(workspace: Path) -> None:
     assert same_files(path, make(workspace / "of_tar", *more))
 
 
-def test_two_processes_write_what_one_does_and_leave_out_bad_images(
+def test_two_processes_stop_at_a_damaged_image_and_write_what_one_does_without_it(
     workspace: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (workspace / "data" / "dog" / "07.png").write_bytes(b"damaged")
-    two = workspace / "two"
+    two, bad = workspace / "two", workspace / "data" / "dog" / "07.png"
+    bad.write_bytes(bad.read_bytes()[:200])  # the second process has it
     two.mkdir()
     (two / "shard-00009.npy").write_text("left over by a run that was killed")
-    one = make(workspace / "one", "--skip_bad_images")
+    result = run_command("main_cache.py", *flags(two), processes=2)
+    assert result.returncode == 1  # torchrun's own; its workers' is 2
+    assert result.stderr.count(f"error: {bad}: cannot be decoded") == 1
+    assert result.stderr.count("exitcode  : 2") == 2
+    assert list(two.glob("*.part")) == []
+    assert [file.name for file in two.glob("shard-*")] == ["shard-00000.npz"]  # is whole
+    with pytest.raises(UserError, match="holds tokens but no index.json"):
+        open_cache(two)
     log = succeed("main_cache.py", *flags(two, "--skip_bad_images"), processes=2).stderr
+    one = make(workspace / "one", "--skip_bad_images")
     for text in (caplog.text, log):
         assert text.count("07.png") == text.count("left out 1 of 11 images") == 1
-    assert [x.name for x in results_in(two)] == [
-        "cache-labels.npy",
-        "cache-tokens.npy",
-        "index.json",
-    ]
+    names = ["cache-labels.npy", "cache-tokens.npy", "index.json"]
+    assert [file.name for file in results_in(two)] == names
     assert same_files(one, two)
     expected = encode_directly(workspace)
     assert len(expected) == NUM_IMAGES - 1
@@ -132,19 +134,6 @@ def test_another_precision_says_what_it_changes(
     assert json.loads((path / "index.json").read_text())["precision"] == precision
 
 
-def test_corrupt_image_is_one_line_and_leaves_nothing_torn(workspace: Path) -> None:
-    path, bad = workspace / "cache", workspace / "data" / "dog" / "07.png"
-    bad.write_bytes(bad.read_bytes()[:200])  # the second process has it
-    result = run_command("main_cache.py", *flags(path), processes=2)
-    assert result.returncode == 1  # torchrun's own; its workers' is 2
-    assert result.stderr.count(f"error: {bad}: cannot be decoded") == 1
-    assert result.stderr.count("exitcode  : 2") == 2
-    assert list(path.glob("*.part")) == []
-    assert [file.name for file in path.glob("*.npz")] == ["shard-00000.npz"]  # is whole
-    with pytest.raises(UserError, match="holds tokens but no index.json"):
-        open_cache(path)
-
-
 def test_flags(workspace: Path) -> None:
     """More bad ones are in the table of bad input."""
     for more, message in (
@@ -161,23 +150,10 @@ def test_flags(workspace: Path) -> None:
     assert args.items() >= {**expected, "device": "cuda", "cached_path": ""}.items()
 
 
-class Killed(BaseException):
-    """Stands in for a signal that ends the process."""
-
-
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that are encoded; and shards small enough to be several."""
+def small_shards(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(write_cache, "MAX_SHARD_IMAGES", 3)
-    sizes: list[int] = []
-    encode = engine_lpd.encode_both_ways
-
-    def count(tokenizer: VQModel, images: torch.Tensor, precision: str) -> torch.Tensor:
-        sizes.append(len(images))
-        return encode(tokenizer, images, precision)
-
-    monkeypatch.setattr(engine_lpd, "encode_both_ways", count)
-    return sizes
+    caplog.set_level(logging.INFO)
 
 
 def kill_after(shards: int, cache: Path, *more: object) -> Path:
@@ -188,30 +164,28 @@ def kill_after(shards: int, cache: Path, *more: object) -> Path:
         if next(left, None) is None:
             for name in (f".shard-{number:05d}.npz.part", ".commands.sh.part"):
                 (path / name).write_bytes(b"torn")
-            raise Killed
+            raise KeyboardInterrupt
         return write(path, number, *arguments)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(write_cache, "write_shard", write_or_die)
         make(cache, *more)
     return cache
 
 
+@pytest.mark.usefixtures("small_shards")
 def test_a_killed_run_is_taken_up_and_nothing_encoded_twice(
-    workspace: Path, encoded: list[int]
+    workspace: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = make(workspace / "whole")
-    assert encoded == [3, 3, 3, 2]
-    encoded.clear()
     path = kill_after(1, kill_after(1, workspace / "cache"))
-    assert encoded == [3, 3, 3, 3]  # two of them died with their runs
     damaged = path / "shard-00000.npz"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    encoded.clear()
     make(path)
-    assert encoded == [3, 3, 2]  # the damaged one and the two that were missing
+    # At last the damaged one and the two that were missing.
+    assert re.findall(r"encoded (\d+) images", caplog.text) == ["11", "8"]
     assert same_files(path, whole)
     # Two processes go on from one; shards without their bad images are for a run without them.
     other, bad = workspace / "other", workspace / "data" / "cat" / "01.png"
@@ -225,21 +199,20 @@ def test_a_killed_run_is_taken_up_and_nothing_encoded_twice(
 
 
 STOPPED = """
-import os, signal, sys, time
-sys.path.insert(0, {root!r})
+import os, signal, time
 import main_cache
 from util import errors
 from dataset import write_cache
 write_cache.MAX_SHARD_IMAGES = 3
 write = write_cache.write_shard
 def write_and_ask(*arguments):
-    shard = write(*arguments)
+    count = write(*arguments)
     if os.environ["RANK"] == "1":
         while write_cache.count_shards(arguments[0]) < 2:
             time.sleep(0.01)
         os.kill(os.getppid(), signal.SIGUSR1)  # the launcher; rank 0 waits for this process
         time.sleep(60)
-    return shard
+    return count
 write_cache.write_shard = write_and_ask
 errors.run(main_cache.main)
 """
@@ -247,19 +220,19 @@ errors.run(main_cache.main)
 
 def test_a_signal_leaves_a_marker_and_the_finished_shards(workspace: Path) -> None:
     path, marker, program = (workspace / name for name in ("cache", "marker", "program.py"))
-    program.write_text(STOPPED.format(root=str(ROOT)))
-    options = {"launcher": ("--signals-to-handle", "SIGTERM,SIGUSR1"), "stderr": subprocess.PIPE}
-    variables = {"INTERRUPTED_FILE": str(marker)}
-    with start_command(program, *flags(path), processes=2, variables=variables, **options) as run:
+    program.write_text(STOPPED)
+    variables = {"INTERRUPTED_FILE": str(marker), "PYTHONPATH": str(ROOT)}
+    launcher = {"processes": 2, "launcher": ("--signals-to-handle", "SIGTERM,SIGUSR1")}
+    with start_command(program, *flags(path), variables=variables, **launcher, stderr=PIPE) as run:
         said = run.communicate(timeout=120)[1]
-    assert run.returncode != 0
-    assert 'main_cache.py", line' not in said
+    assert run.returncode != 0 and 'main_cache.py", line' not in said
     assert json.loads(marker.read_text()) == {"signal": "SIGUSR1", "shards": 2}
     np.testing.assert_array_equal(read_all(make(path)), encode_directly(workspace))
 
 
+@pytest.mark.usefixtures("small_shards")
 def test_an_unfinished_cache_is_taken_up_with_the_same_settings_only(
-    workspace: Path, encoded: list[int]
+    workspace: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = kill_after(3, workspace / "cache")
     before = results_in(path)
@@ -279,9 +252,8 @@ def test_an_unfinished_cache_is_taken_up_with_the_same_settings_only(
         with pytest.raises(UserError, match=f"^--cached_path: .* unfinished cache with {changed} "):
             make(path, "--data_path", same, *more)
         assert results_in(path) == before
-    encoded.clear()
     make(path, "--data_path", same)
-    assert encoded == [2]
+    assert re.findall(r"encoded (\d+) images", caplog.text) == ["2"]
 
 
 def test_a_second_job_in_the_same_folder_is_refused(workspace: Path) -> None:
