@@ -5,8 +5,6 @@ the code behind them may change. Tokens, orders and caches must be equal, fracti
 kernels of other processors make them.
 """
 
-from __future__ import annotations
-
 import json
 import lzma
 import re
@@ -23,28 +21,25 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from models.lpd import LPD
-from scripts.evidence import tables
 from tests.commands import ROOT
 from tests.integration.test_resume import logged
 from tests.kept.results import results, tokens_of
 from tests.kept.small import REPLACED
-from tokenizers.vq_model import VQModel
 
-CPU = "--num_workers 0 --device cpu".split()
-SMALL = "--model lpd_tiny --img_size 32 --class_num 3 --vqgan_path vq.pt".split()
-TRAINING = "--use_cached --group_sizes_list auto --epochs 3 --batch_size 4 --lr 1e-2 --log_every 1"
-TRAINING = [*SMALL, *CPU, *TRAINING.split(), "--lr_schedule", "constant", "--warmup_epochs", "1"]
-SCORING = "--feature_extractor digits --feature_extractor_weights digits.pth".split() + CPU
-SAMPLING = "--pretrained_ckpt published.pth --num_images 6 --eval_bsz 4 --generation_steps 6"
-SAMPLING = [*SMALL, *SAMPLING.split(), "--order", "lpd", "--lpd_order_file", "orders/orders.npy"]
-SAMPLING += [*SCORING, "--fid_stats", "stats.npz"]
-ENCODING = "--vqgan_path vq.pt --img_size 32 --batch_size 4 --data_path images".split() + CPU
-STUDY = "--pretrained_ckpt published.pth --cached_path cache --device cpu --num_images 8".split()
-ORDERS = "--img_size 32 --vqgan_stride 4 --generation_steps 6 --seed 3 --repulsion_threshold 2"
-ORDERS = [*ORDERS.split(), "--num_runs", "24", "--max_workers", "1"]
-METRICS = "samples/metrics.json"
+CPU = "--num_workers 0 --device cpu"
+SMALL = f"--model lpd_tiny --img_size 32 --class_num 3 --vqgan_path vq.pt {CPU}"
+TRAINING = f"main_lpd.py {SMALL} --use_cached --group_sizes_list auto --epochs 3 --batch_size 4"
+TRAINING += " --lr 1e-2 --log_every 1 --lr_schedule constant --warmup_epochs 1"
+SCORING = f"--feature_extractor digits --feature_extractor_weights digits.pth {CPU}"
+SAMPLING = f"{SMALL} {SCORING} --pretrained_ckpt published.pth --fid_stats stats.npz --order lpd"
+SAMPLING += " --num_images 6 --eval_bsz 4 --generation_steps 6 --lpd_order_file orders/orders.npy"
+ENCODING = f"main_cache.py --img_size 32 --batch_size 4 --data_path images {CPU}"
+STUDY = "scripts/evaluate_orders.py --pretrained_ckpt published.pth --cached_path cache"
+STUDY += " --device cpu --num_images 8"
+ORDERS = "orders/run_lpd_order.py --img_size 32 --vqgan_stride 4 --generation_steps 6 --seed 3"
+ORDERS += " --repulsion_threshold 2 --num_runs 24 --max_workers 1"
 
-Command = Callable[..., tuple[str, str]]
+Command = Callable[[str], tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +53,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+def _as_then(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
     """The kept networks' size; paths in flags and files are relative to the folder."""
     for table, value in REPLACED:
         monkeypatch.setitem(table, "lpd_tiny", value)
     monkeypatch.chdir(folder)
+    # Images count as kept with the PyTorch that made them only.
+    made_with = type(torch.__version__)(read("samples/images.json")["torch"])
+    monkeypatch.setattr(torch, "__version__", made_with)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,23 +69,16 @@ def _small(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process: `command(script, *flags)` gives its output and its log."""
+    """Run a command line in this process, for its output and its log."""
 
-    def run(script: str, *flags: object) -> tuple[str, str]:
-        module = import_module(script.removesuffix(".py").replace("/", "."))
-        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+    def run(line: str) -> tuple[str, str]:
+        script, *flags = line.split()
+        monkeypatch.setattr(sys, "argv", [script, *flags])
         capsys.readouterr()
-        module.main(sys.argv[1:])
+        import_module(script.removesuffix(".py").replace("/", ".")).main(flags)
         return tuple(capsys.readouterr())
 
     return run
-
-
-@pytest.fixture
-def kept_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images count as kept with the PyTorch that made them only."""
-    made_with = read("samples/images.json")["torch"]
-    monkeypatch.setattr(torch, "__version__", type(torch.__version__)(made_with))
 
 
 def read(path: str | Path) -> dict:
@@ -101,29 +92,13 @@ def contents(folder: str | Path, pattern: str = "*") -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(files) if path.name not in own}
 
 
-def assert_alike(new: object, kept: object, name: str = "", **tolerance: float) -> None:
-    """Two JSON values are equal, fractions and numbers in texts approximately."""
-    if isinstance(kept, dict):
-        assert new.keys() == kept.keys(), name
-        for key in kept:
-            assert_alike(new[key], kept[key], f"{name}/{key}", **tolerance)
-    elif isinstance(kept, list):
-        assert len(new) == len(kept), name
-        for place, pair in enumerate(zip(new, kept, strict=True)):
-            assert_alike(*pair, f"{name}/{place}", **tolerance)
-    elif isinstance(kept, str):
-        (text, values), (kept_text, kept_values) = parts(new), parts(kept)
-        assert text == kept_text, name
-        assert values == pytest.approx(kept_values, **tolerance), name
-    else:
-        expected = pytest.approx(kept, **tolerance) if isinstance(kept, float) else kept
-        assert new == expected, name
-
-
-def parts(text: str) -> tuple[list[str], list[float]]:
-    """What stands between the numbers of a text, and these."""
-    pieces = re.split(r"(?<![\w.])(-?\d+(?:\.\d+)?(?:e-?\d+)?)(?![\w.])", text)
-    return pieces[::2], list(map(float, pieces[1::2]))
+def assert_alike(new: object, kept: object, **tolerance: float) -> None:
+    """Two JSON values are equal, numbers (those in texts as well) approximately."""
+    number = r"(?<![\w.])(-?\d+(?:\.\d+)?(?:e-?\d+)?)(?![\w.])"
+    found, expected = (re.split(number, json.dumps(x, sort_keys=True)) for x in (new, kept))
+    assert found[::2] == expected[::2]
+    expected = list(map(float, expected[1::2]))
+    assert list(map(float, found[1::2])) == pytest.approx(expected, **tolerance)
 
 
 def test_networks_and_seeds_give_the_kept_tokens_and_orders(folder: Path) -> None:
@@ -137,8 +112,8 @@ def test_training_goes_on_from_the_middle_of_an_epoch(
 ) -> None:
     run = shutil.copytree("training", tmp_path / "run")
     record = (run / "commands.sh").read_bytes()
-    place = ["--cached_path", cache, "--output_dir", run, "--log_dir", run, "--resume", run]
-    command("main_lpd.py", *TRAINING, *place)
+    place = f"--cached_path {cache} --output_dir {run} --log_dir {run} --resume {run}"
+    command(f"{TRAINING} {place}")
     assert not (run / "interrupted.json").exists()
     assert (run / "commands.sh").read_bytes().startswith(record + b"# ")
     for name in ("train/loss", "train/lr", "train/grad_norm", "epoch/loss"):
@@ -152,96 +127,77 @@ def test_training_goes_on_from_the_middle_of_an_epoch(
         assert ended[name] == began[name], name
     told = {name for name, value in began["args"].items() if ended["args"].get(name, 0) != value}
     assert told <= {"cached_path", "output_dir", "log_dir", "resume", "save_steps"}
-    kept = LPD.from_pretrained("published.pth").state_dict()
-    assert ended["model"].keys() == kept.keys()
-    for name, value in kept.items():
-        torch.testing.assert_close(ended["model"][name], value, rtol=0, atol=1e-3, msg=name)
+    kept = dict(LPD.from_pretrained("published.pth").state_dict())
+    torch.testing.assert_close(dict(ended["model"]), kept, rtol=0, atol=1e-3)
 
 
 def test_weights_go_to_the_form_of_the_hub_and_back(command: Command, tmp_path: Path) -> None:
     new, back = tmp_path / "new", tmp_path / "back.pth"
-    command("scripts/convert_checkpoint.py", "published.pth", new, "--results", METRICS)
+    convert = "scripts/convert_checkpoint.py"
+    command(f"{convert} published.pth {new} --results samples/metrics.json")
+    command(f"{convert} converted {back}")
     assert contents(new).keys() == contents("converted").keys()
     assert read(new / "config.json") == read("converted/config.json")
     assert (new / "README.md").read_text() == Path("converted/README.md").read_text()
-    kept = load_file("converted/model.safetensors")
-    assert same_tensors(load_file(new / "model.safetensors"), kept)
-    command("scripts/convert_checkpoint.py", "converted", back)
-    assert same_tensors(torch.load(back)["model"], kept)
-    model = LPD.from_pretrained("converted")
-    assert same_tensors(dict(model.state_dict()), kept)
+    kept, model = load_file("converted/model.safetensors"), LPD.from_pretrained("converted")
+    written = load_file(new / "model.safetensors")
+    for weights in (written, torch.load(back)["model"], model.state_dict()):
+        torch.testing.assert_close(dict(weights), kept, rtol=0, atol=0)
     assert tokens_of(model) == read("results.json")["tokens"]
 
 
-def same_tensors(new: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> bool:
-    assert new.keys() == kept.keys()
-    return all(torch.equal(new[name], value) for name, value in kept.items())
-
-
-def test_the_tokenizer_encodes_as_it_did(command: Command, tmp_path: Path) -> None:
-    tokens = np.load("cache/cache-tokens.npy")
-    images = np.stack([Image.open(path) for path in sorted(Path("images").glob("*/*.png"))])
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    command("scripts/convert_checkpoint.py", "vq.pt", tmp_path / "vq")
-    for form in ("vq.pt", tmp_path / "vq"):
-        tokenizer = VQModel.from_pretrained(form)
-        for way, flipped in enumerate((pixels, pixels.flip(-1))):
-            assert np.array_equal(tokenizer.encode_indices(flipped), tokens[:, way])
-
-
 def test_caches_are_made_taken_up_and_converted(command: Command, tmp_path: Path) -> None:
+    """The first by the tokenizer in the form of the Hub."""
     new, taken_up, converted = (tmp_path / name for name in ("new", "taken_up", "converted"))
-    command("main_cache.py", *ENCODING, "--cached_path", new)
+    command(f"scripts/convert_checkpoint.py vq.pt {tmp_path}/vq")
+    command(f"{ENCODING} --vqgan_path {tmp_path}/vq --cached_path {new}")
     shutil.copytree("unfinished", taken_up)
-    _, log = command("main_cache.py", *ENCODING, "--cached_path", taken_up)
+    _, log = command(f"{ENCODING} --vqgan_path vq.pt --cached_path {taken_up}")
     assert "1 of 2 shards are there already" in log
-    published = ["--published_path", "published_cache", "--vqgan_path", "vq.pt"]
-    command("scripts/convert_cache.py", *published, "--cached_path", converted)
+    published = "--published_path published_cache --vqgan_path vq.pt"
+    command(f"scripts/convert_cache.py {published} --cached_path {converted}")
     assert contents(new) == contents(taken_up) == contents("cache")
     assert contents(converted) == contents("converted_cache")
     assert contents(new, "*.npy") == contents(converted, "*.npy")
 
 
 def test_order_files_are_made_and_read_in_both_forms(command: Command, tmp_path: Path) -> None:
-    files = ["orders/orders.json", "orders/orders.npy"]
+    files, study = ("orders/orders.json", "orders/orders.npy"), tmp_path / "study.json"
     for file in files:
         new = tmp_path / Path(file).name
-        command("orders/run_lpd_order.py", *ORDERS, "--output_file", new)
+        command(f"{ORDERS} --output_file {new}")
         assert new.read_bytes() == Path(file).read_bytes()
     # Orders made on the spot, of the same seed, are theirs.
-    compared = ["--orders", *files, "lpd:2", "--steps", 6, "--seed", 3]
-    command("scripts/evaluate_orders.py", *STUDY, *compared, "--output", tmp_path / "study.json")
-    found = [entry["nll_by_image"] for entry in read(tmp_path / "study.json")["results"]]
+    command(f"{STUDY} --orders {files[0]} {files[1]} lpd:2 --steps 6 --seed 3 --output {study}")
+    found = [entry["nll_by_image"] for entry in read(study)["results"]]
     assert len(found) == 3 and len(set(found)) == 1
 
 
 def test_statistics_and_scores(command: Command, tmp_path: Path) -> None:
-    command(
-        *("scripts/compute_stats.py", "--images", "images", "--img_size", 32, "--features"),
-        *("--out", tmp_path / "new.npz", *SCORING),
-    )
+    made = f"--features --out {tmp_path}/new.npz"
+    command(f"scripts/compute_stats.py --images images --img_size 32 {made} {SCORING}")
     with np.load(tmp_path / "new.npz") as new, np.load("stats.npz") as kept:
         assert sorted(new) == sorted(kept)
         for name in kept:
             assert new[name].dtype == kept[name].dtype
             np.testing.assert_allclose(new[name], kept[name], rtol=1e-4, atol=1e-4)
     for images in ("images", "samples/images"):
-        scoring = (*SCORING, "--fid_stats", "stats.npz", "--output_dir", tmp_path)
-        command("main_lpd.py", "--images", images, *scoring)
+        to = f"--fid_stats stats.npz --output_dir {tmp_path}"
+        command(f"main_lpd.py --images {images} {SCORING} {to}")
         scores = read(tmp_path / "images-metrics.json")
         assert_alike(scores, read(f"{images}-metrics.json"), rel=2e-3, abs=1e-3)
 
 
-@pytest.mark.usefixtures("kept_torch")
 def test_images_of_an_evaluation_are_kept(command: Command, tmp_path: Path) -> None:
-    line = ["main_lpd.py", "--evaluate", *SAMPLING, "--cfg", 3, "--metrics", "fid,is,prc"]
+    line = f"main_lpd.py --evaluate {SAMPLING} --cfg 3 --metrics fid,is,prc"
     again, new = shutil.copytree("samples", tmp_path / "again"), tmp_path / "new"
-    _, log = command(*line, "--output_dir", again, "--log_dir", again)
+    _, log = command(f"{line} --output_dir {again} --log_dir {again}")
     assert "6 of 6 images are there already" in log
     assert contents(again / "images") == contents("samples/images")
     assert (again / "images.json").read_bytes() == Path("samples/images.json").read_bytes()
-    assert_alike(read(again / "metrics.json"), read(METRICS), rel=2e-3, abs=1e-3)
-    command(*line, "--output_dir", new, "--log_dir", new)
+    scores = read(again / "metrics.json")
+    assert_alike(scores, read("samples/metrics.json"), rel=2e-3, abs=1e-3)
+    command(f"{line} --output_dir {new} --log_dir {new}")
     assert read(new / "images.json") == read("samples/images.json")
     for kept in sorted(Path("samples/images").iterdir()):
         with Image.open(kept) as was, Image.open(new / "images" / kept.name) as now:
@@ -250,30 +206,22 @@ def test_images_of_an_evaluation_are_kept(command: Command, tmp_path: Path) -> N
         assert np.abs(pixels[0] - pixels[1]).max() <= 1, kept.name
 
 
-@pytest.mark.usefixtures("kept_torch")
 def test_a_search_takes_up_its_results(command: Command) -> None:
     kept = contents("search", "*.json")
-    printed, log = command(
-        *("scripts/search_cfg.py", "--cfgs", 1, 3, *SAMPLING, "--output_dir", "search")
-    )
+    printed, log = command(f"scripts/search_cfg.py --cfgs 1 3 {SAMPLING} --output_dir search")
     assert log.count("results are there already") == 2
     assert contents("search", "*.json") == kept
     assert printed == Path("search/printed.txt").read_text()
 
 
-def test_studies_of_orders(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, line in {
-        "study": "--orders lpd:2 random raster --steps 64 6",
-        "order_search": "--search --steps 6 --repulsions 0 2 --proximities 1 3 --shapes rule 2",
-    }.items():
-        new = tmp_path / f"{name}.json"
-        command("scripts/evaluate_orders.py", *STUDY, *line.split(), "--output", new)
+def test_studies_of_orders(command: Command, tmp_path: Path) -> None:
+    searched = "--search --steps 6 --repulsions 0 2 --proximities 1 3 --shapes rule 2"
+    orders = "--orders lpd:2 random raster --steps 64 6"
+    for name, line in {"study": orders, "order_search": searched}.items():
+        command(f"{STUDY} {line} --output {tmp_path / name}.json")
         about = {"command": "", "code": "", "versions": ""}
-        kept = read(f"{name}.json")
-        # Texts are rounded to three decimals.
-        assert_alike(read(new) | about, kept | about, rel=1e-4, abs=2e-3)
+        new, kept = (read(f"{place / name}.json") | about for place in (tmp_path, Path()))
+        assert_alike(new, kept, rel=1e-4, abs=2e-3)  # texts are rounded to three decimals
     for table, name in (("nll", "study"), ("prices", "study"), ("search", "order_search")):
-        tables.main([table, f"{name}.json"])
-        assert capsys.readouterr().out == Path("tables", f"{table}.md").read_text()
+        printed, _ = command(f"scripts/evidence/tables.py {table} {name}.json")
+        assert printed == Path("tables", f"{table}.md").read_text()

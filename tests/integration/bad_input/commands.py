@@ -77,6 +77,10 @@ CONVERTING = Group(
           name>.npz
         --published_path data | a folder of images
           --published_path: class folder data/cat holds no token files, expected at least one (.npz)
+        no --cached_path | nowhere to write to
+          --cached_path: not given, expected the folder to write the cache to
+        --vqgan_path no.pt | no such file
+          --vqgan_path: no.pt does not exist, expected a checkpoint written by torch.save
         --cached_path data | a folder of other files
           --cached_path: data holds cat, expected a new or empty folder
         --published_path published | an image of another grid
