@@ -3,6 +3,7 @@
 import struct
 import zlib
 from contextlib import nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,8 @@ from util.files import open_file
 # What Pillow is seen to raise on damaged files: it takes metadata to have the usual types.
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
 _DAMAGED += (ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError)
+_EXIF = b"Exif\0\0"  # what it begins with in files that hold more than one kind of metadata
+_ORIENTATION = ExifTags.Base.Orientation
 # What the values of the orientation tag from 2 on ask viewers to do.
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _TURN_OF = {value: Image.Transpose[name] for value, name in enumerate(_TURNS.split(), start=2)}
@@ -39,11 +42,12 @@ def open_rgb(
     """
     opening = open_file if isinstance(source, str | Path) else nullcontext
     try:
-        with opening(source) as stream, Image.open(stream) as image:
+        with opening(source) as stream, _opened(stream) as image:
             turn = None
-            if upright and image.format != "TIFF":  # which Pillow turns as it loads it
-                with suppress(*_DAMAGED):
-                    turn = _TURN_OF.get(image.getexif().get(ExifTags.Base.Orientation))
+            if image.format == "TIFF":  # which Pillow turns as it loads it
+                _leave_orientation(image)
+            elif upright:
+                turn = _turn_of(image)
             image.load()
             if image.mode != "RGB":  # `convert` would copy it
                 image = _as_rgb(image, behind_alpha)
@@ -55,6 +59,47 @@ def open_rgb(
         raise UserError(
             f"{name or source}: cannot be decoded ({reason}), expected an image file"
         ) from error
+
+
+def _opened(stream: BinaryIO) -> Image.Image:
+    """`Image.open`, which takes a JPEG for none if the resolution in its EXIF is text."""
+    try:
+        return Image.open(stream)
+    except Image.UnidentifiedImageError:
+        stream.seek(0)
+        before, name, after = stream.read().partition(_EXIF)
+        if not (name and before.startswith(b"\xff\xd8\xff")):
+            raise
+        image = Image.open(BytesIO(before + bytes(len(name)) + after))
+        image.info["exif"] = after
+        return image
+
+
+def _leave_orientation(image: Image.Image) -> None:
+    """Forget a TIFF's other tags: Pillow's turning fails where they are of wrong types."""
+    with suppress(*_DAMAGED):
+        image.getexif()
+    exif = image.getexif()  # what the first call has read of it
+    for tag in exif.keys() - {_ORIENTATION}:
+        del exif[tag]
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Read how to turn an image, whatever else of its metadata is damaged."""
+    content = image.info.get("exif", b"").removeprefix(_EXIF)
+    if (order := {b"II*\0": "little", b"MM\0*": "big"}.get(content[:4])) is not None:
+
+        def read(at: int, size: int = 2) -> int:
+            return int.from_bytes(content[at : at + size], order)
+
+        # A directory: how many entries, then 12 bytes each: tag, type (3: short), count, value.
+        first = read(4, 4) + 2
+        for at in range(first, min(first + 12 * read(first - 2), len(content)), 12):
+            if (read(at), read(at + 2), read(at + 4, 4)) == (_ORIENTATION, 3, 1):
+                return _TURN_OF.get(read(at + 8))
+    with suppress(*_DAMAGED):  # where else it may be, as in XMP, is left to Pillow
+        return _TURN_OF.get(image.getexif().get(_ORIENTATION))
+    return None
 
 
 def _as_rgb(image: Image.Image, behind_alpha: str | None) -> Image.Image:

@@ -1,0 +1,157 @@
+"""A picture opens whatever its metadata holds, turned if the orientation can be read."""
+
+import io
+import random
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dataset.pictures import open_rgb
+
+ASCII, SHORT, RATIONAL = 2, 3, 5
+STORED = Image.fromarray(
+    np.random.default_rng(0).integers(0, 256, size=(16, 24, 3), dtype=np.uint8)
+)
+
+
+PIXELS, QUARTER = np.asarray(STORED), np.rot90(np.asarray(STORED), -1)
+# What is shown of what is stored, by orientation.
+SHOWN = {1: PIXELS, 2: PIXELS[:, ::-1], 3: PIXELS[::-1, ::-1], 4: PIXELS[::-1]}
+SHOWN |= {5: QUARTER[:, ::-1], 6: QUARTER, 7: QUARTER[::-1], 8: QUARTER[::-1, ::-1]}
+UPRIGHT = Image.fromarray(np.ascontiguousarray(SHOWN[6]))
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+# Of a TIFF, tags that say nothing of where its pixels are.
+TAGS = (0x10E, 0x10F, 0x110, 0x112, 0x11A, 0x11B, 0x128, 0x131, 0x132, 0x8769, 0x8825)
+# How each kind of file is written, without a resolution outside of EXIF.
+KINDS = {
+    "jpeg": {"format": "JPEG", "quality": 100, "subsampling": 0},
+    "png": {"format": "PNG"},
+    "webp": {"format": "WEBP", "lossless": True},
+    "tiff": {"format": "TIFF", "compression": "tiff_lzw"},
+}
+
+
+def exif_of(*entries: tuple[int, int, bytes]) -> bytes:
+    """An EXIF block of (tag, type, value of at most 4 bytes), one value each, little-endian."""
+    directory = b"".join(
+        struct.pack("<HHL4s", tag, kind, len(value) if kind == ASCII else 1, value)
+        for tag, kind, value in entries
+    )
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(entries)) + directory + bytes(4)
+
+
+def usual_exif(order: str) -> Image.Exif:
+    """What cameras write, of a picture that is to be turned clockwise."""
+    exif = Image.Exif()
+    exif.endian = order
+    exif.update({0x10E: "a picture of something", 0x10F: "Maker", 0x110: "Model", 0x112: 6})
+    exif.update({0x11A: 72.0, 0x11B: 72.0, 0x128: 2, 0x131: "1.0", 0x132: "2020:01:01 00:00:00"})
+    exif.get_ifd(0x8769).update({0x829A: 0.01, 0x8827: 100, 0x927C: b"maker's note"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    return exif
+
+
+def directory_of(content: bytes) -> dict[int, int]:
+    """Where the entries of a TIFF's first directory are, by tag; empty if it is damaged."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
+    try:
+        (first,) = struct.unpack_from(f"{order}L", content, 4)
+        (count,) = struct.unpack_from(f"{order}H", content, first)
+        places = range(first + 2, first + 2 + 12 * count, 12)
+        return {struct.unpack_from(f"{order}H", content, at)[0]: at for at in places}
+    except struct.error:
+        return {}
+
+
+def stated_orientation(content: bytes) -> int | None:
+    """By a TIFF's first directory."""
+    at = directory_of(content).get(0x112, len(content))
+    order = ">" if content.startswith(b"MM") else "<"
+    if at + 12 > len(content):
+        return None
+    kind, count, value = struct.unpack_from(f"{order}HLH", content, at + 2)
+    return value if (kind, count) == (SHORT, 1) else None
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """With some bytes changed, most of them types and counts of entries, put in, or taken out."""
+    changed, entries = bytearray(content), list(directory_of(content).values())
+    for _ in range(draw.randint(1, 4)):
+        at, how = draw.randrange(len(changed)), draw.random()
+        if how < 0.5:
+            at = min(draw.choice(entries) + draw.randrange(2, 12), len(changed) - 1)
+        if how < 0.8:
+            changed[at] = draw.choice([*range(14), 255, draw.randrange(256)])
+        elif how < 0.9:
+            del changed[at + 1 : at + draw.randint(2, 9)]
+        else:
+            changed[at:at] = draw.randbytes(draw.randint(1, 8))
+    return bytes(changed)
+
+
+def retyped(content: bytes, draw: random.Random) -> bytes:
+    """With other types for some entries that do not say where a TIFF's pixels are."""
+    changed = bytearray(content)
+    entries = [at for tag, at in directory_of(content).items() if tag in TAGS]
+    for at in draw.sample(entries, draw.randint(1, 4)):
+        changed[at + (2 if content.startswith(b"II") else 3)] = draw.randrange(14)
+    return bytes(changed)
+
+
+def file_of(kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    STORED.save(file, **KINDS[kind], **options)
+    content = file.getvalue()
+    # JFIF's own resolution would keep Pillow from looking for one in EXIF; cameras write none.
+    return content[:2] + content[20:] if kind == "jpeg" else content
+
+
+def opened(content: bytes) -> Image.Image:
+    return open_rgb(io.BytesIO(content), "picture", upright=True)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("text", [b"72\0", b"7\0", b"\0", b"x\0"])
+def test_tags_before_it_of_a_wrong_type_or_place(kind: str, text: bytes) -> None:
+    entries = [(0x112, SHORT, b"\6"), (0x11A, ASCII, text), (0x128, SHORT, b"\2")]
+    assert opened(file_of(kind, exif=exif_of(*entries))).size == UPRIGHT.size
+    entries[0] = (0x112, ASCII, b"6\0")  # not to be read
+    assert opened(file_of(kind, exif=exif_of(*entries))).size == STORED.size
+    entries = [(0x10F, RATIONAL, struct.pack("<L", 10**6)), (0x112, SHORT, b"\6")]
+    assert opened(file_of("png", exif=exif_of(*entries))).size == UPRIGHT.size
+
+
+def test_an_orientation_outside_of_exif() -> None:
+    profile, xmp = PngInfo(), PngInfo()
+    block = exif_of((0x112, SHORT, b"\6")).hex()
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(block) // 2}\n{block}\n")
+    xmp.add_itxt("XML:com.adobe.xmp", XMP)
+    for info in (profile, xmp):
+        np.testing.assert_array_equal(opened(file_of("png", pnginfo=info)), UPRIGHT)
+    for kind in ("webp", "jpeg"):
+        assert opened(file_of(kind, xmp=XMP.encode())).size == UPRIGHT.size
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about what it cannot read
+@pytest.mark.parametrize("count", [1500, pytest.param(15_000, marks=pytest.mark.slow)])
+def test_damaged_metadata_is_no_damaged_picture(count: int) -> None:
+    draw = random.Random(count)
+    for number in range(count):
+        kind, order = list(KINDS)[number % len(KINDS)], draw.choice("<>")
+        if kind == "tiff":
+            # Behind it what larger types make longer: without its directory there is no picture.
+            content = retyped(file_of(kind, exif=usual_exif(order)) + bytes(2000), draw)
+            orientation = None
+        else:
+            exif = mutated(usual_exif(order).tobytes()[6:], draw)
+            content = file_of(kind, exif=b"Exif\0\0" + exif)
+            orientation = stated_orientation(exif)
+        found = np.asarray(opened(content))
+        if kind == "jpeg":
+            assert found.shape == SHOWN.get(orientation, found).shape, f"mutant {number}"
+        else:
+            fits = [orientation] if orientation in SHOWN else SHOWN
+            assert any(np.array_equal(found, SHOWN[one]) for one in fits), f"mutant {number}"
