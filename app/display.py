@@ -1,7 +1,5 @@
 """What frames and pictures look like on the page, as far as that needs no Gradio."""
 
-from __future__ import annotations
-
 import math
 import secrets
 import time
@@ -16,13 +14,6 @@ from models.decoding import UNDECIDED
 
 T = TypeVar("T")
 
-# The canvas to paint on is the largest multiple of the image's side up to this, pixels.
-CANVAS_SIDE = 512
-# Painted is what is at least half opaque, of 255.
-OPAQUE = 128
-# Seconds after which a stop is noticed while nothing happens.
-BREATH = 0.2
-
 
 def paced(frames: Iterator[T], seconds: float) -> Iterator[T | None]:
     """Yield the same, none sooner than so many seconds after the one before: eyes want time.
@@ -32,7 +23,7 @@ def paced(frames: Iterator[T], seconds: float) -> Iterator[T | None]:
     shown = -math.inf
     for frame in frames:
         while (left := shown + seconds - time.monotonic()) > 0:
-            time.sleep(min(left, BREATH))
+            time.sleep(min(left, 0.2))
             yield None
         shown = time.monotonic()
         yield frame
@@ -49,8 +40,8 @@ def status(frame: Frame) -> str:
 
 
 def canvas_side(size: int) -> int:
-    """Return the side of the canvas for images of side `size`, pixels."""
-    return size * max(1, CANVAS_SIDE // size)
+    """Return the side of the canvas for images of side `size`: its largest multiple up to 512."""
+    return size * max(1, 512 // size)
 
 
 def as_image(pixels: np.ndarray) -> Image.Image:
@@ -72,6 +63,6 @@ def canvas_of(picture: Picture) -> dict[str, Any]:
 
 
 def painted(canvas: dict[str, Any] | None) -> np.ndarray:
-    """Return (H, W) bool, True where there is paint on the canvas of `gr.ImageEditor`."""
-    layers = [layer[..., 3] >= OPAQUE for layer in (canvas or {}).get("layers", [])]
+    """Return (H, W) bool, True where paint on the canvas of `gr.ImageEditor` is half opaque."""
+    layers = [layer[..., 3] >= 128 for layer in (canvas or {}).get("layers", [])]
     return np.logical_or.reduce(layers) if layers else np.zeros((1, 1), dtype=bool)

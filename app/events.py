@@ -3,8 +3,6 @@
 Handlers keep nothing between two calls; what goes wrong ends in one sentence on the page.
 """
 
-from __future__ import annotations
-
 import html
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,8 +21,7 @@ from util.errors import is_out_of_memory
 
 logger = logging.getLogger("lpd")
 
-# For which an error stays on the page.
-SECONDS_OF_ERROR = 10
+Canvas = dict[str, Any]  # as `gr.ImageEditor` has it
 
 
 @contextmanager
@@ -32,19 +29,16 @@ def one_sentence() -> Iterator[None]:
     """Errors of the block become one sentence on the page; bugs go to the log as well."""
     try:
         yield
-    except ValueError as error:
-        sentence = " ".join(str(error).split())
-    except OSError as error:
-        sentence = f"The file cannot be read: {error.strerror or error}."
     except Exception as error:
-        if is_out_of_memory(error):
+        if isinstance(error, ValueError):
+            sentence = " ".join(str(error).split())
+        elif is_out_of_memory(error):
             sentence = "The memory does not suffice: please ask for fewer images."
         else:
             logger.exception("ended by an error")
             sentence = "Something went wrong; the log of the program says what."
-    else:
-        return
-    raise gr.Error(html.escape(sentence, quote=False), SECONDS_OF_ERROR, print_exception=False)
+        text = html.escape(sentence, quote=False)
+        raise gr.Error(text, duration=10, print_exception=False) from None
 
 
 def generate(studio: Studio, names: Sequence[str], order: str, *values: Any) -> Iterator[tuple]:
@@ -69,11 +63,11 @@ def edit(
     studio: Studio,
     names: Sequence[str],
     picture: Picture | None,
-    canvas: dict[str, Any] | None,
+    canvas: Canvas | None,
     keep_pixels: bool,
     *values: Any,
 ) -> Iterator[tuple]:
-    """Show the variants after every step; `canvas`: paint, as `gr.ImageEditor` has it."""
+    """Show the variants of a picture with paint on its canvas after every step."""
     with one_sentence():
         settings, pause = read(studio, names, values)
         if picture is None:
@@ -84,7 +78,7 @@ def edit(
         yield from map(show, paced(frames, pause))
 
 
-def upload(studio: Studio, path: str) -> tuple[Picture, dict[str, Any]]:
+def upload(studio: Studio, path: str) -> tuple[Picture, Canvas]:
     """Make an image file the picture to edit, and show it on the canvas."""
     with one_sentence():
         try:
@@ -95,7 +89,7 @@ def upload(studio: Studio, path: str) -> tuple[Picture, dict[str, Any]]:
         return picture, canvas_of(picture)
 
 
-def take(frame: Frame | None, number: int) -> tuple[Picture, dict[str, Any]]:
+def take(frame: Frame | None, number: int) -> tuple[Picture, Canvas]:
     """Make an image that was generated the picture to edit, and show it on the canvas."""
     with one_sentence():
         if frame is None:

@@ -4,8 +4,6 @@ All that a visitor has is in `gr.State`s, of which each session has its own. Wha
 turns: one event at a time, over all tabs and visitors.
 """
 
-from __future__ import annotations
-
 import html
 import secrets
 from collections.abc import Callable, Sequence
@@ -30,8 +28,6 @@ THEME = gr.themes.Default(
     block_info_text_color="*neutral_500",
     block_info_text_color_dark="*neutral_400",
 )
-# Up to this side images are shown with their pixels as squares.
-SMALL = 128
 # What puts a picture on the canvas: Gradio's sign of progress would stay over the second one.
 AT_ONCE = {"show_progress": "hidden"}
 
@@ -47,9 +43,8 @@ class Result(NamedTuple):
 
 def build_page(studio: Studio, about: str) -> gr.Blocks:
     """Build the page; `about` is a line about the model."""
-    with gr.Blocks(
-        title="LPD", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
-    ) as page:
+    options = {"analytics_enabled": False, "fill_width": True, "delete_cache": (3600, 3600)}
+    with gr.Blocks(title="LPD", **options) as page:
         gr.Markdown(f"# Locality-aware Parallel Decoding\n{html.escape(about)}")
         with gr.Row():
             with gr.Column(scale=2, min_width=250):
@@ -79,19 +74,14 @@ def _add_fields(studio: Studio) -> dict[str, Any]:
         style = {"step": step, "label": label, "info": info or None, "elem_id": name}
         fields[name] = gr.Slider(*values, **style)
 
-    fields["label"] = gr.Dropdown(
-        [(f"{label} · {name}", str(label)) for label, name in enumerate(studio.names)],
-        value="0",
-        allow_custom_value=True,
-        label="Class",
-        info="By number or name",
-        elem_id="label",
-    )
+    choices = [(f"{label} · {name}", str(label)) for label, name in enumerate(studio.names)]
+    style = {"label": "Class", "info": "By number or name", "elem_id": "label"}
+    fields["label"] = gr.Dropdown(choices, value="0", allow_custom_value=True, **style)
     # The least and the greatest value, and the first.
     slider("count", "Images", (1, MAX_IMAGES, 4))
     fields["seed"] = gr.Number(0, label="Seed", elem_id="seed")
     another = gr.Button("Another seed", size="sm", elem_id="another")
-    another.click(lambda: secrets.randbelow(10**6), None, fields["seed"], show_progress="hidden")
+    another.click(lambda: secrets.randbelow(10**6), None, fields["seed"], **AT_ONCE)
     tokens = grid.num_tokens
     steps = (min(2, tokens), tokens, default_steps(tokens))
     slider("steps", "Steps", steps, info=f"for {tokens} tokens")
@@ -107,57 +97,42 @@ def _add_fields(studio: Studio) -> dict[str, Any]:
 def _add_result(studio: Studio, name: str, label: str, columns: int) -> Result:
     """A line that says how far it is, and the images below it."""
     status = gr.HTML(padding=False, elem_id=f"{name}-status", elem_classes="status")
-    gallery = gr.Gallery(
-        label=label,
-        show_label=False,
-        format="png",  # what is shown is exactly what was made
-        columns=columns,
-        object_fit="contain",
-        interactive=False,
-        allow_preview=False,
-        buttons=[],
-        elem_id=f"{name}-gallery",
-        elem_classes=["images", *(["small"] if studio.model.grid.image_size <= SMALL else [])],
-    )
+    # As PNG what is shown is exactly what was made; small images show their pixels as squares.
+    small = ["small"] if studio.model.grid.image_size <= 128 else []
+    style = {"object_fit": "contain", "buttons": [], "elem_classes": ["images", *small]}
+    style |= {"interactive": False, "allow_preview": False, "show_label": False, "format": "png"}
+    gallery = gr.Gallery(label=label, columns=columns, elem_id=f"{name}-gallery", **style)
     result = Result(gallery, status, gr.State(None), gr.State(0))
-    gallery.select(events.choose, None, result.chosen, show_progress="hidden")
+    gallery.select(events.choose, None, result.chosen, **AT_ONCE)
     return result
 
 
-def _add_buttons(name: str, label: str) -> tuple[gr.Button, gr.Button]:
+def _add_buttons(name: str, label: str) -> Callable[..., None]:
+    """Add what starts and stops an event that decodes; the result connects them to it."""
     with gr.Row():
         start = gr.Button(label, variant="primary", scale=4, elem_id=name)
         stop = gr.Button("Stop", scale=1, min_width=70, elem_id=f"{name}-stop")
-    return start, stop
 
+    def connect(
+        event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], lines: Sequence[gr.HTML]
+    ) -> None:
+        # It waits for its turn, which the lines show.
+        style = {"show_progress": "minimal", "show_progress_on": lines}
+        turns = {"concurrency_id": "networks", "concurrency_limit": 1}
+        stop.click(None, cancels=start.click(event, inputs, outputs, **style, **turns))
 
-def _connect(
-    buttons: tuple[gr.Button, gr.Button],
-    event: Callable,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    lines: Sequence[gr.HTML],
-) -> None:
-    """Let buttons start and stop what decodes; it waits for its turn, which `lines` show."""
-    style = {"show_progress": "minimal", "show_progress_on": lines}
-    turns = {"concurrency_id": "networks", "concurrency_limit": 1}
-    running = buttons[0].click(event, inputs, outputs, **style, **turns)
-    buttons[1].click(None, cancels=running)
+    return connect
 
 
 def _add_generation(studio: Studio, fields: dict[str, Any]) -> Result:
     """The tab that makes images."""
-    order = gr.Radio(
-        [(name, order) for order, name in ORDERS.items()],
-        value="lpd",
-        label="Order",
-        info="In which the tokens of an image are decoded",
-        elem_id="order",
-    )
-    buttons = _add_buttons("generate", "Generate")
+    choices = [(name, order) for order, name in ORDERS.items()]
+    style = {"info": "In which the tokens of an image are decoded", "elem_id": "order"}
+    order = gr.Radio(choices, value="lpd", label="Order", **style)
+    connect = _add_buttons("generate", "Generate")
     result = _add_result(studio, "generated", "Images", columns=4)
     event = partial(events.generate, studio, list(fields))
-    _connect(buttons, event, [order, *fields.values()], list(result), [result.status])
+    connect(event, [order, *fields.values()], list(result), [result.status])
     return result
 
 
@@ -171,41 +146,22 @@ def _add_editing(studio: Studio, fields: dict[str, Any]) -> tuple[gr.State, gr.I
                 "Upload an image (its middle square is used) or take one that you have generated, "
                 "paint over what to make anew, and choose a class."
             )
-            upload = gr.UploadButton(
-                "Upload an image",
-                size="md",
-                file_types=["image"],
-                type="filepath",
-                elem_id="upload",
-            )
-            editor = gr.ImageEditor(
-                label="Picture",
-                show_label=False,
-                type="numpy",
-                format="png",
-                sources=(),
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(default_size=side // 8, colors=["#e5484d"], color_mode="fixed"),
-                eraser=gr.Eraser(default_size=side // 8),
-                canvas_size=(side, side),
-                fixed_canvas=True,
-                buttons=[],
-                placeholder="No picture yet",
-                elem_id="editor",
-            )
-            keep = gr.Checkbox(
-                label="Keep the picture's own pixels",
-                info="outside of what is painted",
-                elem_id="keep",
-            )
+            style = {"file_types": ["image"], "type": "filepath", "elem_id": "upload"}
+            upload = gr.UploadButton("Upload an image", size="md", **style)
+            style = {"layers": False, "sources": (), "transforms": (), "buttons": []}
+            style |= {"show_label": False, "elem_id": "editor", "placeholder": "No picture yet"}
+            style |= {"canvas_size": (side, side), "fixed_canvas": True}
+            style["brush"] = gr.Brush(side // 8, colors=["#e5484d"], color_mode="fixed")
+            style["eraser"] = gr.Eraser(side // 8)
+            editor = gr.ImageEditor(label="Picture", type="numpy", format="png", **style)
+            style = {"info": "outside of what is painted", "elem_id": "keep"}
+            keep = gr.Checkbox(label="Keep the picture's own pixels", **style)
         with gr.Column(min_width=280):
-            buttons = _add_buttons("edit", "Make variants")
+            connect = _add_buttons("edit", "Make variants")
             result = _add_result(studio, "edited", "Variants", columns=2)
             again = gr.Button("Edit the chosen variant", size="md", elem_id="again")
     event = partial(events.edit, studio, list(fields))
-    inputs = [source, editor, keep, *fields.values()]
-    _connect(buttons, event, inputs, list(result), [result.status])
+    connect(event, [source, editor, keep, *fields.values()], list(result), [result.status])
     upload.upload(partial(events.upload, studio), upload, [source, editor], **AT_ONCE)
     # Without paint; the picture stays.
     editor.clear(lambda picture: picture and canvas_of(picture), source, editor, **AT_ONCE)
@@ -215,7 +171,7 @@ def _add_editing(studio: Studio, fields: dict[str, Any]) -> tuple[gr.State, gr.I
 
 def _add_comparison(studio: Studio, fields: dict[str, Any]) -> None:
     """The tab that makes the same images in every order."""
-    buttons, results = _add_buttons("compare", "Compare"), []
+    connect, results = _add_buttons("compare", "Compare"), []
     with gr.Row(elem_id="orders"):
         for order, name in ORDERS.items():
             with gr.Column(min_width=140):
@@ -223,4 +179,4 @@ def _add_comparison(studio: Studio, fields: dict[str, Any]) -> None:
                 results.append(_add_result(studio, f"compare-{order}", name.capitalize(), 2))
     galleries, lines, *_ = map(list, zip(*results, strict=True))
     event = partial(events.compare, studio, list(fields))
-    _connect(buttons, event, list(fields.values()), [*galleries, *lines], lines)
+    connect(event, list(fields.values()), [*galleries, *lines], lines)

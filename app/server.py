@@ -1,7 +1,5 @@
 """Serving the page to browsers: on one address, in one process, with nothing from elsewhere."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os
@@ -20,16 +18,12 @@ def listen(host: str, port: int) -> socket.socket:
     """Open a socket on an address of this machine; port 0 takes any free one."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"--host: found {host!r}, which has no address, expected one of this machine"
-        ) from error
-    try:
         return socket.create_server(address, family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--host, --port: found {host}:{port}, which cannot be used "
-            f"({os.strerror(error.errno)}), expected a free port of this machine"
+            f"--host, --port: found {host}:{port}: {reason}, expected an address of this machine "
+            "and a free port"
         ) from error
 
 
@@ -40,7 +34,13 @@ def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
             "gradio is not installed, expected it for this page: "
             "pip install -r requirements-app.txt"
         )
-    _end_by_exit()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)  # by an exception, so that the program tidies up
+
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
+        signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     studio.warm_up()
     with tempfile.TemporaryDirectory(prefix="lpd-app-") as folder:
         # Read by Gradio when it is imported or makes a component: no telemetry, and files in a
@@ -53,20 +53,17 @@ def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
         from app.page import STYLE, THEME, build_page
 
         page = build_page(studio, about).queue(max_size=32, api_open=False)
+        off = ("run_history", "ssr_mode", "pwa", "mcp_server", "enable_monitoring")
         web = gr.mount_gradio_app(
             FastAPI(openapi_url=None),
             page,
             path="/",
             footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            enable_monitoring=False,
             show_error=True,
             max_file_size="64mb",
             theme=THEME,
             css_paths=STYLE,
+            **dict.fromkeys(off, False),
         )
         # Without it Gradio opens any file of this machine that a visitor names as an upload.
         page.has_launched = True
@@ -78,14 +75,3 @@ def serve(studio: Studio, about: str, server_socket: socket.socket) -> None:
         host, port = server_socket.getsockname()[:2]
         logger.info("the page is at http://%s:%d (Ctrl-C ends it)", host, port)
         server.run(sockets=[server_socket])
-
-
-def _end_by_exit() -> None:
-    """Let the signals that end a program do it by an exception, so that it tidies up."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
-        signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))

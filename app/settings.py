@@ -1,7 +1,5 @@
 """What a visitor asks for: the values of the page's fields, checked."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +10,7 @@ from util.geometry import TokenGrid
 from visualization.class_names import parse_classes
 
 MAX_IMAGES = 16
-# Browsers can hold larger ones, but nobody wants to type them.
-MAX_SEED = 2**31 - 1
-MAX_CFG = 50
-# Seconds for which a step stays on show.
-MAX_PAUSE = 2
+MAX_PAUSE = 2  # seconds for which a step stays on show
 
 
 @dataclass(frozen=True)
@@ -42,10 +36,10 @@ def read_settings(fields: Mapping[str, Any], names: Sequence[str], grid: TokenGr
     return Settings(
         label=label,
         count=number("Images", fields["count"], 1, MAX_IMAGES, whole=True),
-        seed=number("Seed", fields["seed"], 0, MAX_SEED, whole=True),
+        seed=number("Seed", fields["seed"], 0, 2**31 - 1, whole=True),
         steps=number("Steps", fields["steps"], fewest, grid.num_tokens, whole=True),
         sampling=SamplingSettings(
-            cfg=number("Guidance", fields["cfg"], 0, MAX_CFG),
+            cfg=number("Guidance", fields["cfg"], 0, 50),
             temperature=number("Temperature", fields["temperature"], 0, 100),
             top_k=number("Top-k", fields["top_k"], 0, grid.vocab_size, whole=True),
             top_p=number("Top-p", fields["top_p"], 0, 1),

@@ -1,9 +1,4 @@
-"""What the page can do, without the page: settings -> frames, one after every decoding step.
-
-Nothing here remembers anything between two calls.
-"""
-
-from __future__ import annotations
+"""What the page can do, without the page: settings -> frames, one after every decoding step."""
 
 import math
 import threading
@@ -14,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from app.settings import Settings
 from dataset.edit_canvas import Canvas, fit
@@ -33,7 +29,7 @@ class Picture:
     """An image that can be edited."""
 
     pixels: np.ndarray  # (S, S, 3) uint8
-    tokens: torch.Tensor  # (N,) int64 on the CPU, raster order
+    tokens: Tensor  # (N,) int64 on the CPU, raster order
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +37,13 @@ class Frame:
     """Some images in the middle of being decoded."""
 
     images: np.ndarray  # (B, S, S, 3) uint8, undecided cells grey
-    tokens: torch.Tensor  # (B, N) int64 on the CPU, raster order, -1 where undecided
+    tokens: Tensor  # (B, N) int64 on the CPU, raster order, -1 where undecided
     step: int  # done
     steps: int  # in all
     seconds: float  # that the network has taken so far, drawing not counted
 
     @property
     def done(self) -> bool:
-        """Whether all tokens are decided."""
         return self.step == self.steps
 
     def picture(self, number: int) -> Picture:
@@ -80,8 +75,8 @@ class Studio:
         grid, ids = self.model.grid, np.arange(settings.count)
         sizes = group_sizes(grid.num_tokens, settings.steps)
         orders = parse_order(order, grid, settings.seed, settings.count)(ids, sizes)
-        labels, options = [settings.label] * settings.count, {"seed": settings.seed}
-        states = generate_steps(self.model, labels, orders, sizes, settings.sampling, **options)
+        given = [settings.label] * settings.count, orders, sizes, settings.sampling
+        states = generate_steps(self.model, *given, seed=settings.seed)
         nothing = torch.full((settings.count, grid.num_tokens), UNDECIDED)
         return self._frames(nothing, states, len(sizes))
 
@@ -123,21 +118,15 @@ class Studio:
         grid = self.model.grid
         canvas = fit(Image.fromarray(picture.pixels), painted, grid.image_size)
         mask = torch.from_numpy(canvas.token_mask(grid.stride)).expand(settings.count, -1)
-        masked = int(mask[0].sum())
-        steps = min(masked, math.ceil(settings.steps * masked / grid.num_tokens))
+        steps = math.ceil(settings.steps * int(mask[0].sum()) / grid.num_tokens)
         tokens = picture.tokens.expand(settings.count, -1)
-        labels, options = [settings.label] * settings.count, {"seed": settings.seed}
-        options |= {"sampling": settings.sampling, "num_steps": steps}
-        states = edit_steps(self.model, tokens, mask, labels, **options)
+        given = tokens, mask, [settings.label] * settings.count, settings.sampling
+        states = edit_steps(self.model, *given, seed=settings.seed, num_steps=steps)
         kept = tokens.masked_fill(mask, UNDECIDED)
         return self._frames(kept, states, steps, canvas if keep_pixels else None)
 
     def _frames(
-        self,
-        tokens: torch.Tensor,
-        states: Iterator[torch.Tensor],
-        steps: int,
-        canvas: Canvas | None = None,
+        self, tokens: Tensor, states: Iterator[Tensor], steps: int, canvas: Canvas | None = None
     ) -> Iterator[Frame]:
         """Yield a frame of the tokens (B, N) at the start, and one of each state that follows."""
         device, size, seconds = self.model.pos_embed.device, self.model.grid.image_size, 0.0

@@ -9,9 +9,6 @@ shows it at http://127.0.0.1:7860 with the weights that scripts/demo.sh has trai
 with others. It needs Gradio: pip install -r requirements-app.txt. Nothing leaves this machine.
 """
 
-from __future__ import annotations
-
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +26,7 @@ from util.cli import Parser, add_flags, whole
 from util.errors import UserError, run
 from visualization.class_names import read_class_names
 
-# Where scripts/demo.sh leaves its weights.
-DEMO_CHECKPOINT = Path("output/demo/checkpoint-last.pth")
-DEMO_TOKENIZER = Path("output/demo/tokenizer/vq.pt")
+DEMO = Path("output/demo")  # where scripts/demo.sh leaves its weights
 
 
 def build_parser() -> Parser:
@@ -58,34 +53,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.pretrained_ckpt is None:
-        choose_demo(args)
+        args.pretrained_ckpt = str(DEMO / "checkpoint-last.pth")
+        args.vqgan_path = str(DEMO / "tokenizer" / "vq.pt")
+        args.class_names = args.class_names or "digits"
+        if not Path(args.pretrained_ckpt).exists():
+            raise UserError(
+                f"--pretrained_ckpt: not given, and {args.pretrained_ckpt} does not exist, "
+                "expected weights, or those that bash scripts/demo.sh trains in some minutes"
+            )
     model, tokenizer = read_networks(args)
     warn_of_guidance(model.label_drop_prob, "the page offers guidance")
     names = read_class_names(args.class_names, model.class_num)
-    studio = Studio(model, tokenizer, names, args.bf16)
-    with listen(args.host, args.port) as server_socket:
-        serve(studio, describe(args.pretrained_ckpt, studio), server_socket)
-
-
-def choose_demo(args: argparse.Namespace) -> None:
-    """Let the flags name the demo's weights, tokenizer and classes."""
-    for path in (DEMO_CHECKPOINT, DEMO_TOKENIZER):
-        if not path.exists():
-            raise UserError(
-                f"--pretrained_ckpt: not given, and {path} does not exist, expected weights, or "
-                "those that bash scripts/demo.sh trains in some minutes"
-            )
-    args.pretrained_ckpt, args.vqgan_path = str(DEMO_CHECKPOINT), str(DEMO_TOKENIZER)
-    args.class_names = args.class_names or "digits"
-
-
-def describe(checkpoint: str, studio: Studio) -> str:
-    """A line about the model."""
-    grid, device = studio.model.grid, studio.model.pos_embed.device
-    return (
-        f"{checkpoint}: {grid.image_size} x {grid.image_size} pixels, {grid.num_tokens} tokens, "
-        f"{studio.model.class_num} classes, on {device.type}"
+    about = (
+        f"{args.pretrained_ckpt}: {model.grid.image_size} x {model.grid.image_size} pixels, "
+        f"{model.grid.num_tokens} tokens, {model.class_num} classes, on {args.device}"
     )
+    with listen(args.host, args.port) as server_socket:
+        serve(Studio(model, tokenizer, names, args.bf16), about, server_socket)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from hub import published
 from models.decoding import generate, generate_steps
 from models.sampling import read_sampling
 from orders.order_file import read_orders, steps_in_name, warn_of_steps
-from orders.sources import ORDERS, build_orders, parse_order, read_group_sizes, stored
+from orders.sources import ORDERS, build_orders, parse_order, read_group_sizes
 from tokenizers.vq_model import VQModel
 from training.flags import add_sampling_flags
 from util import logs
@@ -47,13 +47,12 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help="what to draw (COMMAND --help)"
     )
-    for draw, add_its_flags, about in (
-        (draw_order, add_order_flags, "which position is decoded when"),
-        (draw_generation, add_image_flags, "images after every decoding step"),
-        (draw_samples, add_image_flags, "samples with the names of their classes"),
-        (draw_training, add_training_flags, "loss and scores of a training run"),
+    for name, draw, add_its_flags, about in (
+        ("order", draw_order, add_order_flags, "which position is decoded when"),
+        ("generation", draw_generation, add_image_flags, "images after every decoding step"),
+        ("samples", draw_samples, add_image_flags, "samples with the names of their classes"),
+        ("training", draw_training, add_training_flags, "loss and scores of a training run"),
     ):
-        name = draw.__name__.removeprefix("draw_")
         command = commands.add_parser(name, help=about, description=f"Draw {about}.")
         add_its_flags(command)
         add_flags(command, "--debug")
@@ -125,33 +124,19 @@ def draw_order(args: argparse.Namespace) -> None:
     sizes, count = read_group_sizes(args, grid.num_tokens), args.num_orders or count
     needed, shown = max(count, args.image_id + 1), []
     for text in args.orders:
-        if path and text == "lpd":
-            with blame("--lpd_order_file"):
-                expected = f"at least {needed} (--num_orders, --image_id)"
-                orders = stored(on_file, path, needed, expected)
-            warn_of_steps(path, [len(sizes)])
-        else:
-            with blame("--orders"):
-                named = published.resolve(text, published.ORDERS)
-                orders = parse_order(named, grid, args.seed, needed)
-            warn_of_steps(text, [len(sizes)], "--orders")
+        flag, name = ("--lpd_order_file", path) if path and text == "lpd" else ("--orders", text)
+        with blame(flag):
+            orders = parse_order(published.resolve(name, published.ORDERS), grid, args.seed, needed)
+        warn_of_steps(name, [len(sizes)], flag)
         order = orders(np.array([args.image_id]), sizes)[0]
-        shown.append(ShownOrders(order_title(text), order, orders(np.arange(count), sizes)))
+        title = ORDERS.get(text, Path(text).name)
+        shown.append(ShownOrders(title, order, orders(np.arange(count), sizes)))
     folder = require_writable_folder(args.output_dir, "--output_dir")
     with blame("--output_dir"):
         write_picture(plot_step_maps(shown, sizes), folder / "order_steps.png")
         frames = logs.progress(group_frames(shown, sizes), total=len(sizes), desc="frames")
         write_picture(list(frames), folder / "order_groups.gif")
         write_picture(plot_distances(shown, sizes), folder / "order_distances.png")
-
-
-def order_title(text: str) -> str:
-    """Name an order of the command line for people."""
-    kind, *thresholds = text.split(":")
-    if kind != "lpd":
-        return Path(text).name
-    named = [f"{name} = {value}" for name, value in zip("rp", thresholds, strict=False)]
-    return ", ".join([ORDERS["lpd"], *named])
 
 
 def read_request(

@@ -34,8 +34,6 @@ def images_so_far(tokenizer: VQModel, tokens: torch.Tensor) -> torch.Tensor:
 
 def strip_steps(steps: int, most: int) -> list[int]:
     """Choose at most `most` of the steps, evenly spread, the first and the last among them."""
-    if most == 1:
-        return [steps - 1]
     return np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int)).tolist()
 
 

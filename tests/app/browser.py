@@ -1,16 +1,17 @@
-"""A real browser on the page, and what its visitor does and sees there."""
-
-from __future__ import annotations
+"""The program under test, a real browser on its page, and what a visitor does and sees there."""
 
 import io
 import json
+import re
 import shutil
+import signal
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,18 +21,14 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
 
 from dataset.pictures import center_crop
-
-T = TypeVar("T")
+from tests.commands import start_command
+from tests.integration.tiny_world import TinyWorld
 
 DEADLINE = 90.0
-# A page that has not changed for so long, in seconds, has drawn all that it was told.
-SETTLED = 0.5
-# Fewer than any picture has.
-FEW_COLOURS = 10
-# As app.page has it.
-PAINT = (0xE5, 0x48, 0x4D)
+PAINT = (0xE5, 0x48, 0x4D)  # as app.page has it
 # Keeps each state of the galleries and their lines, with the time, as soon as it is there.
 _WATCH = """
 window.seen = [];
@@ -52,6 +49,37 @@ window.watcher.observe(document.body, what);
 """
 
 
+@contextmanager
+def running_app(
+    world: TinyWorld, log: Path, **variables: str
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Start the program on a free port, which says all to `log`: its page's address, and it."""
+
+    def heed_signals() -> None:  # a shell's background jobs ignore Ctrl-C, nohup's SIGHUP
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    command = ["scripts/app.py", "--port", 0, "--device", "cpu"]
+    command += ["--pretrained_ckpt", world.checkpoint, "--vqgan_path", world.tokenizer]
+    with log.open("w") as output:
+        options = {"stdout": output, "stderr": subprocess.STDOUT, "preexec_fn": heed_signals}
+        process = start_command(*command, cold=True, variables=variables, **options)
+    try:
+        deadline = time.monotonic() + 240  # Gradio is slow to import
+        while not (found := re.search(r"the page is at (http://\S+)", log.read_text())):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"found {log.read_text()!r}, expected an address")
+            time.sleep(0.1)
+        yield found[1], process
+    finally:
+        process.terminate()  # it tidies up
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+
+
 class Sight(NamedTuple):
     """What stood on the page for a while."""
 
@@ -62,7 +90,7 @@ class Sight(NamedTuple):
 
 
 @contextmanager
-def visitor(address: str, picture: Path, size: str = "1280,900") -> Iterator[Visitor]:
+def visitor(address: str, picture: Path, size: str = "1280,900") -> Iterator["Visitor"]:
     """Open the page; leave a picture of how it looked in the end, and ask nobody else."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
@@ -70,14 +98,19 @@ def visitor(address: str, picture: Path, size: str = "1280,900") -> Iterator[Vis
     for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", f"window-size={size}"):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options, service)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         driver.get(address)
         visitor = Visitor(driver)
         visitor.find("#generate")
         yield visitor
-        assert visitor.hosts() == {urlsplit(address).netloc}
+        events = [
+            json.loads(entry["message"])["message"] for entry in driver.get_log("performance")
+        ]
+        asked = [one["params"] for one in events if one["method"] == "Network.requestWillBeSent"]
+        addresses = {one["request"]["url"] for one in asked}
+        hosts = {urlsplit(one).netloc for one in addresses if one[:5] not in ("data:", "blob:")}
+        assert hosts == {urlsplit(address).netloc}
     finally:
         driver.save_screenshot(str(picture))
         driver.quit()
@@ -87,30 +120,13 @@ class Visitor:
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
-    def hosts(self) -> set[str]:
-        """Whom the browser has asked for anything since this was called last."""
-        events = [json.loads(entry["message"]) for entry in self.driver.get_log("performance")]
-        requests = [
-            event["message"]["params"]["request"]["url"]
-            for event in events
-            if event["message"]["method"] == "Network.requestWillBeSent"
-        ]
-        return {urlsplit(url).netloc for url in requests if not url.startswith(("data:", "blob:"))}
-
-    def wait(self, holds: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
-        deadline = time.monotonic() + seconds
-        while not (found := holds()):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"found none within {seconds:g} s, expected {what}")
-            time.sleep(0.05)
-        return found
+    def wait(self, holds: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
+        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: holds(), what)
 
     def find(self, selector: str) -> WebElement:
-        def look() -> WebElement | None:
-            found = self.all(selector)
-            return next((element for element in found if element.is_displayed()), None)
-
-        return self.wait(look, selector)
+        return self.wait(
+            lambda: [one for one in self.all(selector) if one.is_displayed()], selector
+        )[0]
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -121,25 +137,24 @@ class Visitor:
         element.click()
 
     def open_tab(self, name: str) -> None:
-        tabs = self.all("button[role=tab]")
-        next(tab for tab in tabs if tab.text == name).click()
+        next(tab for tab in self.all("button[role=tab]") if tab.text == name).click()
 
     def enter(self, **fields: object) -> None:
         """Type into fields of the left column, by name."""
         for name, value in fields.items():
-            selector = f"#{name} input" + ("" if name == "label" else "[type=number]")
-            field = self.find(selector)
+            field = self.find(f"#{name} input" + ("" if name == "label" else "[type=number]"))
             field.click()
             field.send_keys(Keys.CONTROL, "a")
-            field.send_keys(str(value))
-            field.send_keys(Keys.ENTER)
+            field.send_keys(str(value), Keys.ENTER)
 
     def start(self, button: str, *results: str) -> None:
         self.driver.execute_script(_WATCH, results)
         self.click(f"#{button}")
 
-    def seen(self) -> list[Sight]:
-        return [Sight(**sight) for sight in self.driver.execute_script("return window.seen")]
+    def seen(self, start: str = "") -> list[Sight]:
+        """What was seen since the start; whose line starts so."""
+        sights = [Sight(**sight) for sight in self.driver.execute_script("return window.seen")]
+        return [sight for sight in sights if sight.status.startswith(start)]
 
     def finish(self, result: str) -> list[Sight]:
         """Wait for the end of what was started, and give all that was seen of one result."""
@@ -150,10 +165,13 @@ class Visitor:
             if not started or " steps in " not in sights[-1].status:
                 return []
             # The page draws the line and the images one after the other.
-            settled = time.time() - sights[-1].at > SETTLED
-            return sights if settled else []
+            return sights if time.time() - sights[-1].at > 0.5 else []
 
         return self.wait(look, f"the end of {result}")
+
+    def run(self, button: str = "generate", result: str = "generated") -> list[Sight]:
+        self.start(button, result)
+        return self.finish(result)
 
     def images(self, result: str) -> np.ndarray:
         """The images of a result as they are served, (B, S, S, 3) uint8."""
@@ -171,7 +189,7 @@ class Visitor:
         """Drag the brush, from pixels beside the middle of the canvas, and then step by step."""
         canvas = self.find("#editor canvas")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-        self.wait(lambda: len(colours(canvas)) > FEW_COLOURS, "a picture on the canvas")
+        self.wait(lambda: len(self.colours()) > 10, "a picture on the canvas")
         first, *others = way
         drag = ActionChains(self.driver).move_to_element_with_offset(canvas, *first)
         drag.click_and_hold()
@@ -180,28 +198,25 @@ class Visitor:
         drag.release().perform()
 
     def is_painted(self) -> bool:
-        return PAINT in colours(self.find("#editor canvas"))
+        return PAINT in self.colours()
 
     def is_covered(self) -> bool:
         """Whether a sign of progress lies over the canvas."""
-        signs = self.all("#editor > .wrap:not(.hide)")
-        return any(sign.is_displayed() for sign in signs)
+        return any(sign.is_displayed() for sign in self.all("#editor > .wrap:not(.hide)"))
 
     def chosen(self, result: str) -> list[int]:
-        found = self.all(f"#{result}-gallery .thumbnail-item")
-        classes = [item.get_attribute("class").split() for item in found]
-        return [number for number, names in enumerate(classes) if "selected" in names]
+        items = enumerate(self.all(f"#{result}-gallery .thumbnail-item"))
+        return [number for number, item in items if "selected" in item.get_attribute("class")]
 
     def upload(self, path: Path) -> None:
         self.all("input[data-testid$=upload-button]")[0].send_keys(str(path))
 
-
-def colours(element: WebElement) -> set[tuple[int, int, int]]:
-    """What the browser shows in the middle of an element, beside its tools."""
-    with Image.open(io.BytesIO(element.screenshot_as_png)) as image:
-        square = center_crop(image.convert("RGB"), min(image.size))
-    middle = square.crop([round(square.width * share) for share in (0.3, 0.3, 0.7, 0.7)])
-    return {colour for _, colour in middle.getcolors(middle.width * middle.height)}
+    def colours(self) -> set[tuple[int, int, int]]:
+        """What the browser shows in the middle of the canvas, beside its tools."""
+        with Image.open(io.BytesIO(self.find("#editor canvas").screenshot_as_png)) as image:
+            square = center_crop(image.convert("RGB"), min(image.size))
+        middle = square.crop([round(square.width * share) for share in (0.3, 0.3, 0.7, 0.7)])
+        return {colour for _, colour in middle.getcolors(middle.width * middle.height)}
 
 
 def served(address: str) -> np.ndarray:

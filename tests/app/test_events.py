@@ -13,7 +13,6 @@ from app.events import one_sentence  # noqa: E402
     ("error", "sentence"),
     [
         (ValueError("Seed: found <b>,\n  expected"), "Seed: found &lt;b&gt;, expected"),
-        (FileNotFoundError(2, "No such file"), "The file cannot be read: No such file."),
         (MemoryError(), "The memory does not suffice: please ask for fewer images."),
         (KeyError("a secret"), "Something went wrong; the log of the program says what."),
     ],

@@ -10,18 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from app.display import (
-    BREATH,
-    CANVAS_SIDE,
-    as_image,
-    canvas_of,
-    canvas_side,
-    paced,
-    painted,
-    status,
-)
+from app.display import as_image, canvas_of, canvas_side, paced, painted, status
 from app.settings import Settings
-from app.studio import Frame, Picture, Studio
+from app.studio import Picture, Studio
 from dataset.pictures import center_crop
 from models.decoding import generate
 from models.editing import edit
@@ -37,11 +28,8 @@ SETTINGS = Settings(
     label=1, count=3, seed=7, steps=5, sampling=SamplingSettings(cfg=20.0, temperature=0.9)
 )
 LIBRARY = {"cfg": 20.0, "temperature": 0.9, "seed": 7}
-LIBRARY_ORDERS = {
-    "lpd": None,
-    "random": random_orders(3, GRID.num_tokens, 7),
-    "raster": np.tile(np.arange(GRID.num_tokens), (3, 1)),
-}
+LIBRARY_ORDERS = {"lpd": None, "random": random_orders(3, GRID.num_tokens, 7)}
+LIBRARY_ORDERS["raster"] = np.tile(np.arange(GRID.num_tokens), (3, 1))
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -60,6 +48,11 @@ def test_generation_gives_the_library_s_images_step_by_step(studio: Studio, orde
     assert [frame.step for frame in frames] == list(range(6))
     assert [frame.done for frame in frames] == [False] * 5 + [True]
     assert (frames[0].images == GREY).all() and (frames[0].tokens == -1).all()
+    with pytest.raises(ValueError, match="not finished"):
+        frames[0].picture(0)
+    taken = frames[-1].picture(2)
+    assert torch.equal(taken.tokens, expected[2])
+    np.testing.assert_array_equal(taken.pixels, frames[-1].images[2])
     for before, after in pairwise(frames):
         known = before.tokens >= 0
         assert torch.equal(after.tokens[known], before.tokens[known])
@@ -76,9 +69,6 @@ def test_orders_are_compared_and_visitors_served_at_once_as_alone(studio: Studio
     for order, frame in zip(ORDERS, compared, strict=True):
         assert torch.equal(frame.tokens, list(studio.generate(SETTINGS, order))[-1].tokens)
     assert torch.equal(other.tokens, list(studio.generate(others))[-1].tokens)
-
-
-def test_there_is_no_other_order(studio: Studio) -> None:
     with pytest.raises(ValueError, match="Order: found 'spiral', expected one of lpd, random"):
         studio.generate(SETTINGS, "spiral")
 
@@ -106,19 +96,16 @@ def test_editing_gives_the_library_s_variants(studio: Studio, picture: Picture) 
     assert (frames[0].tokens[:, mask] == -1).all()
 
 
-def test_all_painted_is_generation_and_nothing_is_told(studio: Studio, picture: Picture) -> None:
+def test_all_a_spot_or_nothing_is_painted(studio: Studio, picture: Picture) -> None:
     frames = list(studio.edit(picture, np.ones((16, 16), dtype=bool), SETTINGS))
     assert torch.equal(frames[-1].tokens, list(studio.generate(SETTINGS))[-1].tokens)
-    with pytest.raises(ValueError, match="Nothing is painted: please brush over"):
-        studio.edit(picture, np.zeros((8, 8), dtype=bool), SETTINGS)
-
-
-def test_a_spot_makes_its_cell_anew(studio: Studio, picture: Picture) -> None:
     spot = np.zeros((512, 512), dtype=bool)
     spot[130, 511] = True  # in the second row of cells, at the right edge
     frames = list(studio.edit(picture, spot, SETTINGS))
     assert len(frames) == 2
     assert (frames[0].tokens[0] < 0).nonzero().tolist() == [[7]]
+    with pytest.raises(ValueError, match="Nothing is painted: please brush over"):
+        studio.edit(picture, np.zeros((8, 8), dtype=bool), SETTINGS)
 
 
 def test_a_photograph_s_middle_square_is_edited_and_can_be_kept(studio: Studio) -> None:
@@ -135,15 +122,6 @@ def test_a_photograph_s_middle_square_is_edited_and_can_be_kept(studio: Studio) 
     assert (plain[:, :, 8:] != kept[:, :, 8:]).any()
 
 
-def test_pictures_come_from_finished_frames_only(studio: Studio) -> None:
-    first, *_, last = studio.generate(SETTINGS)
-    with pytest.raises(ValueError, match="not finished"):
-        first.picture(0)
-    taken = last.picture(2)
-    assert torch.equal(taken.tokens, last.tokens[2])
-    np.testing.assert_array_equal(taken.pixels, last.images[2])
-
-
 @pytest.mark.parametrize("bf16", [False, True])
 def test_what_multiplies_is_bf16_if_asked(studio: Studio, picture: Picture, bf16: bool) -> None:
     asked = replace(studio, bf16=bf16)
@@ -158,19 +136,15 @@ def test_what_multiplies_is_bf16_if_asked(studio: Studio, picture: Picture, bf16
     assert torch.equal(frame.tokens, expected)
 
 
-def test_the_time_is_that_of_all_steps(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_say_how_far_they_are(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count()
     monkeypatch.setattr("app.studio.time.perf_counter", lambda: next(clock) * 0.5)
-    seconds = [frame.seconds for frame in studio.generate(SETTINGS)]
-    assert seconds == [0, 0.5, 1, 1.5, 2, 2.5]
-
-
-def test_a_frame_says_how_far_it_is() -> None:
-    tokens = torch.tensor([[3, -1, 4, -1]])
-    frame = Frame(np.zeros((1, 4, 4, 3), dtype=np.uint8), tokens, 1, 2, 0.25)
-    assert '<progress max="2" value="1">' in status(frame)
-    assert ">step 1 of 2, 2 of 4 tokens<" in status(frame)
-    assert ">2 steps in 0.25 s<" in status(replace(frame, step=2))
+    frames = list(studio.generate(replace(SETTINGS, steps=2)))
+    assert [frame.seconds for frame in frames] == [0, 0.5, 1]
+    assert '<progress max="2" value="1">' in status(frames[1])
+    decided = int((frames[1].tokens[0] >= 0).sum())
+    assert f">step 1 of 2, {decided} of 16 tokens<" in status(frames[1])
+    assert ">2 steps in 1.00 s<" in status(frames[2])
 
 
 @pytest.mark.parametrize(("size", "side"), [(16, 512), (24, 504), (1024, 1024)])
@@ -193,7 +167,7 @@ def test_the_same_picture_is_another_file_each_time() -> None:
 
 
 def test_paint_is_what_is_opaque() -> None:
-    layers = np.zeros((2, CANVAS_SIDE, CANVAS_SIDE, 4), dtype=np.uint8)
+    layers = np.zeros((2, 16, 16, 4), dtype=np.uint8)
     layers[0, 5, 6, 3], layers[1, 7, 8, 3], layers[1, 9, 9, 3] = 128, 255, 127
     assert np.argwhere(painted({"layers": list(layers)})).tolist() == [[5, 6], [7, 8]]
     assert not painted({"layers": []}).any()
@@ -215,4 +189,4 @@ def test_frames_keep_their_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.display.time.monotonic", lambda: now[0])
     monkeypatch.setattr("app.display.time.sleep", sleep)
     assert list(paced(work(), 0.5)) == [0, None, None, 0, 0]
-    assert slept == pytest.approx([BREATH, 0.25 - BREATH])
+    assert slept == pytest.approx([0.2, 0.05])

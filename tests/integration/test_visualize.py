@@ -109,27 +109,25 @@ def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path, draw, monk
         assert (generated(world, [0, 0, 2, 2], orders, **{**sampling, **other}) != expected).any()
 
 
-@pytest.mark.parametrize("kind", ["file", "made"])
-def test_orders(tmp_path: Path, draw: Callable, kind: str) -> None:
-    output = tmp_path / "pictures"
-    what = ["--generation_steps", 12, "--vqgan_stride", 4, "--img_size", 32]
-    if kind == "file":
-        path = tmp_path / "res32_steps12_mine.json"
-        write_orders(path, locality_aware_orders(3, group_sizes(64, 12), 8, seed=1))
-        what = ["--lpd_order_file", path, "--orders", "lpd", "lpd:0:2"]
-    draw("order", *what, "--image_id", 2, "--output_dir", output)
-    names = {"order_steps.png", "order_groups.gif", "order_distances.png"}
-    assert {path.name for path in output.iterdir()} == names
-    with Image.open(output / "order_groups.gif") as image:
-        assert image.n_frames == 12
+def test_orders(tmp_path: Path, draw: Callable) -> None:
+    path = tmp_path / "res32_steps12_mine.json"
+    write_orders(path, locality_aware_orders(3, group_sizes(64, 12), 8, seed=1))
+    made = ["--generation_steps", 12, "--vqgan_stride", 4, "--img_size", 32]
+    for what in (made, ["--lpd_order_file", path, "--orders", "lpd", "lpd:0:2"]):
+        output = tmp_path / f"{len(what)}"
+        draw("order", *what, "--image_id", 2, "--output_dir", output)
+        names = {"order_steps.png", "order_groups.gif", "order_distances.png"}
+        assert {path.name for path in output.iterdir()} == names
+        with Image.open(output / "order_groups.gif") as image:
+            assert image.n_frames == 12
 
 
-def test_a_training_run_that_was_resumed(world: TinyWorld, tmp_path: Path) -> None:
+def test_a_training_run_that_was_resumed(world: TinyWorld, tmp_path: Path, draw) -> None:
     run, output = tmp_path / "run", tmp_path / "run.png"
     train = [*world.train_flags(run), "--resume", run]
     succeed("main_lpd.py", *train, "--epochs", 1)
     succeed("main_lpd.py", *train, "--epochs", 3)
-    succeed("scripts/visualize.py", "training", "--log_dir", run, "--output", output)
+    draw("training", "--log_dir", run, "--output", output)
     with Image.open(output) as image:
         assert image.format == "PNG" and image.width > 1000
     history = visualize.read_history(run)

@@ -21,11 +21,11 @@ PAGE_TO_PLAY_WITH = Group(
         --port 65536 | no such port
           --port: found '65536', expected a whole number from 0 to 65535
         --host no.such.machine.invalid | no such machine
-          --host: found 'no.such.machine.invalid', which has no address, expected one of this
-          machine
+          --host, --port: found no.such.machine.invalid:0: ..., expected an address of this machine
+          and a free port
         --host 192.0.2.1 | an address that is not this machine's
-          --host, --port: found 192.0.2.1:0, which cannot be used (Cannot assign requested address),
-          expected a free port of this machine
+          --host, --port: found 192.0.2.1:0: Cannot assign requested address..., expected an address
+          of this machine and a free port
         """,
     ),
 )

@@ -7,39 +7,20 @@ writes it anew.
 
 import re
 from collections.abc import Iterator
+from importlib import import_module
 
 from tests.commands import ROOT
-from tests.integration.bad_input import (
-    app,
-    commands,
-    editing,
-    evaluation,
-    hub,
-    orders_study,
-    pipes,
-    scoring,
-    training,
-    visualize,
-)
 from tests.integration.bad_input.table import Group
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 
-MODULES = (
-    evaluation,
-    scoring,
-    orders_study,
-    editing,
-    training,
-    commands,
-    visualize,
-    hub,
-    app,
-    pipes,
-)
+MODULES = "evaluation scoring orders_study editing training commands visualize hub app pipes"
 # Some are imported from one module into the next.
 GROUPS = dict.fromkeys(
-    group for part in MODULES for group in vars(part).values() if isinstance(group, Group)
+    group
+    for name in MODULES.split()
+    for group in vars(import_module(f"tests.integration.bad_input.{name}")).values()
+    if isinstance(group, Group)
 )
 
 _HEAD = """# What goes wrong, and what it says

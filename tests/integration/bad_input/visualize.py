@@ -38,8 +38,7 @@ ORDERS = Group(
           --lpd_order_file: orders.json: row 4: found position 7 repeated, expected every position
           once
         --lpd_order_file orders.json --image_id 9 | an image beyond the last order
-          --lpd_order_file: orders.json holds 9 orders, expected at least 10 (--num_orders,
-          --image_id)
+          --lpd_order_file: orders.json holds 9 orders, expected one for each of 10 images
         --lpd_order_file orders.json --orders random | the file's orders are not among those shown
           --lpd_order_file: found no lpd in --orders, expected it there
         --lpd_order_file lpd_l_256 | the name of something else
