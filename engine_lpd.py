@@ -370,9 +370,7 @@ def evaluate(
     """
     # No process waits for another before its share is done: let all fail if one does.
     with eval_mode(model):
-        kept = distributed.fail_together(
-            lambda: samples.kept_share(evaluation, image_folder, model.grid.image_size)
-        )
+        kept = distributed.fail_together(lambda: samples.kept_share(evaluation, image_folder))
         there = np.concatenate(distributed.gather(ids_of(kept)))
         if len(there):
             logger.info("%d of %d images are there already", len(there), evaluation.num_images)

@@ -172,8 +172,7 @@ def feature_statistics(features: Tensor) -> Statistics:
     """Compute mean and covariance of (n, D) float32 features, by torch-fidelity.
 
     It takes the mean in float32, as published evaluations do: with 50,000 images that moves a
-    distance of 2.4 by 8e-6 of it (made features). A `ValueError` is about features that are not
-    finite.
+    distance of 2.4 by 8e-6 of it (made features). A `ValueError` is about NaN or infinity.
     """
     from evaluation import fidelity
 

@@ -152,16 +152,12 @@ def image_ids_in(folder: Path, num_images: int) -> np.ndarray:
     return np.array([image_id for image_id in ids if image_id < num_images], dtype=np.int64)
 
 
-def kept_share(
-    evaluation: Evaluation, folder: SampleFolder | None, image_size: int
-) -> list[FeatureBatch]:
+def kept_share(evaluation: Evaluation, folder: SampleFolder | None) -> list[FeatureBatch]:
     """Read this process's part of the images that an earlier evaluation left, if they are whole."""
 
     def read(image_id: int) -> np.ndarray | None:
-        with suppress(UserError, OSError, ValueError):
-            image = folder.read(image_id)
-            if image.shape == (image_size, image_size, 3):
-                return image
+        with suppress(OSError, ValueError):
+            return folder.read(image_id)
         return None
 
     ids = image_ids_in(folder.path, evaluation.num_images) if folder is not None else np.arange(0)

@@ -23,26 +23,25 @@ def test_sizes_follow_from_the_files(world):
 
 
 def test_networks_that_do_not_fit_are_refused(world, tmp_path):
-    with pytest.raises(UserError, match="found images of 16 pixels, expected 32"):
-        load_networks(world.checkpoint, world.tokenizer, 32)
-
+    content = torch.load(world.checkpoint, weights_only=True)
+    own = fingerprint(tiny_tokenizer())
+    cut = {**content["model"], "pos_embed": content["model"]["pos_embed"][:, 2:]}
+    for name, checkpoint in (
+        ("lpd.pth", {**content, "tokenizer_fingerprint": own}),
+        ("empty.pth", {"model": {}}),
+        ("cut.pth", {"model": cut}),
+    ):
+        atomic_save(checkpoint, tmp_path / name)
     other = VQModel(**{**tiny_tokenizer().config, "codebook_size": 16})
     save_tokenizer(tmp_path / "other.pt", other)
-    with pytest.raises(UserError, match=r"--vqgan_path: .* has 16 codes, expected the 32 of"):
-        load_networks(world.checkpoint, tmp_path / "other.pt")
-
-    content = torch.load(world.checkpoint, weights_only=True)
     save_tokenizer(tmp_path / "newer.pt", tiny_tokenizer(seed=3))
-    own = fingerprint(tiny_tokenizer())
-    atomic_save({**content, "tokenizer_fingerprint": own}, tmp_path / "lpd.pth")
     load_networks(tmp_path / "lpd.pth", world.tokenizer)
-    with pytest.raises(UserError, match=rf"was trained on tokens of tokenizer {own[:12]}"):
-        load_networks(tmp_path / "lpd.pth", tmp_path / "newer.pt")
-
-    atomic_save({"model": {}}, tmp_path / "empty.pth")
-    with pytest.raises(UserError, match="--pretrained_ckpt: .*empty.pth: found no weight pos_emb"):
-        load_networks(tmp_path / "empty.pth", world.tokenizer)
-    cut = {**content["model"], "pos_embed": content["model"]["pos_embed"][:, 2:]}
-    atomic_save({"model": cut}, tmp_path / "cut.pth")
-    with pytest.raises(UserError, match="--pretrained_ckpt: .*found 14 positions, expected"):
-        load_networks(tmp_path / "cut.pth", world.tokenizer)
+    for checkpoint, tokenizer, size, message in (
+        (world.checkpoint, world.tokenizer, 32, "found images of 16 pixels, expected 32"),
+        (world.checkpoint, tmp_path / "other.pt", None, "--vqgan_path: .* has 16 codes, expected"),
+        ("lpd.pth", tmp_path / "newer.pt", None, f"trained on tokens of tokenizer {own[:12]}"),
+        ("empty.pth", world.tokenizer, None, "--pretrained_ckpt: .*: found no weight pos_emb"),
+        ("cut.pth", world.tokenizer, None, "--pretrained_ckpt: .*found 14 positions, expected"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_networks(tmp_path / checkpoint, tokenizer, size)
