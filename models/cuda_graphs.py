@@ -29,7 +29,6 @@ class WeightState:
         # Aliases, so that no other tensor can get the same address.
         self._aliases = [weight.detach() for weight in weights]
         self._versions = _versions(weights)
-        self.versioned = None not in self._versions  # whether changes can be told at all
 
     def same_tensors(self, weights: Sequence[Tensor]) -> bool:
         """Whether `weights` lie where they lay, whatever they hold."""
@@ -40,8 +39,8 @@ class WeightState:
 
     def is_current(self, weights: Sequence[Tensor]) -> bool:
         """Whether `weights` are the same tensors, and unchanged as far as can be told."""
-        unchanged = self.versioned and self._versions == _versions(weights)
-        return unchanged and self.same_tensors(weights)
+        told = None not in self._versions
+        return told and self._versions == _versions(weights) and self.same_tensors(weights)
 
 
 def _versions(weights: Sequence[Tensor]) -> list[int | None]:

@@ -31,13 +31,13 @@ def captures(monkeypatch):
     return held
 
 
-def test_a_key_is_captured_once_and_replayed_with_new_inputs(captures):
-    cache = GraphCache(2)
-    first = cache.run("sum", torch.add, torch.tensor([1.0]), torch.tensor([2.0]))
-    second = cache.run("sum", torch.add, torch.tensor([10.0]), torch.tensor([20.0]))
-    assert captures == [0]
-    assert first.item() == 3  # not overwritten by the second replay
-    assert second.item() == 30
+def test_graphs_are_replayed_with_new_inputs_and_the_least_recently_used_is_dropped(captures):
+    cache, inputs = GraphCache(2), [torch.full((1,), float(n)) for n in range(6)]
+    results = [cache.run(key, torch.neg, x) for key, x in zip("abacab", inputs, strict=True)]
+    assert results == [-x for x in inputs]  # not overwritten by a later replay
+    assert captures == [0, 1, 1, 1]  # c pushes out b, before it is captured
+    cache.clear()
+    assert len(cache) == 0
 
 
 def test_other_inputs_and_settings_of_pytorch_are_other_graphs(captures):
@@ -58,16 +58,6 @@ def test_other_inputs_and_settings_of_pytorch_are_other_graphs(captures):
     assert len(captures) == len(cache) == 5
 
 
-def test_the_least_recently_used_graph_is_dropped_before_another_is_captured(captures):
-    cache = GraphCache(2)
-    for key in ("a", "b", "a", "c", "a", "b"):  # c pushes out b
-        cache.run(key, torch.neg, torch.zeros(1))
-    assert len(cache) == 2
-    assert captures == [0, 1, 1, 1]
-    cache.clear()
-    assert len(cache) == 0
-
-
 class Captures211:
     """Stands for what PyTorch 2.11 does around captures, as far as its library shows without a GPU.
 
@@ -79,9 +69,8 @@ class Captures211:
         self.handles = itertools.count(1)
         self.recording, self.released, self.entered, self.reset = [], [], [], []
         self.generator_captures = False
-        stream = SimpleNamespace(
-            device=torch.device("cpu"), device_index=0, wait_stream=lambda other: None
-        )
+        cpu = torch.device("cpu")
+        stream = SimpleNamespace(device=cpu, device_index=0, wait_stream=lambda other: None)
         graph = SimpleNamespace(reset=lambda: self.reset.append(True), replay=lambda: None)
         for name, fake in {
             "CUDAGraph": lambda: graph,
@@ -217,24 +206,16 @@ def test_no_capture_enters_the_pool_of_graphs_that_are_gone(cuda):
 
 
 @needs_gpu
-def test_replays_follow_their_inputs_and_results_survive_others_and_dropped_graphs():
-    cache = GraphCache(2)
+@pytest.mark.parametrize("kept", [1, 2])  # a pool ends with its only graph; the next begins another
+def test_replays_follow_their_inputs_and_results_survive_others_and_dropped_graphs(kept):
+    cache = GraphCache(kept)
     inputs = [torch.randn(n, 64, device="cuda") for n in (1, 2, 3, 1, 3, 3, 2)]
     results = [cache.run("product", lambda x, y: (x @ y.mT).softmax(-1), x, -x) for x in inputs]
     for x, result in zip(inputs, results, strict=True):
         torch.testing.assert_close(result, (-x @ x.mT).softmax(-1))
-    assert len(cache) == 2
-
-
-@needs_gpu
-def test_one_graph_at_a_time():
-    """The pool ends with its only graph; the next begins another."""
-    cache = GraphCache(1)
-    for n in (10, 20, 10, 0):
-        if n == 0:
-            cache.clear()
-        x = torch.arange(n or 10, device="cuda")
-        assert torch.equal(cache.run("double", lambda x: 2 * x, x), 2 * x)
+    assert len(cache) == kept
+    cache.clear()
+    assert torch.equal(cache.run("negative", torch.neg, x), -x)
 
 
 @needs_gpu
