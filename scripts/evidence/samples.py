@@ -80,10 +80,10 @@ def main(args: argparse.Namespace) -> None:
     }
     # For the judge images that it has not seen, for the distance such as the models learned from.
     real = [spread(part, per_class) for part in (data.held_out, data.train)]
-    made = [codec.decode(codec.encode(part.images)) for part in real]
-    about["real"] = data.measure(real[0], real[1].images)
-    about["reconstructed"] = data.measure(ImageBatch(made[0], real[0].labels), made[1])
-    results, rows = [], [real[1], ImageBatch(made[1], real[1].labels)]
+    again = [ImageBatch(codec.decode(codec.encode(part.images)), part.labels) for part in real]
+    for name, (judged, compared) in {"real": real, "reconstructed": again}.items():
+        about[name] = data.measure(judged, compared.images)
+    results, rows = [], [real[1], again[1]]
     for setting in logs.progress(settings, desc="samples", unit="setting"):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             tokens = sample(model, labels, setting, args.cfg, args.seed)

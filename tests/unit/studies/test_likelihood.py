@@ -39,12 +39,11 @@ def cache(tokens: np.ndarray | None = TOKENS, labels: np.ndarray = IDS % 5) -> S
     return made
 
 
-def setting(text: str, sizes: list[int]) -> Setting:
-    return Setting(text, parse_order(text, GRID, 0, IMAGES), tuple(sizes))
-
-
-SIZES = [1, 3, 5, 7]
-SETTINGS = [setting(text, sizes) for sizes in (SIZES, [1] * 16) for text in ("lpd", "raster")]
+SETTINGS = [
+    Setting(text, parse_order(text, GRID, 0, IMAGES), sizes)
+    for sizes in ([1, 3, 5, 7], [1] * NUM_TOKENS)
+    for text in ("lpd", "raster")
+]
 
 
 def study(ids: np.ndarray = IDS, images: SimpleNamespace | None = None) -> list[Measured]:
@@ -70,9 +69,7 @@ def test_it_is_the_likelihood_by_image_and_step() -> None:
         else:  # the network does make a difference
             assert np.abs(result.price).max() > 0.1
     assert images.reads == 3  # once, whatever is compared
-
-
-def test_a_chosen_image_keeps_its_order() -> None:
+    # A chosen image keeps its order.
     some = np.array([1, 4, 9])
     for whole, part in zip(study(), study(some), strict=True):
         np.testing.assert_allclose(part.by_step, whole.by_step[some], rtol=1e-5)
