@@ -4,6 +4,7 @@ torchrun --nproc_per_node 8 main_cache.py --data_path ./data/imagenet --cached_p
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         require_new_cache(path)
+        mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
+        if device.type == "cpu" and mode != "STRICT":  # it overrules what PyTorch is told
+            logger.warning(
+                "ONEDNN_DEFAULT_FPMATH_MODE=%s: convolutions may be rounded to it, so some tokens "
+                "may be others than in float32; expected it not to be set",
+                mode,
+            )
         resolve_flags(args)
         tokenizer = load_tokenizer(args.vqgan_path, args.vqgan_vocab_size)
         if args.vqgan_stride not in (None, tokenizer.stride):

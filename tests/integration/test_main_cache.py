@@ -256,6 +256,15 @@ def test_an_unfinished_cache_is_taken_up_with_the_same_settings_only(
     assert re.findall(r"encoded (\d+) images", caplog.text) == ["2"]
 
 
+def test_a_variable_that_rounds_convolutions_is_warned_of(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for mode, warnings in {"STRICT": 0, "BF16": 1}.items():
+        monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", mode)
+        make(workspace / f"cache_{mode}")
+        assert caplog.text.count(f"ONEDNN_DEFAULT_FPMATH_MODE={mode}: ") == warnings
+
+
 def test_a_second_job_in_the_same_folder_is_refused(workspace: Path) -> None:
     path = workspace / "cache"
     path.mkdir()
