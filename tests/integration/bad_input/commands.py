@@ -34,6 +34,9 @@ CACHING = Group(
           .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp)
         --data_path data | an image that cannot be decoded
           data/dog/1.png: cannot be decoded (damaged or not an image), expected an image file
+        --data_path data | a pipe in place of an image
+          data/dog/1.png: cannot be decoded (is a pipe, a folder or a device, expected a file),
+          expected an image file
         --data_path data.tar | a compressed tar
           --data_path: data.tar is not a folder, so expected an uncompressed tar of one: it cannot
           be read (...)
@@ -55,7 +58,8 @@ CACHING = Group(
             "an unfinished cache of other settings": files.unfinished_cache,
             "a class without images": files.empty_class,
             "an image that cannot be decoded": files.corrupt_image,
-            "a compressed tar": files.compressed_tar,
+            "a pipe in place of an image": files.piping("data/dog/1.png"),
+            "a compressed tar": files.tarring("w:gz"),
             "a tar cut short": files.cut_tar,
             "links instead of files": files.links_tar,
         },

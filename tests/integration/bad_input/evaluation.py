@@ -164,6 +164,8 @@ ORDER_FILES = Group(
         --lpd_order_file orders.json | not JSON
           --lpd_order_file: orders.json: found b'\x93' at byte 0, expected a JSON list of lists of
           whole numbers
+        --lpd_order_file orders.npy | a pipe
+          --lpd_order_file: orders.npy: is a pipe, a folder or a device, expected a file
         --lpd_order_file orders.npy | a damaged header
           --lpd_order_file: orders.npy: has no readable .npy header, expected one as NumPy writes it
         --lpd_order_file orders.npy | a header that claims a trillion orders
@@ -182,6 +184,7 @@ ORDER_FILES = Group(
             "of another grid": files.other_grid_orders,
             "a file cut short": files.writing("orders.json", "[[0, 1"),
             "not JSON": files.writing("orders.json", b"\x93NUMPY"),
+            "a pipe": files.piping("orders.npy"),
             "a damaged header": files.writing(
                 "orders.npy", npy("{'descr': ('|u1', 'shape': (9, 16)}")
             ),

@@ -9,7 +9,7 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,13 +102,14 @@ class Canary:
         return os.mknod, ("canary",)
 
 
-def malicious_checkpoint(folder: Path) -> None:
-    torch.save({"model": Canary()}, folder / "evil.pth")
-
-
 def saving(name: str, content: object) -> Spoil:
     """Puts a checkpoint there."""
     return lambda folder: atomic_save(content, folder / name)
+
+
+OF_OTHERS = {"model": {"fake_latent": torch.zeros(1, 8)}, "optimizer": {}, "epoch": 0}
+resumable = saving("empty/checkpoint-last.pth", {**OF_OTHERS, "args": argparse.Namespace()})
+malicious_checkpoint = saving("evil.pth", {"model": Canary()})
 
 
 def nan_weights(folder: Path) -> None:
@@ -122,12 +123,6 @@ def other_tokens(folder: Path) -> None:
     torch.save({**content, "tokenizer_fingerprint": "0123456789abcdef"}, folder / "other.pth")
 
 
-def resumable(folder: Path) -> None:
-    content = {"model": {"fake_latent": torch.zeros(1, 8)}, "optimizer": {}, "epoch": 0}
-    content["args"] = argparse.Namespace()
-    atomic_save(content, folder / "empty" / "checkpoint-last.pth")
-
-
 def other_tokenizer(folder: Path) -> None:
     save_tokenizer(folder / "other.pt", tiny_tokenizer(seed=5))
 
@@ -137,23 +132,14 @@ def other_codes(folder: Path) -> None:
     save_tokenizer(folder / "other.pt", tokenizer)
 
 
-def order_rows(count: int, spoil: Callable[[list[list[int]]], None] = lambda rows: None) -> Spoil:
+def order_rows(count: int, fifth: Sequence[int] = range(GRID.num_tokens)) -> Spoil:
     """Puts a JSON file of orders there."""
-
-    def write(folder: Path) -> None:
-        rows = [list(range(GRID.num_tokens)) for _ in range(count)]
-        spoil(rows)
-        (folder / "orders.json").write_text(json.dumps(rows))
-
-    return write
+    rows = [list(fifth if row == 4 else range(GRID.num_tokens)) for row in range(count)]
+    return writing("orders.json", json.dumps(rows))
 
 
-def repeat_a_position(rows: list[list[int]]) -> None:
-    rows[4][0] = 7
-
-
-def shorten_a_row(rows: list[list[int]]) -> None:
-    rows[4].pop()
+repeat_a_position = [7, *range(1, GRID.num_tokens)]
+shorten_a_row = range(GRID.num_tokens - 1)
 
 
 def other_grid_orders(folder: Path) -> None:
@@ -169,6 +155,16 @@ def editing_index(**entries: object) -> Spoil:
 
 def removing(name: str) -> Spoil:
     return lambda folder: (folder / name).unlink()
+
+
+def piping(name: str) -> Spoil:
+    """Puts a pipe there, which nobody writes to."""
+
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return spoil
 
 
 def array(name: str, values: np.ndarray) -> Spoil:
@@ -193,11 +189,10 @@ def packing(name: str, *members: str, length: int) -> Spoil:
     """Puts an archive there that is a thousand times smaller than what it unpacks to."""
 
     def spoil(folder: Path) -> None:
-        header = claiming("<f8", f"({length // 8},)", b"")
         with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
             for member in members:
                 with archive.open(f"{member}.npy", "w") as file:
-                    file.write(header)
+                    file.write(claiming("<f8", f"({length // 8},)", b""))
                     for _ in range(length // 2**20):
                         file.write(bytes(2**20))
 
@@ -217,17 +212,18 @@ def empty_class(folder: Path) -> None:
 corrupt_image = writing("data/dog/1.png", b"\x89PNG\r\n\x1a\n and no more")
 
 
-def tar_of_images(folder: Path, mode: str = "w:") -> None:
-    with tarfile.open(folder / "data.tar", mode) as tar:
-        tar.add(folder / "data", ".")
+def tarring(mode: str) -> Spoil:
+    """Puts a tar of the images there."""
 
+    def spoil(folder: Path) -> None:
+        with tarfile.open(folder / "data.tar", mode) as tar:
+            tar.add(folder / "data", ".")
 
-def compressed_tar(folder: Path) -> None:
-    tar_of_images(folder, "w:gz")
+    return spoil
 
 
 def cut_tar(folder: Path) -> None:
-    tar_of_images(folder)
+    tarring("w:")(folder)
     cutting("data.tar")(folder)
 
 

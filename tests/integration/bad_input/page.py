@@ -14,7 +14,7 @@ from tests.integration.bad_input.table import Group
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 
-MODULES = "evaluation scoring orders_study editing training commands visualize hub app pipes"
+MODULES = "evaluation scoring orders_study editing training commands visualize hub app"
 # Some are imported from one module into the next.
 GROUPS = dict.fromkeys(
     group

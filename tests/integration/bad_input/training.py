@@ -41,6 +41,8 @@ TRAINING = Group(
           --group_sizes_list: sizes.json: list 0: group 1: found 15.0, expected a whole number
         --group_sizes_list sizes.json | a file cut short
           --group_sizes_list: sizes.json: damaged JSON at character 11: ...
+        --group_sizes_list sizes.json | a pipe
+          --group_sizes_list: sizes.json: is a pipe, a folder or a device, expected a file
         --lr_schedule linear | no such schedule
           --lr_schedule: invalid choice: 'linear' (choose from ...)
         --flip_prob 2 | no probability
@@ -76,6 +78,7 @@ TRAINING = Group(
             "one list, not a list of lists": files.writing("sizes.json", "[1, 15]"),
             "fractions": files.writing("sizes.json", "[[1, 15.0]]"),
             "a file cut short": files.writing("sizes.json", "[[1, 15], ["),
+            "a pipe": files.piping("sizes.json"),
             "a folder with the checkpoints of another run": files.writing(
                 "out/checkpoint-25.pth", ""
             ),
@@ -100,6 +103,11 @@ TOKEN_CACHE = Group(
         """
         --cached_path cache | an index cut short
           --cached_path: cache/index.json: damaged JSON at character ...
+        --cached_path cache | a pipe in place of the index
+          --cached_path: cache/index.json: is a pipe, a folder or a device, expected a file
+        --cached_path published | a pipe in place of tokens
+          --cached_path: published/cat/1.npz cannot be read (is a pipe, a folder or a device,
+          expected a file), expected an .npz with integer arrays 'indices' and 'indices_flip'
         --cached_path cache | another program's index
           --cached_path: cache/index.json: is not the index of a token cache
         --cached_path cache | an index of another version
@@ -124,6 +132,8 @@ TOKEN_CACHE = Group(
         """,
         {
             "an index cut short": files.cutting("cache/index.json"),
+            "a pipe in place of the index": files.piping("cache/index.json"),
+            "a pipe in place of tokens": files.piping("published/cat/1.npz"),
             "another program's index": files.writing("cache/index.json", "{}"),
             "an index of another version": files.editing_index(version=1),
             "an index without classes": files.editing_index(classes=None),
