@@ -8,16 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orders.group_sizes import (
-    cosine_group_sizes,
-    default_steps,
-    group_sizes,
-    parse_group_sizes,
-    read_group_sizes_list,
-    remaining_group_sizes,
-    shaped_group_sizes,
-    training_group_sizes,
-)
+from orders import group_sizes as rules
 
 
 def literal_rule(num_tokens: int, steps: int) -> list[int]:
@@ -41,26 +32,26 @@ def literal_rule(num_tokens: int, steps: int) -> list[int]:
 @pytest.mark.parametrize("num_tokens", [4, 5, 9, 25, 36, 64])
 def test_rule_word_by_word(num_tokens: int) -> None:
     for steps in range(2, num_tokens + 1):
-        assert cosine_group_sizes(num_tokens, steps) == literal_rule(num_tokens, steps)
+        assert rules.cosine_group_sizes(num_tokens, steps) == literal_rule(num_tokens, steps)
 
 
 def test_extremes_and_impossible_splits() -> None:
-    assert group_sizes(1, 1) == [1]
-    assert group_sizes(9, 2) == [1, 8]
-    assert group_sizes(9, 9) == [1] * 9
+    assert rules.group_sizes(1, 1) == [1]
+    assert rules.group_sizes(9, 2) == [1, 8]
+    assert rules.group_sizes(9, 9) == [1] * 9
     for num_tokens, steps in ((9, 1), (9, 10), (9, 0), (9, -3), (1, 2)):
         with pytest.raises(ValueError, match=f"found {steps} steps, expected"):
-            group_sizes(num_tokens, steps)
+            rules.group_sizes(num_tokens, steps)
     for num_known, steps in ((32, 33), (32, 0), (0, 1), (0, 65)):
         with pytest.raises(ValueError, match=f"found {steps} steps"):
-            remaining_group_sizes(64, num_known, steps)
+            rules.remaining_group_sizes(64, num_known, steps)
 
 
 def test_a_list_is_the_callers_own() -> None:
-    group_sizes(256, 20).append(7)
-    training_group_sizes(256)[0].append(7)
-    assert len(group_sizes(256, 20)) == 20
-    assert sum(training_group_sizes(256)[0]) == 256
+    rules.group_sizes(256, 20).append(7)
+    rules.training_group_sizes(256)[0].append(7)
+    assert len(rules.group_sizes(256, 20)) == 20
+    assert sum(rules.training_group_sizes(256)[0]) == 256
 
 
 def test_training_set_of_other_grids() -> None:
@@ -71,17 +62,17 @@ def test_training_set_of_other_grids() -> None:
         (4, [4, 2]),
         (1, [1]),
     ):
-        lists = training_group_sizes(num_tokens)
-        assert lists == [group_sizes(num_tokens, count) for count in steps]
+        lists = rules.training_group_sizes(num_tokens)
+        assert lists == [rules.group_sizes(num_tokens, count) for count in steps]
 
 
 def test_texts_that_are_understood() -> None:
     for text in ("[1] * 9", " [1]*9 ", "9*[1]"):
-        assert parse_group_sizes(text, 9) == [1] * 9
+        assert rules.parse_group_sizes(text, 9) == [1] * 9
     for text in ("[1,\n 2,\n 6,]", "(1, 2, 6)", "1, 2, 6"):
-        assert parse_group_sizes(text, 9) == [1, 2, 6]
-    assert parse_group_sizes("([1] + [2]) * 3", 9) == [1, 2, 1, 2, 1, 2]
-    assert parse_group_sizes("2 * ([1]*3 + (2,) + []) + [3]", 13) == [1, 1, 1, 2] * 2 + [3]
+        assert rules.parse_group_sizes(text, 9) == [1, 2, 6]
+    assert rules.parse_group_sizes("([1] + [2]) * 3", 9) == [1, 2, 1, 2, 1, 2]
+    assert rules.parse_group_sizes("2 * ([1]*3 + (2,) + []) + [3]", 13) == [1, 1, 1, 2] * 2 + [3]
 
 
 LONG_TEXTS = [
@@ -100,7 +91,7 @@ OTHER_TEXTS = [
 @pytest.mark.parametrize("text", [*LONG_TEXTS, *OTHER_TEXTS])
 def test_texts_that_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="found .*") as caught:
-        parse_group_sizes(text, 9)
+        rules.parse_group_sizes(text, 9)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
 
@@ -109,7 +100,7 @@ def test_invalid_sizes_and_lists(tmp_path: Path) -> None:
     """The table of bad input has more of them."""
     path = tmp_path / "lists.json"
     path.write_text(json.dumps([[1, 8], [1] * 9]))
-    assert read_group_sizes_list(path, 9) == [[1, 8], [1] * 9]
+    assert rules.read_group_sizes_list(path, 9) == [[1, 8], [1] * 9]
     for sizes, message in [
         ([], "0 group sizes that sum to 0"),
         ([10, -1], "group 1: found size -1"),
@@ -118,22 +109,22 @@ def test_invalid_sizes_and_lists(tmp_path: Path) -> None:
     ]:
         path.write_text(json.dumps([[1, 8], sizes]))
         with pytest.raises(ValueError, match=rf"lists\.json: list 1: .*{message}"):
-            read_group_sizes_list(path, 9)
+            rules.read_group_sizes_list(path, 9)
     path.write_text("[]")
     with pytest.raises(ValueError, match="found an empty list"):
-        read_group_sizes_list(path, 9)
+        rules.read_group_sizes_list(path, 9)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 4, 25, 64, 256, 1024])
 def test_group_sizes_of_the_rest(num_tokens: int) -> None:
     for num_known in {0, 1, num_tokens // 3, num_tokens - 1, num_tokens}:
         left = num_tokens - num_known
-        default = remaining_group_sizes(num_tokens, num_known)
-        full = min(default_steps(num_tokens), num_tokens)
+        default = rules.remaining_group_sizes(num_tokens, num_known)
+        full = min(rules.default_steps(num_tokens), num_tokens)
         assert len(default) == math.ceil(full * left / num_tokens)
         least = 2 if not num_known else 1
         for steps in {least, len(default), left // 2, left} & set(range(least, left + 1)):
-            sizes = remaining_group_sizes(num_tokens, num_known, steps)
+            sizes = rules.remaining_group_sizes(num_tokens, num_known, steps)
             assert len(sizes) == steps and sum(sizes) == left and min(sizes) >= 1
             assert sizes == sorted(sizes)
 
@@ -141,24 +132,24 @@ def test_group_sizes_of_the_rest(num_tokens: int) -> None:
 def test_group_sizes_follow_the_curve() -> None:
     # Half of 256 known: 60 degrees on the curve; ten equal steps to 90.
     expected = -256 * np.diff(np.cos(np.radians(np.linspace(60, 90, 11))))
-    np.testing.assert_allclose(remaining_group_sizes(256, 128, 10), expected, atol=1)
-    assert remaining_group_sizes(256, 0, 20) == group_sizes(256, 20)
-    assert remaining_group_sizes(64, 32) == [5, 5, 5, 5, 6, 6]
-    assert [default_steps(num_tokens) for num_tokens in (256, 1024, 64)] == [20, 48, 12]
+    np.testing.assert_allclose(rules.remaining_group_sizes(256, 128, 10), expected, atol=1)
+    assert rules.remaining_group_sizes(256, 0, 20) == rules.group_sizes(256, 20)
+    assert rules.remaining_group_sizes(64, 32) == [5, 5, 5, 5, 6, 6]
+    assert [rules.default_steps(num_tokens) for num_tokens in (256, 1024, 64)] == [20, 48, 12]
 
 
 def test_shapes() -> None:
-    assert shaped_group_sizes(256, 20, "rule") == group_sizes(256, 20)
-    assert shaped_group_sizes(13, 5, "1") == [1, 3, 3, 3, 3]
-    assert shaped_group_sizes(17, 5, "2") == [1, 1, 3, 5, 7]
+    assert rules.shaped_group_sizes(256, 20, "rule") == rules.group_sizes(256, 20)
+    assert rules.shaped_group_sizes(13, 5, "1") == [1, 3, 3, 3, 3]
+    assert rules.shaped_group_sizes(17, 5, "2") == [1, 1, 3, 5, 7]
     for shape, num_tokens in product(("0.2", "1", "1.5", "3", "40"), (4, 16, 64, 256)):
         for steps in {2, 3, num_tokens // 2, num_tokens - 1, num_tokens}:
-            sizes = shaped_group_sizes(num_tokens, steps, shape)
+            sizes = rules.shaped_group_sizes(num_tokens, steps, shape)
             assert len(sizes) == steps and sum(sizes) == num_tokens
             assert min(sizes) >= 1 and sizes[0] == 1
     for shape in ("cosine", "0", "-1", "nan", "inf"):
         with pytest.raises(ValueError, match=f"found shape '{shape}', expected rule or a positive"):
-            shaped_group_sizes(256, 20, shape)
+            rules.shaped_group_sizes(256, 20, shape)
     for steps in (0, 1, 257):
         with pytest.raises(ValueError, match=f"found {steps} steps, expected 2 to 256"):
-            shaped_group_sizes(256, steps, "2")
+            rules.shaped_group_sizes(256, steps, "2")

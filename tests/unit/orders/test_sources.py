@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +31,6 @@ def test_kinds_are_what_evaluation_uses() -> None:
     assert {pair: published_repulsion(*pair) for pair in published} == published
 
 
-@pytest.mark.parametrize("text", ["lpd", "random", "raster"])
-def test_an_order_depends_on_seed_and_image_only(text: str) -> None:
-    alone = np.concatenate([orders(text, IDS[row : row + 1]) for row in range(3)])
-    assert np.array_equal(orders(text), alone)
-    assert np.array_equal(orders(text), orders(text, seed=6)) == (text == "raster")
-
-
 def test_order_files_give_the_row_of_the_image(tmp_path: Path) -> None:
     rows = random_orders(50, 256, seed=9)
     for name in ("orders.npy", "orders.json"):
@@ -55,12 +47,3 @@ def test_anything_else_is_refused() -> None:
     for text in ("lpd:", "lpd:x", "lpd:1:2:3", "lpd:-1", "lpd:nan", "lpd:inf"):
         with pytest.raises(ValueError, match=r"expected lpd:R or lpd:R:P with finite numbers"):
             parse_order(text, GRID, 0, 50)
-
-
-def test_a_grid_has_positive_sizes_that_divide() -> None:
-    for change in ({"image_size": 0}, {"stride": 0}, {"vocab_size": 0}):
-        with pytest.raises(ValueError, match="expected positive sizes, found"):
-            replace(GRID, **change)
-    with pytest.raises(ValueError, match="image size 66 is not a multiple of the .* stride 4"):
-        replace(GRID, image_size=66)
-    assert replace(GRID, image_size=4, vocab_size=1).num_tokens == 1
