@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import re
 import zipfile
 import zlib
@@ -38,8 +37,6 @@ from util.errors import UserError, is_out_of_memory
 from util.files import open_file, read_json, replacing, write_json
 from util.images import MADE_BY, save_png
 from util.logs import progress
-
-logger = logging.getLogger(__name__)
 
 # Beside the images: what they show.
 RECORD_FILE = "images.json"
