@@ -26,19 +26,13 @@ def edit(
 ) -> Tensor:
     """Decode the masked tokens of B images anew: (B, N) int64 on the model's device, raster order.
 
-    Images with equal numbers of masked tokens are decoded together. What becomes of one depends on
-    its own tokens, mask, label and id alone, never on the others; an image without masked tokens
-    is returned as it is. A ValueError names an argument that is out of range.
-
-    Args:
-        tokens: (B, N) int64 codes, raster order; what stands under the mask does not matter.
-        mask: (B, N) bool, True where a token is decoded anew.
-        labels: (B,) int64 in [0, class_num); None edits without a class.
-        options: `num_steps`, at most one per masked token and at least two for a whole image, by
-            default a share of a whole image's (see `orders.group_sizes.remaining_group_sizes`);
-            `proximity_threshold` (1) and `repulsion_threshold` (by default the one published for
-            whole images) of the orders; `seed`, `image_ids`, `sampler` and fields of `sampling`
-            as of `generate`.
+    Of `tokens` (B, N) int64, raster order, those where `mask` (B, N) bool is True are replaced, for
+    `labels` (B,) in [0, class_num) or without a class. What becomes of an image depends on its own
+    tokens, mask, label and id alone, never on the others. A ValueError names an argument that is
+    out of range. `options`: `num_steps`, at most one per masked token and at least two for a whole
+    image, by default a share of a whole image's (`orders.group_sizes.remaining_group_sizes`);
+    `proximity_threshold` (1) and `repulsion_threshold` (by default as published for whole images)
+    of the orders; `seed`, `image_ids`, `sampler` and fields of `sampling` as of `generate`.
     """
     result, parts = _split(model, tokens, mask, labels, sampling, **options)
     for rows, given in parts:

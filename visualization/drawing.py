@@ -94,11 +94,11 @@ def _longest(texts: Sequence[str]) -> int:
 
 def fitted(text: str, width: int) -> str:
     """Cut a text to a width, pixels."""
-    if get_font().getlength(text) <= width:
-        return text
-    while text and get_font().getlength(f"{text}…") > width:
+    shown = text
+    while text and get_font().getlength(shown) > width:
         text = text[:-1]
-    return f"{text}…"
+        shown = f"{text}…"
+    return shown
 
 
 def write_picture(picture: Image.Image | Figure | Sequence[Image.Image], path: Path) -> None:

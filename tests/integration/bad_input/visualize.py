@@ -34,20 +34,13 @@ ORDERS = Group(
           (.json, .npy, or a published name)
         --lpd_order_file orders.npy | an order file for another grid
           --lpd_order_file: orders.npy: found orders of length 64, expected 16
-        --lpd_order_file orders.json | a position twice
-          --lpd_order_file: orders.json: row 4: found position 7 repeated, expected every position
-          once
         --lpd_order_file orders.json --image_id 9 | an image beyond the last order
           --lpd_order_file: orders.json holds 9 orders, expected one for each of 10 images
         --lpd_order_file orders.json --orders random | the file's orders are not among those shown
           --lpd_order_file: found no lpd in --orders, expected it there
-        --lpd_order_file lpd_l_256 | the name of something else
-          --lpd_order_file: found lpd_l_256, published weights, expected a file or
-          res256_steps20_repulsion2, ...
         """,
         {
             "an order file for another grid": files.other_grid_orders,
-            "a position twice": files.order_rows(9, files.repeat_a_position),
             "an image beyond the last order": files.order_rows(9),
             "the file's orders are not among those shown": files.order_rows(9),
         },
@@ -64,9 +57,6 @@ GENERATIONS = Group(
           --output: found 'new.jpg', expected a name ending in .gif or .png
         --output data.png | a folder
           --output: data.png is a folder, expected a file
-        --pretrained_ckpt other.pth | of another tokenizer
-          --pretrained_ckpt: other.pth: was trained on tokens of tokenizer 0123456789ab, expected
-          this run's ... (--vqgan_path)
         --classes 3 | no such class
           --classes: found '3', expected 0..2 or the name of one class
         --class_names digits | names of another number of classes
@@ -75,14 +65,10 @@ GENERATIONS = Group(
           --class_names: names.json: found 3 in the place of a name, expected text
         --num_images 3 | not the same number of each class
           --num_images: found 3, expected a multiple of the 2 classes (--classes)
-        --lpd_order_file orders.json | fewer orders than images
-          --lpd_order_file: orders.json holds 1 orders, expected at least 2 (--num_images)
         """,
         {
             "a folder": lambda folder: (folder / "data.png").mkdir(),
-            "of another tokenizer": files.other_tokens,
             "no list of names": files.writing("names.json", '["cat", 3]'),
-            "fewer orders than images": files.order_rows(1),
         },
     ),
 )
