@@ -48,38 +48,35 @@ MAX_SHIFT = 2  # of a training image in each direction, pixels
 def main(argv: list[str] | None = None) -> None:
     """Run a sub-command."""
     parser = Parser(description="The digits of the demo: data set, feature extractor, report.")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    sub = commands.add_parser("prepare", help="write the digits as an image folder of PNGs")
-    sub.add_argument("--output", required=True, help="folder for train/<digit>/ and test/<digit>/")
-    sub.set_defaults(run=lambda args: prepare(require_writable_folder(args.output, "--output")))
-
-    sub = commands.add_parser("features", help="train the classifier that serves as extractor")
-    sub.add_argument("--data", required=True, help="the folder `prepare` wrote")
-    sub.add_argument("--output", type=Path, required=True, help="file for the classifier's weights")
-    add_flags(sub, "--seed", help="seed of the training")
-    sub.set_defaults(run=features)
-
-    sub = commands.add_parser("report", help="judge generated digits by an SVM on real ones")
-    sub.add_argument("--data", required=True, help="the folder `prepare` wrote")
-    sub.add_argument("--samples", required=True, help="folder of 00000.png ..., sorted by class")
-    sub.add_argument("--metrics", required=True, help="JSON file to add the accuracies to")
-    sub.add_argument("--grid", required=True, help="PNG file for ten samples of every class")
-    sub.set_defaults(run=report)
-
-    for sub in commands.choices.values():
+    commands = parser.add_subparsers(required=True)
+    about = {
+        "data": "the folder `prepare` wrote",
+        "output": "folder for train/<digit>/ and test/<digit>/, or file for the weights",
+        "samples": "folder of 00000.png ..., sorted by class",
+        "metrics": "JSON file to add the accuracies to",
+        "grid": "PNG file for ten samples of every class",
+    }
+    for work, title, flags in (
+        (prepare, "write the digits as an image folder of PNGs", "output"),
+        (features, "train the classifier that serves as extractor", "data output"),
+        (report, "judge generated digits by an SVM on real ones", "data samples metrics grid"),
+    ):
+        sub = commands.add_parser(work.__name__, help=title)
+        for name in flags.split():
+            sub.add_argument(f"--{name}", type=Path, required=True, help=about[name])
         add_flags(sub, "--debug")
+        sub.set_defaults(work=work)
     args = parser.parse_args(argv)
-    args.run(args)
+    args.work(args)
 
 
-def prepare(output: Path) -> None:
+def prepare(args: argparse.Namespace) -> None:
     """Write train/<digit>/NNNN.png (1,437) and test/<digit>/NNNN.png (360), numbered as they are.
 
     Values are scaled by 255/16 and rounded, the 8 x 8 images enlarged with Pillow's BICUBIC; the
     three channels are equal.
     """
-    digits = load_digits()
+    output, digits = require_writable_folder(args.output, "--output"), load_digits()
     split = {"test_size": 0.2, "stratify": digits.target, "random_state": 0}
     parts = train_test_split(np.arange(len(digits.target)), **split)
     for part, numbers in zip(("train", "test"), parts, strict=True):
@@ -96,20 +93,20 @@ def features(args: argparse.Namespace) -> None:
     """Train the classifier on the training part and measure it on the test part."""
     train, test = read_part(args.data, "train"), read_part(args.data, "test")
     require_writable_folder(args.output.parent, "--output")
-    model = train_digits_classifier(*train, seed=args.seed)
+    model = train_digits_classifier(*train)
     correct = model(test.images)[1].argmax(dim=1) == test.labels
     logger.info("the classifier recognises %.1f %% of the test part", 100 * correct.float().mean())
     with blame("--output"):
         atomic_save({"model": model.state_dict()}, args.output)
 
 
-def train_digits_classifier(images: Tensor, labels: Tensor, seed: int = 0) -> DigitsClassifier:
+def train_digits_classifier(images: Tensor, labels: Tensor) -> DigitsClassifier:
     """Train the demo's feature extractor on images (n, 3, 32, 32) uint8, in a few seconds.
 
     Shifting each batch by up to two pixels is what lifts it from about 98 % to above 99 %.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed("digits classifier", seed))
+        torch.manual_seed(torch_seed("digits classifier", 0))
         model = DigitsClassifier()
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
         steps = EPOCHS * -(-len(images) // BATCH_SIZE)
@@ -130,8 +127,8 @@ def report(args: argparse.Namespace) -> None:
     """Add the judge's accuracies to the metrics, and write the grid of samples."""
     with blame("--metrics"):
         metrics = read_json(args.metrics)
-    require_writable_folder(Path(args.grid).parent, "--grid")
-    samples = read_samples(Path(args.samples))
+    require_writable_folder(args.grid.parent, "--grid")
+    samples = read_samples(args.samples)
     judge = train_judge(*read_part(args.data, "train"))
     generated, real = judge.score(*samples), judge.score(*read_part(args.data, "test"))
     metrics |= {"class_accuracy_generated": generated, "class_accuracy_real_test": real}

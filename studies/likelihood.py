@@ -35,7 +35,7 @@ class Setting:
     order: str  # as on the command line
     orders: OrderSource
     group_sizes: Sequence[int]  # K sizes that sum to N
-    sizes_name: str = ""  # in a word; those of the table or rule have none
+    sizes_name: str = ""  # as on the command line; those of the table or rule have none
 
     @property
     def steps(self) -> int:
@@ -51,16 +51,12 @@ def read_settings(args: argparse.Namespace, grid: TokenGrid, num_images: int) ->
     with blame("--orders"):
         paths = [published.resolve(text, published.ORDERS) for text in args.orders]
         sources = [parse_order(path, grid, args.seed, num_images) for path in paths]
-    steps = args.steps or []
-    if not steps and not args.group_sizes:
-        steps = [len(sizes) for sizes in training_group_sizes(grid.num_tokens)]
     with blame("--steps"):
-        lists = [(group_sizes(grid.num_tokens, count), "") for count in steps]
+        lists = [(group_sizes(grid.num_tokens, count), "") for count in args.steps or []]
     with blame("--group_sizes"):
         for text in args.group_sizes or []:
-            sizes = parse_group_sizes(text, grid.num_tokens)
-            earlier = sum(len(other) == len(sizes) and bool(name) for other, name in lists)
-            lists.append((sizes, f"as listed, {earlier + 1}" if earlier else "as listed"))
+            lists.append((parse_group_sizes(text, grid.num_tokens), text))
+    lists = lists or [(sizes, "") for sizes in training_group_sizes(grid.num_tokens)]
     for text in args.orders:
         warn_of_steps(text, [len(sizes) for sizes, _ in lists], "--orders", "--steps")
     return [

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from scripts.demo_digits import prepare
+from scripts import demo_digits
 
 
 def few_digits(folder: Path, train: int, test: int) -> Path:
     """Write so many images of each digit to train/ and test/."""
-    prepare(folder)
+    demo_digits.main(["prepare", "--output", str(folder)])
     for part, count in (("train", train), ("test", test)):
         for digit in (folder / part).iterdir():
             for path in sorted(digit.iterdir())[count:]:

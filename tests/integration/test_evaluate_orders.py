@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from orders.group_sizes import training_group_sizes
+from orders.sources import ORDERS
 from scripts import evaluate_orders
 from tests.commands import ROOT, run_program, succeed
 from tests.few_digits import few_digits
@@ -30,8 +32,7 @@ def test_a_file_says_what_made_it(world: TinyWorld, tmp_path: Path) -> None:
     found = {}
     for number in ("4", "5"):
         output = tmp_path / f"{number}.json"
-        what = ["--num_images", number, "--orders", "random", "--steps", "16"]
-        evaluate_orders.main([*flags(world)[1:], "--output", str(output), *what])
+        evaluate_orders.main([*flags(world)[1:], "--output", str(output), "--num_images", number])
         found[number] = json.loads(output.read_text())
     four = found["4"]
     assert four["code"] == revision() and four["versions"] == versions()
@@ -41,6 +42,9 @@ def test_a_file_says_what_made_it(world: TinyWorld, tmp_path: Path) -> None:
     assert four["images_sha256"] != found["5"]["images_sha256"]
     classes = ast.literal_eval(four["class_by_image"])
     assert classes == ["class0", "class0", "class1", "class2"]  # 0, 12, 24 and 36 of 48
+    # By default the orders that need no file, in the steps of training.
+    settings = [(len(sizes), order) for sizes in training_group_sizes(16) for order in ORDERS]
+    assert [(entry["steps"], entry["order"]) for entry in four["results"]] == settings
 
 
 @pytest.mark.slow

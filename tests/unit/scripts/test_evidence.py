@@ -54,17 +54,6 @@ def lines(capsys: pytest.CaptureFixture):
 
 
 @pytest.fixture
-def refused(lines):
-    """Assert that a table is refused with a line."""
-
-    def run(message: str, *arguments: object) -> None:
-        with pytest.raises(UserError, match=message):
-            lines(*arguments)
-
-    return run
-
-
-@pytest.fixture
 def two(tmp_path: Path) -> list[Path]:
     """Files of two models."""
     return [
@@ -119,7 +108,7 @@ def test_tables_by_hand(lines, two: list[Path], arguments: str, head: str, first
     assert rows[1].startswith("| 12 | ") and len(rows) == 2
 
 
-def test_files_of_one_model_are_one(lines, refused, tmp_path: Path) -> None:
+def test_files_of_one_model_are_one(lines, tmp_path: Path) -> None:
     one = write_results(tmp_path / "a.json", 0)
     more = write_results(tmp_path / "b.json", 1, ("random",))
     head, _, first, _ = lines("nll", one, more, "--minus", "random")
@@ -128,7 +117,8 @@ def test_files_of_one_model_are_one(lines, refused, tmp_path: Path) -> None:
     assert first.split(" | ")[1:4] == ["25.00 ± 6.45", "28.00 ± 6.73", "26.00 ± 6.45"]
     assert first.endswith("| -1.00 ± 0.00 | 2.00 ± 0.58 |")
     again = write_results(tmp_path / "c.json", 2)
-    refused(r"^files: .*c.json repeats \(64, 'lpd'\) of a, expected it once$", "nll", one, again)
+    with pytest.raises(UserError, match="^files: .*c.json repeats .* of a, expected it once$"):
+        lines("nll", one, again)
     # Another model, or the same otherwise measured, is averaged with the first.
     for other in ({"checkpoint_sha256": "c2"}, {"seed": 1}, {"bf16": True}):
         write_results(again, 2, **other)
@@ -139,7 +129,11 @@ def test_files_of_one_model_are_one(lines, refused, tmp_path: Path) -> None:
     assert [line[:5] for line in lines("nll", one, more)[2:]] == ["| 12 "]
 
 
-def test_what_cannot_make_a_table_is_refused(refused, two: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_make_a_table_is_refused(lines, two: list[Path], tmp_path: Path) -> None:
+    def refused(message: str, *arguments: object) -> None:
+        with pytest.raises(UserError, match=message):
+            lines(*arguments)
+
     file = tmp_path / "a.json"
     for name in ("images_sha256", "data_set", "num_images", "samples", "cfg"):
         write_results(file, 0, checkpoint_sha256="c2", **{name: "x"})

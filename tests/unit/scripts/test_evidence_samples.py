@@ -126,6 +126,8 @@ def test_the_command_measures_every_setting(
 ) -> None:
     output, grid = tmp_path / "new" / "out.json", tmp_path / "grid.png"
     flags = ["--steps", 16, 4, "--orders", "lpd", "raster", "--grid", grid, "--grid_steps", 4]
+    with pytest.raises(UserError, match="^--samples: found 10, expected a multiple of 3$"):
+        command(networks, output, monkeypatch, *flags, "--samples", 10)
     command(networks, output, monkeypatch, *flags)
     found = json.loads(output.read_text())
     assert (found["data_set"], found["samples"], found["cfg"], found["seed"]) == ("toy", 9, 1.0, 5)
@@ -155,13 +157,6 @@ def test_the_command_measures_every_setting(
     assert picture.shape == (4 * 18 - 2, 9 * 18 - 2, 3)
     assert np.array_equal(picture[:16, :16], train[0].permute(1, 2, 0).numpy())
     assert np.array_equal(picture[36:52, 18:34], made.images[1].permute(1, 2, 0).numpy())
-
-
-def test_as_many_of_each_class(
-    networks: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="^--samples: found 10, expected a multiple of 3$"):
-        command(networks, tmp_path / "out.json", monkeypatch, "--steps", 4, "--samples", 10)
 
 
 def test_photographs_are_told_apart_where_nobody_was_trained(tmp_path: Path) -> None:
