@@ -204,15 +204,12 @@ class PublishedCache(TokenCache):
         """Read one grid, (N,) of an integer type."""
         file, name = self._files[index], "indices_flip" if flipped else "indices"
         try:
-            tokens = read_npz(file, [name])[name]
+            tokens = read_npz(file, [name])[name].ravel()
+            if tokens.dtype.kind not in "iu" or tokens.size == 0:
+                raise ValueError(f"{name} holds {tokens.size} x {tokens.dtype}")
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{self.flag}: {file} cannot be read ({error}), expected an .npz with integer "
                 "arrays 'indices' and 'indices_flip'"
             ) from error
-        if tokens.dtype.kind not in "iu" or tokens.size == 0:
-            raise UserError(
-                f"{self.flag}: {file} holds {tokens.dtype} {tokens.shape} under {name!r}, "
-                "expected integers"
-            )
-        return tokens.ravel()
+        return tokens

@@ -93,8 +93,8 @@ CONVERTING = Group(
           --published_path: published/dog/1.npz holds 16 indices from 32 to 32, expected 16 in [0,
           32)
         --published_path published | fractions
-          --published_path: published/dog/1.npz holds float64 (16,) under 'indices', expected
-          integers
+          --published_path: published/dog/1.npz cannot be read (indices holds 16 x float64),
+          expected an .npz with integer arrays 'indices' and 'indices_flip'
         --published_path published | Python objects instead of numbers (they are not unpickled)
           --published_path: published/dog/1.npz cannot be read (Object arrays are not read, expected
           plain numbers), expected an .npz with integer arrays 'indices' and 'indices_flip'

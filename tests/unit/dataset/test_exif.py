@@ -12,12 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 from dataset.pictures import open_rgb
 
 ASCII, SHORT, RATIONAL = 2, 3, 5
-STORED = Image.fromarray(
-    np.random.default_rng(0).integers(0, 256, size=(16, 24, 3), dtype=np.uint8)
-)
-
-
-PIXELS, QUARTER = np.asarray(STORED), np.rot90(np.asarray(STORED), -1)
+PIXELS = np.random.default_rng(0).integers(0, 256, size=(16, 24, 3), dtype=np.uint8)
+STORED, QUARTER = Image.fromarray(PIXELS), np.rot90(PIXELS, -1)
 # What is shown of what is stored, by orientation.
 SHOWN = {1: PIXELS, 2: PIXELS[:, ::-1], 3: PIXELS[::-1, ::-1], 4: PIXELS[::-1]}
 SHOWN |= {5: QUARTER[:, ::-1], 6: QUARTER, 7: QUARTER[::-1], 8: QUARTER[::-1, ::-1]}
@@ -111,6 +107,16 @@ def file_of(kind: str, **options: object) -> bytes:
 
 def opened(content: bytes) -> Image.Image:
     return open_rgb(io.BytesIO(content), "picture", upright=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_orientation_is_obeyed_once(kind: str) -> None:
+    exif = Image.Exif()
+    for orientation, expected in SHOWN.items():
+        exif[0x112] = orientation
+        found = np.asarray(opened(file_of(kind, exif=exif)), dtype=int)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).mean() < (20 if kind == "jpeg" else 1e-9)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
