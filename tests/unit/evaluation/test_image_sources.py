@@ -68,10 +68,9 @@ def test_processes_share_all_images(folder, tmp_path, monkeypatch, kind, process
     assert np.array_equal(all_images(found), IMAGES)
 
 
-def test_a_reference_folder_is_cropped_but_samples_never_are(folder):
-    assert all_images(pixels_of(open_images(folder, "--fid_stats", 16))).shape[1:] == (16, 16, 3)
+def test_a_reference_folder_is_cropped(folder):
     Image.fromarray(IMAGES[0][:, :28]).save(folder / "00007.png")
-    assert "00007.png has 28 x 32 pixels, expected 32" in message_of(folder)
+    assert all_images(pixels_of(open_images(folder, "--fid_stats", 16))).shape[1:] == (16, 16, 3)
 
 
 @pytest.mark.parametrize(
