@@ -89,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             TokenGrid(args.img_size, tokenizer.stride, tokenizer.codebook_size)
         images = list_images(args.data_path)
         require_writable_folder(path, "--cached_path")
-        distributed.start(launch, device)
-        signals.callback(distributed.stop)
+        signals.enter_context(distributed.start(launch, device))
 
         def begin() -> None:
             if distributed.is_main():

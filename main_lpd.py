@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -57,10 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         score_samples(parser, args)
         return
     stopped_by = 0
-    with ExitStack() as at_exit:
-        signals = at_exit.enter_context(StopSignals())
+    with StopSignals() as signals:
         if args.evaluate:  # finished images are kept
-            at_exit.enter_context(signals.leaving_at_once(partial(leave_evaluation, args)))
+            signals.enter_context(signals.leaving_at_once(partial(leave_evaluation, args)))
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         resolve_flags(args)
@@ -82,14 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             training = build_training(args, model, source, tokens.fingerprint, launch.world_size)
         require_writable_folder(args.output_dir, "--output_dir")
         require_writable_folder(args.log_dir, "--log_dir")
-        distributed.start(launch, device)
-        at_exit.callback(distributed.stop)
+        signals.enter_context(distributed.start(launch, device))
         on_main(lambda: begin(args, signals, before))
         on_main(lambda: record_run(parser, pinned_flags(args), args.output_dir))
         if evaluation is not None:
             evaluation = evaluation.with_reference()
         scalars = open_scalars(args, wandb, training)
-        at_exit.callback(scalars.close)
+        signals.callback(scalars.close)
         if training is None:
             evaluate_checkpoint(args, model, weights, evaluation, tokens.fingerprint, scalars)
         else:
@@ -242,9 +239,7 @@ def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         require_writable_folder(folder, flag)
         with blame(flag):
             record_run(parser, args, folder)
-    with ExitStack() as at_exit:
-        distributed.start(launch, device)
-        at_exit.callback(distributed.stop)
+    with distributed.start(launch, device):
         scores = score_images(source, scoring.with_reference())
         about = {"images": str(source.path), "image_size": source.image_size}
         if scores is not None:

@@ -10,7 +10,6 @@ The .npz holds mu, sigma, mu_s and sigma_s as ADM's do (the latter two are sFID'
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -66,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         record_run(parser, args, out.parent)
     parts = frozenset(kind.dims) | ({"features"} if args.features else set())
     plan = ReferencePlan(source.path, parts, Reference(), source)
-    with ExitStack() as at_exit:
-        distributed.start(launch, device)
-        at_exit.callback(distributed.stop)
+    with distributed.start(launch, device):
         reference = plan.load(extractor, args.batch_size, args.num_workers)
         if reference is not None:
             with blame("--out"):

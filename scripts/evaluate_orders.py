@@ -12,7 +12,6 @@ of it is due to decoding in parallel. `--search` looks for the best thresholds a
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,11 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             record_run(parser, pinned_flags(args), args.output.parent)
         if launch.rank == 0:
             about = describe(args, cache, image_ids)
-    with ExitStack() as at_exit:
-        distributed.start(launch, device)
-        at_exit.callback(distributed.stop)
-        at_exit.enter_context(logs.logging_redirect_tqdm())
-        at_exit.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=args.bf16))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+    with distributed.start(launch, device), logs.logging_redirect_tqdm(), autocast:
         costs = partial(measure, model, cache, batch_size=args.batch_size)
         lines, figures = study(args, model.grid, plans, costs, image_ids)
         if distributed.is_main():

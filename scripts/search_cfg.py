@@ -76,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = require_writable_folder(args.output_dir, "--output_dir")
     points = product(sorted({*(args.temperatures or [args.temperature])}), sorted({*args.cfgs}))
     with ExitStack() as at_exit:
-        distributed.start(launch, device)
-        at_exit.callback(distributed.stop)
+        at_exit.enter_context(distributed.start(launch, device))
         engine_lpd.on_main(lambda: at_exit.enter_context(folder_lock(folder, "search")))
         engine_lpd.on_main(lambda: record_run(parser, pinned_flags(args), folder))
         evaluation = evaluation.with_reference()

@@ -234,8 +234,7 @@ def main() -> None:
                 record_run(parser, args, folder)
 
     with ExitStack() as at_exit:
-        distributed.start(launch, device)
-        at_exit.callback(distributed.stop)
+        at_exit.enter_context(distributed.start(launch, device))
         distributed.fail_together(begin)
         train(args, model, images, device, folder)
 

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -77,8 +78,9 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
     return device
 
 
-def start(launch: Launch, device: torch.device) -> None:
-    """Make the process group (nccl on GPUs, gloo on CPU); nothing to do for one process."""
+@contextmanager
+def start(launch: Launch, device: torch.device) -> Iterator[None]:
+    """Have a process group (nccl on GPUs, gloo on CPU) inside the block; none of one process."""
     on_gpu = device.type == "cuda"
     if launch.world_size > 1:
         dist.init_process_group(
@@ -88,12 +90,11 @@ def start(launch: Launch, device: torch.device) -> None:
             rank=launch.rank,
             device_id=device if on_gpu else None,
         )
-
-
-def stop() -> None:
-    """Take the process group down."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def rank() -> int:

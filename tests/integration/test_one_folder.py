@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +123,9 @@ def test_what_another_run_saves_meanwhile_is_not_written_over(
     """Between reading a checkpoint and taking the folder another run may save, and end."""
     line, start_together = resuming(world, tmp_path, "--epochs", 1), main_lpd.distributed.start
 
-    def save_and_start(*arguments: object) -> None:
+    def save_and_start(*arguments: object) -> AbstractContextManager[None]:
         (tmp_path / LAST).write_bytes(b"of another run")
-        start_together(*arguments)
+        return start_together(*arguments)
 
     monkeypatch.setattr(main_lpd.distributed, "start", save_and_start)
     with pytest.raises(UserError, match=r"^--output_dir: .*: another run saved there while this"):

@@ -37,11 +37,11 @@ def test_torchrun_prints_the_line_once_and_every_worker_exits_2(tmp_path: Path) 
         def main():
             import torch
             rank = int(os.environ["RANK"])
-            distributed.start(distributed.Launch(rank, 3, rank), torch.device("cpu"))
             def work():
                 if rank == 1:
                     raise UserError("--flag: wrong")
-            distributed.fail_together(work)
+            with distributed.start(distributed.Launch(rank, 3, rank), torch.device("cpu")):
+                distributed.fail_together(work)
         run(main)
     """
     (tmp_path / "script.py").write_text(HEADER + dedent(body))
