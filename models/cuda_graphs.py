@@ -71,13 +71,13 @@ class GraphCache:
 
     def __init__(self, max_graphs: int) -> None:
         self._max_graphs = max_graphs
-        self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self.captured: OrderedDict[Hashable, _Captured] = OrderedDict()
         # Captures share the memory of a pool only if they share the stream as well.
         self._pool: Pool | None = None
         self._side_stream: Stream | None = None
 
     def __len__(self) -> int:
-        return len(self._graphs)
+        return len(self.captured)
 
     @torch.no_grad()
     def run(self, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -93,13 +93,13 @@ class GraphCache:
         address as long as the graph: new values there are seen, another tensor is not.
         """
         signature = (key, _settings(), *((x.shape, x.dtype, x.device) for x in inputs))
-        if signature not in self._graphs:
+        if signature not in self.captured:
             logger.info("capturing a CUDA graph: %s", key)
-            while len(self._graphs) >= self._max_graphs:
-                self._graphs.popitem(last=False)
-            self._graphs[signature] = self._capture(function, inputs)
-        self._graphs.move_to_end(signature)
-        captured = self._graphs[signature]
+            while len(self.captured) >= self._max_graphs:
+                self.captured.popitem(last=False)
+            self.captured[signature] = self._capture(function, inputs)
+        self.captured.move_to_end(signature)
+        captured = self.captured[signature]
         for static, new in zip(captured.inputs, inputs, strict=True):
             static.copy_(new)
         captured.graph.replay()
@@ -107,7 +107,7 @@ class GraphCache:
         return captured.output.clone()
 
     def clear(self) -> None:
-        self._graphs.clear()
+        self.captured.clear()
 
     def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Captured:
         device = inputs[0].device
@@ -123,7 +123,7 @@ class GraphCache:
         autocast = torch.autocast(kind, dtype, enabled, cache_enabled=False)
         # A pool ends with its last graph, and no other capture enters one where a capture failed.
         pool, self._pool = self._pool, None
-        if pool not in {captured.pool for captured in self._graphs.values()}:
+        if pool not in {captured.pool for captured in self.captured.values()}:
             pool = torch.cuda.graph_pool_handle()
         if self._side_stream is None or self._side_stream.device != device:
             self._side_stream = torch.cuda.Stream(device)

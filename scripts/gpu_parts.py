@@ -107,7 +107,7 @@ def sampling(check: Check, batch_size: int) -> None:
     check.keep(images_per_s=images_per_s, vq_dtype=str(case.decoder.dtype))
     if check.device.type == "cuda":
         with check.attempt("replay"):
-            (captured,) = FastPath.of(case.model).graphs._graphs.values()
+            (captured,) = FastPath.of(case.model).graphs.captured.values()
             replay = captured.graph.replay
             check.keep_medians(replay=replay)
     check.profile(replay)
