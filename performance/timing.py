@@ -3,6 +3,7 @@
 import argparse
 import logging
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.fast import NetworkWeights
 from models.lpd import LPD
 from performance.cost import Rates
 from util import distributed
@@ -128,9 +130,11 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
 
 
 def warm_up(function: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Make first calls: `cold_start_s`, and on a GPU `peak_bytes`, its largest allocation."""
+    """Make first calls: `cold_start_s`, and `peak_bytes`, on a CPU of the process so far."""
     if device.type != "cuda":
-        return {"cold_start_s": seconds_of(function, device)}
+        seconds = seconds_of(function, device)
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"cold_start_s": seconds, "peak_bytes": peak}
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     seconds = seconds_of(function, device)
@@ -183,25 +187,27 @@ def measure_rates(
     return {x: Rates(bandwidth, max(rate(x, *sizes) for sizes in products)) for x in dtypes}
 
 
-def bare_products(model: LPD, dtype: torch.dtype, most: int) -> Callable[..., None]:
+def bare_products(
+    model: LPD, dtype: torch.dtype, most: int, packed: bool = False
+) -> Callable[..., None]:
     """Return what multiplies rows, at most so many, with all matrices, and does nothing between.
 
     It takes the number of rows in the blocks and of those at the head; `backward` makes the
-    products of the gradients, too.
+    products of the gradients, too. `packed`: with weights in the fast sampler's layout on a CPU.
     """
-    layers = [y for x in model.blocks for y in (x.attn.qkv, x.attn.proj, x.mlp.fc1, x.mlp.fc2)]
-    weights = [layer.weight.detach().to(dtype) for layer in (*layers, model.head)]
-    widths = {width for weight in weights for width in weight.shape}
+    weights = NetworkWeights.prepare(model, dtype, packed)
+    layers = [layer for x in weights.blocks for layer in (x.qkv, x.proj, x.fc1, x.fc2)]
+    widths = {width for layer in (*layers, weights.head) for width in layer.weight.shape}
     # Inputs and gradients.
-    rows = {n: torch.randn(most, n, dtype=dtype, device=weights[0].device) for n in widths}
+    rows = {n: torch.randn(most, n, dtype=dtype, device=model.pos_embed.device) for n in widths}
 
     def multiply(in_blocks: int, at_head: int, backward: bool = False) -> None:
-        work = list(zip(weights, [in_blocks] * len(layers) + [at_head], strict=True))
-        for weight, count in work:
-            F.linear(rows[weight.shape[1]][:count], weight)
-        for weight, count in reversed(work) if backward else ():
-            grad, x = (rows[width][:count] for width in weight.shape)
-            grad @ weight
+        work = [*((layer, in_blocks) for layer in layers), (weights.head, at_head)]
+        for layer, count in work:
+            layer(rows[layer.weight.shape[1]][:count])
+        for layer, count in reversed(work) if backward else ():
+            grad, x = (rows[width][:count] for width in layer.weight.shape)
+            grad @ layer.weight
             grad.mT @ x
 
     return multiply

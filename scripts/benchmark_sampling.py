@@ -41,13 +41,14 @@ COLUMNS = benchmark.COLUMNS | {
     "floor_share": ("floor / fast", ".0%", 1),
     "vq_s": ("VQ decoder, ms", ".1f", 1e3),
     "products_ratio": ("generation / products", ".2f", 1),
+    "packed_products_ratio": ("generation / packed products", ".2f", 1),
     "cold_start_s": ("cold start, s", ".1f", 1),
 }
 NOTES = f"""\
 fast, 95 %: median and 95th percentile, from labels to uint8 images on the device
 generation: the fast median without the VQ decoder; products: its bare matrix products, as nn.Linear
-  runs them
-peak: memory of the fast path on a GPU
+  runs them or (packed) with weights in the fast path's layout
+peak: memory of the fast path on a GPU, on a CPU of the process so far
 cold start: the first images, with preparation, compilation and capture
 
 {FORMULA}"""
@@ -169,14 +170,14 @@ class Case:
         vq = Work(one.bytes, self.batch_size * one.operations)  # weights are read once for all
         return sum(step.seconds(rates[self.dtype]) for step in steps) + vq.seconds(rates[dtype])
 
-    def products(self) -> Callable[[], None]:
+    def products(self, packed: bool) -> Callable[[], None]:
         """Return what makes all matrix products of a generation, and nothing between them."""
         rows = [
             (self.sequences * (context + queries), self.sequences * queries)
             for context, queries in step_rows(self.sizes)
         ]
         most = max(in_blocks for in_blocks, _ in rows)
-        multiply = benchmark.bare_products(self.model, self.dtype, most)
+        multiply = benchmark.bare_products(self.model, self.dtype, most, packed)
 
         def generation() -> None:
             for in_blocks, at_head in rows:
@@ -194,12 +195,14 @@ def measure(case: Case, rates: Mapping[torch.dtype, Rates], effort: Effort) -> R
     if effort.plain:
         calls["plain"] = case.plain
     if case.device.type == "cpu":
-        calls["products"] = case.products()
+        calls["products"] = case.products(packed=False)
+        if FastPath.of(case.model).network(case.model) is not None:
+            calls["packed_products"] = case.products(packed=True)
     for name in calls.keys() - {"fast", "vq"}:
         calls[name]()
     record |= benchmark.compare(calls, case.batch_size, effort)
-    if "products" in calls:
-        record["products_ratio"] = (record["fast_s"] - record["vq_s"]) / record["products_s"]
+    for name in calls.keys() & {"products", "packed_products"}:
+        record[f"{name}_ratio"] = (record["fast_s"] - record["vq_s"]) / record[f"{name}_s"]
     floor_s = case.floor(rates)
     return record | {"floor_s": floor_s, "floor_share": floor_s / record["fast_s"]}
 

@@ -11,12 +11,16 @@ import gc
 import itertools
 import random
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
@@ -24,7 +28,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.batches import Batch
+from dataset.batches import Batch, CachedTokens, epoch_batches
+from dataset.token_cache import open_cache
+from dataset.write_cache import write_index, write_shard
 from models.cpu import Dropout
 from models.lpd import LPD, lpd_l, lpd_tiny, lpd_xl, lpd_xxl
 from models.masks import group_causal_mask
@@ -41,9 +47,11 @@ PLAIN_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
 # Title, number format and factor by key.
 COLUMNS = benchmark.COLUMNS | {
     "plain_dtype": ("plain type", "", 1),
+    "tokens_per_s": ("tokens/s", ".0f", 1),
     "flop_per_s": ("TFLOP/s", ".3g", 1e-12),
     "rate_share": ("of the rate", ".0%", 1),
     "products_share": ("products / fast", ".0%", 1),
+    "waiting_share": ("waiting for data", ".2%", 1),
     "cold_start_s": ("first steps, s", ".1f", 1),
 }
 NOTES = """\
@@ -51,10 +59,12 @@ fast: median optimiser step as training runs it: bfloat16 autocast, fused AdamW,
   blocks and sparse masks; each step draws its list of group sizes
 plain: the same batches and lists; dense masks made at every step, eager, all logits at once,
   PyTorch's own dropout and unfused AdamW
+tokens/s: 2N sequence tokens an image, N known ones and N queries
 TFLOP/s: by the rule below, which counts the head for all 2N sequence tokens of an image though only
   N reach it; of the rate: over the fastest of large matrix products of the same type
 products: qkv, proj, fc1, fc2 and head alone, forward and backward, for the rows that are needed
-peak: memory of one step's network, optimiser and activations on a GPU
+waiting for data: share of the fast loop's time that the host asks a token cache for its next batch
+peak: on a GPU of one step's network, optimiser and activations, on a CPU of the process so far
 first steps: from a new network on, with compilation
 
 operations of an image = 2N tokens x 6 x (block + head parameters)
@@ -144,13 +154,38 @@ class Step:
         return loss.detach()
 
 
-def random_batch(model: LPD, batch_size: int, device: torch.device) -> Batch:
-    """Draw what a step sees of a token cache."""
-    shape = (batch_size, model.grid.num_tokens)
-    tokens = torch.randint(model.grid.vocab_size, shape, device=device)
-    labels = torch.randint(model.class_num, (batch_size,), device=device)
-    orders, drop = (torch.rand(size, device=device) for size in (shape, batch_size))
-    return Batch(tokens, labels, orders.argsort(dim=1), drop < model.label_drop_prob)
+@contextmanager
+def random_batches(model: LPD, batch_size: int, device: torch.device) -> Iterator[Iterator[Batch]]:
+    """Feed an epoch of a token cache of random images, which goes with the block."""
+    rng, classes = np.random.default_rng(0), list(map(str, range(model.class_num)))
+    num_images = max(4096, (MOST_ROUNDS + 2) * batch_size)
+    shape = (num_images, 2, model.grid.num_tokens)
+    tokens = rng.integers(model.grid.vocab_size, size=shape)
+    labels = rng.integers(model.class_num, size=num_images)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shard = write_shard(folder, 0, tokens, labels, model.grid.vocab_size)
+        write_index(folder, model.grid, "random", classes, [shard])
+        source = CachedTokens(open_cache(folder), device)
+        options = dict(seed=0, flip_prob=0.5, label_drop_prob=model.label_drop_prob, device=device)
+        with closing(epoch_batches(source, 0, batch_size=batch_size, **options)) as batches:
+            yield batches
+
+
+def waiting_share(
+    step: Step, batches: Iterator[Batch], drawn: list[list[int]], effort: Effort
+) -> float:
+    """Measure the share of a training loop's time in which the device has no batch to work on."""
+    batch, waited = next(batches), 0.0  # that nothing could prepare: it does not count
+    started = time.perf_counter()
+    for done, sizes in enumerate(drawn):
+        if done >= effort.rounds and time.perf_counter() - started >= effort.seconds:
+            break
+        benchmark.seconds_of(lambda x=batch, y=sizes: step(y, x), effort.device)
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+    return waited / (time.perf_counter() - started)
 
 
 def measure(name: str, batch_size: int, effort: Effort, rate: float) -> tuple[Record, Calls]:
@@ -165,7 +200,6 @@ def measure(name: str, batch_size: int, effort: Effort, rate: float) -> tuple[Re
     if row.steps is not None:
         lists = [group_sizes(num_tokens, row.steps)]
     drawn = random.Random(0).choices(lists, k=MOST_ROUNDS)
-    batch = random_batch(fast.model, batch_size, device)
 
     def first_steps(step: Step) -> None:
         # A GPU meets every list, and twice: a first step leaves the optimiser's state behind.
@@ -176,7 +210,11 @@ def measure(name: str, batch_size: int, effort: Effort, rate: float) -> tuple[Re
         sizes = itertools.cycle(drawn)
         return lambda: subject(next(sizes), batch)
 
-    record = {"dtype": NAMES[fast.dtype]} | benchmark.warm_up(partial(first_steps, fast), device)
+    with random_batches(fast.model, batch_size, device) as batches:
+        batch = next(batches)
+        record = benchmark.warm_up(partial(first_steps, fast), device)
+        record["waiting_share"] = waiting_share(fast, batches, drawn, effort)
+    record["dtype"] = NAMES[fast.dtype]
     multiply = benchmark.bare_products(fast.model, fast.dtype, 2 * batch_size * num_tokens)
 
     def products(sizes: list[int], batch: Batch) -> None:
@@ -193,8 +231,9 @@ def measure(name: str, batch_size: int, effort: Effort, rate: float) -> tuple[Re
         record["plain_dtype"], calls["plain"] = NAMES[plain.dtype], in_turn(plain)
     record |= benchmark.compare(calls, batch_size, effort)
     parameters = num_parameters(fast.model.blocks) + num_parameters(fast.model.head)
-    flop_per_s = record["images_per_s"] * 2 * num_tokens * 6 * parameters
-    record |= {"flop_per_s": flop_per_s, "rate_share": flop_per_s / rate}
+    tokens_per_s = record["images_per_s"] * 2 * num_tokens
+    flop_per_s = tokens_per_s * 6 * parameters
+    record |= dict(tokens_per_s=tokens_per_s, flop_per_s=flop_per_s, rate_share=flop_per_s / rate)
     return record | {"products_share": record["products_s"] / record["fast_s"]}, calls
 
 

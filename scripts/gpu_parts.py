@@ -2,20 +2,28 @@
 
 import logging
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.fast import FastPath
+from models.cuda_graphs import GraphCache
+from models.fast import FastPath, Rows
+from models.transformer import KVCache, split_heads
 from performance import timing as benchmark
-from performance.timing import Effort
+from performance.cost import step_rows
+from performance.timing import Calls, Effort
 from scripts import benchmark_sampling, benchmark_training
+from tokenizers.fast_decoder import DecoderCopy
 from tokenizers.vq_model import VQModel
 from util import distributed
 from util.files import write_json
@@ -23,6 +31,8 @@ from util.files import write_json
 logger = logging.getLogger(__name__)
 
 BF16 = torch.bfloat16
+# Replays that are timed as one: what a launch takes is small beside them.
+REPLAYS = 10
 
 
 @dataclass
@@ -62,11 +72,22 @@ class Check:
         model = benchmark_sampling.random_model(row, tokenizer, dtype, self.device)
         return benchmark_sampling.Case(row, model, tokenizer, dtype, batch_size)
 
-    def keep_medians(self, **calls: Callable[[], object]) -> None:
+    def keep_medians(self, seconds: float = 15.0, **calls: Callable[[], object]) -> None:
         """Time warm calls in turn; keep what each takes, by its name and `_s`."""
-        effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, 15.0)
+        effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, seconds)
         times = benchmark.time_in_turn(calls, effort)
         self.keep(**{f"{name}_s": statistics.median(x) for name, x in times.items()})
+
+    def compare(self, calls: Calls) -> None:
+        """Keep what each takes, on a GPU its replay as a graph."""
+        times = 1 if self.quick else REPLAYS
+        for name, call in calls.items():
+            with self.attempt(name), torch.no_grad():
+                if self.device.type == "cuda":
+                    call = captured(call, self.device)
+                call()
+                self.keep_medians(2.0, **{name: lambda call=call: [call() for _ in range(times)]})
+                self.figures[f"{name}_s"] /= times
 
     def profile(self, call: Callable[[], object]) -> None:
         """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
@@ -85,19 +106,77 @@ class Check:
         self.keep(num_kernels=count, kernels_s=total / 1e6, kernels=found[:25])
 
 
+def captured(function: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], object]:
+    """Capture a function; return what launches it."""
+    graphs = GraphCache(1)
+    graphs.run("variant", lambda _: function(), torch.zeros(1, device=device))
+    return replay_of(graphs)
+
+
+def replay_of(graphs: GraphCache) -> Callable[[], None]:
+    """Return what launches the only graph of a cache."""
+    (captured,) = graphs.captured.values()
+    return lambda: captured.graph.replay()  # and keeps alive what the graph reads
+
+
+@contextmanager
+def timed_captures(check: Check) -> Iterator[None]:
+    """Keep what compiling, and the parts of every capture in the block, took."""
+    capture, captures = GraphCache._capture, []
+
+    def timed(function: Callable[..., Any], tell: Callable[[float], None]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            output = function(*arguments)
+            if not torch.cuda.is_current_stream_capturing():
+                torch.cuda.synchronize(check.device)
+            tell(time.perf_counter() - started)
+            return output
+
+        return call
+
+    def timed_capture(cache: GraphCache, function: Callable[..., Any], inputs: Any) -> Any:
+        seconds: list[float] = []
+        kept = capture(cache, timed(function, seconds.append), inputs)
+        timed(kept.graph.instantiate, seconds.append)()
+        names = ("first_run_s", "second_run_s", "capture_s", "instantiate_s")
+        captures.append(dict(zip(names, seconds, strict=True)))
+        with check.attempt("number of nodes"):
+            from cuda.bindings import runtime
+
+            graph = runtime.cudaGraph_t(kept.graph.raw_cuda_graph())
+            captures[-1]["nodes"] = int(runtime.cudaGraphGetNodes(graph)[-1])
+        check.keep(captures=captures)  # of the generation, then of the VQ decoder
+        return kept
+
+    compiled = timed(Rows.compiled, lambda seconds: check.keep(compile_s=seconds))
+    with (
+        patch.object(GraphCache, "_capture", timed_capture),
+        patch.object(Rows, "compiled", compiled),
+        patch.object(torch.cuda, "CUDAGraph", partial(torch.cuda.CUDAGraph, keep_graph=True)),
+    ):
+        yield
+
+
 def device(check: Check) -> None:
-    """Which machine this is, and what it does at best."""
+    """Which machine this is, what it does at best, and which attention it prefers."""
     check.keep(**benchmark.describe_machine(check.device), cudnn=torch.backends.cudnn.version())
+    _, keys, values = split_heads(torch.zeros(2, 257, 3072, dtype=BF16, device=check.device), 16)
+    chosen = torch._fused_sdp_choice(keys[:, :, :20], keys[:, :, :200], values[:, :, :200])
+    check.keep(attention=SDPBackend(chosen).name)
     if check.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(check.device)
+        check.keep(free_bytes=free, total_bytes=total)
         rates = benchmark.measure_rates(check.device, benchmark.NAMES)
         check.keep(bytes_per_s=rates[BF16].bandwidth)
         check.keep(**{f"{benchmark.NAMES[x]}_flop_per_s": y.rate for x, y in rates.items()})
 
 
 def sampling(check: Check, batch_size: int) -> None:
-    """From labels to images: the first call, medians, the kernels of a replay."""
+    """From labels to images: the first call taken apart, medians, the kernels of a replay."""
     case = check.case(BF16, min(batch_size, 2) if check.quick else batch_size)
-    check.keep(**case.warm_up())
+    with timed_captures(check):
+        check.keep(**case.warm_up())
     replay = generation = partial(case.generate, "fast")
     few = case.tokens[:16]
     case.decoder(few)
@@ -107,9 +186,15 @@ def sampling(check: Check, batch_size: int) -> None:
     check.keep(images_per_s=images_per_s, vq_dtype=str(case.decoder.dtype))
     if check.device.type == "cuda":
         with check.attempt("replay"):
-            (captured,) = FastPath.of(case.model).graphs.captured.values()
-            replay = captured.graph.replay
+            replay = replay_of(FastPath.of(case.model).graphs)
             check.keep_medians(replay=replay)
+        host = []
+        for _ in range(30):
+            torch.cuda.synchronize(check.device)
+            started = time.perf_counter()
+            generation()  # returns when the GPU has its work
+            host.append(time.perf_counter() - started)
+        check.keep(host_s=statistics.median(host))
     check.profile(replay)
 
 
@@ -140,12 +225,64 @@ def training(check: Check) -> None:
     check.profile(calls["fast"])
 
 
+def variants(check: Check) -> None:
+    """Ways to do the same, one against the other: attention, products, VQ decoder."""
+    case, device = check.case(BF16, 1), check.device
+    steps, blocks, width = step_rows(case.sizes), case.model.blocks, case.model.pos_embed.shape[-1]
+    heads = blocks[0].attn.num_heads
+    random = partial(torch.randn, device=device, dtype=BF16)
+    qkv = [split_heads(random(2, sum(rows), 3 * width), heads) for rows in steps]
+    shape = (1, 2, 2, heads, 1 + sum(case.sizes), width // heads)
+    cache = KVCache(torch.empty(shape, dtype=BF16, device=device))
+
+    def attention() -> torch.Tensor:  # of a layer, in all steps
+        cache.length = 0
+        for (context, _), x in zip(steps, qkv, strict=True):
+            seen = cache.attend(0, x, context)
+            cache.advance(context)
+        return seen
+
+    ways = {"attention_default": attention}
+    others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)  # cuDNN's knows no single key
+    for name in ("CUDNN", "FLASH", "EFFICIENT") if device.type == "cuda" else ("FLASH",):
+        order = list(dict.fromkeys((SDPBackend.__members__[f"{name}_ATTENTION"], *others)))
+        first = sdpa_kernel(order, set_priority=True)  # anew at every call
+        ways[f"attention_{name.lower()}"] = first(attention)
+    check.compare(ways)
+
+    # Each layer's product by rows, with each of the weights, which are read from memory for it.
+    bandwidth = benchmark.measure_rates(device, [BF16])[BF16].bandwidth
+    for name, out, inner in (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)):
+        weights = [random(out * width, inner * width) for _ in blocks]
+        check.keep(**{f"{name}_floor_s": len(blocks) * weights[0].nbytes / bandwidth})
+        for rows in (4, 80) if check.quick else (4, 12, 24, 48, 80, 256, 1024, 5120):
+            x = random(rows, inner * width)
+            check.compare(
+                {f"{name}_{rows}": lambda x=x, w=weights: [F.linear(x, y) for y in w][-1]}
+            )
+
+    # The VQ decoder of one image and of several; last, as it compiles.
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    as_is, nchw = (DecoderCopy(case.tokenizer, dtype) for _ in range(2))
+    nchw.decoder.to(memory_format=torch.contiguous_format)
+    decoders = {"as_is": as_is, "cudnn_benchmark": as_is, "nchw": nchw}
+    if device.type == "cuda":
+        decoders["compiled"] = torch.compile(as_is)
+    for name, decoder in decoders.items():
+        tuned = name == "cudnn_benchmark"
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=tuned, allow_tf32=False)
+        for batch_size in (1, 2 if check.quick else 16):
+            codes = torch.zeros(batch_size, sum(case.sizes), dtype=torch.int64, device=device)
+            check.compare({f"vq_{name}_{batch_size}": flags(partial(decoder, codes))})
+
+
 PARTS: dict[str, Callable[[Check], None]] = {
     "device": device,
     "latency": partial(sampling, batch_size=1),
     "tokens": tokens,
     "throughput": partial(sampling, batch_size=64),
     "training": training,
+    "variants": variants,
 }
 
 

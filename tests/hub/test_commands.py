@@ -86,19 +86,19 @@ def test_a_file_comes_before_a_name_and_what_was_used_can_be_named_elsewhere(
     assert pinned("orders/mine.npy") == "orders/mine.npy"
 
 
-def test_a_published_order_file_says_its_grid_and_steps(hub, inside, tmp_path):
+def test_a_published_order_file_says_its_grid_and_steps(hub, inside, tmp_path, monkeypatch):
     publish(hub, classes=3)
+    drawn, plot = [], visualize.plot_step_maps
+    monkeypatch.setattr(visualize, "plot_step_maps", lambda *what: drawn.append(what) or plot(*what))
     flags = ["order", "--lpd_order_file", STEPS20, "--image_id", "3", "--output_dir", str(tmp_path)]
-    args = visualize.build_parser().parse_args(flags)
-    resolve_flags(args)
-    (lpd, random, raster), sizes = visualize.choose_orders(args)
+    visualize.main(flags)
+    [((lpd, random, raster), sizes)] = drawn
     published = read_orders(download(STEPS20))
     assert sizes == group_sizes(256, 20)
     assert np.array_equal(lpd.order, published[3]) and np.array_equal(lpd.orders, published)
     assert random.orders.shape == published.shape  # means over as many as the file holds
     assert np.array_equal(raster.order, np.arange(256))
-    visualize.main(flags)
-    with Image.open(tmp_path / visualize.GROUPS_FILE) as image:
+    with Image.open(tmp_path / "order_groups.gif") as image:
         assert image.n_frames == 20
 
 

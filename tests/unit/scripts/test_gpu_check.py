@@ -14,11 +14,12 @@ from tests.commands import run_program
 
 # What each part is worth nothing without, on any device.
 FIGURES = {
-    "device": {"device", "torch"},
+    "device": {"device", "torch", "attention"},
     "latency": {"call_s", "generation_s", "vq_s", "images_per_s", "cold_start_s", "kernels_s"},
     "tokens": {"float32_equal_share", "bfloat16_equal_share", "vq_agreement"},
     "throughput": {"call_s", "vq_16_s", "images_per_s", "kernels"},
     "training": {"fast_s", "rate_share", "graphs", "recompiles", "kernels"},
+    "variants": {"attention_default_s", "qkv_4_s", "fc2_floor_s", "vq_nchw_2_s"},
     "tests": {"ended"},
 }
 
