@@ -12,7 +12,7 @@ from PIL import Image
 import main_cache
 import main_lpd
 from dataset.pictures import open_rgb
-from hub.published import download, pinned, resolve, resolve_flags
+from hub.published import download, pinned, resolve
 from models.decoding import generate
 from orders.group_sizes import group_sizes
 from orders.order_file import read_orders
@@ -89,7 +89,9 @@ def test_a_file_comes_before_a_name_and_what_was_used_can_be_named_elsewhere(
 def test_a_published_order_file_says_its_grid_and_steps(hub, inside, tmp_path, monkeypatch):
     publish(hub, classes=3)
     drawn, plot = [], visualize.plot_step_maps
-    monkeypatch.setattr(visualize, "plot_step_maps", lambda *what: drawn.append(what) or plot(*what))
+    monkeypatch.setattr(
+        visualize, "plot_step_maps", lambda *what: drawn.append(what) or plot(*what)
+    )
     flags = ["order", "--lpd_order_file", STEPS20, "--image_id", "3", "--output_dir", str(tmp_path)]
     visualize.main(flags)
     [((lpd, random, raster), sizes)] = drawn
