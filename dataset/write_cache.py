@@ -17,7 +17,6 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -259,10 +258,12 @@ class CacheInProgress:
 
 def _take_up(path: Path, settings: dict[str, Any], batches_per_shard: int) -> int:
     """Begin a cache, or go on with the unfinished one in the folder; return batches per shard."""
-    record = None
-    with suppress(OSError, ValueError):
+    try:
         record = read_json(path / RECORD_FILE)
-    if not isinstance(record, dict) or not count_shards(path):
+        recorded_size = int(record["batches_per_shard"])
+    except (OSError, ValueError, TypeError, LookupError):
+        record = None
+    if record is None or not count_shards(path):
         remove_unfinished(path)
         write_json({**settings, "batches_per_shard": batches_per_shard}, path / RECORD_FILE)
         return batches_per_shard
@@ -272,7 +273,7 @@ def _take_up(path: Path, settings: dict[str, Any], batches_per_shard: int) -> in
                 f"holds an unfinished cache with {name} {record.get(name)}, found {value}: "
                 "expected the same flags and images, or another folder"
             )
-    return record["batches_per_shard"]
+    return max(recorded_size, 1)
 
 
 def _names_digest(images: ImageList) -> str:

@@ -72,11 +72,13 @@ class Check:
         model = benchmark_sampling.random_model(row, tokenizer, dtype, self.device)
         return benchmark_sampling.Case(row, model, tokenizer, dtype, batch_size)
 
-    def keep_medians(self, seconds: float = 15.0, **calls: Callable[[], object]) -> None:
-        """Time warm calls in turn; keep what each takes, by its name and `_s`."""
+    def keep_medians(
+        self, seconds: float = 15.0, each: int = 1, **calls: Callable[[], object]
+    ) -> None:
+        """Time warm calls in turn, each so many of one kind; keep what one takes as `NAME_s`."""
         effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, seconds)
         times = benchmark.time_in_turn(calls, effort)
-        self.keep(**{f"{name}_s": statistics.median(x) for name, x in times.items()})
+        self.keep(**{f"{name}_s": statistics.median(x) / each for name, x in times.items()})
 
     def compare(self, calls: Calls) -> None:
         """Keep what each takes, on a GPU its replay as a graph."""
@@ -86,8 +88,8 @@ class Check:
                 if self.device.type == "cuda":
                     call = captured(call, self.device)
                 call()
-                self.keep_medians(2.0, **{name: lambda call=call: [call() for _ in range(times)]})
-                self.figures[f"{name}_s"] /= times
+                repeated = {name: lambda call=call: [call() for _ in range(times)]}
+                self.keep_medians(2.0, times, **repeated)
 
     def profile(self, call: Callable[[], object]) -> None:
         """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
@@ -115,8 +117,8 @@ def captured(function: Callable[[], torch.Tensor], device: torch.device) -> Call
 
 def replay_of(graphs: GraphCache) -> Callable[[], None]:
     """Return what launches the only graph of a cache."""
-    (captured,) = graphs.captured.values()
-    return lambda: captured.graph.replay()  # and keeps alive what the graph reads
+    (kept,) = graphs.captured.values()
+    return lambda: kept.graph.replay()  # and keeps alive what the graph reads
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from hub import published
 from models.decoding import generate, generate_steps
 from models.sampling import read_sampling
 from orders.order_file import read_orders, steps_in_name, warn_of_steps
-from orders.sources import ORDERS, build_orders, parse_order, read_group_sizes
+from orders.sources import ORDERS, build_orders, parse_order, read_group_sizes, stored
 from tokenizers.vq_model import VQModel
 from training.flags import add_sampling_flags
 from util import logs
@@ -124,9 +124,14 @@ def draw_order(args: argparse.Namespace) -> None:
     sizes, count = read_group_sizes(args, grid.num_tokens), args.num_orders or count
     needed, shown = max(count, args.image_id + 1), []
     for text in args.orders:
-        flag, name = ("--lpd_order_file", path) if path and text == "lpd" else ("--orders", text)
+        from_file = bool(path) and text == "lpd"
+        flag, name = ("--lpd_order_file", path) if from_file else ("--orders", text)
         with blame(flag):
-            orders = parse_order(published.resolve(name, published.ORDERS), grid, args.seed, needed)
+            if from_file:
+                orders = stored(on_file, path, needed, f"one for each of {needed} images")
+            else:
+                named = published.resolve(text, published.ORDERS)
+                orders = parse_order(named, grid, args.seed, needed)
         warn_of_steps(name, [len(sizes)], flag)
         order = orders(np.array([args.image_id]), sizes)[0]
         title = ORDERS.get(text, Path(text).name)

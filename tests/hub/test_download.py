@@ -81,6 +81,14 @@ def test_a_killed_download_is_resumed_by_the_next(weights, client, inside):
     assert [blob.name for blob in client.blobs()] == [etag(WEIGHTS)]
 
 
+def test_a_download_killed_when_all_was_there_asks_for_no_more(weights, client, inside):
+    blob = inside.cache / "models--mit-han-lab--lpd_l_256" / "blobs" / etag(WEIGHTS)
+    blob.parent.mkdir(parents=True)
+    blob.with_name(f"{blob.name}.lpd-0123abcd.incomplete").write_bytes(WEIGHTS)
+    assert download(NAME).read_bytes() == WEIGHTS
+    assert weights.downloads == [] and [path.name for path in client.blobs()] == [blob.name]
+
+
 def test_a_connection_that_stays_broken_ends_in_one_line(weights, inside, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     weights.faults.cuts = [HALF, *[0] * 30]

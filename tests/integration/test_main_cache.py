@@ -256,6 +256,14 @@ def test_an_unfinished_cache_is_taken_up_with_the_same_settings_only(
     assert re.findall(r"encoded (\d+) images", caplog.text) == ["2"]
 
 
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("record", ["{}", '{"batches_per_shard": null}', "[]"])
+def test_shards_without_a_whole_record_are_made_anew(workspace: Path, record: str) -> None:
+    path = kill_after(3, workspace / "cache")
+    (path / write_cache.RECORD_FILE).write_text(record)
+    np.testing.assert_array_equal(read_all(make(path)), encode_directly(workspace))
+
+
 def test_a_variable_that_rounds_convolutions_is_warned_of(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
