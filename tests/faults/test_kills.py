@@ -1,7 +1,10 @@
 """Processes that are killed: what they leave behind is gone on with, to the last bit."""
 
+import os
 import random
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,12 +14,17 @@ from pathlib import Path
 import pytest
 
 from dataset.write_cache import INDEX_FILE
+from tests.commands import succeed
 from tests.faults.children import Child
 from tests.faults.conftest import SHARD, Start, Whole, same_cache
-from tests.integration.test_resume import same_training
+from tests.integration.test_resume import same_training, wait_for, workers_of
+from tests.integration.test_resume import start as launch
+from training.checkpoint import LAST
 from util.run_record import RECORD_FILE
 
 pytestmark = pytest.mark.slow
+
+SECONDS_TO_END = 60  # that the job of a killed process may take
 
 
 def writing(folder: Path) -> set[tuple[str, int]]:
@@ -93,3 +101,41 @@ def test_in_caching_also_while_it_writes_a_file(
         (4, 3) if long else (2, 1),
         cached.seconds,
     )
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_one_of_two_processes_is_named_and_the_run_goes_on(
+    trained: Whole, trained_by_two: Path, tmp_path: Path, long: bool, local_rank: int
+) -> None:
+    if local_rank == 0 and not long:
+        pytest.skip("--long tries it")
+    flags = trained.flags(tmp_path, *BY_TWO)
+    run = launch(2, "main_lpd.py", *flags, cold=True)  # `worker` reads its first variables
+    wait_for(lambda: (tmp_path / LAST).exists(), run)
+    victim = worker(run, local_rank)
+    os.kill(victim, signal.SIGKILL)
+    _, said = run.communicate(timeout=SECONDS_TO_END)
+    assert run.returncode != 0
+    named = rf"\(local_rank: {local_rank}\)\s+exitcode\s*: -9 \(pid: {victim}\)"
+    assert re.search(named, said), said
+    assert "resumed from" in succeed("main_lpd.py", *flags, processes=2).stderr
+    assert same_training(tmp_path, trained_by_two)
+
+
+BY_TWO = ("--batch_size", 4, "--save_steps", 2)  # the same images a step as one process
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(trained: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    succeed("main_lpd.py", *trained.flags(folder, *BY_TWO), processes=2)
+    return folder
+
+
+def worker(run: subprocess.Popen, local_rank: int) -> int:
+    """The process of a launcher that has this rank."""
+    for process in workers_of(run):
+        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        if f"LOCAL_RANK={local_rank}".encode() in variables:
+            return process
+    raise AssertionError(f"no process of rank {local_rank}")

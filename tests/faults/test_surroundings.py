@@ -2,16 +2,19 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dataset.write_cache import RECORD_FILE
 from orders.order_file import write_orders
-from tests.faults.conftest import Start, Whole, write_images
-from tests.integration.test_resume import logged
+from tests.faults.conftest import SHARD, Start, Whole, same_cache, write_images
+from tests.integration.test_resume import logged, same_training, wait_for
+from tests.integration.test_resume import start as launch
 from tests.integration.tiny_world import TinyWorld
-from training.checkpoint import LAST
+from training.checkpoint import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +51,45 @@ def test_odd_paths(world: TinyWorld, trained: Whole, tmp_path: Path, start: Star
 
     line = start("main_lpd", [*flags, "--lpd_order_file", root / f"no {ODD}.npy"]).is_refused()
     assert "--lpd_order_file" in line and "数据" in line
+
+
+def test_two_jobs_cache_to_one_folder(cached: Whole, tmp_path: Path, start: Start) -> None:
+    output = tmp_path / "cache"
+    first = start("main_cache", cached.flags(output), shard_images=SHARD)
+    first.wait_for((output / RECORD_FILE).exists)
+    first.signal(signal.SIGSTOP)
+    assert first.running
+    line = start("main_cache", cached.flags(output), shard_images=SHARD).is_refused()
+    first.signal(signal.SIGCONT)
+    first.succeeds()
+    assert "is in use by another run (process " in line
+    assert same_cache(output, cached.folder)
+
+
+# Found by the interpreter at its start: the time of day runs backwards, ten times as fast.
+BACKWARDS = """
+import time
+real, begin = time.time, {begin}
+started = real()
+time.time = lambda: begin - 10 * (real() - started)
+time.time_ns = lambda: int(1e9 * time.time())
+"""
+
+
+def test_the_clock_runs_backwards_and_a_resumed_run_begins_an_hour_before(
+    trained: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "trained"
+    flags = trained.flags(output, "--save_steps", 5)
+    for begin in (1.7e9, 1.7e9 - 3600):
+        clock = tmp_path / str(begin)
+        clock.mkdir()
+        (clock / "sitecustomize.py").write_text(BACKWARDS.format(begin=begin))
+        monkeypatch.setenv("PYTHONPATH", str(clock))
+        run = launch(None, "main_lpd.py", *flags)
+        if begin == 1.7e9:
+            wait_for(lambda: (output / PREVIOUS).exists(), run)
+            run.kill()
+        _, said = run.communicate()
+    assert "resumed from" in said and run.returncode == 0
+    assert same_training(output, trained.folder)

@@ -133,6 +133,16 @@ def test_two_nodes_train_together(jobs: dict[str, Started]) -> None:
     assert f"logs: {jobs['plain'].output}/logs" in said
 
 
+def test_a_failing_job_stops_after_its_retries_with_its_exit_code(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    job = start(cluster, tmp_path / "failing", "--max-retry", "2", "bash", "-c", "echo no; exit 7")
+    said = job.finish(7)
+    assert [log.count("no\n") for log in job.logs()] == [2, 2, 2]
+    assert "failure 3 (2 are tried again): exit code 7" in said
+    assert f"log: {job.output}/logs/start-003.log" in said
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -272,3 +272,13 @@ def test_autocast_casts_again_at_every_replay():
             result = cache.run("linear", lambda x: torch.nn.functional.linear(x, weight), x)
         assert result.dtype == torch.bfloat16
         assert (result == 8 * value).all()
+
+
+@needs_gpu
+def test_a_lack_of_memory_on_a_gpu_passes_unchanged():
+    cache = GraphCache(2)
+    x = torch.ones(1, device="cuda")
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.run("huge", lambda x: x.expand(2**46).clone(), x)
+    assert len(cache) == 0
+    assert cache.run("negative", torch.neg, x).item() == -1

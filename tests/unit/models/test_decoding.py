@@ -1,5 +1,6 @@
 """Decoding equals the teacher-forced pass, from known tokens too, whatever surrounds an image."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -32,6 +33,22 @@ def test_decoding_equals_the_teacher_forced_pass(num_known, labelled, blind) -> 
         for network in (model, FastPath.of(model).network(model)):
             decoded = forced_logits(network, tokens, labels, sizes, orders, num_known)
             assert (forced - decoded).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_later_tokens_never_change_earlier_queries() -> None:
+    model = small_lpd()
+    tokens, labels, orders = random_batch(3)
+    sizes = [1, 2, 5, 4, 4]
+    before = model.forward_logits(tokens, labels, sizes, orders)
+    for start, stop in itertools.pairwise([0, 1, 3, 8, 12, 16]):
+        positions = orders[:, start:stop]
+        other = (tokens.gather(1, positions) + 1) % VOCAB
+        after = model.forward_logits(tokens.scatter(1, positions, other), labels, sizes, orders)
+        # Neither the group's own queries nor any earlier ones see the group's tokens.
+        assert torch.equal(after[:, :stop], before[:, :stop])
+        if stop < NUM_TOKENS:
+            assert not torch.allclose(after[:, stop:], before[:, stop:])
 
 
 SETTINGS = [

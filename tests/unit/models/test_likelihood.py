@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from models import decoding
 from models.decoding import generate
@@ -87,10 +88,35 @@ def test_the_likelihood_is_what_generate_draws_with(
     model, order = three_positions(blind_queries=blind), ORDERS[len(sizes) - 1]
     drawn = drawn_probabilities(monkeypatch, model, label, (order, sizes), sampler)
     assert drawn.sum() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(nll(model, label, order, sizes).neg().exp(), drawn, atol=2e-6)
+
+
+def nll(model: LPD, label: int | None, order: list[int], sizes: list[int]) -> torch.Tensor:
+    """Of all outcomes under a plan, (64,) float64."""
     plan = GenerationPlan.build(torch.tensor([order]).expand(64, -1), sizes, POSITIONS)
     labels = None if label is None else torch.full((64,), label)
-    nll = token_nll(model, OUTCOMES, labels, plan).double().sum(dim=1)
-    np.testing.assert_allclose(nll.neg().exp(), drawn, atol=2e-6)
+    return token_nll(model, OUTCOMES, labels, plan).double().sum(dim=1)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_frequencies_over_many_seeds_agree(sizes: list[int], order: list[int]) -> None:
+    model = three_positions()
+    counts = np.zeros(64)
+    for seed in range(20):
+        orders, labels = np.tile(order, (3000, 1)), torch.ones(3000, dtype=torch.int64)
+        drawn = generate(model, labels, orders, sizes, seed=seed)
+        numbers = (drawn * torch.tensor([16, 4, 1])).sum(dim=1)
+        counts += np.bincount(numbers.numpy(), minlength=64)
+
+    def p_value(sizes: list[int]) -> float:
+        expected = torch.exp(-nll(model, 1, order, sizes)).numpy()
+        return chisquare(counts, expected / expected.sum() * counts.sum()).pvalue
+
+    assert p_value(sizes) > 1e-3
+    # The test can tell: the frequencies are not those of any other plan.
+    for others in SIZES:
+        assert others == sizes or p_value(others) < 1e-6
 
 
 def test_it_is_the_training_loss_by_token_without_dropout(generator: torch.Generator) -> None:

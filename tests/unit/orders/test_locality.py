@@ -5,6 +5,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from scipy.stats import chi2_contingency
 from orders.group_sizes import group_sizes, remaining_group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import validate_orders
+from orders.statistics import group_distances
 from tests.unit.orders.literal_reference import legal_choices, one_order
 
 # (grid side, group sizes, proximity threshold, repulsion threshold)
 SETTINGS = {
     "8x8 in 12": (8, group_sizes(64, 12), 1.0, 1.0),
+    "8x8 in 6, r = 2": (8, group_sizes(64, 6), 1.0, 2.0),
     "8x8 in 16, r = 0": (8, group_sizes(64, 16), 1.0, 0.0),
     "8x8, fractional thresholds": (8, group_sizes(64, 12), 1.5, 1.5),
     "8x8, corners count as near": (8, group_sizes(64, 12), 1 / math.sqrt(2), 1.0),
@@ -70,13 +73,46 @@ def test_every_choice_is_legal_and_ties_are_random(setting: tuple) -> None:
     check_choices(setting, make(setting, 3 if setting[0] == 16 else 20))
 
 
+def make_literally(setting: tuple, num: int) -> np.ndarray:
+    side, sizes, *thresholds = setting
+    rng = random.Random(0)
+    return np.array([one_order(sizes, side, *thresholds, rng) for _ in range(num)])
+
+
+def mean_scores(orders: np.ndarray, sizes: list[int], side: int) -> np.ndarray:
+    """(M, K): the mean score of each group against earlier groups."""
+    num, groups = len(orders), np.repeat(np.arange(len(sizes)), sizes)
+    step_of = np.full((num, side + 2, side + 2), len(sizes))
+    y, x = np.divmod(orders.astype(np.int64), side)
+    step_of[np.arange(num)[:, None], y + 1, x + 1] = groups
+    scores = np.zeros(orders.shape)
+    for dy, dx in product((-1, 0, 1), repeat=2):
+        if dy or dx:
+            around = step_of[np.arange(num)[:, None], y + 1 + dy, x + 1 + dx]
+            scores += (around < groups) / math.hypot(dy, dx)
+    return np.add.reduceat(scores, np.cumsum(sizes) - sizes, axis=1) / sizes
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_statistics_agree_with_the_literal_reading(setting: tuple) -> None:
+    side, sizes = setting[:2]
+    orders, literal = make(setting, 2000), make_literally(setting, 40 if side == 16 else 200)
+    within = (group_distances(rows, sizes)[1] for rows in (orders, literal))
+    scores = (mean_scores(rows, sizes, side) for rows in (orders, literal))
+    for ours, theirs in (scores, within):
+        both = np.concatenate([ours, theirs])
+        error = both.std(axis=0) * math.sqrt(1 / len(ours) + 1 / len(theirs))
+        difference = np.abs(ours.mean(axis=0) - theirs.mean(axis=0))
+        several = ~np.isnan(difference)
+        assert (difference[several] <= 4.5 * error[several] + 1e-9).all()
+
+
 @pytest.mark.parametrize("sizes", [[1, 2, 6], [1, 1, 1, 1, 5]])
 def test_whole_distribution_of_a_tiny_grid(sizes: list[int]) -> None:
-    setting, shown, rng = (3, sizes, 1.0, 1.0), 9 - sizes[-1], random.Random(0)
-    literal = [one_order(sizes, 3, 1.0, 1.0, rng) for _ in range(4000)]
+    setting, shown = (3, sizes, 1.0, 1.0), 9 - sizes[-1]
     ours, theirs = (
         Counter(tuple(order[:shown]) for order in orders)
-        for orders in (make(setting, 4000).tolist(), literal)
+        for orders in (make(setting, 4000).tolist(), make_literally(setting, 4000).tolist())
     )
     outcomes = sorted(ours.keys() | theirs.keys())
     assert len(outcomes) > 20
