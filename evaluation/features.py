@@ -11,6 +11,7 @@ import http.client
 import io
 import logging
 import pickle
+import socket
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -33,6 +34,8 @@ from util.logs import progress
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FLAG = "--feature_extractor_weights"
+# Longest silence of a server during the download of the weights, seconds.
+NETWORK_TIMEOUT = 10.0
 
 
 class ScoreName(NamedTuple):
@@ -183,6 +186,8 @@ def _cached_inception_weights(url: str) -> Path:
     if path.exists():
         return path
     logger.info("downloading %s to %s", url, path)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torch's download would wait for ever
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), progress=distributed.is_main())
@@ -196,6 +201,8 @@ def _cached_inception_weights(url: str) -> Path:
             f"{WEIGHTS_FLAG}: the Inception weights are not at {path} and could not be downloaded "
             f"({reason}); expected the file {path.name}, or --feature_extractor none"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
     return path
 
 

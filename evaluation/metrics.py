@@ -215,6 +215,9 @@ def score(
         elif metric == "is":
             require_finite(features.logits)
             splits = min(fidelity.DEFAULTS["isc_splits"], len(features))
+            if splits == len(features):
+                text = "%s of %d images: a split each, which counts 1 whatever it shows"
+                logger.warning(text, kind.names["is"].title, splits)
             found = fidelity.isc_features_to_metric(features.logits, splits)
             values["is"] = Score(found["inception_score_mean"], found["inception_score_std"])
         elif metric == "kid":

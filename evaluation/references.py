@@ -1,5 +1,6 @@
 """What samples are compared with: read from a file, or made of images."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -22,6 +23,8 @@ from evaluation.metrics import ARRAYS, Moments, Reference, Statistics
 from util import distributed
 from util.arrays import MAX_UNPACKED_BYTES, names_in_npz, read_npz
 from util.errors import UserError, blame
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,14 @@ def _read_part(path: Path, part: str, kind: ExtractorKind) -> Statistics | Tenso
     symmetric = np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-6)
     if not symmetric or variances[0] < -1e-3 * variances[-1]:
         raise UserError(f"{what}: {names[1]} is no covariance, {expected}")
+    # No obstacle: the distance needs no inverse. The bound is matrix_rank's.
+    rank = int((variances > variances[-1] * len(variances) * np.finfo(np.float64).eps).sum())
+    if rank < len(variances):
+        logger.warning(
+            "%s: %s is singular (rank %d of %d), as that of too few images is; the distance to it "
+            "is too large",
+            *(what, names[1], rank, len(variances)),
+        )
     return Statistics(mu, sigma)
 
 

@@ -29,6 +29,7 @@ from evaluation.evaluation import Evaluation
 from evaluation.features import FeatureBatch, Features, extract
 from evaluation.image_sources import share_of_batches
 from models.decoding import generate
+from models.fast import FastPath
 from models.lpd import LPD
 from util import distributed
 from util.cli import available_cores
@@ -209,14 +210,37 @@ def make_share(
 
 def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> HostCopy:
     """Start images and, if something scores them, their features on their way to the host."""
-    try:
-        images, scoring = generate_images(model, evaluation, image_ids), evaluation.scoring
-        return HostCopy(images, *(extract(scoring.extractor, images).tensors() if scoring else ()))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        found = f"{len(image_ids)} images at a time do not fit into the memory of"
-        raise UserError(f"--eval_bsz: {found} {model.pos_embed.device}, expected fewer") from error
+
+    def start(count: int) -> HostCopy | None:
+        """Start the first of the images; None if they do not fit into memory."""
+        try:
+            images = generate_images(model, evaluation, image_ids[:count])
+            if evaluation.scoring is None:
+                return HostCopy(images)
+            return HostCopy(images, *extract(evaluation.scoring.extractor, images).tensors())
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    if (started := start(len(image_ids))) is not None:
+        return started
+    fits, too_large = 0, len(image_ids)
+    while too_large - fits > 1:
+        FastPath.of(model).graphs.clear()  # whose memory would count against the attempt
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        count = (fits + too_large) // 2
+        if (started := start(count)) is None:
+            too_large = count
+        else:
+            started.wait()
+            fits, started = count, None
+    raise UserError(
+        f"--eval_bsz: {len(image_ids)} images at a time do not fit into the memory of "
+        f"{model.pos_embed.device}, "
+        + (f"expected at most {fits}" if fits else "and neither does a single one")
+    )
 
 
 def generate_images(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> torch.Tensor:

@@ -218,11 +218,15 @@ def _explain(error: Exception, repository: str, revision: str, cache: Path) -> s
                 f"{where} is gated {found}, expected that you were given access: ask for it on its "
                 "page, then use `hf auth login` or HF_TOKEN"
             )
-        if error.response.status_code in (401, 403, 404):
+        if error.response.status_code == 401:
             return (
                 f"{where} is private or does not exist {found}, expected the token of somebody who "
                 "may read it: use `hf auth login` or HF_TOKEN"
             )
+        if error.response.status_code == 403:
+            return f"{where} may not be read with this token {found}, expected one that may"
+        if error.response.status_code == 404:
+            return f"{where} does not exist {found}, expected a repository there"
         return f"{where} fails {found}, expected the files: try again later"
     if isinstance(error, errors.HTTPError | errors.LocalEntryNotFoundError):
         return (

@@ -1,6 +1,7 @@
 """`from_pretrained`, `save_pretrained` and `push_to_hub` for the networks of this project."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from hub import published
 from hub.download import Access, fetch
 from hub.weights import FINGERPRINT, Weights, load_weights, read_weights, write_safetensors
 from util.errors import blame
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound="Pretrained")
 
@@ -119,6 +122,9 @@ class Pretrained(
     def _save_pretrained(self, save_directory: Path) -> None:
         # `save_pretrained` adds configuration and card.
         write_safetensors(self.state_dict(), save_directory / published.SAFETENSORS)
+        card = save_directory / "README.md"
+        if card.exists():
+            logger.warning("%s is kept as it is: its results may be of other weights", card)
 
     def generate_model_card(
         self, *, results: Mapping[str, Any] | None = None, **kwargs: Any

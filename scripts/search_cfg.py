@@ -29,13 +29,14 @@ from evaluation.metrics import PUBLISHED_SAMPLES, Scores
 from evaluation.samples import sample_settings
 from hub.published import pinned_flags, resolve_flags
 from models.sampling import warn_of_guidance
+from orders.order_file import read_orders
 from performance.timing import markdown_table
 from training.flags import build_parser as build_main_parser
 from training.scalars import ScalarLog
 from util import distributed, logs
 from util.cli import Parser, number
 from util.errors import UserError, require_writable_folder, run
-from util.files import read_json, write_json
+from util.files import read_json, replacing, write_json
 from util.folder_lock import folder_lock
 from util.run_record import flags_of, launcher, record_run
 
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records: list[Record] = []
         for temperature, cfg in points:
             records.append(evaluate({"cfg": cfg, "temperature": temperature}))
-            engine_lpd.on_main(lambda: write_json({"settings": records}, folder / "search.json"))
+            engine_lpd.on_main(lambda: keep(folder, records, shown))
         if distributed.is_main():
             sys.stdout.write(report(args, records, shown))
 
@@ -131,6 +132,25 @@ def known_results(folder: Path, wanted: Record) -> Record | None:
     return distributed.gather(record)[0]
 
 
+def keep(folder: Path, records: Sequence[Record], shown: dict[str, str]) -> None:
+    """Write the results so far, and the plot: a line for each temperature, against guidance."""
+    from matplotlib.figure import Figure  # slow to import
+
+    write_json({"settings": records}, folder / "search.json")
+    figure = Figure(figsize=(4.5 * len(shown), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (key, title) in zip(panels, shown.items(), strict=True):
+        for temperature in sorted({record["temperature"] for record in records}):
+            line = [record for record in records if record["temperature"] == temperature]
+            cfgs, values = ([record[name] for record in line] for name in ("cfg", key))
+            axes.plot(cfgs, values, marker="o", label=f"temperature {temperature:g}")
+        better = "higher" if key.endswith("_mean") else "lower"
+        axes.set(xlabel="cfg", ylabel=title, title=f"{better} is better")
+        axes.legend()
+    with replacing(folder / "search.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
 def report(args: argparse.Namespace, records: Sequence[Record], shown: dict[str, str]) -> str:
     """Make the table, the best setting and the line that evaluates it in full."""
     titles = {"cfg": "cfg", "temperature": "temperature"} | shown
@@ -140,6 +160,9 @@ def report(args: argparse.Namespace, records: Sequence[Record], shown: dict[str,
     best = (max if decisive.endswith("_mean") else min)(records, key=lambda one: one[decisive])
     point = {key: best[key] for key in ("cfg", "temperature")}
     count = args.num_images if PUBLISHED_SAMPLES % args.class_num else PUBLISHED_SAMPLES
+    if args.lpd_order_file:  # which serves as many images as it holds orders
+        most = min(count, len(read_orders(args.lpd_order_file)))
+        count = most - most % args.class_num
     folders = dict.fromkeys(("output_dir", "log_dir"), str(Path(args.output_dir) / "best"))
     changes = {**point, "num_images": count, **folders}
     flags = argparse.Namespace(**{**vars(pinned_flags(args)), **changes})

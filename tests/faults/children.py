@@ -28,6 +28,11 @@ class Child:
             script = ["-m", "tests.faults.children", shard_images]
         with said.open("wb") as output:
             self._run = start_command(*script, *flags, stdout=output, stderr=subprocess.STDOUT)
+        self.signal = self._run.send_signal
+
+    @property
+    def running(self) -> bool:
+        return self._run.poll() is None
 
     @property
     def code(self) -> int:
@@ -42,7 +47,7 @@ class Child:
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Until the condition holds or the command has ended."""
         deadline = time.monotonic() + DEADLINE
-        while self._run.poll() is None and not condition():
+        while self.running and not condition():
             assert time.monotonic() < deadline, "nothing happens"
             time.sleep(0.0005)
 

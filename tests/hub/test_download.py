@@ -185,12 +185,17 @@ def test_what_may_not_be_had_and_a_token_is_for_the_hub_only(weights, inside, mo
         )
     repository.gated = False
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert "does not exist (HTTP 404)" in refused("llamagen")
+    assert refused("llamagen") == (
+        f"FoundationVision/LlamaGen at {weights.url} does not exist (HTTP 404), expected a "
+        "repository there"
+    )
     assert refused(f"{NAME}@v9") == (
         f"{where} has no revision 'v9', expected a branch, a tag or a commit of it"
     )
     weights.faults.status = 503
     assert f"{where} fails (HTTP 503), expected the files" in refused()
+    weights.faults.status = 403
+    assert f"{where} may not be read with this token (HTTP 403), expected one that" in refused()
     weights.faults.status = 0
     assert download(NAME).read_bytes() == WEIGHTS
     of_contents = [headers for server, headers in weights.requests if server is ContentHandler]

@@ -141,14 +141,25 @@ def test_the_checkpoint_before_a_damaged_one_is_evaluated(
     assert same(tmp_path / "out", reference)
 
 
-def test_too_large_a_batch_ends_in_one_line(world, tmp_path, monkeypatch):
-    def generate_none(*args, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    ("most", "expected"), [(3, "expected at most 3"), (0, "and neither does a single one")]
+)
+def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(
+    world, tmp_path, monkeypatch, most, expected
+):
+    generate, tried = samples.generate, []
 
-    monkeypatch.setattr(samples, "generate", generate_none)
-    expected = "--eval_bsz: 9 images at a time do not fit into the memory of cpu, expected fewer"
-    with pytest.raises(UserError, match=expected):
+    def generate_some(model, labels, *args, **options):
+        tried.append(len(labels))
+        if len(labels) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(model, labels, *args, **options)
+
+    monkeypatch.setattr(samples, "generate", generate_some)
+    message = f"--eval_bsz: 9 images at a time do not fit into the memory of cpu, {expected}$"
+    with pytest.raises(UserError, match=message):
         main_lpd.main([*world.eval_flags(tmp_path), "--eval_bsz", "9"])
+    assert len(tried) <= 1 + 4 and 0 not in tried  # bisection
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from evaluation import samples
 from hub.weights import atomic_save
 from models.lpd import lpd_tiny
+from orders.locality import random_orders
+from orders.order_file import write_orders
 from scripts import search_cfg
 from tests.commands import succeed
 from tests.integration.tiny_world import tiny_tokenizer
@@ -87,6 +90,8 @@ def test_a_search_is_taken_up_and_names_the_best(folder, tmp_path, made, capsys)
     assert args.output_dir == str(output / "best")
     assert not (output / "cfg1_temperature1" / "images").exists()
     assert sum(made) == 24
+    with Image.open(output / "search.png") as plot:
+        assert plot.size[0] > 500
     # Two processes find the same.
     done = succeed("scripts/search_cfg.py", *flags(folder, tmp_path / "two"), processes=2)
     assert done.stdout.count("best: ") == 1
@@ -101,6 +106,18 @@ def test_a_search_is_taken_up_and_names_the_best(folder, tmp_path, made, capsys)
     assert len(list((output / "cfg1_temperature0.5" / "images").glob("*.png"))) == 12
     search_cfg.main(flags(folder, output, "--seed", 2, "--cfgs", 1))
     assert sum(made) == 60  # other samples
+
+
+def test_the_launch_line_asks_for_no_more_images_than_orders(folder, tmp_path):
+    orders = tmp_path / "orders.npy"
+    write_orders(orders, random_orders(25, 64, seed=0))
+    shown = {"fid": "FID"}
+    for file, count in ((["--lpd_order_file", orders], 24), ([], 50_000)):
+        line = flags(folder, tmp_path, "--class_num", 2, *file)
+        args = search_cfg.build_parser().parse_args(line)
+        best = {"cfg": 2.5, "temperature": 0.9, "fid": 1.0, "scores": ["FID: 1"]}
+        found = parse_launch(search_cfg.report(args, [best], shown))
+        assert (found.cfg, found.temperature, found.num_images) == (2.5, 0.9, count)
 
 
 def test_another_reference_of_the_same_name_counts(folder, tmp_path, made):

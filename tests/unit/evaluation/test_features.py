@@ -1,3 +1,4 @@
+import socket
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,7 +10,7 @@ import torch_fidelity.feature_extractor_inceptionv3 as fidelity_inception
 from torch import nn
 from torch_fidelity.utils import create_feature_extractor
 
-from evaluation import fidelity
+from evaluation import features, fidelity
 from evaluation.digits import DigitsClassifier
 from evaluation.features import build_extractor, extract
 from tests.unit.evaluation.scoring_files import CPU, digits_extractor, write_digits
@@ -129,18 +130,24 @@ class _Garbage(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize(
     ("server", "reason"),
-    [("none", "refused"), ("garbage", "(what arrived is damaged)"), ("missing", "(Not Found)")],
+    [
+        ("none", "refused"),
+        ("silent", "timed out"),
+        ("garbage", "(what arrived is damaged)"),
+        ("missing", "(Not Found)"),
+    ],
 )
 def test_a_download_that_fails_is_one_line_and_leaves_nothing(
     tmp_path, monkeypatch, server, reason
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(features, "NETWORK_TIMEOUT", 0.2 if server == "silent" else 10)
     folder = tmp_path / "hub" / "checkpoints"
     with HTTPServer(("127.0.0.1", 0), _Garbage) as http:
         if server == "none":
             http.server_close()
-        else:
+        elif server != "silent":
             threading.Thread(target=http.handle_request, daemon=True).start()
         url = f"http://127.0.0.1:{http.server_port}/{server}/{FILE_NAME}"
         monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", url)
@@ -151,3 +158,4 @@ def test_a_download_that_fails_is_one_line_and_leaves_nothing(
     )
     assert message.endswith(f"expected the file {FILE_NAME}, or --feature_extractor none")
     assert reason in message and list(folder.iterdir()) == []
+    assert socket.getdefaulttimeout() is None

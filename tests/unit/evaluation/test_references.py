@@ -118,6 +118,13 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
         load(folder, extractor)
 
 
+def test_singular_statistics_give_a_warning(tmp_path, caplog):
+    for sigma, ranks in ((SIGMA, []), (np.diag([1.0] * 9 + [0.0] * 55), ["rank 9 of 64"])):
+        np.savez(tmp_path / "a.npz", mu=MU, sigma=sigma)
+        open_reference(tmp_path / "a.npz", KINDS["digits"], 32, {"pool"})
+        assert ["rank 9 of 64"] * ("rank 9 of 64" in caplog.text) == ranks
+
+
 @pytest.mark.parametrize(
     ("arrays", "found"),
     [
