@@ -177,8 +177,11 @@ def _tar_members(path: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
     # tarfile takes whatever is no header for the end, which zeros mark.
     with path.open("rb") as file:
         file.seek(end)
-        rest = file.read(2**20)
-    if len(rest) < tarfile.BLOCKSIZE or any(rest):
+        rest = file.read(tarfile.BLOCKSIZE)
+        cut_short = len(rest) < tarfile.BLOCKSIZE
+        while rest and not any(rest):
+            rest = file.read(2**20)
+    if cut_short or rest:
         raise ValueError(f"it is cut short, damaged or several in a row at byte {end}")
 
 

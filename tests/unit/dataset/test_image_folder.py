@@ -118,12 +118,13 @@ def test_one_class_and_two_members_of_a_name(root: Path) -> None:
     assert batch.images.max() == 255 - NAMES.index("b/2.png")
 
 
-def spoilt(folder: Path, cut: int | None, repeat: int = 1) -> Path:
+def spoilt(folder: Path, cut: int | None, gap: int = 0, repeat: int = 1) -> Path:
     """Cut short so many bytes behind the start of the second member, or repeated."""
     tar = pack(folder / "x.tar", *((folder / name, name) for name in NAMES))
     with tarfile.open(tar) as archive:
         start = archive.getmembers()[1].offset
-    tar.write_bytes(tar.read_bytes()[: None if cut is None else start + cut] * repeat)
+    content = tar.read_bytes()[: None if cut is None else start + cut] + bytes(gap)
+    tar.write_bytes(content * repeat)
     return tar
 
 
@@ -150,6 +151,7 @@ def sparse(folder: Path) -> Path:
         (lambda f: spoilt(f, cut=0), "it is cut short, damaged or several in a row at byte"),
         (lambda f: spoilt(f, cut=100), "it is cut short, damaged"),
         (lambda f: spoilt(f, cut=None, repeat=2), "several in a row"),
+        (lambda f: spoilt(f, cut=None, gap=2**22, repeat=2), "several in a row"),
         (empty_class, "class folder .*x.tar/data/c holds no images"),
         (lambda f: pack(f / "x.tar", (f / "b" / "2.png", "2.png")), "holds no class folders"),
     ],
