@@ -163,9 +163,11 @@ def kept_share(evaluation: Evaluation, folder: SampleFolder | None) -> list[Feat
     if not len(ids):
         return []
     batches: list[FeatureBatch] = []
-    starts = range(0, len(ids), evaluation.batch_size)
-    with ThreadPoolExecutor(available_cores()) as threads:
-        for start in progress(starts, desc="images there already", unit="batch"):
+    with (
+        ThreadPoolExecutor(available_cores()) as threads,
+        progress(total=len(ids), desc="images there already", unit="image") as bar,
+    ):
+        for start in range(0, len(ids), evaluation.batch_size):
             batch = ids[start : start + evaluation.batch_size]
             images = zip(batch, threads.map(read, batch), strict=True)
             whole = {image_id: image for image_id, image in images if image is not None}
@@ -174,6 +176,7 @@ def kept_share(evaluation: Evaluation, folder: SampleFolder | None) -> list[Feat
                 pixels = torch.from_numpy(np.stack([*whole.values()]))
                 features = extract(evaluation.scoring.extractor, pixels).cpu()
             batches.append((np.array([*whole], dtype=np.int64), features))
+            bar.update(len(batch))
     return batches
 
 

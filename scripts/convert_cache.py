@@ -81,9 +81,15 @@ def convert_all(published: PublishedCache, path: Path, num_workers: int) -> list
     images = np.arange(published.num_images)
     parts = np.split(images, images[:: write_cache.MAX_SHARD_IMAGES][1:])
     shards = enumerate(map(published.select, parts))
-    with ProcessPoolExecutor(min(num_workers, available_cores(), len(parts))) as pool:
-        counts = pool.map(partial(convert, path), shards)
-        return list(logs.progress(counts, total=len(parts), unit="shard", desc="convert"))
+    counts = []
+    with (
+        ProcessPoolExecutor(min(num_workers, available_cores(), len(parts))) as pool,
+        logs.progress(total=len(images), unit="image", desc="convert") as bar,
+    ):
+        for count in pool.map(partial(convert, path), shards):
+            counts.append(count)
+            bar.update(count)
+    return counts
 
 
 def convert(path: Path, shard: tuple[int, PublishedCache]) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
 # Minutes each: first, for two processes to end together.
@@ -57,6 +58,19 @@ def long(pytestconfig: pytest.Config) -> bool:
 def device(request: pytest.FixtureRequest) -> str:
     """Where a test runs that runs on a GPU as well; `-k cuda` picks those."""
     return request.param
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[tqdm]:
+    """The progress bars of a test, as they come: each has its `n`, `total` and `unit`."""
+    made: list[tqdm] = []
+
+    def watched(*items: object, **options: object) -> tqdm:
+        made.append(tqdm(*items, **options))
+        return made[-1]
+
+    monkeypatch.setattr("util.logs.tqdm", watched)
+    return made
 
 
 @pytest.fixture(scope="session", autouse=True)

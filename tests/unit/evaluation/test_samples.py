@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from evaluation import samples
-from evaluation.samples import SampleFolder, make_share
+from evaluation.samples import SampleFolder, kept_share, make_share
 from util.device import HostCopy
 from util.errors import UserError
 from util.images import MADE_BY
@@ -65,6 +65,17 @@ def test_an_image_is_read_only_as_it_was_written(tmp_path):
     file.write_bytes(content + b"\0")
     with pytest.raises(UserError):
         folder.read(0)
+
+
+def test_whole_images_of_before_are_kept_and_all_are_counted(tmp_path, bars):
+    folder = SampleFolder(tmp_path, "these settings")
+    for image_id, image in enumerate(IMAGES):
+        folder.write(image_id, image)
+    SampleFolder(tmp_path, "others").write(2, IMAGES[2])
+    evaluation = SimpleNamespace(batch_size=4, scoring=None, num_images=5)
+    kept = kept_share(evaluation, folder)
+    assert [(ids.tolist(), features) for ids, features in kept] == [([0, 1, 3], None), ([4], None)]
+    assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(5, 5, "image")]
 
 
 def test_an_archive_holds_all_images_of_these_settings(tmp_path):

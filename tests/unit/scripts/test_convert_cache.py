@@ -35,8 +35,9 @@ def convert(workspace: Path) -> None:
     convert_cache.main([str(flag) for flag in flags])
 
 
-def test_converted_cache_reads_the_same(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_converted_cache_reads_the_same(workspace: Path, caplog, bars) -> None:
     convert(workspace)
+    assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(11, 11, "image")]
     (warning,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert "is taken to have made these tokens" in warning.getMessage()
     published, cache = open_cache(workspace / "published"), open_cache(workspace / "cache")
