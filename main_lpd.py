@@ -26,7 +26,7 @@ from training.scalars import ScalarLog, import_wandb
 from util import distributed, logs
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
-from util.folder_lock import folder_lock
+from util.folder_lock import folder_lock, require_free
 from util.geometry import TokenGrid
 from util.run_record import record_run
 from util.signals import StopSignals, leave_marker, remove_marker
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = distributed.resolve_device(args.device, launch)
         resolve_flags(args)
         with blame("--output_dir"):
+            kind = "evaluation" if args.evaluate else "training"
+            require_free(Path(args.output_dir), kind)
             before = checkpoints_before(args)
         # Everything is checked and loaded before the processes meet: bad input ends here.
         wandb = import_wandb() if args.use_wandb else None
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_writable_folder(args.output_dir, "--output_dir")
         require_writable_folder(args.log_dir, "--log_dir")
         signals.enter_context(distributed.start(launch, device))
-        on_main(lambda: begin(args, signals, before))
+        on_main(lambda: begin(args, kind, signals, before))
         on_main(lambda: record_run(parser, pinned_flags(args), args.output_dir))
         if evaluation is not None:
             evaluation = evaluation.with_reference()
@@ -127,11 +129,13 @@ def delete_results(folder: Path) -> None:
         path.unlink()
 
 
-def begin(args: argparse.Namespace, signals: StopSignals, before: Mapping[str, int]) -> None:
+def begin(
+    args: argparse.Namespace, kind: str, signals: StopSignals, before: Mapping[str, int]
+) -> None:
     """Take the output folder, unless it has other checkpoints than `before` loading."""
     folder = Path(args.output_dir)
     # Let go of before a signal ends the process.
-    signals.locks.enter_context(folder_lock(folder, "evaluation" if args.evaluate else "training"))
+    signals.locks.enter_context(folder_lock(folder, kind))
     if checkpoints_before(args) != before:
         raise UserError(
             f"{folder}: another run saved there while this one was loading, expected a new start"

@@ -46,10 +46,9 @@ def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
     dead to it for `SILENCE` seconds), this process ends at once with one line.
     """
     path, owner = lock_file(folder, kind), _describe_self()
-    while not _take(path, owner):
+    while (other := _take(path, owner)) is not None:
         if not wait:
-            with suppress(FileNotFoundError):  # let go of meanwhile
-                raise _in_use(path)
+            raise _in_use(path, other)
         time.sleep(POLL)
     released = threading.Event()
     beats = threading.Thread(target=_beat, args=(path, owner, released), daemon=True)
@@ -62,6 +61,15 @@ def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
         with suppress(OSError):
             if _read(path)[0] == owner:
                 path.unlink()
+
+
+def require_free(folder: Path, kind: str) -> None:
+    """Raise as `folder_lock` does, ahead of it, if a process of this machine has the folder."""
+    path = lock_file(folder, kind)
+    with suppress(OSError):  # there is none, or `folder_lock` will say more
+        owner, count = _read(path)
+        if owner.get("machine") == _machine() and _lives(path, owner, count):
+            raise _in_use(path, owner)
 
 
 def _describe_self() -> Owner:
@@ -100,8 +108,8 @@ def _start_time(process: int) -> str | None:
     return ""
 
 
-def _take(path: Path, owner: Owner) -> bool:
-    """Make the file, or take over a dead owner's; False if its owner lives."""
+def _take(path: Path, owner: Owner) -> Owner | None:
+    """Make the file, or take over a dead owner's; return its owner if that lives."""
     # Of two that take it over at once, both may believe they have it, until one beats.
     while True:
         try:
@@ -113,7 +121,7 @@ def _take(path: Path, owner: Owner) -> bool:
             with suppress(FileNotFoundError):  # let go of meanwhile
                 other, count = _read(path)
                 if _lives(path, other, count):
-                    return False
+                    return _read(path)[0]
                 if _read(path)[0] == other:
                     path.unlink()
     try:
@@ -122,11 +130,11 @@ def _take(path: Path, owner: Owner) -> bool:
     except OSError as error:  # a full disk: an empty file would name nobody
         path.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
-    return True
+    return None
 
 
-def _in_use(path: Path) -> UserError:
-    found = f"in use by another run ({_name(_read(path)[0])})"
+def _in_use(path: Path, owner: Owner) -> UserError:
+    found = f"in use by another run ({_name(owner)})"
     return UserError(f"{path.parent} is {found}, expected a folder for each")
 
 

@@ -37,12 +37,20 @@ def training(world: TinyWorld, output: Path) -> list[str]:
     [("training", training), ("training", resuming), ("evaluation", TinyWorld.eval_flags)],
 )
 def test_the_second_run_is_refused_and_leaves_no_trace(
-    world: TinyWorld, tmp_path: Path, kind: str, flags: Callable[[TinyWorld, Path], list[str]]
+    world: TinyWorld,
+    tmp_path: Path,
+    kind: str,
+    flags: Callable[[TinyWorld, Path], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    nothing = [f"--{name}={tmp_path / 'missing'}" for name in ("vqgan_path", "cached_path")]
     (tmp_path / "interrupted.json").write_text("of the first")
     with folder_lock(tmp_path, kind):
         before = sorted(tmp_path.iterdir())
-        with pytest.raises(UserError, match=IN_USE):
+        with pytest.raises(UserError, match=IN_USE):  # before data and model are loaded
+            main_lpd.main([*flags(world, tmp_path), *nothing])
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=IN_USE):
+            patch.setattr(main_lpd, "require_free", lambda *_: None)  # it came meanwhile
             main_lpd.main(flags(world, tmp_path))
         assert sorted(tmp_path.iterdir()) == before
         if flags == training:  # a folder may be evaluated meanwhile
