@@ -43,11 +43,8 @@ def open_rgb(
     opening = open_file if isinstance(source, str | Path) else nullcontext
     try:
         with opening(source) as stream, _opened(stream) as image:
-            turn = None
-            if image.format == "TIFF":  # which Pillow turns as it loads it
-                _leave_orientation(image)
-            elif upright:
-                turn = _turn_of(image)
+            # Pillow itself turns TIFFs, as it loads them.
+            turn = _turn_of(image) if upright and image.format != "TIFF" else None
             image.load()
             if image.mode != "RGB":  # `convert` would copy it
                 image = _as_rgb(image, behind_alpha)
@@ -73,15 +70,6 @@ def _opened(stream: BinaryIO) -> Image.Image:
         image = Image.open(BytesIO(before + bytes(len(name)) + after))
         image.info["exif"] = after
         return image
-
-
-def _leave_orientation(image: Image.Image) -> None:
-    """Forget a TIFF's other tags: Pillow's turning fails where they are of wrong types."""
-    with suppress(*_DAMAGED):
-        image.getexif()
-    exif = image.getexif()  # what the first call has read of it
-    for tag in exif.keys() - {_ORIENTATION}:
-        del exif[tag]
 
 
 def _turn_of(image: Image.Image) -> Image.Transpose | None:

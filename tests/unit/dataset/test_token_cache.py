@@ -1,55 +1,54 @@
-"""The token cache: round trip, refusals, the published layout, memory mapping."""
+"""Token caches: round trip, refusals, damage of all kinds; the published layout."""
 
 import json
 import logging
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataset import write_cache
 from dataset.token_cache import check_cache, open_cache
-from dataset.write_cache import LABELS_FILE, TOKENS_FILE, write_index, write_shard
+from dataset.write_cache import INDEX_FILE, LABELS_FILE, TOKENS_FILE, write_index, write_shard
+from tests import fuzzing
 from util.errors import UserError
 from util.geometry import TokenGrid
 
 GRID = TokenGrid(image_size=16, stride=4, vocab_size=50)
 COUNTS = (3, 0, 4, 2)
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
+INDICES = np.array([8, 0, 3, 3, 2, 7, 6])
+FLIPPED = np.array([True, False, False, True, True, False, True])
 
 
-def _write(path: Path, grid: TokenGrid = GRID) -> np.ndarray:
+def write_ours(path: Path, grid: TokenGrid = GRID) -> np.ndarray:
     """Write a cache of random tokens and return them, (9, 2, N)."""
-    path.mkdir(exist_ok=True)
-    shape = (sum(COUNTS), 2, grid.num_tokens)
+    shape = (len(LABELS), 2, grid.num_tokens)
     tokens = np.random.default_rng(0).integers(0, grid.vocab_size, shape)
-    for number, images in enumerate(np.split(np.arange(len(tokens)), np.cumsum(COUNTS)[:-1])):
+    for number, images in enumerate(np.split(np.arange(len(LABELS)), np.cumsum(COUNTS)[:-1])):
         write_shard(path, number, tokens[images], LABELS[images], grid.vocab_size)
     write_index(path, grid, "f" * 64, ("ant", "bee", "cat"), COUNTS)
     return tokens
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    _write(tmp_path / "cache")
-    return tmp_path / "cache"
+def write_published(path: Path) -> np.ndarray:
+    """The same in the published layout, (4, 2, 16)."""
+    tokens = np.random.default_rng(1).integers(0, 50, (4, 2, 16))
+    names = ("n01/a.JPEG.npz", "n01/b.JPEG.npz", "n02/c.npz", "n02/d.npz")
+    for name, (plain, mirrored) in zip(names, tokens, strict=True):
+        (path / name).parent.mkdir(exist_ok=True)
+        np.savez(path / name, indices=plain, indices_flip=mirrored)
+    return tokens
 
 
-def _edit_index(path: Path, **entries: object) -> None:
-    index = json.loads((path / "index.json").read_text())
-    (path / "index.json").write_text(json.dumps({**index, **entries}))
-
-
-def test_a_cache_that_is_cut_under_a_run_is_noticed(path: Path) -> None:
-    """Reading on would be zeros, or the end of the process."""
-    cache = open_cache(path)
-    for length in (200, 0):
-        os.truncate(path / TOKENS_FILE, length)
-        with pytest.raises(UserError, match=f"^--cached_path: .*was changed: {length} bytes, exp"):
-            cache.read(np.arange(9), np.zeros(9))
+def edit_index(path: Path, **entries: object) -> None:
+    index = json.loads((path / INDEX_FILE).read_text())
+    (path / INDEX_FILE).write_text(json.dumps({**index, **entries}))
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,20 +68,17 @@ def test_plan_covers_every_image_once_in_order(images: int, batch: int, processe
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(50, np.uint16), (70_000, np.uint32)])
 def test_round_trip(tmp_path: Path, vocab_size: int, dtype: type) -> None:
     grid = TokenGrid(16, 4, vocab_size)
-    tokens = _write(tmp_path, grid)
+    tokens = write_ours(tmp_path, grid)
     cache = open_cache(tmp_path)
     assert (cache.num_images, cache.num_tokens, cache.grid) == (9, 16, grid)
     assert (cache.classes, cache.fingerprint) == (("ant", "bee", "cat"), "f" * 64)
     assert cache.labels.dtype == np.int64
     np.testing.assert_array_equal(cache.labels, LABELS)
-    indices = np.array([8, 0, 3, 3, 2, 7, 6])
-    flipped = np.array([True, False, False, True, True, False, True])
-    found = cache.read(indices, flipped)
+    found = cache.read(INDICES, FLIPPED)
     assert found.dtype == np.int64
-    np.testing.assert_array_equal(found, tokens[indices, flipped.astype(int)])
+    np.testing.assert_array_equal(found, tokens[INDICES, FLIPPED.astype(int)])
     assert np.load(tmp_path / TOKENS_FILE).dtype == dtype
-    names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"index.json", TOKENS_FILE, LABELS_FILE}
+    assert {file.name for file in tmp_path.iterdir()} == {INDEX_FILE, TOKENS_FILE, LABELS_FILE}
     with pytest.raises(IndexError):
         cache.read(np.array([9]), np.array([False]))
 
@@ -96,7 +92,7 @@ def test_large_cache_is_mapped_not_loaded(tmp_path: Path) -> None:
         header = {"descr": "<u2", "fortran_order": False, "shape": (count, 2, 256)}
         np.lib.format.write_array_header_1_0(stream, header)
         stream.truncate(stream.tell() + count * 2 * 256 * 2)
-    _edit_index(tmp_path, num_images=count)
+    edit_index(tmp_path, num_images=count)
     cache = open_cache(tmp_path)
     indices = np.arange(0, count, 5000)
     assert not cache.read(indices, indices % 2 == 0).any()
@@ -111,57 +107,39 @@ def test_shards_that_are_wrong_are_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="shard-00000.npz is damaged"):
         write_index(tmp_path, GRID, "f", ("a",), [count])
-    assert not (tmp_path / "index.json").exists()
+    assert not (tmp_path / INDEX_FILE).exists()
 
 
-def test_bytes_that_changed_are_noticed(path: Path) -> None:
+def test_bytes_that_changed_are_noticed(tmp_path: Path) -> None:
     """The last index goes beyond the vocabulary; more is in the table of bad input."""
-    cache = open_cache(path)
+    write_ours(tmp_path)
+    cache, file = open_cache(tmp_path), tmp_path / TOKENS_FILE
     check_cache(cache, GRID, "f" * 64, num_classes=3)
     check_cache(cache, GRID, None, num_classes=1000)
-    content = bytearray((path / TOKENS_FILE).read_bytes())
+    content = bytearray(file.read_bytes())
     content[-1] ^= 0x80
-    (path / TOKENS_FILE).write_bytes(content)
-    cache = open_cache(path)  # sizes and types still fit
+    file.write_bytes(content)
+    cache = open_cache(tmp_path)  # sizes and types still fit
     for check in (cache.verify, lambda: cache.read(np.array([8]), np.array([True]))):
         with pytest.raises(UserError, match=r"cache-tokens\.npy is damaged: checksum"):
             check()
     # Written so by another program: its checksum is right.
-    crc32 = {name: write_cache.checksum(path / name) for name in (TOKENS_FILE, LABELS_FILE)}
-    _edit_index(path, crc32=crc32)
-    cache = open_cache(path)
+    edit_index(
+        tmp_path, crc32={n: write_cache.checksum(tmp_path / n) for n in (file.name, LABELS_FILE)}
+    )
+    cache = open_cache(tmp_path)
     cache.verify()
     assert cache.read(np.array([8]), np.array([False])).max() < 50
     with pytest.raises(UserError, match=r"cache-tokens\.npy holds index \d+, expected \[0, 50\)$"):
         cache.read(np.array([8]), np.array([True]))
-
-
-def test_check_cache_refuses_another_grid(path: Path) -> None:
-    """More cases are in the table of bad input."""
-    for grid in (TokenGrid(16, 8, 50), TokenGrid(16, 4, 51)):
-        with pytest.raises(UserError, match=r"^--cached_path: .*made for .*=4, .*=50\), exp"):
-            check_cache(open_cache(path), grid, "f" * 64, 3)
-
-
-def test_unfinished_folders(path: Path) -> None:
-    """More cases are in the table of bad input."""
-    (path / "index.json").unlink()
-    (path / ".shard-00007.npy.part").touch()
-    write_cache.require_new_cache(path)
-    (path / "labels.npy").touch()
-    with pytest.raises(UserError, match="holds labels.npy, expected a new or empty folder"):
-        write_cache.require_new_cache(path)
-    write_cache.remove_unfinished(path)
-    assert [file.name for file in path.iterdir()] == ["labels.npy"]
+    for length in (200, 0):  # cut under a run: reading on would be zeros, or the process's end
+        os.truncate(file, length)
+        with pytest.raises(UserError, match=f"^--cached_path: .*was changed: {length} bytes, exp"):
+            cache.read(np.array([8]), np.array([False]))
 
 
 def test_published_layout(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tokens = np.random.default_rng(1).integers(0, 50, (4, 2, 16))
-    names = ("n01/a.JPEG.npz", "n01/b.JPEG.npz", "n02/c.npz", "n02/d.npz")
-    for name, (plain, mirrored) in zip(names, tokens, strict=True):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        np.savez(tmp_path / name, indices=plain, indices_flip=mirrored)
-    cache = open_cache(tmp_path)
+    tokens, cache = write_published(tmp_path), open_cache(tmp_path)
     assert (cache.num_images, cache.num_tokens, cache.fingerprint) == (4, 16, None)
     assert (cache.classes, cache.labels.tolist()) == (("n01", "n02"), [0, 0, 1, 1])
     with pytest.raises(UserError, match="16 tokens per image, expected 64"):
@@ -179,3 +157,78 @@ def test_published_layout(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         message = f"holds 16 indices from {value} to " if value else "cannot be read"
         with pytest.raises(UserError, match=rf"^--cached_path: .*n02/c\.npz {message}"):
             cache.read(np.array([0, 2]), np.array([False, False]))
+
+
+def contents(write: Callable[[Path], object]) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def unpack(files: dict[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+OURS, PUBLISHED = contents(write_ours), contents(write_published)
+INDEX = json.loads(OURS[INDEX_FILE])
+
+
+def check(files: dict[str, bytes]) -> None:
+    """Only tokens of the vocabulary come out of a cache of these files, or one line."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(files, Path(folder))
+        try:
+            cache = open_cache(folder)
+            check_cache(cache, cache.grid or GRID, None, 1000)
+            assert (cache.labels >= 0).all() and (cache.labels < len(cache.classes)).all()
+            both = np.arange(cache.num_images).repeat(2)
+            tokens = cache.read(both, np.arange(len(both)) % 2 == 1)
+            assert tokens.shape == (len(both), cache.num_tokens)
+            assert (tokens >= 0).all() and (tokens < cache.grid.vocab_size).all()
+        except UserError as error:
+            assert fuzzing.one_line(error)
+            assert str(error).startswith(f"--cached_path: {folder}")
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_damaged_files(data: st.DataObject) -> None:
+    files = data.draw(st.sampled_from([OURS, OURS, PUBLISHED]))
+    name = data.draw(st.sampled_from(sorted(files)))
+    any_array = [fuzzing.HEADERS] if name in (TOKENS_FILE, LABELS_FILE) else []
+    check({**files, name: data.draw(st.one_of(fuzzing.damaged(files[name]), *any_array))})
+
+
+INTEGERS = st.one_of(st.integers(-2, 60), st.sampled_from([2**31, 2**63, 10**4000]))
+VALUES = st.one_of(fuzzing.JSON, INTEGERS)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.one_of(st.dictionaries(st.sampled_from(sorted(INDEX)), VALUES, min_size=1), fuzzing.JSON))
+@example({"image_size": 10**4000, "stride": 1})
+@example({"version": "1" * 10**6})
+@example({"crc32": {TOKENS_FILE: "1" * 10**6}})
+def test_any_index(entries: object) -> None:
+    index = {**INDEX, **entries} if isinstance(entries, dict) else entries
+    check({**OURS, INDEX_FILE: json.dumps(index).encode()})
+
+
+def test_small_files_take_little_memory_and_time(tmp_path: Path) -> None:
+    hostile = {
+        "brackets": (INDEX_FILE, b"[" * 10**6),
+        "number": (INDEX_FILE, b'{"format": ' + b"9" * 10**6 + b"}"),
+        "huge": (INDEX_FILE, json.dumps({**INDEX, "num_images": 10**12}).encode()),
+        "trillion": (TOKENS_FILE, fuzzing.claiming("<u2", "(1000000000000, 2, 16)")),
+        "labels": (LABELS_FILE, fuzzing.claiming("<i4", "(1000000000000,)")),
+        "header": (TOKENS_FILE, fuzzing.npy("(" * 9000)),
+    }
+    for case, (name, content) in hostile.items():
+        (tmp_path / case).mkdir()
+        unpack({**OURS, name: content}, tmp_path / case)
+    imports, paths = "from dataset.token_cache import open_cache", sorted(tmp_path.iterdir())
+    result = fuzzing.read_confined(imports, "open_cache(path)", *paths)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == len(hostile)
