@@ -4,8 +4,6 @@ Large files are served, as by the real one, by a second server that knows nothin
 can make that one cut, reset or change what it sends.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -18,8 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-# Larger files are not in git.
-LARGE = 1000
+LARGE = 1000  # larger files are not in git
 
 
 def etag(data: bytes) -> str:
@@ -57,7 +54,7 @@ class Faults:
 
 
 class Hub:
-    """Both servers; leave it as a context to end them."""
+    """Both servers, until `stop`."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -65,22 +62,16 @@ class Hub:
         self.tokens: set[str] = set()
         self.faults = Faults()
         # Headers of all requests that the two servers got, and of those answered with a content.
-        self.requests: list[tuple[type, Mapping[str, str]]] = []
+        self.requests: list[Mapping[str, str]] = []
         self.downloads: list[Mapping[str, str]] = []
         self.lock = threading.Lock()
-
-    def __enter__(self) -> Hub:
         self._servers = [_Server(("127.0.0.1", 0), kind) for kind in (HubHandler, ContentHandler)]
-        self.url, self.content_url = (
-            f"http://127.0.0.1:{server.server_port}" for server in self._servers
-        )
         for server in self._servers:
             server.hub = self
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
+        self.url, self.content_url = (
+            f"http://127.0.0.1:{server.server_port}" for server in self._servers
+        )
 
     def stop(self) -> None:
         """End the servers: nothing listens any more."""
@@ -117,14 +108,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub: Hub = self.server.hub
         parsed = super().parse_request()
         if parsed:
-            self.hub.requests.append((type(self), self.headers))
+            self.hub.requests.append(self.headers)
         return parsed
 
-    def begin(self, status: int, length: int, **headers: str) -> None:
+    def begin(self, status: int, length: int = 0, **headers: str) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, "Content_Length": str(length)}.items():
             self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(length))
         self.end_headers()
 
     def send_content(self, data: bytes, **headers: str) -> None:
@@ -169,7 +159,7 @@ class HubHandler(_Handler):
         elif found := re.fullmatch(rf"/api/models{name}(/revision/{revision})?", path):
             self.info(**found.groupdict("main"))
         else:
-            self.begin(404, 0)
+            self.begin(404)
 
     do_HEAD = do_GET
 
@@ -178,25 +168,21 @@ class HubHandler(_Handler):
         if repository is None:
             return
         if self.hub.faults.status:
-            self.begin(self.hub.faults.status, 0)
+            self.begin(self.hub.faults.status)
             return
         if repository.gated:
-            self.begin(403 if self.is_user() else 401, 0, X_Error_Code="GatedRepo")
+            self.begin(403 if self.is_user() else 401, X_Error_Code="GatedRepo")
             return
         data = repository.commits[sha][unquote(file)]
-        about = {"X_Repo_Commit": sha, "ETag": f'"{etag(data)}"'}
+        tag = etag(data)
         if len(data) > LARGE:
-            self.hub.contents[etag(data)] = data
-            about |= {
-                "X_Linked_Etag": about.pop("ETag"),
-                "X_Linked_Size": str(len(data)),
-                "Location": f"{self.hub.content_url}/{etag(data)}",
-            }
-            self.begin(302, 0, **about)
+            self.hub.contents[tag] = data
+            linked = {"X_Linked_Etag": f'"{tag}"', "X_Linked_Size": str(len(data))}
+            self.begin(302, X_Repo_Commit=sha, Location=f"{self.hub.content_url}/{tag}", **linked)
         elif self.command == "HEAD":
-            self.begin(200, len(data), **about)
+            self.begin(200, len(data), X_Repo_Commit=sha, ETag=f'"{tag}"')
         else:
-            self.send_content(data, **about)
+            self.send_content(data, X_Repo_Commit=sha, ETag=f'"{tag}"')
 
     def info(self, name: str, revision: str) -> None:
         repository, sha = self.find(name, revision)
@@ -210,11 +196,11 @@ class HubHandler(_Handler):
         """A repository and the commit of a revision; None if it was answered that there is none."""
         repository, revision = self.hub.repositories.get(name), unquote(revision)
         if repository is None or (repository.private and not self.is_user()):
-            self.begin(404 if self.is_user() else 401, 0, X_Error_Code="RepoNotFound")
+            self.begin(404 if self.is_user() else 401, X_Error_Code="RepoNotFound")
             return None, ""
         sha = repository.revisions.get(revision, revision)
         if sha not in repository.commits:
-            self.begin(404, 0, X_Error_Code="RevisionNotFound")
+            self.begin(404, X_Error_Code="RevisionNotFound")
             return None, ""
         return repository, sha
 

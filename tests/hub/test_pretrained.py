@@ -3,12 +3,10 @@
 import json
 from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import HfApi, PyTorchModelHubMixin
-from PIL import Image
 from safetensors import safe_open
 
 from hub.weights import Weights
@@ -19,7 +17,6 @@ from orders.locality import locality_aware_orders
 from tests.hub.worlds import publish, published_lpd, published_tokenizer, saved
 from tokenizers.vq_model import VQModel
 from util.errors import UserError
-from util.images import to_uint8
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 
@@ -49,13 +46,6 @@ def test_what_was_saved_comes_back(make, tmp_path):
     again = type(model).from_pretrained(tmp_path)
     assert same(model, again) and not again.training
     assert json.dumps(again._hub_mixin_config) == json.dumps(model._hub_mixin_config)
-
-
-def test_arguments_that_differ_from_the_files(tmp_path):
-    small(proj_dropout=0.3).save_pretrained(tmp_path)
-    again = LPD.from_pretrained(tmp_path, label_drop_prob=0.0)
-    assert (again.label_drop_prob, again._hub_mixin_config["proj_dropout"]) == (0.0, 0.3)
-    assert again.tokenizer_fingerprint is None
 
 
 def test_the_card_holds_what_was_measured_and_nothing_else():
@@ -105,15 +95,15 @@ def test_the_size_follows_from_the_shapes(name, img_size):
 
 
 @pytest.mark.parametrize("form", [dict, Namespace])
-def test_a_training_checkpoint_says_what_shapes_do_not(tmp_path, form):
+def test_a_training_checkpoint_says_what_shapes_do_not_and_arguments_go_before(tmp_path, form):
     model = small()
-    flags = form(img_size=16, proj_dropout=0.25, lr=1e-4, blind_queries=True)
+    flags = form(img_size=16, proj_dropout=0.25, label_drop_prob=0.2, blind_queries=True)
     content = {"model": model.state_dict(), "args": flags, "epoch": 3, "optimizer": {}}
     (tmp_path / "last.pth").write_bytes(saved({**content, "tokenizer_fingerprint": "abc"}))
-    again = LPD.from_pretrained(tmp_path / "last.pth")
+    again = LPD.from_pretrained(tmp_path / "last.pth", label_drop_prob=0.5)
     assert (again.grid.image_size, again.grid.stride) == (16, 4)
     assert again._hub_mixin_config["proj_dropout"] == 0.25
-    assert again.blind_queries is True
+    assert again.blind_queries is True and again.label_drop_prob == 0.5
     assert again.tokenizer_fingerprint == "abc"
 
 
@@ -137,9 +127,7 @@ def test_what_is_pushed_comes_back(hub, inside, monkeypatch):
         files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
         hub.add(repo_id, **files)
 
-    monkeypatch.setattr(
-        HfApi, "create_repo", lambda api, repo_id, **_: SimpleNamespace(repo_id=repo_id)
-    )
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **_: Namespace(repo_id=repo_id))
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     model = small()
     model.push_to_hub("user/mine", model_card_kwargs={"results": {"FID-9": 1.5}})
@@ -147,9 +135,6 @@ def test_what_is_pushed_comes_back(hub, inside, monkeypatch):
     assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
     assert b"| FID-9 | 1.5 |" in files["README.md"]
     assert same(LPD.from_pretrained("user/mine"), model)
-    hub.faults.changed = True
-    with pytest.raises(UserError, match="^from_pretrained: .* arrived damaged"):
-        LPD.from_pretrained("user/mine", cache_dir=inside.home / "third")
 
 
 @pytest.mark.parametrize(
@@ -188,20 +173,9 @@ def test_what_does_not_fit(tmp_path, caplog):
         LPD.from_pretrained(tmp_path)
 
 
-# The rest of the README's six lines
-
-
 def test_orders_and_sizes_made_on_the_spot():
     model, sizes, ids = small(), group_sizes(16, 5), [4, 9]
     orders = locality_aware_orders(2, sizes, grid_size=4, seed=7, image_ids=ids)
-    expected = generate(model, torch.tensor([0, 2]), orders, sizes, seed=7, image_ids=ids)
+    expected = generate(model, [0, 2], orders, sizes, seed=7, image_ids=ids)
     found = generate(model, [0, 2], orders=None, group_sizes=5, seed=7, image_ids=ids)
     assert torch.equal(found, expected)
-
-
-def test_images_to_look_at():
-    model, codes = published_tokenizer(), torch.randint(32, (2, 16))
-    images = model.decode_images(codes)
-    assert all(isinstance(image, Image.Image) for image in images)
-    pixels = to_uint8(model.decode_code(codes)).numpy()
-    assert [image.tobytes() for image in images] == [one.tobytes() for one in pixels]

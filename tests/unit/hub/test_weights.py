@@ -4,8 +4,7 @@ import argparse
 import copy
 import os
 import pickle
-import subprocess
-import sys
+import resource
 import zipfile
 
 import pytest
@@ -13,17 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hub.weights import (
-    DamagedCheckpoint,
-    atomic_save,
-    load_weights,
-    read_checkpoint,
-    write_safetensors,
-)
-from tests.commands import ROOT
+from hub import weights
+from hub.weights import atomic_save, load_weights, read_checkpoint
 from util.errors import UserError
-
-DAMAGED = r"^--ckpt: .*x\.pt is not a readable checkpoint"
 
 
 class Malicious:
@@ -35,7 +26,7 @@ class Malicious:
 
 
 def refused(path, mmap=True):
-    with pytest.raises(DamagedCheckpoint, match=DAMAGED):
+    with pytest.raises(weights.DamagedCheckpoint, match=r"^--ckpt: .*x\.pt is not a readable che"):
         read_checkpoint(path, "--ckpt", mmap)
 
 
@@ -73,10 +64,8 @@ def test_what_could_unpack_to_anything_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("zip_format", [True, False])
-def test_other_bad_files(tmp_path, zip_format):
+def test_a_file_cut_short_or_of_something_else(tmp_path, zip_format):
     path = tmp_path / "x.pt"
-    with pytest.raises(UserError, match="does not exist, expected a checkpoint"):
-        read_checkpoint(path, "--ckpt")
     content = {"model": {"w": torch.randn(500)}}
     torch.save(content, path, _use_new_zipfile_serialization=zip_format)
     data = path.read_bytes()
@@ -85,9 +74,6 @@ def test_other_bad_files(tmp_path, zip_format):
         refused(path)
     path.write_bytes(bytes(range(256)) * 20)
     refused(path)
-    torch.save([1, 2], path, _use_new_zipfile_serialization=zip_format)
-    with pytest.raises(UserError, match="holds a list, expected a dictionary"):
-        read_checkpoint(path, "--ckpt")
 
 
 @pytest.mark.parametrize("mmap", [False, True])
@@ -103,35 +89,27 @@ def test_a_flipped_bit_in_a_weight_is_found(tmp_path, mmap):
         refused(path, mmap)
 
 
-def test_a_failed_save_keeps_the_old_file(tmp_path):
-    path = tmp_path / "x.pt"
+def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    path, limit = tmp_path / "x.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
     atomic_save({"epoch": 1}, path)
     with pytest.raises((AttributeError, pickle.PicklingError)):
         atomic_save({"epoch": lambda: 2}, path)
+    # Of a full disk torch says something else; a limit of file sizes stands in for one.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            atomic_save({"w": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert error.value.filename == str(path)
     assert read_checkpoint(path, "--ckpt") == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
-    """A file-size limit stands in for the full disk."""
-    code = (
-        "import resource, sys, torch\n"
-        "from hub.weights import atomic_save\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "try:\n"
-        "    atomic_save({'w': torch.zeros(100_000)}, sys.argv[1])\n"
-        "except OSError as error:\n"
-        "    sys.exit(0 if error.filename == sys.argv[1] else 1)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.pt")], cwd=ROOT)
-    assert done.returncode == 0
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensors_that_share_memory_are_written_each_by_itself(tmp_path):
     whole = torch.randn(4, 3)
     state = {"first": whole, "same": whole, "part": whole[1:], "turned": whole.T}
-    write_safetensors(state, tmp_path / "x.safetensors")
+    weights.write_safetensors(state, tmp_path / "x.safetensors")
     written = load_file(tmp_path / "x.safetensors")
     assert written.keys() == state.keys()
     assert all(torch.equal(written[name], value) for name, value in state.items())
@@ -161,8 +139,8 @@ WEIGHT, BIAS = torch.ones(3, 2), torch.ones(3)
         ({"weight": "a", "bias": BIAS}, r"weight weight is a str, expected shape"),
         ({"weight": WEIGHT, "bias": BIAS.int()}, "weight bias is torch.IntTensor, expected plain"),
         (
-            {"weight": WEIGHT, "bias": BIAS, "extra": torch.ones(1), 5: 1},
-            r"weight extra of shape \(1,\) is unexpected.*1 more",
+            {"weight": WEIGHT, "bias": BIAS, "extra": BIAS, 5: 1},
+            r"weight extra of shape \(3,\).*1 more",
         ),
     ],
 )
