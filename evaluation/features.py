@@ -231,11 +231,11 @@ def extract_share(
     source: ImageSource, extractor: FeatureExtractor, batch_size: int, num_workers: int
 ) -> Iterator[FeatureBatch]:
     """Extract this process's share of a source: places (B,) int64 and features on the device."""
-    total = len(share_of_batches(len(source), batch_size))
-    share = source.share(batch_size, num_workers)
-    title = f"features of {source.path.name}"
-    for ids, images in progress(share, total=total, desc=title, unit="batch"):
-        yield ids, extract(extractor, images)
+    mine = sum(map(len, share_of_batches(len(source), batch_size)))
+    with progress(total=mine, desc=f"features of {source.path.name}", unit="image") as bar:
+        for ids, images in source.share(batch_size, num_workers):
+            yield ids, extract(extractor, images)
+            bar.update(len(ids))
 
 
 def ids_of(batches: Sequence[FeatureBatch]) -> np.ndarray:

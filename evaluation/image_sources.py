@@ -1,7 +1,10 @@
 """Images that scores are made of: a folder of files or a sample archive, read by all processes."""
 
+import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,12 @@ from torch import Tensor
 
 from dataset.image_folder import ImageList, image_batches
 from dataset.pictures import open_rgb
+from hub.download import sha256_of
 from util import distributed
 from util.arrays import stream_npz
+from util.cli import available_cores
 from util.errors import UserError, blame
+from util.logs import progress
 
 # The array of a sample archive.
 SAMPLES = "arr_0"
@@ -54,6 +60,23 @@ class ImageSource:
             loader = image_batches(images, self.image_size, batches, num_workers=num_workers)
             for places, batch in zip(batches, loader, strict=True):
                 yield places, batch.images
+
+    def digest(self) -> str:
+        """Hash the files' bytes: sha256 (hex). All processes call it: each reads its share."""
+
+        def digest_of(file: Path) -> str:
+            with blame(f"{self.flag}: {file}"):
+                return sha256_of(file)
+
+        def work() -> list[str]:
+            mine = self.files[distributed.rank() :: distributed.world_size()]
+            bar = dict(total=len(mine), desc=f"checksums of {self.path.name}", unit="file")
+            with ThreadPoolExecutor(available_cores()) as threads:
+                return [*progress(threads.map(digest_of, mine), **bar)]
+
+        shares = distributed.gather(distributed.fail_together(work))
+        in_order = chain.from_iterable(zip_longest(*shares, fillvalue=""))
+        return hashlib.sha256("".join(in_order).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""What samples are compared with: read from a file, or made of images."""
+"""What samples are compared with: read from a file, or made of images and kept for next time."""
 
+import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from dataclasses import dataclass, replace
 from functools import reduce
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.hub
 from torch import Tensor
 
 from evaluation.features import (
@@ -19,10 +22,10 @@ from evaluation.features import (
     gather_features,
 )
 from evaluation.image_sources import SAMPLES, ImageSource, open_images
-from evaluation.metrics import ARRAYS, Moments, Reference, Statistics
+from evaluation.metrics import ARRAYS, Moments, Reference, Statistics, save_reference
 from util import distributed
 from util.arrays import MAX_UNPACKED_BYTES, names_in_npz, read_npz
-from util.errors import UserError, blame
+from util.errors import UserError, blame, describe_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +44,44 @@ class ReferencePlan:
     ) -> Reference | None:
         """Return all parts on rank 0, None elsewhere. All processes call it: each reads its share.
 
+        Parts made of images are kept under `$TORCH_HOME/lpd_references`, by all that decides them.
         A `UserError`, on all processes, is about images that one of them cannot read.
         """
         known, missing = self.known.copy(), self.needs - self.known.keys()
-        if not missing:
-            return known if distributed.is_main() else None
-        extractor = replace(extractor, spatial="spatial" in missing)
-        summed = extractor.kind.dims.keys() & missing
+        if missing:
+            stem = self._where_kept(extractor)
+            for part in sorted(missing) if distributed.is_main() else ():
+                file = Path(f"{stem}-{part}.npz")
+                try:
+                    if file.exists():
+                        known[part] = _read_part(file, part, extractor.kind)
+                        logger.info("%s of %s: kept in %s", part, self.path, file)
+                except ValueError as error:
+                    logger.warning("%s; it is made anew", error)
+            missing = distributed.gather(self.needs - known.keys())[0]
+        made = self._make(extractor, missing, batch_size, num_workers) if missing else Reference()
+        for part, value in made.items():
+            file = Path(f"{stem}-{part}.npz")
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_reference({part: value}, file)
+            except OSError as error:
+                logger.warning("the reference is not kept: %s", describe_os_error(error))
+        return known | made if distributed.is_main() else None
+
+    def _where_kept(self, extractor: FeatureExtractor) -> Path:
+        """Name kept parts, but for `-PART.npz`, by all that decides their numbers."""
+        decisive = [self.source.digest(), self.source.image_size, extractor.digest()]
+        decisive += map(metadata.version, ("torch-fidelity", "Pillow"))
+        key = hashlib.sha256(repr(decisive).encode()).hexdigest()
+        return Path(torch.hub.get_dir()).parent / "lpd_references" / key
+
+    def _make(
+        self, extractor: FeatureExtractor, parts: Set[str], batch_size: int, num_workers: int
+    ) -> Reference:
+        """Make parts of images: on rank 0, none elsewhere."""
+        extractor = replace(extractor, spatial="spatial" in parts)
+        summed = extractor.kind.dims.keys() & parts
         moments: dict[str, Moments] = {}
         batches: list[FeatureBatch] = []
 
@@ -57,24 +91,23 @@ class ReferencePlan:
                     for part in summed:
                         more = Moments.of(getattr(batch, part))
                         moments[part] = moments[part].merged(more) if part in moments else more
-                if "features" in missing:
+                if "features" in parts:
                     batches.append((ids, Features(batch.pool.cpu(), batch.logits.cpu())))
 
         distributed.fail_together(work)
-        features = gather_features(batches) if "features" in missing else None
+        features = gather_features(batches) if "features" in parts else None
         on_host = {
             part: Moments(count, mean.cpu(), scatter.cpu())
             for part, (count, mean, scatter) in moments.items()
         }
-        gathered = distributed.gather_to_main(on_host)
-        if gathered is None:
-            return None
-        for part in summed:
-            counted = [moments[part] for moments in gathered if moments]
-            known[part] = reduce(Moments.merged, counted).statistics()
+        made = Reference()
+        if (gathered := distributed.gather_to_main(on_host)) is not None:
+            for part in summed:
+                counted = [moments[part] for moments in gathered if moments]
+                made[part] = reduce(Moments.merged, counted).statistics()
         if features is not None:
-            known["features"] = features.pool
-        return known
+            made["features"] = features.pool
+        return made
 
 
 def open_reference(
@@ -101,7 +134,8 @@ def open_reference(
     held = {"features"} if "features" in names else set()
     if names & {"mu", "sigma"} or SAMPLES not in names:
         held |= {"pool", "spatial"}
-    known = Reference(**{part: _read_part(path, part, kind) for part in needs & held})
+    with blame(flag):
+        known = Reference(**{part: _read_part(path, part, kind) for part in needs & held})
     if needs <= held:
         return ReferencePlan(path, needs, known, None)
     if SAMPLES not in names:
@@ -114,15 +148,15 @@ def open_reference(
 
 
 def _read_part(path: Path, part: str, kind: ExtractorKind) -> Statistics | Tensor:
-    """A part of a reference from an .npz, checked."""
-    what, expected, names = f"--fid_stats: {path}", _expected(part, kind), ARRAYS[part]
+    """A part of a reference from an .npz; a `ValueError` names a file that does not hold it."""
+    expected, names = _expected(part, kind), ARRAYS[part]
     try:
         # Unpacked, features can be as large as the file; packed, no larger than anything packed.
         arrays = read_npz(path, names, max(MAX_UNPACKED_BYTES, path.stat().st_size))
     except KeyError as error:
-        raise UserError(f"{what} holds no {error.args[0]}, {expected}") from error
+        raise ValueError(f"{path} holds no {error.args[0]}, {expected}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{what} cannot be read ({error}), {expected}") from error
+        raise ValueError(f"{path} cannot be read ({error}), {expected}") from error
     for name, array in arrays.items():
         if part == "features":
             fits = array.shape[1:] == (kind.dims["pool"],) and array.dtype == np.float32
@@ -131,23 +165,23 @@ def _read_part(path: Path, part: str, kind: ExtractorKind) -> Statistics | Tenso
             fits = array.shape == shape and array.dtype.kind in "fiu"
         if not fits:
             found = f"{name} is {array.dtype} of shape {array.shape}"
-            raise UserError(f"{what}: {found}, {expected}")
+            raise ValueError(f"{path}: {found}, {expected}")
         if not np.isfinite(array).all():
-            raise UserError(f"{what}: {name} holds NaN or infinity, {expected}")
+            raise ValueError(f"{path}: {name} holds NaN or infinity, {expected}")
     if part == "features":
         return torch.from_numpy(arrays["features"].copy())
     mu, sigma = (array.astype(np.float64) for array in arrays.values())
     variances = np.linalg.eigvalsh(sigma)
     symmetric = np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-6)
     if not symmetric or variances[0] < -1e-3 * variances[-1]:
-        raise UserError(f"{what}: {names[1]} is no covariance, {expected}")
+        raise ValueError(f"{path}: {names[1]} is no covariance, {expected}")
     # No obstacle: the distance needs no inverse. The bound is matrix_rank's.
     rank = int((variances > variances[-1] * len(variances) * np.finfo(np.float64).eps).sum())
     if rank < len(variances):
         logger.warning(
             "%s: %s is singular (rank %d of %d), as that of too few images is; the distance to it "
             "is too large",
-            *(what, names[1], rank, len(variances)),
+            *(path, names[1], rank, len(variances)),
         )
     return Statistics(mu, sigma)
 

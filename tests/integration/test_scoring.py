@@ -8,6 +8,7 @@ import torch
 import main_lpd
 from evaluation.features import extract
 from evaluation.metrics import Reference, feature_statistics, score
+from evaluation.references import open_reference
 from scripts import compute_stats
 from tests.commands import results_in, run_command, succeed
 from tests.unit.evaluation.scoring_files import (
@@ -73,7 +74,8 @@ def test_images_are_scored_without_a_model(
         assert line in said and "-1007" in line
 
 
-def test_two_processes_make_statistics(files, tmp_path):
+def test_two_processes_make_statistics(files, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     made = tmp_path / "made.npz"
     line = flags(files, "--images", files / "real", "--features", "--img_size", "32")
     said = succeed("scripts/compute_stats.py", *line, "--out", made, processes=2).stderr
@@ -82,6 +84,11 @@ def test_two_processes_make_statistics(files, tmp_path):
     with np.load(made) as arrays:
         assert sorted(arrays) == ["features", "mu", "sigma"]
         assert_made_of(arrays["mu"], arrays["sigma"], arrays["features"], features)
+    # What two have kept serves one.
+    caplog.set_level("INFO")
+    extractor = digits_extractor(tmp_path / "digits.pt")
+    kept = open_reference(files / "real", extractor.kind, 32).load(extractor)
+    assert "kept in" in caplog.text and kept["pool"].mu.shape == (64,)
 
 
 def test_statistics_serve_as_a_reference_without_their_images(files, tmp_path):

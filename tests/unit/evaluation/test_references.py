@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch_fidelity
 
+from evaluation import references
 from evaluation.features import KINDS, FeatureExtractor, build_extractor, extract
 from evaluation.metrics import Reference, Statistics, feature_statistics, save_reference, score
 from evaluation.references import open_reference
@@ -90,6 +91,53 @@ def test_folder_archive_and_saved_file_are_the_same_reference(digits, tmp_path):
         assert_made_of(found["pool"].mu, found["pool"].sigma, found["features"], expected.pool)
 
 
+def test_a_reference_is_kept_by_content(digits, tmp_path, monkeypatch, bars, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    images = random_images(70)
+    folder = write_folder(tmp_path / "real", images)
+    first = load(folder, digits)
+    assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(70, 70, "file"), (70, 70, "image")]
+    folder = folder.rename(tmp_path / "moved")
+
+    def is_made(extractor: FeatureExtractor = digits, *needs: str, size: int = 32) -> bool:
+        bars.clear()
+        open_reference(folder, DIGITS, size, needs or ("pool",)).load(extractor)
+        return [bar.unit for bar in bars] == ["file", "image"]
+
+    assert not is_made() and f"pool of {folder}: kept in {tmp_path}" in caplog.text
+    again = load(folder, digits)
+    assert all(np.array_equal(*parts) for parts in zip(first["pool"], again["pool"], strict=True))
+    assert is_made(digits, "pool", "features") and not is_made(digits, "features")
+    assert is_made(digits_extractor(tmp_path / "other.pt", seed=1))
+    assert is_made(size=30) and not is_made(size=30)
+    write_folder(folder, random_images(1, seed=9))  # one image is another
+    assert is_made() and not np.array_equal(load(folder, digits)["pool"].mu, first["pool"].mu)
+    for library in ("torch-fidelity", "Pillow"):
+        others = dict.fromkeys(("torch-fidelity", "Pillow"), "1") | {library: "2"}
+        monkeypatch.setattr(references.metadata, "version", others.get)
+        assert is_made() and not is_made()
+
+
+def test_a_kept_reference_that_is_damaged_or_cannot_be_written(
+    digits, tmp_path, monkeypatch, bars, caplog
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    folder = write_folder(tmp_path / "real", random_images(70))
+    first = load(folder, digits)
+    [file] = (tmp_path / "home" / "lpd_references").iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    for _ in range(2):  # made anew once
+        assert np.array_equal(load(folder, digits)["pool"].mu, first["pool"].mu)
+    assert caplog.text.count("it is made anew") == 1
+    monkeypatch.setenv("TORCH_HOME", str(file / "where a folder should be"))
+    assert np.array_equal(load(folder, digits)["pool"].mu, first["pool"].mu)
+    assert "the reference is not kept: " in caplog.text
+    assert [bar.unit for bar in bars].count("image") == 3
+
+
 def test_adms_files(digits, tmp_path):
     """Their statistics are of more images than they hold: they are not made of these."""
     path, mu = tmp_path / "VIRTUAL_imagenet.npz", np.arange(64.0)
@@ -109,13 +157,15 @@ def test_adms_files(digits, tmp_path):
     assert np.array_equal(plan.known["spatial"].mu, spatial.mu)
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path):
+def test_features_that_are_not_finite_are_refused_and_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     extractor = digits_extractor(tmp_path / "digits.pt")
     with torch.no_grad():
         extractor.network.classifier.body[-2].bias[0] = torch.nan
     folder = write_folder(tmp_path / "real", random_images(5))
     with pytest.raises(UserError, match=r"^--fid_stats: images 0 to 4 of .*real: found NaN"):
         load(folder, extractor)
+    assert not (tmp_path / "home").exists()
 
 
 def test_singular_statistics_give_a_warning(tmp_path, caplog):
