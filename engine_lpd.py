@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -67,6 +67,8 @@ def train(
     state.join(device)
     model = distribute(state, device, args.fsdp)
     evaluate_online = partial(_evaluate_online, run, evaluation, scalars, signals)
+    draws = dict(seed=args.seed, flip_prob=args.flip_prob, label_drop_prob=args.label_drop_prob)
+    draws |= dict(order=args.train_order, device=device)
     # An evaluation that the run was stopped in is made up for.
     there = distributed.gather(results_file(args, state.epoch).exists())[0]
     if resumed is not None and evaluation_is_due(state) and not there:
@@ -77,9 +79,9 @@ def train(
     agreement, save_due, stop_signal = Agreement(), False, 0
     # A `LAST` that was found damaged does not become `PREVIOUS`. (If it was that of another folder,
     # there is none in this one.)
-    passed_over = resumed is not None and resumed.name == PREVIOUS
+    last_is_good = resumed is None or resumed.name != PREVIOUS
 
-    with CheckpointSaver(folder, last_is_good=not passed_over) as saver:
+    with CheckpointSaver(folder, last_is_good) as saver:
 
         def save(*names: str) -> None:
             scalars.flush()  # on the disk before the checkpoint that goes on after them
@@ -90,24 +92,14 @@ def train(
         while state.epoch + 1 < args.epochs:
             epoch, last = state.epoch + 1, state.epoch + 2 == args.epochs
             model.train()
-            batches = epoch_batches(
-                source,
-                epoch,
-                run.share,
-                seed=args.seed,
-                flip_prob=args.flip_prob,
-                label_drop_prob=args.label_drop_prob,
-                device=device,
-                order=args.train_order,
-                first_step=state.step,
-            )
+            batches = epoch_batches(source, epoch, run.share, **draws, first_step=state.step)
             title = f"epoch {epoch} of {args.epochs}"
             bar = progress(total=steps, initial=state.step, desc=title, unit="step")
             with closing(batches), bar, logging_redirect_tqdm():
                 for batch in batches:
                     step = run.steps_done
                     lr = run.schedule.at(epoch + state.step / steps)
-                    loss, norm = optimize(model, batch, run, step, lr)
+                    loss, norm = optimize(model, batch, run, lr)
                     state.step += 1
                     state.loss_sum += loss
                     bar.update()
@@ -169,7 +161,8 @@ def train(
 
     if state.epoch + 1 >= args.epochs:
         return 0
-    on_main(lambda: _leave_training(state, stop_signal))
+    place = {"epoch": state.epoch + 1, "step": state.step}
+    on_main(partial(leave_marker, folder, stop_signal, **place))
     return stop_signal
 
 
@@ -185,11 +178,6 @@ def _describe_bad_step(run: Training, done: Outcome) -> str:
     )
 
 
-def _leave_training(state: TrainingState, number: int) -> None:
-    """Tell the launcher that signal `number` stopped training: the epoch, its steps done."""
-    leave_marker(Path(state.args.output_dir), number, epoch=state.epoch + 1, step=state.step)
-
-
 def distribute(state: TrainingState, device: torch.device, fsdp: bool) -> nn.Module:
     """Wrap the network for this number of processes, or shard it and its optimiser."""
     if fsdp:
@@ -200,21 +188,18 @@ def distribute(state: TrainingState, device: torch.device, fsdp: bool) -> nn.Mod
     return state.model
 
 
-def optimize(
-    model: nn.Module, batch: Batch, run: Training, step: int, lr: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make optimiser step number `step` of a run, of LPD or its wrapper.
+def optimize(model: nn.Module, batch: Batch, run: Training, lr: float) -> tuple[Tensor, Tensor]:
+    """Make the next optimiser step of a run, of LPD or its wrapper.
 
     Returns this process's loss and the norm of the gradient before clipping, scalars on its device.
     """
-    args, optimizer = run.state.args, run.state.optimizer
+    args, optimizer, step = run.state.args, run.state.optimizer, run.steps_done
     for group in optimizer.param_groups:
         group["lr"] = lr
-    sizes = draw_group_sizes(run, step)
     # Seeded in every step, so a resumed run repeats the masks.
     torch.manual_seed(streams.torch_seed("dropout", args.seed, step, distributed.rank()))
     optimizer.zero_grad(set_to_none=True)
-    loss = _backward(model, batch, sizes, args)
+    loss = _backward(model, batch, draw_group_sizes(run, step), args)
     norm = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or math.inf)
     optimizer.step()
     return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -226,9 +211,7 @@ def draw_group_sizes(run: Training, step: int) -> list[int]:
     return run.group_size_lists[int(draw * len(run.group_size_lists))]
 
 
-def _backward(
-    model: nn.Module, batch: Batch, sizes: list[int], args: argparse.Namespace
-) -> torch.Tensor:
+def _backward(model: nn.Module, batch: Batch, sizes: list[int], args: argparse.Namespace) -> Tensor:
     """Add up the gradients of micro-batches of `--batch_size` images; their mean loss, detached."""
     parts = list(zip(*(part.split(args.batch_size) for part in batch), strict=True))
     total = torch.zeros((), device=batch.tokens.device)
@@ -251,10 +234,8 @@ def settle_buckets(model: nn.Module, run: Training, device: torch.device) -> Non
 
     DistributedDataParallel lays its buckets out anew after its first backward pass. From three
     processes on the layout decides the last bits of a sum, as a resumed run's first step would
-    show. It changes no weights and no random stream; other models are left alone.
+    show. No setting of the wrapper helps: `find_unused_parameters` searches the graph every step.
     """
-    # No setting of the wrapper does it: `find_unused_parameters` keeps one layout but searches the
-    # graph in every step, and even a single bucket is sorted anew.
     if not isinstance(model, DistributedDataParallel):
         return
     # Shapes and list of a step: a smaller batch would be compiled for itself.
@@ -279,8 +260,9 @@ def _evaluate_online(
     run: Training, evaluation: Evaluation, scalars: ScalarLog, signals: StopSignals
 ) -> None:
     """Evaluate after an epoch; a signal ends the run at once, for all is saved."""
-    state, step = run.state, run.steps_done - 1
-    with signals.leaving_at_once(partial(_leave_training, state)):
+    state, step, folder = run.state, run.steps_done - 1, Path(run.state.args.output_dir)
+    last_words = partial(leave_marker, folder, epoch=state.epoch + 1, step=0)
+    with signals.leaving_at_once(last_words):
         scores = evaluate(state.model, evaluation)
         if distributed.is_main():  # a few samples, the same ones each time
             count = min(16, evaluation.num_images)
@@ -320,7 +302,7 @@ def report(
     epoch: int | None = None,
     step: int = 0,
 ) -> None:
-    """Report an evaluation on the console, in TensorBoard at `step` and as JSON."""
+    """Write the results of an evaluation to TensorBoard at `step` and as JSON."""
     results = {
         "model": args.model,
         "checkpoint": checkpoint,
@@ -332,7 +314,6 @@ def report(
     }
     if scores is not None:
         results |= {**evaluation.scoring.about(), **scores.json()}
-        say(scores)
         scalars.add(step, {f"eval/{tag}": value for tag, value in scores.tags().items()})
     scalars.flush()
     on_main(lambda: write_json(results, results_file(args, epoch)))
@@ -341,12 +322,6 @@ def report(
 def results_file(args: argparse.Namespace, epoch: int | None) -> Path:
     """Where the scores of an evaluation go: after a training epoch, or (None) of --evaluate."""
     return Path(args.output_dir, "metrics.json" if epoch is None else f"metrics-{epoch}.json")
-
-
-def say(scores: Scores) -> None:
-    """Log the scores for people."""
-    for line in scores.lines():
-        logger.info("%s", line)
 
 
 def on_main(write: Callable[[], None], flag: str = "--output_dir") -> None:
@@ -387,19 +362,23 @@ def score_images(source: ImageSource, scoring: Scoring) -> Scores | None:
     """Score images that are there, on rank 0 (None elsewhere); all raise if any cannot be read."""
 
     def work() -> list[FeatureBatch]:
-        sizes = (scoring.batch_size, scoring.num_workers)
-        share = extract_share(source, scoring.extractor, *sizes)
+        share = extract_share(source, scoring.extractor, scoring.batch_size, scoring.num_workers)
         return [(ids, features.cpu()) for ids, features in share]
 
     return _score_on_main(scoring, distributed.fail_together(work))
 
 
 def _score_on_main(scoring: Scoring, batches: list[FeatureBatch]) -> Scores | None:
-    """Score the features of all processes, in image-id order, on rank 0; None elsewhere."""
+    """Score all processes' features, in image-id order, on rank 0, aloud; None elsewhere."""
 
     def work() -> Scores | None:
         features = gather_features(batches)
-        return scoring.score(features) if features is not None else None
+        if features is None:
+            return None
+        scores = scoring.score(features)
+        for line in scores.lines():
+            logger.info("%s", line)
+        return scores
 
     return distributed.fail_together(work)
 
@@ -407,10 +386,9 @@ def _score_on_main(scoring: Scoring, batches: list[FeatureBatch]) -> Scores | No
 def cache_latents(tokenizer: VQModel, images: ImageList, args: argparse.Namespace) -> int:
     """Write the token cache of a data set, both ways round; return the number of its images.
 
-    Shards that an interrupted run of the same settings finished are kept. Of the others process r
-    encodes the r-th, the (r + world size)-th, ... After each the processes agree that nothing went
-    wrong, or all raise a `UserError`. The content depends neither on interruptions nor on the
-    number of processes.
+    Shards that an interrupted run of the same settings finished are kept, the others shared out.
+    After each the processes agree that nothing went wrong, or all raise a `UserError`. The content
+    depends neither on interruptions nor on the number of processes.
     """
     grid = TokenGrid(args.img_size, tokenizer.stride, tokenizer.codebook_size)
     skip_bad, precision, processes = args.skip_bad_images, args.precision, distributed.world_size()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from dataset.token_cache import TokenCache, check_cache, open_cache
-from engine_lpd import evaluate_checkpoint, on_main, say, score_images, train
+from engine_lpd import evaluate_checkpoint, on_main, score_images, train
 from evaluation.evaluation import build_evaluation, build_scoring
 from evaluation.image_sources import open_images
 from evaluation.samples import image_ids_in
@@ -247,7 +247,6 @@ def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         scores = score_images(source, scoring.with_reference())
         about = {"images": str(source.path), "image_size": source.image_size}
         if scores is not None:
-            say(scores)
             about |= {**scoring.about(), **scores.json()}
         on_main(lambda: write_json(about, results), flag)
         logger.info("scores in %s", results)
