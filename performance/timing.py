@@ -21,7 +21,7 @@ from torch import nn
 from models.fast import NetworkWeights
 from models.lpd import LPD
 from performance.cost import Rates
-from util import distributed
+from util import distributed, logs
 from util.cli import Parser, add_flags, number, whole
 from util.errors import require_writable_file
 from util.files import write_json
@@ -67,7 +67,7 @@ class Effort:
     device: torch.device
     rounds: int = 3
     seconds: float = 10.0
-    plain: bool = True  # measure the plain path, too
+    plain_rounds: int = MOST_ROUNDS  # that time the plain path, too
 
 
 def build_parser(what: str, rows: Collection[str], quick: str) -> Parser:
@@ -88,7 +88,7 @@ def read_effort(args: argparse.Namespace) -> Effort:
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     rounds, seconds = (2, 0.0) if args.quick else (3, args.seconds)
     device = distributed.resolve_device(name, distributed.Launch())
-    return Effort(device, rounds, seconds, not args.no_plain)
+    return Effort(device, rounds, seconds, 0 if args.no_plain else MOST_ROUNDS)
 
 
 def write_figures(output: Path | None, device: torch.device, **figures: Any) -> None:
@@ -107,15 +107,16 @@ def show(
     A series ends where memory does, with one line of the log.
     """
     rows: list[Record] = []
-    for name, records in series.items():
-        logger.info("measuring %s", name)
-        try:
-            for record in records:
-                rows.append(record)
-                write(rows=rows)
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
-            logger.warning("%s: the next batch size does not fit: %s", name, reason)
+    with logs.logging_redirect_tqdm():
+        for name, records in logs.progress(series.items(), desc="benchmark", unit="series"):
+            logger.info("measuring %s", name)
+            try:
+                for record in records:
+                    rows.append(record)
+                    write(rows=rows)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).splitlines()[0]
+                logger.warning("%s: the next batch size does not fit: %s", name, reason)
     sys.stdout.write(f"{markdown_table(columns, rows)}\n{notes}")
 
 
@@ -149,7 +150,8 @@ def time_in_turn(calls: Calls, effort: Effort) -> dict[str, list[float]]:
         if turn >= effort.rounds and time.perf_counter() - started >= effort.seconds:
             break
         for name, function in calls.items():
-            times[name].append(seconds_of(function, effort.device))
+            if name != "plain" or turn < effort.plain_rounds:
+                times[name].append(seconds_of(function, effort.device))
     return times
 
 
@@ -177,14 +179,26 @@ def measure_rates(
 
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.numel() / least_seconds(lambda: target.copy_(source))
+    bandwidth, rates = 2 * source.numel() / least_seconds(lambda: target.copy_(source)), {}
+    for dtype in dtypes:
+        products = large_products(device, dtype).values()
+        best = max(operations / least_seconds(product) for product, operations in products)
+        rates[dtype] = Rates(bandwidth, best)
+    return rates
 
-    def rate(dtype: torch.dtype, rows: int, width: int, out: int) -> float:
-        x, weight = (torch.randn(n, width, device=device, dtype=dtype) for n in (rows, out))
-        return 2 * rows * width * out / least_seconds(lambda: F.linear(x, weight))
 
-    products = _PRODUCTS[device.type]
-    return {x: Rates(bandwidth, max(rate(x, *sizes) for sizes in products)) for x in dtypes}
+def large_products(
+    device: torch.device, dtype: torch.dtype
+) -> dict[str, tuple[Callable[[], object], int]]:
+    """Return by name products that a machine is fast at: what multiplies, and its operations."""
+    random = partial(torch.randn, device=device, dtype=dtype)
+    return {
+        f"{rows}x{width}x{out}": (
+            partial(F.linear, random(rows, width), random(out, width)),
+            2 * rows * width * out,
+        )
+        for rows, width, out in _PRODUCTS[device.type]
+    }
 
 
 def bare_products(

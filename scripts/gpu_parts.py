@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +16,13 @@ from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.cuda_graphs import GraphCache
-from models.fast import FastPath, Rows
+from models.fast import FastPath
+from models.lpd import lpd_l, lpd_tiny
 from models.transformer import KVCache, split_heads
-from performance import timing as benchmark
+from performance import generation, timing
 from performance.cost import step_rows
 from performance.timing import Calls, Effort
-from scripts import benchmark_sampling, benchmark_training
+from performance.training import measure as measure_training
 from tokenizers.fast_decoder import DecoderCopy
 from tokenizers.vq_model import VQModel
 from util import distributed
@@ -61,23 +61,23 @@ class Check:
             self.errors.append(f"{name}: {type(error).__name__}: {text}")
             self.keep()
 
-    def case(self, dtype: torch.dtype, batch_size: int) -> benchmark_sampling.Case:
+    def case(self, dtype: torch.dtype, batch_size: int) -> generation.Case:
         """LPD-L at 256 px in 20 steps, or a tiny network, and its tokenizer; random weights."""
-        row, sizes = benchmark_sampling.ROWS["lpd_l_256_20"], {}
+        row, sizes = generation.Row("lpd_l", 256, 20, 4.8), {}
         if self.quick:
-            row = benchmark_sampling.Row("lpd_tiny", 64, 4, 3.0)
+            row = generation.Row("lpd_tiny", 64, 4, 3.0)
             sizes = {"codebook_size": 64, "ch": 32, "num_res_blocks": 1}
         torch.manual_seed(0)
-        tokenizer = benchmark.random_weights(lambda: VQModel(**sizes), self.device)
-        model = benchmark_sampling.random_model(row, tokenizer, dtype, self.device)
-        return benchmark_sampling.Case(row, model, tokenizer, dtype, batch_size)
+        tokenizer = timing.random_weights(lambda: VQModel(**sizes), self.device)
+        model = generation.random_model(row, tokenizer, dtype, self.device)
+        return generation.Case(row, model, tokenizer, dtype, batch_size)
 
     def keep_medians(
         self, seconds: float = 15.0, each: int = 1, **calls: Callable[[], object]
     ) -> None:
         """Time warm calls in turn, each so many of one kind; keep what one takes as `NAME_s`."""
         effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, seconds)
-        times = benchmark.time_in_turn(calls, effort)
+        times = timing.time_in_turn(calls, effort)
         self.keep(**{f"{name}_s": statistics.median(x) / each for name, x in times.items()})
 
     def compare(self, calls: Calls) -> None:
@@ -88,8 +88,7 @@ class Check:
                 if self.device.type == "cuda":
                     call = captured(call, self.device)
                 call()
-                repeated = {name: lambda call=call: [call() for _ in range(times)]}
-                self.keep_medians(2.0, times, **repeated)
+                self.keep_medians(2.0, times, **{name: lambda x=call: [x() for _ in range(times)]})
 
     def profile(self, call: Callable[[], object]) -> None:
         """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
@@ -97,7 +96,7 @@ class Check:
         if self.device.type == "cuda":
             kind, took = DeviceType.CUDA, "self_device_time_total"
         with torch.profiler.profile() as profiler:
-            benchmark.seconds_of(call, self.device)
+            timing.seconds_of(call, self.device)
         found = [
             {"sum_us": round(getattr(x, took), 1), "count": x.count, "kernel": x.key[:80]}
             for x in profiler.key_averages()
@@ -121,80 +120,47 @@ def replay_of(graphs: GraphCache) -> Callable[[], None]:
     return lambda: kept.graph.replay()  # and keeps alive what the graph reads
 
 
-@contextmanager
-def timed_captures(check: Check) -> Iterator[None]:
-    """Keep what compiling, and the parts of every capture in the block, took."""
-    capture, captures = GraphCache._capture, []
-
-    def timed(function: Callable[..., Any], tell: Callable[[float], None]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            output = function(*arguments)
-            if not torch.cuda.is_current_stream_capturing():
-                torch.cuda.synchronize(check.device)
-            tell(time.perf_counter() - started)
-            return output
-
-        return call
-
-    def timed_capture(cache: GraphCache, function: Callable[..., Any], inputs: Any) -> Any:
-        seconds: list[float] = []
-        kept = capture(cache, timed(function, seconds.append), inputs)
-        timed(kept.graph.instantiate, seconds.append)()
-        names = ("first_run_s", "second_run_s", "capture_s", "instantiate_s")
-        captures.append(dict(zip(names, seconds, strict=True)))
-        with check.attempt("number of nodes"):
-            from cuda.bindings import runtime
-
-            graph = runtime.cudaGraph_t(kept.graph.raw_cuda_graph())
-            captures[-1]["nodes"] = int(runtime.cudaGraphGetNodes(graph)[-1])
-        check.keep(captures=captures)  # of the generation, then of the VQ decoder
-        return kept
-
-    compiled = timed(Rows.compiled, lambda seconds: check.keep(compile_s=seconds))
-    with (
-        patch.object(GraphCache, "_capture", timed_capture),
-        patch.object(Rows, "compiled", compiled),
-        patch.object(torch.cuda, "CUDAGraph", partial(torch.cuda.CUDAGraph, keep_graph=True)),
-    ):
-        yield
-
-
 def device(check: Check) -> None:
     """Which machine this is, what it does at best, and which attention it prefers."""
-    check.keep(**benchmark.describe_machine(check.device), cudnn=torch.backends.cudnn.version())
+    check.keep(**timing.describe_machine(check.device), cudnn=torch.backends.cudnn.version())
     _, keys, values = split_heads(torch.zeros(2, 257, 3072, dtype=BF16, device=check.device), 16)
     chosen = torch._fused_sdp_choice(keys[:, :, :20], keys[:, :, :200], values[:, :, :200])
     check.keep(attention=SDPBackend(chosen).name)
     if check.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(check.device)
         check.keep(free_bytes=free, total_bytes=total)
-        rates = benchmark.measure_rates(check.device, benchmark.NAMES)
+        rates = timing.measure_rates(check.device, timing.NAMES)
         check.keep(bytes_per_s=rates[BF16].bandwidth)
-        check.keep(**{f"{benchmark.NAMES[x]}_flop_per_s": y.rate for x, y in rates.items()})
+        check.keep(**{f"{timing.NAMES[x]}_flop_per_s": y.rate for x, y in rates.items()})
 
 
 def sampling(check: Check, batch_size: int) -> None:
-    """From labels to images: the first call taken apart, medians, the kernels of a replay."""
+    """From labels to images: the first calls, medians of the whole and its parts, the kernels."""
     case = check.case(BF16, min(batch_size, 2) if check.quick else batch_size)
-    with timed_captures(check):
-        check.keep(**case.warm_up())
-    replay = generation = partial(case.generate, "fast")
-    few = case.tokens[:16]
+    fast_path, generate = FastPath.of(case.model), partial(case.generate, "fast")
+    with case.autocast():  # weights are prepared, rows compiled
+        prepare_s = timing.seconds_of(lambda: fast_path.network(case.model), check.device)
+    check.keep(prepare_s=prepare_s, **case.warm_up())
+    few, replay = case.tokens[:16], generate
     case.decoder(few)
     parts = {"vq": lambda: case.decoder(case.tokens), "vq_16": lambda: case.decoder(few)}
-    check.keep_medians(call=case.fast, generation=generation, **parts)
+    parts["head"] = case.head_and_drawing()
+    parts["head"]()
+    check.keep_medians(call=case.fast, generation=generate, **parts)
     images_per_s = case.batch_size / check.figures["call_s"]
     check.keep(images_per_s=images_per_s, vq_dtype=str(case.decoder.dtype))
     if check.device.type == "cuda":
+        fast_path.graphs.clear()
+        # A capture whose libraries have their plans: the first one's cold start has both.
+        check.keep(capture_s=timing.seconds_of(generate, check.device))
         with check.attempt("replay"):
-            replay = replay_of(FastPath.of(case.model).graphs)
+            replay = replay_of(fast_path.graphs)
             check.keep_medians(replay=replay)
         host = []
         for _ in range(30):
             torch.cuda.synchronize(check.device)
             started = time.perf_counter()
-            generation()  # returns when the GPU has its work
+            generate()  # returns when the GPU has its work
             host.append(time.perf_counter() - started)
         check.keep(host_s=statistics.median(host))
     check.profile(replay)
@@ -215,12 +181,11 @@ def training(check: Check) -> None:
     """A training step as `main_lpd.py --bf16` runs it, its programs and its kernels."""
     from torch._dynamo.utils import counters, get_compilation_metrics
 
-    name, batch_size, effort = "lpd_l_256", 64, Effort(check.device, plain=False)
+    build, batch_size, effort = lpd_l, 64, Effort(check.device, plain_rounds=0)
     if check.quick:
-        name, batch_size = "lpd_tiny_32", 2
-        effort = Effort(check.device, rounds=1, seconds=0, plain=False)
-    rate = benchmark.measure_rates(check.device, [BF16])[BF16].rate
-    record, calls = benchmark_training.measure(name, batch_size, effort, rate)
+        build, batch_size = partial(lpd_tiny, img_size=32, vqgan_stride=4, vqgan_vocab_size=256), 2
+        effort = Effort(check.device, rounds=1, seconds=0, plain_rounds=0)
+    record, calls = measure_training(build, batch_size, effort)
     check.keep(**{name: x for name, x in record.items() if name != "times_s"})
     again = sum(bool(metrics.recompile_reason) for metrics in get_compilation_metrics())
     check.keep(graphs=counters["stats"]["unique_graphs"], recompiles=again)
@@ -253,7 +218,7 @@ def variants(check: Check) -> None:
     check.compare(ways)
 
     # Each layer's product by rows, with each of the weights, which are read from memory for it.
-    bandwidth = benchmark.measure_rates(device, [BF16])[BF16].bandwidth
+    bandwidth = timing.measure_rates(device, [BF16])[BF16].bandwidth
     for name, out, inner in (("qkv", 3, 1), ("proj", 1, 1), ("fc1", 4, 1), ("fc2", 1, 4)):
         weights = [random(out * width, inner * width) for _ in blocks]
         check.keep(**{f"{name}_floor_s": len(blocks) * weights[0].nbytes / bandwidth})

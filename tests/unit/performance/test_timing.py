@@ -34,7 +34,7 @@ def test_in_turn(rounds: int, seconds: float, expected: int) -> None:
 
 
 def test_series_go_to_table_and_file_until_memory_ends(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, bars
 ) -> None:
     kept = []
 
@@ -51,6 +51,7 @@ def test_series_go_to_table_and_file_until_memory_ends(
     benchmark.show(both, columns, "What it means.\n", write)
     expected = [{"row": "large", "size": size} for size in (1, 2)]
     expected += [{"row": "small", "size": size} for size in (1, 2, 3)]
+    assert [(bar.n, bar.total) for bar in bars] == [(2, 2)]
     assert kept == [expected[:stop] for stop in (1, 2, 3, 4, 5)]
     warnings = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert warnings == ["large: the next batch size does not fit: CUDA out of memory."]
