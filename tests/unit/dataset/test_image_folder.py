@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.image_folder import ImageList, image_batches, list_images
+from dataset.image_folder import image_batches, list_images
 from dataset.pictures import center_crop, open_rgb
 from util.errors import UserError
 
@@ -78,16 +78,6 @@ def pack(tar: Path, *members: tuple[Path, str], format: int = tarfile.PAX_FORMAT
     return tar
 
 
-def assert_same(packed: ImageList, expected: ImageList, num_workers: int = 0) -> None:
-    assert packed.classes == expected.classes
-    np.testing.assert_array_equal(packed.labels, expected.labels)
-    assert [Path(name).name for name in packed.paths] == [path.name for path in expected.paths]
-    batches = [np.array([len(packed) - 1, 0]), np.arange(len(packed))]
-    found = image_batches(packed, 8, batches, num_workers)
-    for a, b in zip(found, image_batches(expected, 8, batches), strict=True):
-        assert a.images.equal(b.images) and a.labels.equal(b.labels)
-
-
 @pytest.mark.parametrize(
     ("prefix", "format"),
     [
@@ -104,9 +94,14 @@ def test_every_layout_is_the_folder_it_was_made_from(root: Path, prefix: str, fo
         members.append((root / "b", prefix.replace("train", "val") + "other"))
         members.append((root / "b" / "2.png", prefix.replace("train/", "stray.png")))
     packed = list_images(pack(root / "images.tar", *members, format=format))
-    assert_same(packed, list_images(root))
-    if not prefix:
-        assert_same(packed, list_images(root), num_workers=2)
+    expected = list_images(root)
+    assert packed.classes == expected.classes
+    np.testing.assert_array_equal(packed.labels, expected.labels)
+    assert [Path(name).name for name in packed.paths] == [path.name for path in expected.paths]
+    batches = [np.array([len(packed) - 1, 0]), np.arange(len(packed))]
+    found = image_batches(packed, 8, batches, num_workers=0 if prefix else 2)
+    for a, b in zip(found, image_batches(expected, 8, batches), strict=True):
+        assert a.images.equal(b.images) and a.labels.equal(b.labels)
 
 
 def test_one_class_and_two_members_of_a_name(root: Path) -> None:
@@ -118,13 +113,13 @@ def test_one_class_and_two_members_of_a_name(root: Path) -> None:
     assert batch.images.max() == 255 - NAMES.index("b/2.png")
 
 
-def spoilt(folder: Path, cut: int | None, gap: int = 0, repeat: int = 1) -> Path:
-    """Cut short so many bytes behind the start of the second member, or repeated."""
+def spoilt(folder: Path, cut: int | None) -> Path:
+    """Cut short so many bytes behind the start of the second member, or with another behind it."""
     tar = pack(folder / "x.tar", *((folder / name, name) for name in NAMES))
     with tarfile.open(tar) as archive:
         start = archive.getmembers()[1].offset
-    content = tar.read_bytes()[: None if cut is None else start + cut] + bytes(gap)
-    tar.write_bytes(content * repeat)
+    content = tar.read_bytes()
+    tar.write_bytes(content + bytes(2**22) + content if cut is None else content[: start + cut])
     return tar
 
 
@@ -147,11 +142,9 @@ def sparse(folder: Path) -> Path:
     ("make", "message"),  # more are in the table of bad input
     [
         (sparse, "b/1.png is a link or a special file"),
-        (lambda f: spoilt(f, cut=600), "it cannot be read"),
         (lambda f: spoilt(f, cut=0), "it is cut short, damaged or several in a row at byte"),
         (lambda f: spoilt(f, cut=100), "it is cut short, damaged"),
-        (lambda f: spoilt(f, cut=None, repeat=2), "several in a row"),
-        (lambda f: spoilt(f, cut=None, gap=2**22, repeat=2), "several in a row"),
+        (lambda f: spoilt(f, cut=None), "several in a row"),
         (empty_class, "class folder .*x.tar/data/c holds no images"),
         (lambda f: pack(f / "x.tar", (f / "b" / "2.png", "2.png")), "holds no class folders"),
     ],

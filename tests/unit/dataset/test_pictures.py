@@ -23,6 +23,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
         (Image.new("RGB", (6, 4), COLOUR), {}, COLOUR),
         (Image.new("RGBA", (6, 4), (*COLOUR, 0)), {}, COLOUR),  # alpha is dropped, not composited
         (Image.new("L", (6, 4), 77), {}, (77, 77, 77)),
+        (Image.new("F", (6, 4), 77), {}, (77, 77, 77)),
         (Image.new("LA", (6, 4), (77, 0)), {}, (77, 77, 77)),
         (Image.new("1", (6, 4), 1), {}, (255, 255, 255)),
         (PALETTE, {}, COLOUR),
@@ -36,7 +37,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 def test_modes_become_rgb(
     tmp_path: Path, image: Image.Image, options: dict, expected: tuple[int, ...]
 ) -> None:
-    path = tmp_path / ("a.tif" if image.mode in ("CMYK", "I;16", "I") else "a.png")
+    path = tmp_path / ("a.tif" if image.mode in ("CMYK", "I;16", "I", "F") else "a.png")
     image.save(path, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
