@@ -15,16 +15,11 @@ from models.decoding import UNDECIDED
 T = TypeVar("T")
 
 
-def paced(frames: Iterator[T], seconds: float) -> Iterator[T | None]:
-    """Yield the same, none sooner than so many seconds after the one before: eyes want time.
-
-    In between comes None now and then, so that a visitor who stops need not wait for the next.
-    """
+def paced(frames: Iterator[T], seconds: float) -> Iterator[T]:
+    """Yield the same, none sooner than so many seconds after the one before: eyes want time."""
     shown = -math.inf
     for frame in frames:
-        while (left := shown + seconds - time.monotonic()) > 0:
-            time.sleep(min(left, 0.2))
-            yield None
+        time.sleep(max(0, shown + seconds - time.monotonic()))
         shown = time.monotonic()
         yield frame
 

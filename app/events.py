@@ -16,7 +16,6 @@ from app.display import as_image, canvas_of, paced, painted, status
 from app.settings import MAX_PAUSE, Settings, number, read_settings
 from app.studio import Frame, Picture, Studio
 from dataset.pictures import open_rgb
-from orders.sources import ORDERS
 from util.errors import is_out_of_memory
 
 logger = logging.getLogger("lpd")
@@ -53,10 +52,7 @@ def compare(studio: Studio, names: Sequence[str], *values: Any) -> Iterator[list
     with one_sentence():
         settings, pause = read(studio, names, values)
         for frames in paced(studio.compare(settings), pause):
-            if frames is None:
-                yield [gr.skip()] * (2 * len(ORDERS))
-            else:
-                yield [*map(pictures, frames), *map(status, frames)]
+            yield [*map(pictures, frames), *map(status, frames)]
 
 
 def edit(
@@ -110,10 +106,8 @@ def read(studio: Studio, names: Sequence[str], values: Sequence[Any]) -> tuple[S
     return read_settings(fields, studio.names, studio.model.grid), pause
 
 
-def show(frame: Frame | None) -> tuple:
+def show(frame: Frame) -> tuple:
     """Return values for a gallery, its line, its frame and the number of its chosen image."""
-    if frame is None:
-        return (gr.skip(),) * 4
     if frame.step:
         return pictures(frame), status(frame), frame, gr.skip()
     # Left alone, Gradio goes on marking the number that was chosen of the images before.

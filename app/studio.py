@@ -108,10 +108,9 @@ class Studio:
     ) -> Iterator[Frame]:
         """Make variants as `models.editing.edit` does; the first frame has no new token.
 
-        A token is made anew if any of its cell is `painted`, (H, H) bool of any size, in as large
-        a share of `settings.steps` as is made anew, rounded up. `keep_pixels` keeps the picture
-        itself elsewhere, bit for bit beyond a narrow seam, instead of what the tokenizer makes of
-        its tokens. A `ValueError` if nothing is painted.
+        A token is made anew if any of its cell is `painted`, (H, H) bool of any size, in its share
+        of `settings.steps`. `keep_pixels` keeps the picture itself elsewhere, but for a narrow
+        seam, instead of its tokens' image. A `ValueError` if nothing is painted.
         """
         if not painted.any():
             raise ValueError("Nothing is painted: please brush over what is to be made anew.")

@@ -212,22 +212,19 @@ def _explain(error: Exception, repository: str, revision: str, cache: Path) -> s
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{where} has no revision {revision!r}, expected a branch, a tag or a commit of it"
     if isinstance(error, errors.HfHubHTTPError):
-        found = f"(HTTP {error.response.status_code})"
+        status, login = error.response.status_code, "use `hf auth login` or HF_TOKEN"
+        found, expected = {
+            401: (
+                "is private or does not exist",
+                f"the token of somebody who may read it: {login}",
+            ),
+            403: ("may not be read with this token", "one that may"),
+            404: ("does not exist", "a repository there"),
+        }.get(status, ("fails", "the files: try again later"))
         if isinstance(error, errors.GatedRepoError):
-            return (
-                f"{where} is gated {found}, expected that you were given access: ask for it on its "
-                "page, then use `hf auth login` or HF_TOKEN"
-            )
-        if error.response.status_code == 401:
-            return (
-                f"{where} is private or does not exist {found}, expected the token of somebody who "
-                "may read it: use `hf auth login` or HF_TOKEN"
-            )
-        if error.response.status_code == 403:
-            return f"{where} may not be read with this token {found}, expected one that may"
-        if error.response.status_code == 404:
-            return f"{where} does not exist {found}, expected a repository there"
-        return f"{where} fails {found}, expected the files: try again later"
+            found = "is gated"
+            expected = f"that you were given access: ask for it on its page, then {login}"
+        return f"{where} {found} (HTTP {status}), expected {expected}"
     if isinstance(error, errors.HTTPError | errors.LocalEntryNotFoundError):
         return (
             f"{where} cannot be reached, or broke off ({reason}), expected a network: the same "

@@ -11,7 +11,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -80,15 +81,6 @@ def running_app(
             process.wait()
 
 
-class Sight(NamedTuple):
-    """What stood on the page for a while."""
-
-    name: str  # of the result: `generated`, `edited`, `compare-lpd`, ...
-    status: str  # the line above the images
-    images: list[str]  # their addresses
-    at: float  # since when, seconds
-
-
 @contextmanager
 def visitor(address: str, picture: Path, size: str = "1280,900") -> Iterator["Visitor"]:
     """Open the page; leave a picture of how it looked in the end, and ask nobody else."""
@@ -104,12 +96,10 @@ def visitor(address: str, picture: Path, size: str = "1280,900") -> Iterator["Vi
         visitor = Visitor(driver)
         visitor.find("#generate")
         yield visitor
-        events = [
-            json.loads(entry["message"])["message"] for entry in driver.get_log("performance")
-        ]
+        events = [json.loads(one["message"])["message"] for one in driver.get_log("performance")]
         asked = [one["params"] for one in events if one["method"] == "Network.requestWillBeSent"]
-        addresses = {one["request"]["url"] for one in asked}
-        hosts = {urlsplit(one).netloc for one in addresses if one[:5] not in ("data:", "blob:")}
+        addresses = {urlsplit(one["request"]["url"]) for one in asked}
+        hosts = {one.netloc for one in addresses if one.scheme not in ("data", "blob")}
         assert hosts == {urlsplit(address).netloc}
     finally:
         driver.save_screenshot(str(picture))
@@ -124,9 +114,10 @@ class Visitor:
         return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: holds(), what)
 
     def find(self, selector: str) -> WebElement:
-        return self.wait(
-            lambda: [one for one in self.all(selector) if one.is_displayed()], selector
-        )[0]
+        def displayed() -> list[WebElement]:
+            return [one for one in self.all(selector) if one.is_displayed()]
+
+        return self.wait(displayed, selector)[0]
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -151,32 +142,31 @@ class Visitor:
         self.driver.execute_script(_WATCH, results)
         self.click(f"#{button}")
 
-    def seen(self, start: str = "") -> list[Sight]:
-        """What was seen since the start; whose line starts so."""
-        sights = [Sight(**sight) for sight in self.driver.execute_script("return window.seen")]
-        return [sight for sight in sights if sight.status.startswith(start)]
+    def seen(self, start: str = "") -> list[SimpleNamespace]:
+        """What was seen since the start, as `_WATCH` keeps it; whose line starts so."""
+        sights = self.driver.execute_script("return window.seen")
+        return [SimpleNamespace(**one) for one in sights if one["status"].startswith(start)]
 
-    def finish(self, result: str) -> list[Sight]:
+    def finish(self, result: str) -> list[SimpleNamespace]:
         """Wait for the end of what was started, and give all that was seen of one result."""
 
-        def look() -> list[Sight]:
+        def look() -> list[SimpleNamespace]:
             sights = [sight for sight in self.seen() if sight.name == result]
-            started = any(sight.status.startswith("step ") for sight in sights)
-            if not started or " steps in " not in sights[-1].status:
+            if not self.seen("step ") or " steps in " not in sights[-1].status:
                 return []
             # The page draws the line and the images one after the other.
             return sights if time.time() - sights[-1].at > 0.5 else []
 
         return self.wait(look, f"the end of {result}")
 
-    def run(self, button: str = "generate", result: str = "generated") -> list[Sight]:
+    def run(self, button: str = "generate", result: str = "generated") -> list[SimpleNamespace]:
         self.start(button, result)
         return self.finish(result)
 
     def images(self, result: str) -> np.ndarray:
         """The images of a result as they are served, (B, S, S, 3) uint8."""
-        found = self.all(f"#{result}-gallery img")
-        return np.stack([served(image.get_attribute("src")) for image in found])
+        images = self.all(f"#{result}-gallery img")
+        return np.stack([served(image.get_attribute("src")) for image in images])
 
     def complaint(self) -> str:
         """The sentence that the page shows; it is closed afterwards."""

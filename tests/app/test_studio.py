@@ -1,7 +1,6 @@
 """What the page can do, without the page: it gives what the library gives."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 
@@ -149,12 +148,10 @@ def test_frames_say_how_far_they_are(studio: Studio, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("size", "side"), [(16, 512), (24, 504), (1024, 1024)])
 def test_the_canvas_is_a_multiple_of_the_picture(size: int, side: int) -> None:
-    assert canvas_side(size) == side
-    pixels = noise(size, size, 3)
-    canvas = canvas_of(Picture(pixels, torch.zeros(1, dtype=torch.int64)))
-    shown = np.asarray(canvas["background"])
-    assert shown.shape == (side, side, 3)
-    np.testing.assert_array_equal(shown[:: side // size, :: side // size], pixels)
+    picture = Picture(noise(size, size, 3), torch.zeros(1, dtype=torch.int64))
+    shown = np.asarray(canvas_of(picture)["background"])
+    assert canvas_side(size) == side and shown.shape == (side, side, 3)
+    np.testing.assert_array_equal(shown[:: side // size, :: side // size], picture.pixels)
 
 
 def test_the_same_picture_is_another_file_each_time() -> None:
@@ -175,18 +172,9 @@ def test_paint_is_what_is_opaque() -> None:
 
 
 def test_frames_keep_their_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, slept = [0.0], []
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        now[0] += seconds
-
-    def work() -> Iterator[int]:
-        for seconds in (1.0, 0.25, 2.0):
-            now[0] += seconds
-            yield 0
-
-    monkeypatch.setattr("app.display.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("app.display.time.sleep", sleep)
-    assert list(paced(work(), 0.5)) == [0, None, None, 0, 0]
-    assert slept == pytest.approx([0.2, 0.05])
+    slept = []
+    now = iter((1.0, 1.0, 1.2, 1.5, 3.5, 3.5))  # at the end of a wait and after the next work
+    monkeypatch.setattr("app.display.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("app.display.time.sleep", slept.append)
+    assert list(paced(iter("abc"), 0.5)) == list("abc")
+    assert slept == pytest.approx([0, 0.3, 0])
