@@ -47,7 +47,7 @@ def build_parser() -> Parser:
     parser = Parser(description="Make parts of an image anew, with the weights that generate.")
     group = parser.add_argument_group("model")
     add_flags(group, "--pretrained_ckpt", required=True)
-    add_flags(group, "--vqgan_path", "--bf16", "--device")
+    add_flags(group, "--vqgan_path")
     group = parser.add_argument_group("image")
     group.add_argument("--image", required=True, help="of any size and mode")
     text = "crop cuts the middle square out; pad shows all, and the result has its proportions"
@@ -72,9 +72,10 @@ def build_parser() -> Parser:
     group.add_argument("--steps", type=whole(1), help=text)
     add_flags(group, "--seed", help="of orders and draws")
     add_decoding_flags(group)
+    group = parser.add_argument_group("run and output")
     text = "for images, record and log; older variants of higher numbers stay"
-    add_flags(parser, "--output_dir", help=text)
-    add_flags(parser, "--debug")
+    add_flags(group, "--output_dir", help=text)
+    add_flags(group, "--bf16", "--device", "--debug")
     return parser
 
 

@@ -39,12 +39,11 @@ from util.run_record import record_run
 def build_parser() -> Parser:
     """All flags."""
     parser = Parser(description="The price of parallel decoding, by order and number of steps.")
-    add_flags(parser, "--pretrained_ckpt", required=True)
-    parser.add_argument("--cached_path", required=True, help="token cache of held-out images")
-    parser.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
-    add_flags(parser, "--batch_size", "--bf16", "--device", "--output", "--debug")
-    add_flags(parser, "--seed", help="of the orders")
-    parser.add_argument("--plot", type=Path, help="PNG file: NLL, paired differences, prices")
+    group = parser.add_argument_group("model and images")
+    add_flags(group, "--pretrained_ckpt", required=True)
+    group.add_argument("--cached_path", required=True, help="token cache of held-out images")
+    group.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
+    add_flags(group, "--batch_size", "--bf16", "--device")
     about = "by default in the steps of training; differences are taken against the first order"
     group = parser.add_argument_group("what to compare", about)
     add_flags(group, "--orders", default=list(ORDERS))
@@ -60,6 +59,10 @@ def build_parser() -> Parser:
         ("--shapes", f"{RULE} or powers of the known tokens", str, [RULE, "1", "1.5", "2", "3"]),
     ):
         group.add_argument(name, nargs="+", type=kind, default=default, help=about)
+    group = parser.add_argument_group("run and output")
+    add_flags(group, "--seed", help="of the orders")
+    group.add_argument("--plot", type=Path, help="PNG file: NLL, paired differences, prices")
+    add_flags(group, "--output", "--debug")
     distributed.add_distributed_flags(parser)
     return parser
 

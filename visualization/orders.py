@@ -1,18 +1,26 @@
 """Pictures of generation orders: which position comes when, and what that trades."""
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from hub import published
+from orders.order_file import read_orders, steps_in_name, warn_of_steps
+from orders.sources import ORDERS, parse_order, read_group_sizes, stored
 from orders.statistics import group_distances
-from util.geometry import grid_side
+from util.errors import UserError, blame
+from util.geometry import TokenGrid, grid_side
 from util.logs import progress
-from visualization.drawing import COLORS, INK, Sheet, get_font
+from visualization.drawing import COLORS, INK, Sheet, get_font, write_picture
 from visualization.generation import step_titles, strip_steps
 
+# Of which distances are means, unless fewer are on file.
+NUM_ORDERS = 256
 # What a position can be at a step, by the sign of its own step less that.
 STATES = {
     0: ("this step", (213, 94, 0)),
@@ -28,6 +36,48 @@ class ShownOrders:
     name: str
     order: np.ndarray  # (N,), which is shown
     orders: np.ndarray  # (M, N), which distances are averaged over
+
+
+def read_shown(args: argparse.Namespace) -> tuple[list[ShownOrders], list[int]]:
+    """Read or make what `--orders` names, by the flags of a grid and its steps; group sizes too."""
+    published.resolve_flags(args)
+    path, image_size, count = args.lpd_order_file, args.img_size, NUM_ORDERS
+    if path:
+        if "lpd" not in args.orders:
+            raise UserError("--lpd_order_file: found no lpd in --orders, expected it there")
+        with blame("--lpd_order_file"):
+            on_file = read_orders(path, image_size and (image_size // args.vqgan_stride) ** 2)
+            image_size = grid_side(on_file.shape[1]) * args.vqgan_stride
+        count = min(count, len(on_file))
+        if args.generation_steps is None and args.group_sizes is None:
+            args.generation_steps = steps_in_name(path)
+    with blame("--img_size, --vqgan_stride"):
+        grid = TokenGrid(image_size or 256, args.vqgan_stride, vocab_size=1)
+    sizes, count = read_group_sizes(args, grid.num_tokens), args.num_orders or count
+    needed, shown = max(count, args.image_id + 1), []
+    for text in args.orders:
+        from_file = bool(path) and text == "lpd"
+        flag, name = ("--lpd_order_file", path) if from_file else ("--orders", text)
+        with blame(flag):
+            if from_file:
+                orders = stored(on_file, path, needed, f"one for each of {needed} images")
+            else:
+                named = published.resolve(text, published.ORDERS)
+                orders = parse_order(named, grid, args.seed, needed)
+        warn_of_steps(name, [len(sizes)], flag)
+        order = orders(np.array([args.image_id]), sizes)[0]
+        title = ORDERS.get(text, Path(text).name)
+        shown.append(ShownOrders(title, order, orders(np.arange(count), sizes)))
+    return shown, sizes
+
+
+def draw_orders(shown: Sequence[ShownOrders], group_sizes: Sequence[int], folder: Path) -> None:
+    """Write maps of the steps, the groups as an animation, and the distances an order trades."""
+    write_picture(plot_step_maps(shown, group_sizes), folder / "order_steps.png")
+    frames = group_frames(shown, group_sizes)
+    frames = list(progress(frames, total=len(group_sizes), desc="frames", unit="step"))
+    write_picture(frames, folder / "order_groups.gif")
+    write_picture(plot_distances(shown, group_sizes), folder / "order_distances.png")
 
 
 def step_map(order: np.ndarray, group_sizes: Sequence[int]) -> np.ndarray:

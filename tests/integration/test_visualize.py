@@ -91,7 +91,9 @@ def test_a_generation(world: TinyWorld, tmp_path: Path, draw: Callable) -> None:
             np.testing.assert_array_equal(grey_cells(picture, 0), decided_in[number] > step)
 
 
-def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path, draw, monkeypatch) -> None:
+def test_samples_with_an_order_file(
+    world: TinyWorld, tmp_path: Path, draw, bars, monkeypatch
+) -> None:
     orders = locality_aware_orders(4, SIZES, GRID.side, seed=9)
     write_orders(tmp_path / "orders.npy", orders)
     output = tmp_path / "new" / "samples.png"
@@ -101,6 +103,7 @@ def test_samples_with_an_order_file(world: TinyWorld, tmp_path: Path, draw, monk
     sampling = {"cfg": 20.0, "cfg_schedule": "constant", "temperature": 0.5, "top_k": 9}
     monkeypatch.setattr(visualize, "BATCH_SIZE", 3)
     draw("samples", *what, *(word for name in sampling for word in (f"--{name}", sampling[name])))
+    assert [(bar.n, bar.unit) for bar in bars] == [(4, "image")]
     expected = generated(world, [0, 0, 2, 2], orders, **sampling)
     with Image.open(output) as image:
         found = cells(image, Sheet(2, row_names=["crane", "crane"], side=SIDE), 4)

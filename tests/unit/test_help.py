@@ -9,7 +9,7 @@ import pytest
 
 import main_cache
 from orders import run_lpd_order
-from scripts import app, convert_cache, count_flops, edit, visualize
+from scripts import app, convert_cache, count_flops, edit, evaluate_orders, visualize
 from tokenizers import train_vq
 from training import flags
 
@@ -32,7 +32,9 @@ BUILDERS = {
         for name in ("order", "generation", "samples", "training")
     },
     "scripts/edit.py": edit.build_parser,
+    "scripts/evaluate_orders.py": evaluate_orders.build_parser,
 }
+SHORT = {"scripts/convert_cache.py", "scripts/count_flops.py"}  # of few flags
 
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
@@ -46,8 +48,10 @@ def test_every_flag_is_explained_with_its_default(build: Callable) -> None:
             assert re.search(rf"{flag} .*?\(default: {default}\)", text), flag
 
 
-def test_main_flags_are_in_groups() -> None:
-    parser = flags.build_parser()
-    groups = {group.title for group in parser._action_groups if group._group_actions}
-    assert {"model", "training", "data", "evaluation", "sampling", "logging"} <= groups
-    assert [action.dest for action in parser._optionals._group_actions] == ["help"]
+@pytest.mark.parametrize("name", BUILDERS.keys() - SHORT)
+def test_flags_are_in_groups(name: str) -> None:
+    parser: argparse.ArgumentParser = BUILDERS[name]()
+    groups = {group.title for group in parser._action_groups[2:] if group._group_actions}
+    assert {action.dest for action in parser._optionals._group_actions} <= {"help", "debug"}
+    main = {"model", "training", "data", "evaluation", "sampling", "logging"}
+    assert groups >= main if name == "main_lpd.py" else groups
