@@ -209,30 +209,28 @@ def score(
     for metric in metrics:
         needs = METRICS[metric].needs
         other = reference[needs] if needs else None
+        ours = {"is": features.logits, "sfid": features.spatial}.get(metric, features.pool)
+        require_finite(ours)
+        if isinstance(other, Tensor):
+            require_finite(other)
         if metric in ("fid", "sfid"):
-            ours = feature_statistics(features.pool if metric == "fid" else features.spatial)
-            values[metric] = Score(frechet_distance(ours, other))
+            values[metric] = Score(frechet_distance(feature_statistics(ours), other))
         elif metric == "is":
-            require_finite(features.logits)
-            splits = min(fidelity.DEFAULTS["isc_splits"], len(features))
-            if splits == len(features):
+            splits = min(fidelity.DEFAULTS["isc_splits"], len(ours))
+            if splits == len(ours):
                 text = "%s of %d images: a split each, which counts 1 whatever it shows"
                 logger.warning(text, kind.names["is"].title, splits)
-            found = fidelity.isc_features_to_metric(features.logits, splits)
+            found = fidelity.isc_features_to_metric(ours, splits)
             values["is"] = Score(found["inception_score_mean"], found["inception_score_std"])
         elif metric == "kid":
-            require_finite(features.pool)
-            require_finite(other)
-            found = fidelity.kid_features_to_metric(features.pool, other, verbose=False)
+            found = fidelity.kid_features_to_metric(ours, other, verbose=False)
             mean, spread = (found[f"kernel_inception_distance_{part}"] for part in ("mean", "std"))
             values["kid"] = Score(mean, spread)
         else:
-            require_finite(features.pool)
-            require_finite(other)
             # By blocks: 12,000 images against 12,000 took 0.6 GB, by the library's own ones 2 GB.
-            logger.info("comparing %d samples with %d images", len(features), len(other))
+            logger.info("comparing %d samples with %d images", len(ours), len(other))
             blocks = dict(save_cpu_ram=True, prc_batch_size=2500, verbose=False)
-            found = fidelity.prc_features_to_metric(features.pool, other, **blocks)
+            found = fidelity.prc_features_to_metric(ours, other, **blocks)
             values |= {name: Score(found[name]) for name in ("precision", "recall")}
     for name, result in values.items():
         if not np.isfinite(result.value):

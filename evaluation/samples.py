@@ -8,6 +8,7 @@ import json
 import re
 import zipfile
 import zlib
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -226,19 +227,18 @@ def _start_batch(model: LPD, evaluation: Evaluation, image_ids: np.ndarray) -> H
                 raise
             return None
 
-    if (started := start(len(image_ids))) is not None:
-        return started
-    fits, too_large = 0, len(image_ids)
-    while too_large - fits > 1:
+    def too_large(count: int) -> bool:
         FastPath.of(model).graphs.clear()  # whose memory would count against the attempt
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        count = (fits + too_large) // 2
-        if (started := start(count)) is None:
-            too_large = count
-        else:
+        torch.cuda.empty_cache()
+        started = start(count)
+        if started is not None:
             started.wait()
-            fits, started = count, None
+        return started is None
+
+    started = start(len(image_ids))
+    if started is not None:
+        return started
+    fits = bisect_left(range(1, len(image_ids)), True, key=too_large)
     raise UserError(
         f"--eval_bsz: {len(image_ids)} images at a time do not fit into the memory of "
         f"{model.pos_embed.device}, "

@@ -18,14 +18,13 @@ from evaluation.networks import load_networks
 from evaluation.samples import SampleFolder
 from hub.weights import atomic_save
 from models.decoding import SAMPLERS, generate
-from models.lpd import LPD, lpd_tiny
+from models.lpd import LPD
 from models.transformer import KVCache
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, random_orders
 from orders.order_file import write_orders
 from tests.commands import ROOT, run_command, succeed
-from tests.integration.tiny_world import CLASSES, GRID
-from tests.unit.evaluation.scoring_files import write_digits
+from tests.integration.tiny_world import GRID
 from tokenizers.vq_model import VQModel
 from training.checkpoint import LAST, PREVIOUS
 from training.flags import build_parser
@@ -162,24 +161,6 @@ def test_too_large_a_batch_ends_in_one_line_that_says_what_fits(
     assert len(tried) <= 1 + 4 and 0 not in tried  # bisection
 
 
-@pytest.fixture(scope="module")
-def scored(world, tmp_path_factory):
-    """Flags of a scored evaluation of random 32 px networks, the size the classifier takes."""
-    folder = tmp_path_factory.mktemp("scored")
-    torch.manual_seed(4)
-    model = lpd_tiny(
-        img_size=32, vqgan_stride=4, vqgan_vocab_size=GRID.vocab_size, class_num=CLASSES
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    atomic_save({"model": model.state_dict()}, folder / "lpd.pth")
-    return [
-        *("--img_size", "32", "--pretrained_ckpt", str(folder / "lpd.pth")),
-        *("--generation_steps", "6", "--num_images", "30", "--feature_extractor", "digits"),
-        *("--feature_extractor_weights", str(write_digits(folder / "classifier.pth"))),
-    ]
-
-
 @pytest.mark.parametrize("processes", [None, 2])
 def test_scores_are_those_of_the_saved_images_by_id(world, scored, tmp_path, processes):
     file = tmp_path / "reference.npz"
@@ -222,19 +203,6 @@ def test_bad_features_fail_on_all_processes_in_one_line(world, scored, tmp_path)
 
 class Killed(BaseException):
     """Stands in for a signal that ends the process."""
-
-
-@pytest.fixture
-def made(monkeypatch):
-    """Ids of the images that are generated."""
-    ids: list[int] = []
-
-    def count(*arguments: object, image_ids: np.ndarray, **options: object) -> torch.Tensor:
-        ids.extend(image_ids.tolist())
-        return generate(*arguments, image_ids=image_ids, **options)
-
-    monkeypatch.setattr(samples, "generate", count)
-    return ids
 
 
 def kill_after(batches: int, flags: list[str]) -> None:

@@ -8,8 +8,6 @@ import torch
 import main_lpd
 from evaluation.features import extract
 from evaluation.metrics import Reference, feature_statistics, score
-from evaluation.references import open_reference
-from scripts import compute_stats
 from tests.commands import results_in, run_command, succeed
 from tests.unit.evaluation.scoring_files import (
     assert_made_of,
@@ -47,14 +45,12 @@ def results(images: Path) -> dict:
     ("images", "reference", "metrics", "processes"),
     [
         ("samples", "real.npz", "fid,is,kid,prc", 2),
-        ("samples.npz", "real", "fid,is,prc", 2),
-        ("samples", "real", "fid,is,prc", None),
+        ("samples.npz", "real", "fid,is,prc", None),
     ],
 )
 def test_images_are_scored_without_a_model(
     files, tmp_path, capsys, images, reference, metrics, processes
 ):
-    """The same numbers from folder and archive, on one process and on two."""
     line = ["--images", files / images, "--fid_stats", files / reference, "--metrics", metrics]
     if processes is None:
         main_lpd.main(flags(files, *line))
@@ -74,7 +70,9 @@ def test_images_are_scored_without_a_model(
         assert line in said and "-1007" in line
 
 
-def test_two_processes_make_statistics(files, tmp_path, monkeypatch, caplog):
+def test_statistics_of_two_processes_serve_without_their_images(
+    files, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     made = tmp_path / "made.npz"
     line = flags(files, "--images", files / "real", "--features", "--img_size", "32")
@@ -84,22 +82,14 @@ def test_two_processes_make_statistics(files, tmp_path, monkeypatch, caplog):
     with np.load(made) as arrays:
         assert sorted(arrays) == ["features", "mu", "sigma"]
         assert_made_of(arrays["mu"], arrays["sigma"], arrays["features"], features)
-    # What two have kept serves one.
-    caplog.set_level("INFO")
-    extractor = digits_extractor(tmp_path / "digits.pt")
-    kept = open_reference(files / "real", extractor.kind, 32).load(extractor)
-    assert "kept in" in caplog.text and kept["pool"].mu.shape == (64,)
-
-
-def test_statistics_serve_as_a_reference_without_their_images(files, tmp_path):
-    out = tmp_path / "real-stats.npz"
-    compute_stats.main(flags(files, "--images", files / "real.npz", "--out", out, "--features"))
     both = []
-    for reference in (files / "real.npz", out):
-        line = ["--images", files / "samples.npz", "--fid_stats", reference]
-        main_lpd.main(flags(files, *line, "--metrics", "fid,prc"))
+    for reference in (made, files / "real"):
+        line = flags(files, "--images", files / "samples.npz", "--fid_stats", reference)
+        main_lpd.main([*line, "--metrics", "fid,prc"])
         both.append(results(files / "samples.npz"))
-    assert both[0].pop("reference") != both[1].pop("reference")
+        assert both[-1].pop("reference") == str(reference)
+        # What two processes have kept of the images serves one.
+        assert (f"pool of {reference}: kept in" in capsys.readouterr().err) == (reference != made)
     assert both[0] == both[1]
 
 

@@ -4,50 +4,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from evaluation import samples
-from hub.weights import atomic_save
-from models.lpd import lpd_tiny
 from orders.locality import random_orders
 from orders.order_file import write_orders
 from scripts import search_cfg
 from tests.commands import succeed
-from tests.integration.tiny_world import tiny_tokenizer
-from tests.unit.evaluation.scoring_files import random_images, write_digits, write_folder
-from tokenizers.vq_model import save_tokenizer
+from tests.unit.evaluation.scoring_files import random_images, write_folder
 from training.flags import build_parser
 from util.errors import UserError
 from util.folder_lock import folder_lock
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("search")
-    tokenizer = tiny_tokenizer()
-    save_tokenizer(folder / "vq.pt", tokenizer)
-    torch.manual_seed(1)
-    sizes = {"vqgan_stride": tokenizer.stride, "vqgan_vocab_size": tokenizer.codebook_size}
-    model = lpd_tiny(img_size=32, class_num=3, **sizes)
-    for weight in model.parameters():  # guidance has something to guide by
-        torch.nn.init.normal_(weight, std=0.2)
-    atomic_save({"model": model.state_dict()}, folder / "lpd.pth")
-    write_digits(folder / "digits.pth")
-    write_folder(folder / "real", random_images(70, seed=3))
-    return folder
+def flags(world, scored, tmp_path_factory):
+    """The line of a small search, as a function of the folder it writes and of more flags."""
+    real = write_folder(tmp_path_factory.mktemp("real"), random_images(70, seed=3))
 
+    def of(output: Path, *more: object) -> list[str]:
+        words = [*world.model_flags(), *scored, "--fid_stats", real, "--output_dir", output]
+        words += ["--cfgs", 3, 1, "--temperatures", 1, "--generation_steps", 4]
+        return list(map(str, [*words, "--num_images", 12, "--num_workers", 0, *more]))
 
-def flags(folder: Path, output: Path, *more: object) -> list[str]:
-    words = [
-        *("--cfgs", 3, 1, "--temperatures", 1, "--model", "lpd_tiny", "--img_size", 32),
-        *("--class_num", 3, "--vqgan_path", folder / "vq.pt", "--device", "cpu"),
-        *("--pretrained_ckpt", folder / "lpd.pth", "--generation_steps", 4, "--num_images", 12),
-        *("--feature_extractor", "digits", "--num_workers", 0),
-        *("--feature_extractor_weights", folder / "digits.pth", "--fid_stats", folder / "real"),
-        *("--output_dir", output, *more),
-    ]
-    return list(map(str, words))
+    return of
 
 
 def read(output: Path) -> list[dict]:
@@ -59,23 +38,9 @@ def parse_launch(printed: str) -> object:
     return build_parser().parse_args(words[words.index("main_lpd.py") + 1 :])
 
 
-@pytest.fixture
-def made(monkeypatch):
-    """Numbers of images of the batches that are generated."""
-    sizes: list[int] = []
-    generate = samples.generate
-
-    def count(model: object, labels: torch.Tensor, *rest: object, **more: object) -> torch.Tensor:
-        sizes.append(len(labels))
-        return generate(model, labels, *rest, **more)
-
-    monkeypatch.setattr(samples, "generate", count)
-    return sizes
-
-
-def test_a_search_is_taken_up_and_names_the_best(folder, tmp_path, made, capsys):
+def test_a_search_is_taken_up_and_names_the_best(flags, tmp_path, made, capsys):
     output = tmp_path / "out"
-    search_cfg.main(flags(folder, output))
+    search_cfg.main(flags(output))
     printed = capsys.readouterr().out
     records = read(output)
     assert [(record["cfg"], record["temperature"]) for record in records] == [(1, 1), (3, 1)]
@@ -89,46 +54,46 @@ def test_a_search_is_taken_up_and_names_the_best(folder, tmp_path, made, capsys)
     assert args.num_images == 12  # 50,000 is no multiple of three classes
     assert args.output_dir == str(output / "best")
     assert not (output / "cfg1_temperature1" / "images").exists()
-    assert sum(made) == 24
+    assert len(made) == 24
     with Image.open(output / "search.png") as plot:
         assert plot.size[0] > 500
     # Two processes find the same.
-    done = succeed("scripts/search_cfg.py", *flags(folder, tmp_path / "two"), processes=2)
+    done = succeed("scripts/search_cfg.py", *flags(tmp_path / "two"), processes=2)
     assert done.stdout.count("best: ") == 1
     two = [record["frechet_distance_digits"] for record in read(tmp_path / "two")]
     assert two == pytest.approx(distances, rel=1e-4)
     # Taken up, it keeps what is there, of these settings.
-    search_cfg.main(flags(folder, output, "--temperatures", 1, 0.5, "--keep_images"))
-    assert sum(made) == 48
+    search_cfg.main(flags(output, "--temperatures", 1, 0.5, "--keep_images"))
+    assert len(made) == 48
     records = read(output)
     assert [record["temperature"] for record in records] == [0.5, 0.5, 1, 1]
     assert [record["frechet_distance_digits"] for record in records[2:]] == distances
     assert len(list((output / "cfg1_temperature0.5" / "images").glob("*.png"))) == 12
-    search_cfg.main(flags(folder, output, "--seed", 2, "--cfgs", 1))
-    assert sum(made) == 60  # other samples
+    search_cfg.main(flags(output, "--seed", 2, "--cfgs", 1))
+    assert len(made) == 60  # other samples
 
 
-def test_the_launch_line_asks_for_no_more_images_than_orders(folder, tmp_path):
+def test_the_launch_line_asks_for_no_more_images_than_orders(flags, tmp_path):
     orders = tmp_path / "orders.npy"
     write_orders(orders, random_orders(25, 64, seed=0))
     shown = {"fid": "FID"}
     for file, count in ((["--lpd_order_file", orders], 24), ([], 50_000)):
-        line = flags(folder, tmp_path, "--class_num", 2, *file)
+        line = flags(tmp_path, "--class_num", 2, *file)
         args = search_cfg.build_parser().parse_args(line)
         best = {"cfg": 2.5, "temperature": 0.9, "fid": 1.0, "scores": ["FID: 1"]}
         found = parse_launch(search_cfg.report(args, [best], shown))
         assert (found.cfg, found.temperature, found.num_images) == (2.5, 0.9, count)
 
 
-def test_another_reference_of_the_same_name_counts(folder, tmp_path, made):
+def test_another_reference_of_the_same_name_counts(flags, tmp_path, made):
     for seed in (3, 4):
         real = write_folder(tmp_path / "real", random_images(20, seed=seed))
-        search_cfg.main(flags(folder, tmp_path / "out", "--fid_stats", real, "--cfgs", 1))
-    assert sum(made) == 24
+        search_cfg.main(flags(tmp_path / "out", "--fid_stats", real, "--cfgs", 1))
+    assert len(made) == 24
 
 
-def test_without_a_reference_the_score_decides(folder, tmp_path, made, capsys):
-    line = flags(folder, tmp_path, "--metrics", "is")
+def test_without_a_reference_the_score_decides(flags, tmp_path, made, capsys):
+    line = flags(tmp_path, "--metrics", "is")
     search_cfg.main(line)
     records = read(tmp_path)
     best = max(records, key=lambda record: record["classifier_score_digits_mean"])["cfg"]
@@ -146,7 +111,7 @@ def test_without_a_reference_the_score_decides(folder, tmp_path, made, capsys):
         ([], "--output_dir: .* is in use by another run"),
     ],
 )
-def test_bad_input(folder, tmp_path, made, more, message):
+def test_bad_input(flags, tmp_path, made, more, message):
     with folder_lock(tmp_path, "search"), pytest.raises(UserError, match=message):
-        search_cfg.main(flags(folder, tmp_path, *more))
+        search_cfg.main(flags(tmp_path, *more))
     assert made == [] and not list(tmp_path.iterdir())

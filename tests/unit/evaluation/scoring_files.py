@@ -1,15 +1,17 @@
 """Images, networks and helpers for the tests of scores."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from evaluation.digits import DigitsClassifier
 from evaluation.features import FeatureExtractor, build_extractor
-from evaluation.metrics import feature_statistics
+from evaluation.metrics import Scores, feature_statistics
 
 CPU = torch.device("cpu")
 
@@ -43,6 +45,17 @@ def write_digits(path: Path, seed: int = 0) -> Path:
 def digits_extractor(path: Path, seed: int = 0) -> FeatureExtractor:
     """The network of `write_digits`."""
     return build_extractor("digits", str(write_digits(path, seed)), CPU)
+
+
+def assert_same_scores(found: Scores, theirs: Mapping[str, float], rel: float) -> None:
+    """Scores are those of torch-fidelity, under its names but for `fid` and `sfid`."""
+    for name, score in found.values.items():
+        key = {"is": "inception_score", "kid": "kernel_inception_distance"}.get(name, name)
+        expected = {f"{key}_mean": score.value, f"{key}_std": score.spread}
+        if name not in ("is", "kid"):
+            assert score.spread is None
+            expected = {key: score.value}
+        assert expected == pytest.approx({key: theirs[key] for key in expected}, rel=rel)
 
 
 def assert_made_of(mu: np.ndarray, sigma: np.ndarray, features: object, expected: Tensor) -> None:

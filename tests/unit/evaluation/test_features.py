@@ -13,7 +13,7 @@ from torch_fidelity.utils import create_feature_extractor
 from evaluation import features, fidelity
 from evaluation.digits import DigitsClassifier
 from evaluation.features import build_extractor, extract
-from tests.unit.evaluation.scoring_files import CPU, digits_extractor, write_digits
+from tests.unit.evaluation.scoring_files import CPU, digits_extractor
 from util.errors import UserError
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
@@ -33,16 +33,9 @@ def save_random_inception(path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory):
-    path = tmp_path_factory.mktemp("inception") / FILE_NAME
-    save_random_inception(path)
-    return path
-
-
-def message_of(name: str, weights: Path | None) -> str:
+def message_of(name: str, weights: str | None) -> str:
     with pytest.raises(UserError) as caught:
-        build_extractor(name, None if weights is None else str(weights), CPU)
+        build_extractor(name, weights, CPU)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -60,19 +53,10 @@ def test_digits_features_and_both_layouts(tmp_path):
         assert not found.pool.requires_grad
 
 
-def test_the_digest_tells_networks_apart(tmp_path):
-    path = write_digits(tmp_path / "digits.pt")
-    digests = [build_extractor("digits", str(path), CPU, spatial=True).digest() for _ in range(2)]
-    state = torch.load(path, weights_only=True)
-    state["model"]["head.weight"][0, 0] += 1e-6
-    torch.save(state, path)
-    other = build_extractor("digits", str(path), CPU).digest()
-    assert digests[0] == digests[1] != other
-
-
-def test_features_of_sfid_are_adms(inception):
+def test_inception_is_torch_fidelitys_and_features_of_sfid_are_adms(tmp_path):
     """The first 7 channels of mixed_6/conv after ReLU, (17, 17, 7) flattened; see its module."""
-    extractor = build_extractor("inception", str(inception), CPU, spatial=True)
+    save_random_inception(tmp_path / FILE_NAME)
+    extractor = build_extractor("inception", str(tmp_path / FILE_NAME), CPU, spatial=True)
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     inputs = []
     convolution = extractor.network.Mixed_6d.branch1x1
@@ -90,22 +74,16 @@ def test_features_of_sfid_are_adms(inception):
     without = extract(replace(extractor, spatial=False), images)
     assert without.spatial is None and torch.equal(without.pool, found.pool)
     assert not convolution._forward_hooks
-
-
-def test_inception_loads_and_equals_torch_fidelity(inception):
-    images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
-    found = extract(build_extractor("inception", str(inception), CPU), images)
-    assert found.pool.shape == (2, 2048) and found.logits.shape == (2, 1008)
     theirs = create_feature_extractor(
         "inception-v3-compat",
         ["2048", "logits_unbiased"],
         cuda=False,
-        feature_extractor_weights_path=str(inception),
+        feature_extractor_weights_path=str(tmp_path / FILE_NAME),
         verbose=False,
     )
     pool, logits = theirs(images)
     assert torch.equal(found.pool, pool) and torch.equal(found.logits, logits)
-    assert found.pool.std() > 1e-3
+    assert pool.shape == (3, 2048) and logits.shape == (3, 1008) and pool.std() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["inception", "digits"])
@@ -113,7 +91,7 @@ def test_foreign_weights(tmp_path, name):
     path = tmp_path / "weights.pt"
     for content in ({"model": nn.Linear(2, 2).state_dict()}, {"epoch": 3}):
         torch.save(content, path)
-        message = message_of(name, path)
+        message = message_of(name, str(path))
         expected = f"--feature_extractor_weights: {path} does not hold the weights of "
         assert message.startswith(expected) and len(message) < 500
 

@@ -88,20 +88,17 @@ def test_unusable_archives(tmp_path, images, found):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_damage_to_an_archive_is_seen_by_every_process(tmp_path, monkeypatch, packed):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_damage_to_an_archive_is_seen_by_every_process(tmp_path, monkeypatch, packed, rank):
+    as_process(monkeypatch, rank, processes=2)
     path = archive(tmp_path / "x.npz", packed)
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     longer = whole.replace(b"(11, 32, 32, 3)", b"(99, 32, 32, 3)")
-    assert packed == (longer == whole)
-    for rank in range(2):
-        as_process(monkeypatch, rank, processes=2)
-        for content in (flipped, *([] if packed else [longer])):
-            path.write_bytes(content)
-            assert "damaged" in message_of(path)
-        path.write_bytes(whole[: len(whole) // 2])
-        assert "cannot be read (damaged, or no .npz archive)" in message_of(path)
+    for content in [flipped] if packed else [flipped, longer]:
+        path.write_bytes(content)
+        assert "damaged" in message_of(path)
 
 
 @settings(

@@ -9,6 +9,7 @@ from torch_fidelity.utils import DEFAULTS
 from evaluation import metrics
 from evaluation.features import KINDS, ExtractorKind, Features
 from evaluation.metrics import Moments, Reference, Score, Scores, Statistics, score
+from tests.unit.evaluation.scoring_files import assert_same_scores
 
 DIGITS, INCEPTION = KINDS["digits"], KINDS["inception"]
 ALL = ("fid", "sfid", "is", "kid", "prc")
@@ -32,35 +33,16 @@ def test_equal_to_torch_fidelity_on_the_same_features():
     samples, real = random_features(1203, 1, shift=0.3), random_features(1050, 2)
     found = score(samples, INCEPTION, reference_of(real), ALL)
     assert found.num_images == 1203 and list(found.values) == [*ALL[:4], "precision", "recall"]
-    fid, sfid = (
-        metric_fid.fid_statistics_to_metric(
-            *(metric_fid.fid_features_to_statistics(getattr(one, part)) for one in (samples, real)),
-            verbose=False,
-        )["frechet_inception_distance"]
-        for part in ("pool", "spatial")
-    )
-    isc = metric_isc.isc_features_to_metric(samples.logits)
-    kid = metric_kid.kid_features_to_metric(samples.pool, real.pool, verbose=False)
-    prc = metric_prc.prc_features_to_metric(samples.pool, real.pool, verbose=False)
-    expected = {
-        "fid": (fid, None),
-        "sfid": (sfid, None),
-        "is": (isc["inception_score_mean"], isc["inception_score_std"]),
-        "kid": (kid["kernel_inception_distance_mean"], kid["kernel_inception_distance_std"]),
-        "precision": (prc["precision"], None),
-        "recall": (prc["recall"], None),
-    }
-    assert 0 < prc["precision"] < 1 and 0 < prc["recall"] < 1
-    for name, (value, spread) in expected.items():
-        assert found.values[name].value == pytest.approx(value, rel=1e-6), name
-        assert found.values[name].spread == (spread and pytest.approx(spread, rel=1e-6)), name
-
-
-def test_distance_of_diagonal_gaussians():
-    first = Statistics(np.array([0.0, 1.0]), np.diag([1.0, 4.0]))
-    second = Statistics(np.array([3.0, 1.0]), np.diag([4.0, 9.0]))
-    assert metrics.frechet_distance(first, second) == pytest.approx(9 + (1 - 2) ** 2 + (2 - 3) ** 2)
-    assert metrics.frechet_distance(first, first) == pytest.approx(0, abs=1e-12)
+    theirs = {}
+    for name, part in (("fid", "pool"), ("sfid", "spatial")):
+        sides = getattr(samples, part), getattr(real, part)
+        sides = map(metric_fid.fid_features_to_statistics, sides)
+        [theirs[name]] = metric_fid.fid_statistics_to_metric(*sides, verbose=False).values()
+    theirs |= metric_isc.isc_features_to_metric(samples.logits)
+    theirs |= metric_kid.kid_features_to_metric(samples.pool, real.pool, verbose=False)
+    theirs |= metric_prc.prc_features_to_metric(samples.pool, real.pool, verbose=False)
+    assert 0 < theirs["precision"] < 1 and 0 < theirs["recall"] < 1
+    assert_same_scores(found, theirs, rel=1e-6)
 
 
 @pytest.mark.parametrize(("samples", "real"), [(500, 400), (30, 500), (30, 40)])
@@ -114,25 +96,12 @@ def test_features_that_are_not_finite_raise(part, metric):
             score(good, INCEPTION, Reference(features=bad.pool), (metric,))
 
 
-@pytest.mark.parametrize(
-    ("names", "kind", "count", "message"),
-    [
-        (("fid", "is"), DIGITS, 1, "fid of 1 images is not defined, expected at least 2"),
-        (("kid",), DIGITS, 999, "kid of 999 images is not defined, expected at least 1000"),
-        (("prc",), DIGITS, 3, "prc of 3 images is not defined, expected at least 4"),
-        (ALL, DIGITS, 1000, "found 'sfid', expected .* fid, is, kid, prc for lpd-dig"),
-        (("fid", "fvd"), INCEPTION, 9, "found 'fvd', expected .* fid, sfid, is, kid, prc for"),
-    ],
-)
-def test_scores_that_there_are_not_raise(names, kind, count, message):
-    with pytest.raises(ValueError, match=message):
-        score(random_features(count, 0), kind, metrics=names)
-
-
 def test_the_fewest_images_that_can_be_scored():
-    assert metrics.METRICS["kid"].fewest_images == DEFAULTS["kid_subset_size"]
-    assert metrics.METRICS["prc"].fewest_images == DEFAULTS["prc_neighborhood"] + 1
-    metrics.check_metrics(ALL, INCEPTION, 1000)
+    neighbours, subset = DEFAULTS["prc_neighborhood"], DEFAULTS["kid_subset_size"]
+    for name, fewest in {"fid": 2, "is": 2, "prc": neighbours + 1, "kid": subset}.items():
+        metrics.check_metrics((name,), DIGITS, fewest)
+        with pytest.raises(ValueError, match=f"{name} of .* is not defined, expected at least"):
+            metrics.check_metrics((name,), DIGITS, fewest - 1)
     features = random_features(4, 0)
     score(features, DIGITS, Reference(features=features.pool), ("prc",))
 
@@ -171,14 +140,11 @@ def test_the_digits_have_names_of_their_own():
 
 
 @pytest.mark.parametrize("sizes", [(200,), (1, 64, 35, 100)])
-def test_moments_are_the_statistics_of_the_whole(sizes):
+def test_moments_are_the_statistics_of_the_whole_and_warn_of_few_images(sizes, caplog):
     features = random_features(200, 5, dim=24, shift=50).pool
     found = reduce(Moments.merged, map(Moments.of, features.split(sizes))).statistics()
     whole = features.double().numpy()
     np.testing.assert_allclose(found.mu, whole.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.sigma, np.cov(whole, rowvar=False), rtol=1e-9, atol=1e-12)
-
-
-def test_moments_of_few_images_give_a_warning(caplog):
     assert np.isfinite(Moments.of(torch.ones(3, 4)).statistics().sigma).all()
     assert "3 images for 4-dimensional features" in caplog.text

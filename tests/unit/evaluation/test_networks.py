@@ -4,7 +4,7 @@ import torch
 from evaluation.networks import load_networks
 from hub.weights import atomic_save
 from tests.integration.tiny_world import GRID, build_world, tiny_tokenizer
-from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
+from tokenizers.vq_model import fingerprint, save_tokenizer
 from util.errors import UserError
 
 
@@ -26,19 +26,13 @@ def test_networks_that_do_not_fit_are_refused(world, tmp_path):
     content = torch.load(world.checkpoint, weights_only=True)
     own = fingerprint(tiny_tokenizer())
     cut = {**content["model"], "pos_embed": content["model"]["pos_embed"][:, 2:]}
-    for name, checkpoint in (
-        ("lpd.pth", {**content, "tokenizer_fingerprint": own}),
-        ("empty.pth", {"model": {}}),
-        ("cut.pth", {"model": cut}),
-    ):
-        atomic_save(checkpoint, tmp_path / name)
-    other = VQModel(**{**tiny_tokenizer().config, "codebook_size": 16})
-    save_tokenizer(tmp_path / "other.pt", other)
+    atomic_save({**content, "tokenizer_fingerprint": own}, tmp_path / "lpd.pth")
+    atomic_save({"model": {}}, tmp_path / "empty.pth")
+    atomic_save({"model": cut}, tmp_path / "cut.pth")
     save_tokenizer(tmp_path / "newer.pt", tiny_tokenizer(seed=3))
     load_networks(tmp_path / "lpd.pth", world.tokenizer)
     for checkpoint, tokenizer, size, message in (
         (world.checkpoint, world.tokenizer, 32, "found images of 16 pixels, expected 32"),
-        (world.checkpoint, tmp_path / "other.pt", None, "--vqgan_path: .* has 16 codes, expected"),
         ("lpd.pth", tmp_path / "newer.pt", None, f"trained on tokens of tokenizer {own[:12]}"),
         ("empty.pth", world.tokenizer, None, "--pretrained_ckpt: .*: found no weight pos_emb"),
         ("cut.pth", world.tokenizer, None, "--pretrained_ckpt: .*found 14 positions, expected"),

@@ -12,6 +12,7 @@ from evaluation.references import open_reference
 from tests.unit.evaluation.scoring_files import (
     CPU,
     assert_made_of,
+    assert_same_scores,
     digits_extractor,
     random_images,
     write_digits,
@@ -62,22 +63,12 @@ def test_scores_are_those_of_torch_fidelitys_own_command(tmp_path, name, counts,
     )
     reference = load(real, extractor, "features", *extractor.kind.dims)
     found = [extract(extractor, torch.from_numpy(part)) for part in images]
-    ours = score(found[0], extractor.kind, reference, tuple(metrics.split())).values
-    for name, value, spread in (
-        ("fid", "frechet_inception_distance", None),
-        ("is", "inception_score_mean", "inception_score_std"),
-        ("kid", "kernel_inception_distance_mean", "kernel_inception_distance_std"),
-        ("precision", "precision", None),
-        ("recall", "recall", None),
-    ):
-        if name in ours:
-            assert ours[name].value == pytest.approx(theirs[value], rel=1e-4), name
-            expected = theirs[spread] if spread else None
-            assert ours[name].spread == (expected and pytest.approx(expected, rel=1e-4)), name
-    if "sfid" in ours:
+    ours = score(found[0], extractor.kind, reference, tuple(metrics.split()))
+    theirs["fid"] = theirs["frechet_inception_distance"]
+    if "sfid" in metrics:
         whole = Reference(spatial=feature_statistics(found[1].spatial))
-        expected = score(found[0], extractor.kind, whole, ("sfid",)).values["sfid"].value
-        assert ours["sfid"].value == pytest.approx(expected, rel=1e-4)
+        [theirs["sfid"]] = score(found[0], extractor.kind, whole, ("sfid",)).tags().values()
+    assert_same_scores(ours, theirs, rel=1e-4)
 
 
 def test_folder_archive_and_saved_file_are_the_same_reference(digits, tmp_path):
@@ -180,9 +171,7 @@ def test_singular_statistics_give_a_warning(tmp_path, caplog):
     [
         ({"mu": MU, "sigma": MU}, r"sigma is float64 of shape (64,)"),
         ({"mu": MU.astype(str), "sigma": SIGMA}, "mu is <U32"),
-        ({"mu": MU, "sigma": SIGMA + np.inf}, "sigma holds NaN or infinity"),
         ({"mu": MU, "sigma": -SIGMA}, "sigma is no covariance"),
-        ({"mu": MU, "sigma": SIGMA + 2 * np.eye(64)[::-1]}, "sigma is no covariance"),
         ({"features": np.zeros((9, 64))}, "features is float64 of shape (9, 64)"),
         ({"features": np.zeros((9, 65), "f4")}, "features is float32 of shape (9, 65)"),
         ({"features": np.full((9, 64), np.nan, "f4")}, "features holds NaN or infinity"),
