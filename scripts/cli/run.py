@@ -83,16 +83,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     # several has ended, the others get a minute to end too.
     step = [*tasks, *(["--pty"] if args.pty else ["--wait=60", "--unbuffered"]), *args.command]
     if args.supervise:
-        if (number := os.environ.get("SLURM_JOB_ID")) is None:
-            raise UserError("--supervise: SLURM_JOB_ID is not set, expected a start by sbatch")
-        line = ["srun", *step]
-        sys.exit(supervise(line, args.output_dir, environment, args.max_retry, number))
-    line = ["srun", *allocation_flags(args), *step]
+        start, number = ["srun", *step], os.environ["SLURM_JOB_ID"]
+        sys.exit(supervise(start, args.output_dir, environment, args.max_retry, number))
+    asked = {"job-name": args.job_name, "partition": args.partition, "account": args.account}
+    asked |= {"time": args.time, "gpus-per-node": args.gpus_per_node or None}
+    asked = [f"--{name}={value}" for name, value in asked.items() if value is not None]
+    # The signal goes to the processes of the command, not to the batch script.
+    warning = f"--signal=USR1@{args.warn_seconds}"
+    asked += [*["--exclusive"] * args.exclusive, warning, *args.slurm_args]
+    line = ["srun", *asked, *step]
     if args.batch:
         # In Slurm's patterns of file names % begins a replacement. Started again when preempted.
         log = "--output=" + str(folder).replace("%", "%%") + "/job-%j.log"
         how = ["--requeue", "--open-mode=append", log, str(folder / "job.sh")]
-        line = ["sbatch", "--parsable", *allocation_flags(args), *tasks, *how]
+        line = ["sbatch", "--parsable", *asked, *tasks, *how]
     if args.dry_run:
         sys.stdout.write(shlex.join(line) + "\n")
         return
@@ -123,41 +127,11 @@ def settle(args: argparse.Namespace) -> None:
             raise UserError(f"{flag}: found {name!r}, expected letters, digits and .+:=@_-")
     with blame(f"--slurm-args: found {args.slurm_args!r}"):
         args.slurm_args = shlex.split(args.slurm_args)
-    with blame("-t/--time"):
-        limit = None if args.time is None else time_limit_seconds(args.time)
-    if limit is not None and limit <= args.warn_seconds:
-        raise UserError(
-            f"--warn-seconds: found {args.warn_seconds} with a time limit of {args.time}, "
-            "expected less than the limit"
-        )
+    if args.time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", args.time):
+        raise UserError(f"-t/--time: found {args.time!r}, expected minutes, H:M:S or D-H:M:S")
     if args.pty and args.batch:
         raise UserError("--pty: found --batch too, expected one of the two")
     args.output_dir = Path(args.output_dir or f"runs/{args.mode}/{args.job_name}").absolute()
-
-
-def time_limit_seconds(text: str) -> int:
-    """Read M, M:S, H:M:S, D-H, D-H:M or D-H:M:S as seconds, rounded up to minutes as by Slurm."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if match is None:
-        raise ValueError(f"found {text!r}, expected minutes, H:M:S or D-H:M:S")
-    days, hours, minutes, seconds = map(int, match.groups(default=0))
-    if match[1] is None and match[4] is None:  # without days, one or two numbers begin at minutes
-        hours, minutes, seconds = 0, hours, minutes
-    total = ((24 * days + hours) * 60 + minutes) * 60 + seconds
-    if total == 0:
-        raise ValueError(f"found {text!r}, expected more than nothing")
-    return -(-total // 60) * 60
-
-
-def allocation_flags(args: argparse.Namespace) -> list[str]:
-    """Say what the job asks of the cluster."""
-    named = {"partition": args.partition, "account": args.account, "time": args.time}
-    named["gpus-per-node"] = args.gpus_per_node or None
-    flags = [f"--{name}={value}" for name, value in named.items() if value is not None]
-    flags += ["--exclusive"] * args.exclusive
-    # The signal goes to the processes of the command, not to the batch script.
-    warning = f"--signal=USR1@{args.warn_seconds}"
-    return [f"--job-name={args.job_name}", *flags, warning, *args.slurm_args]
 
 
 def submit(line: Sequence[str], arguments: Sequence[str], environment: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from util.errors import UserError, describe_os_error
 from util.signals import ECHO_SECONDS, MARKER, SignalReceiver, describe_place
@@ -29,16 +29,6 @@ REFUSED = re.compile(
     rb"srun: (?:fatal: |error: (?=Unable to (?:allocate|create)|Job submit|[Ii]nvalid )"
     rb"|(?=unrecognized option|invalid option|option '))(.*)"
 )
-
-
-class Ending(NamedTuple):
-    """How one start of the job ended."""
-
-    code: int  # as a shell reports it
-    reason: str  # why it is to be started again; empty if it has finished
-    failed: bool  # neither a signal nor Slurm ended it, or a signal before it got any further
-    cut_short: str  # what Slurm ended it for; empty if it ended by itself
-    refused: str  # why Slurm did not take the job; empty if it did
 
 
 def supervise(
@@ -58,33 +48,43 @@ def supervise(
     def checkpoints() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in output_dir.glob("*.pth")}
 
-    failures = 0
+    logs, marker, failures = output_dir / "logs", output_dir / MARKER, 0
     # Slurm itself signals all processes of a batch job.
     with Signals(forward=batch_job is None) as signals:
         for number in itertools.count(1):
+            marker.unlink(missing_ok=True)  # an earlier run's must not speak for this one
             before = checkpoints()
-            ending = _start(line, output_dir, environment, signals)
+            code, refused, cut_short = _start(line, logs, environment, signals)
             # A batch job has been taken already: what its step meets may pass.
-            if ending.refused and number == 1 and batch_job is None:
-                raise UserError(f"srun: {ending.refused}")
-            if not ending.reason:
+            if refused and number == 1 and batch_job is None:
+                raise UserError(f"srun: {refused}")
+            failed, reason = not cut_short, f"exit code {code}"
+            if marker.exists():
+                (_, place_before), (name, place) = _read(logs / MARKER), _read(marker)
+                marker.replace(logs / MARKER)
+                failed = not place or place == place_before
+                again = ", as the last time" if failed else ""
+                reason = f"interrupted by {name} ({describe_place(place) or '?'}){again}"
+            elif cut_short:
+                reason = f"ended by Slurm ({cut_short})"
+            elif code == 0:
                 return 0
             # Slurm starts a preempted batch job again, but not one that its time limit ended.
-            if signals.stop and not (batch_job and ending.cut_short == "time limit"):
+            if signals.stop and not (batch_job and cut_short == "time limit"):
                 logger.info("stopped; the same command goes on from the last checkpoint")
                 return 128 + signals.stop
-            if ending.failed:
+            if failed:
                 failures = failures + 1 if checkpoints() == before else 1
                 tried = f"{failures} ({max_retry} are tried again)"
-                logger.error("failure %s: %s", tried, ending.reason)
+                logger.error("failure %s: %s", tried, reason)
                 if failures > max_retry:
-                    return ending.code or 1
+                    return code or 1
                 continue
             failures = 0
-            logger.info("%s; going on", ending.reason)
+            logger.info("%s; going on", reason)
             if batch_job is not None:  # scontrol says itself, in the job's log, where it cannot
                 subprocess.run(["scontrol", "requeue", batch_job], check=False)
-                return ending.code or 1
+                return code or 1
 
 
 class Signals(SignalReceiver):
@@ -123,11 +123,13 @@ class Signals(SignalReceiver):
 
 
 def _start(
-    line: Sequence[str], output_dir: Path, environment: Mapping[str, str], signals: Signals
-) -> Ending:
-    """Run the job once; copy what it prints to a new log file, and here if no batch job is."""
-    logs, marker = output_dir / "logs", output_dir / MARKER
-    marker.unlink(missing_ok=True)  # an earlier run's must not speak for this one
+    line: Sequence[str], logs: Path, environment: Mapping[str, str], signals: Signals
+) -> tuple[int, str, str]:
+    """Run the job once; copy what it prints to a new log file, and here if no batch job is.
+
+    Returns the exit code as a shell reports it, why Slurm did not take the job, and what Slurm
+    ended it for; both are empty in the ordinary case.
+    """
     numbers = [int(path.stem.partition("-")[2]) for path in logs.glob("start-[0-9]*.log")]
     log = logs / f"start-{max(numbers, default=0) + 1:03d}.log"
     logger.info("log: %s", log)
@@ -139,17 +141,7 @@ def _start(
         sinks = [file, sys.stdout.buffer] if signals.forward else [file]
         refused, cut_short = _copy(process.stdout, sinks)
         code = process.wait()
-    code = code if code >= 0 else 128 - code
-    reason, failed = f"exit code {code}" if code else "", code != 0
-    if marker.exists():
-        (_, before), (name, place) = _read(logs / MARKER), _read(marker)
-        marker.replace(logs / MARKER)
-        failed = not place or place == before
-        again = ", as the last time" if failed else ""
-        reason = f"interrupted by {name} ({describe_place(place) or '?'}){again}"
-    elif cut_short:
-        reason, failed = f"ended by Slurm ({cut_short})", False
-    return Ending(code, reason, failed, cut_short, refused)
+    return code if code >= 0 else 128 - code, refused, cut_short
 
 
 def _read(marker: Path) -> tuple[str, dict[str, object]]:

@@ -206,8 +206,6 @@ SLURM = Group(
           -N/--nodes: found '0', expected a whole number from 1 to 1000000000
         -t tomorrow | no time limit
           -t/--time: found 'tomorrow', expected minutes, H:M:S or D-H:M:S
-        -t 0:01:00 | no time left to save
-          --warn-seconds: found 120 with a time limit of 0:01:00, expected less than the limit
         --slurm-args='--qos="long' | an open quote
           --slurm-args: found '--qos="long': No closing quotation
         --pty --batch | a terminal in a queued job

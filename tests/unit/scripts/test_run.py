@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from scripts.cli.run import time_limit_seconds
 from tests.unit.scripts.conftest import Home
 
 # Which start this is, from 1.
@@ -219,8 +218,7 @@ def test_a_full_disk_for_logs_does_not_end_the_job(home: Home, unbuffered: str) 
 def test_bad_input_ends_in_one_line(home: Home) -> None:
     for arguments, message in (
         (["--mode", "..", "true"], "--mode: found '..'"),
-        (["-t", "0:00", "true"], "-t/--time: found '0:00', expected more than nothing"),
-        (["--supervise", "true"], "--supervise: SLURM_JOB_ID is not set"),
+        (["-t", "1:2:3:4", "true"], "-t/--time: found '1:2:3:4', expected minutes"),
     ):
         result = home.launch(*arguments)
         assert result.returncode == 2
@@ -240,11 +238,3 @@ def test_what_the_cluster_refuses_ends_in_one_line(home: Home) -> None:
         "error: srun: not found, expected Slurm's commands on the PATH; without Slurm run the "
         "command itself: bash 'my script.sh'\n"
     )
-
-
-def test_time_limits_are_those_of_slurm() -> None:
-    minutes = {"1": 1, "1:30": 2, "0:10": 1, "4:00:00": 240, "1-2:30": 1590, "2-00:00:01": 2881}
-    assert {text: time_limit_seconds(text) / 60 for text in minutes} == minutes
-    for text in ("", "4h", "1:2:3:4", "-1", "1-", "1.5"):
-        with pytest.raises(ValueError, match="expected minutes"):
-            time_limit_seconds(text)
