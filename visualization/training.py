@@ -80,20 +80,15 @@ def plot_training(history: History) -> Figure:
         axes.tick_params(labelbottom=True)
         axes.locator_params(axis="x", integer=True)
     loss.legend()
-    if history.final:
-        words = f"--evaluate: {final_scores(history)}".replace(" ± ", "\u00a0±\u00a0")
-        figure.suptitle(textwrap.fill(words, width=118), fontsize="medium")
-    return figure
-
-
-def final_scores(history: History) -> str:
-    """Write the scores of `--evaluate` in a line."""
     words = []
     for tag, score in read_scores(history.final).items():
         spread = history.final.get(score.spread)
-        error = "" if spread is None else f" ± {spread:.2g}"
+        error = "" if spread is None else f"\u00a0±\u00a0{spread:.2g}"
         words.append(f"{score.title}{score.note} {history.final[tag]:.4g}{error}")
-    return ", ".join(words)
+    if words:
+        text = f"--evaluate: {', '.join(words)}"
+        figure.suptitle(textwrap.fill(text, width=118), fontsize="medium")
+    return figure
 
 
 def _points(history: History, tag: str) -> tuple[np.ndarray, np.ndarray]:

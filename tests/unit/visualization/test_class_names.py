@@ -6,11 +6,6 @@ import pytest
 from visualization.class_names import parse_classes, read_class_names
 
 
-def test_names_without_a_file() -> None:
-    assert read_class_names(None, 2) == ["class 0", "class 1"]
-    assert read_class_names("digits", 10)[3] == "three"
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -20,9 +15,11 @@ def test_names_without_a_file() -> None:
         ("a.txt", "tench, Tinca tinca\nhouse finch\n\n"),
     ],
 )
-def test_usual_files_are_read(tmp_path: Path, name: str, content: str) -> None:
+def test_names_of_usual_files_or_without_one(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     assert read_class_names(str(tmp_path / name), 2) == ["tench", "house finch"]
+    assert read_class_names(None, 2) == ["class 0", "class 1"]
+    assert read_class_names("digits", 10)[3] == "three"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +36,9 @@ def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, mess
         read_class_names(str(tmp_path / name), 2)
 
 
-def test_classes_by_number_and_name() -> None:
+def test_classes_by_number_and_name_or_ten_spread_over_all() -> None:
+    assert parse_classes(None, ["a"] * 4) == [0, 1, 2, 3]
+    assert parse_classes(None, ["a"] * 1000) == list(range(0, 1000, 100))
     names = ["tench", "crane", "crane", "7"]
     assert parse_classes(["1", "Tench", "3", "7"], names) == [1, 0, 3, 3]
     with pytest.raises(ValueError, match=r"found classes \[1, 2\] of that name, expected 0..3"):
@@ -47,8 +46,3 @@ def test_classes_by_number_and_name() -> None:
     for wrong in ("4", "-1", "whale", "9" * 5000):
         with pytest.raises(ValueError, match="expected 0..3 or the name of one class"):
             parse_classes([wrong], names)
-
-
-def test_by_default_ten_classes_spread_over_all() -> None:
-    assert parse_classes(None, ["a"] * 4) == [0, 1, 2, 3]
-    assert parse_classes(None, ["a"] * 1000) == list(range(0, 1000, 100))
