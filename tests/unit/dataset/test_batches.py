@@ -74,19 +74,20 @@ def test_processes_share_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> No
             assert torch.equal(expected, torch.cat(pair))
 
 
-def test_probabilities_hold() -> None:
-    draws = [draw for number in range(40) for draw in by_sample(epoch(number)).values()]
-    flips = np.mean([flip for flip, _, _ in draws])
-    drops = np.mean([drop for _, _, drop in draws])
-    assert flips == pytest.approx(0.5, abs=4.5 * (0.25 / len(draws)) ** 0.5)
-    assert drops == pytest.approx(0.2, abs=4.5 * (0.16 / len(draws)) ** 0.5)
-    assert not any(flip for flip, _, _ in by_sample(epoch(flip_prob=0.0)).values())
-    assert all(flip for flip, _, _ in by_sample(epoch(flip_prob=1.0)).values())
-    # Raster orders replace the random ones and nothing else.
+def test_raster_orders_replace_the_random_ones_and_nothing_else() -> None:
     random, raster = by_sample(epoch()), by_sample(epoch(order="raster"))
     assert {order for _, order, _ in raster.values()} == {tuple(range(9))}
     for sample, (flip, _, drop) in raster.items():
         assert (flip, drop) == random[sample][::2]
+
+
+def test_flips_and_drops_are_as_frequent_as_asked_for() -> None:
+    draws = [draw for number in range(40) for draw in by_sample(epoch(number)).values()]
+    for draw, share in ((0, OPTIONS["flip_prob"]), (2, OPTIONS["label_drop_prob"])):
+        bound = 4.5 * (share * (1 - share) / len(draws)) ** 0.5
+        assert np.mean([one[draw] for one in draws]) == pytest.approx(share, abs=bound)
+    for share in (0.0, 1.0):
+        assert {flip for flip, _, _ in by_sample(epoch(flip_prob=share)).values()} == {share}
 
 
 def test_steps_per_epoch() -> None:

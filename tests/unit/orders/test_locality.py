@@ -4,7 +4,6 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -34,43 +33,69 @@ SETTINGS = {
     "5x5, one by one": (5, [1] * 25, 1.0, 1.0),
     "16x16 in 20, r = 2": (16, group_sizes(256, 20), 1.0, 2.0),
 }
-LARGE = (32, group_sizes(1024, 48), 1.0, 4.0)
 
 
-def make(setting: tuple, num: int, seed: int = 0) -> np.ndarray:
+def outside(side: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    """Raster positions outside a rectangle."""
+    masked = np.zeros((side, side), dtype=bool)
+    masked[top:bottom, left:right] = True
+    return np.flatnonzero(~masked)
+
+
+def scattered(side: int, count: int) -> np.ndarray:
+    return np.random.default_rng(count).permutation(side * side)[:count]
+
+
+# (grid side, known positions, steps for the rest, thresholds)
+AFTER_KNOWN = [
+    (8, outside(8, 4, 0, 8, 8), None, 50.0, 1.0),  # none near
+    (8, outside(8, 4, 0, 8, 8), None, 0.0, 0.0),  # all near
+    (8, outside(8, 2, 2, 6, 7), None, 1.0, 2.0),  # a hole
+    (8, outside(8, 2, 2, 6, 7), 1, 1.0, 1.0),  # at once
+    (8, outside(8, 0, 0, 7, 8), 6, 1.5, 1.0),  # all but a row
+    (8, scattered(8, 30), 5, 1.0, 1.0),
+    (8, np.array([63]), None, 1.0, 1.0),  # nearly nothing known
+    (5, outside(5, 1, 1, 4, 4), 9, 1.0, 1.0),  # one by one
+    (16, outside(16, 5, 5, 16, 16), None, 1.0, 2.0),
+]
+
+
+def make(setting: tuple, num: int, **options: object) -> np.ndarray:
     side, sizes, *thresholds = setting
-    return locality_aware_orders(num, sizes, side, *thresholds, seed)
+    return locality_aware_orders(num, sizes, side, *thresholds, **options)
 
 
-def choices(setting: tuple, order: Sequence[int], num_known: int = 0) -> Iterator[tuple]:
-    """Every choice of an order with those the rules allowed."""
+@pytest.mark.parametrize(
+    ("setting", "known"),
+    [
+        *((setting, np.empty(0, dtype=np.int64)) for setting in SETTINGS.values()),
+        *(
+            ((side, remaining_group_sizes(side**2, len(known), steps), *thresholds), known)
+            for side, known, steps, *thresholds in AFTER_KNOWN
+        ),
+    ],
+)
+def test_every_choice_is_legal_and_ties_are_random(setting: tuple, known: np.ndarray) -> None:
     side, sizes, *thresholds = setting
-    cells, start = [divmod(int(position), side) for position in order], num_known
-    for size in sizes:
-        for at in range(start, start + size):
-            yield cells[at], legal_choices({*cells[:start]}, cells[start:at], side, *thresholds)
-        start += size
-
-
-def check_choices(setting: tuple, orders: np.ndarray, num_known: int = 0) -> None:
-    """Every choice is legal, and ties are broken uniformly."""
-    validate_orders(orders, setting[0] ** 2)
+    rows = np.tile(known, (4 if side == 16 else 20, 1))
+    orders = make(setting, len(rows), known=rows)
+    validate_orders(orders, side**2)
+    assert (orders[:, : len(known)] == known).all()
     quantiles = []
-    for order in orders:
-        for chosen, legal in choices(setting, order, num_known):
-            assert chosen in legal
-            if len(legal) > 1:
-                # Where among its equals the choice lies; of mean 0 and variance 1 if uniform.
-                centred = legal.index(chosen) - (len(legal) - 1) / 2
-                quantiles.append(centred / math.sqrt((len(legal) ** 2 - 1) / 12))
+    for order in orders.tolist():
+        cells, start = [divmod(position, side) for position in order], len(known)
+        for size in sizes:
+            for at in range(start, start + size):
+                legal = legal_choices({*cells[:start]}, cells[start:at], side, *thresholds)
+                assert cells[at] in legal
+                if len(legal) > 1:
+                    # Where among its equals the choice lies: of mean 0 and variance 1 if uniform.
+                    centred = legal.index(cells[at]) - (len(legal) - 1) / 2
+                    quantiles.append(centred / math.sqrt((len(legal) ** 2 - 1) / 12))
+            start += size
     if len(quantiles) > 100:
         assert abs(np.mean(quantiles)) * math.sqrt(len(quantiles)) < 4.5
         assert np.var(quantiles) == pytest.approx(1, abs=5 / math.sqrt(len(quantiles)))
-
-
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_every_choice_is_legal_and_ties_are_random(setting: tuple) -> None:
-    check_choices(setting, make(setting, 3 if setting[0] == 16 else 20))
 
 
 def make_literally(setting: tuple, num: int) -> np.ndarray:
@@ -135,16 +160,6 @@ def test_choices_by_hand() -> None:
         assert {order[2] for order in orders if order[:2] == [1, 4]} == corners
 
 
-def test_rows_depend_on_seed_and_image_only() -> None:
-    setting = SETTINGS["8x8 in 12"]
-    orders = make(setting, 300)
-    np.testing.assert_array_equal(make(setting, 100), orders[:100])
-    picked = locality_aware_orders(3, setting[1], 8, image_ids=[250, 7, 7])
-    np.testing.assert_array_equal(picked, orders[[250, 7, 7]])
-    assert len(np.unique(orders, axis=0)) == 300
-    assert not (make(setting, 300, seed=1) == orders).all(axis=1).any()
-
-
 @pytest.mark.parametrize(
     ("setting", "digest"),
     [
@@ -153,13 +168,11 @@ def test_rows_depend_on_seed_and_image_only() -> None:
         (SETTINGS["8x8, none near"], "997cb0e7cc6f4433"),
         (SETTINGS["5x5"], "102281d6bb5d45dc"),
         (SETTINGS["16x16 in 20, r = 2"], "3c5d628374fd7f48"),
-        (LARGE, "4691142449294363"),
+        ((32, group_sizes(1024, 48), 1.0, 4.0), "4691142449294363"),
     ],
 )
 def test_one_seed_gives_one_file_for_ever(setting: tuple, digest: str) -> None:
-    side, sizes, *thresholds = setting
-    ids = np.arange(20) * 1000
-    orders = locality_aware_orders(20, sizes, side, *thresholds, seed=7, image_ids=ids)
+    orders = make(setting, 20, seed=7, image_ids=np.arange(20) * 1000)
     assert hashlib.sha256(orders.astype("<u2").tobytes()).hexdigest()[:16] == digest
 
 
@@ -195,54 +208,25 @@ def test_bad_settings(options: dict, message: str) -> None:
         locality_aware_orders(**(good | options))
 
 
-def outside(side: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-    """Raster positions outside a rectangle."""
-    masked = np.zeros((side, side), dtype=bool)
-    masked[top:bottom, left:right] = True
-    return np.flatnonzero(~masked)
+def test_a_row_depends_on_seed_image_and_what_is_known_of_it_only() -> None:
+    setting = SETTINGS["8x8 in 12"]
+    orders = make(setting, 300)
+    np.testing.assert_array_equal(make(setting, 100), orders[:100])
+    picked = make(setting, 3, image_ids=[250, 7, 7])
+    np.testing.assert_array_equal(picked, orders[[250, 7, 7]])
+    assert len(np.unique(orders, axis=0)) == 300
+    assert not (make(setting, 300, seed=1) == orders).all(axis=1).any()
+    nothing = np.empty((5, 0), dtype=np.int64)
+    np.testing.assert_array_equal(make(setting, 5, known=nothing), orders[:5])
+    assert locality_aware_orders(1, [], 2, known=[[3, 1, 0, 2]]).tolist() == [[3, 1, 0, 2]]
+    assert locality_aware_orders(4, [1], 1).tolist() == [[0]] * 4
 
-
-def scattered(side: int, count: int) -> np.ndarray:
-    return np.random.default_rng(count).permutation(side * side)[:count]
-
-
-@pytest.mark.parametrize(
-    ("side", "known", "steps", "thresholds"),
-    [
-        (8, outside(8, 4, 0, 8, 8), None, (50.0, 1.0)),  # none near
-        (8, outside(8, 4, 0, 8, 8), None, (0.0, 0.0)),  # all near
-        (8, outside(8, 2, 2, 6, 7), None, (1.0, 2.0)),  # a hole
-        (8, outside(8, 2, 2, 6, 7), 1, (1.0, 1.0)),  # at once
-        (8, outside(8, 0, 0, 7, 8), 6, (1.5, 1.0)),  # all but a row
-        (8, scattered(8, 30), 5, (1.0, 1.0)),
-        (8, np.array([63]), None, (1.0, 1.0)),  # nearly nothing known
-        (5, outside(5, 1, 1, 4, 4), 9, (1.0, 1.0)),  # one by one
-        (16, outside(16, 5, 5, 16, 16), None, (1.0, 2.0)),
-    ],
-)
-def test_every_choice_after_known_positions_is_legal(side, known, steps, thresholds) -> None:
-    sizes = remaining_group_sizes(side * side, len(known), steps)
-    rows = np.tile(known, (4 if side == 16 else 20, 1))
-    orders = locality_aware_orders(len(rows), sizes, side, *thresholds, known=rows)
-    assert (orders[:, : len(known)] == known).all()
-    check_choices((side, sizes, *thresholds), orders, len(known))
-
-
-def test_a_row_depends_on_what_is_known_of_it_only() -> None:
     known = np.stack([scattered(8, 30), np.arange(30), scattered(8, 30)[::-1]])
-    sizes, ids = remaining_group_sizes(64, 30), np.array([5, 6, 5])
+    setting, ids = (8, remaining_group_sizes(64, 30)), np.array([5, 6, 5])
     orders, *alone = (
-        locality_aware_orders(len(rows), sizes, 8, seed=3, image_ids=ids[rows], known=known[rows])
+        make(setting, len(rows), seed=3, image_ids=ids[rows], known=known[rows])
         for rows in ([0, 1, 2], [0], [1], [2])
     )
     np.testing.assert_array_equal(np.concatenate(alone), orders)
     # The same positions in another order are the same knowledge.
     np.testing.assert_array_equal(orders[0, 30:], orders[2, 30:])
-
-
-def test_nothing_known_is_as_without() -> None:
-    sizes, nothing = group_sizes(64, 12), np.empty((5, 0), dtype=np.int64)
-    without = locality_aware_orders(5, sizes, 8)
-    np.testing.assert_array_equal(locality_aware_orders(5, sizes, 8, known=nothing), without)
-    assert locality_aware_orders(1, [], 2, known=[[3, 1, 0, 2]]).tolist() == [[3, 1, 0, 2]]
-    assert locality_aware_orders(4, [1], 1).tolist() == [[0]] * 4

@@ -3,19 +3,16 @@
 import math
 import os
 import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
+from subprocess import PIPE
 
-import numpy as np
 import pytest
 
 from orders import locality_kernel as kernel
 from orders.locality import MAX_GRID_SIZE
-from util import streams
+from tests.commands import ROOT, start_command
 
-ROOT = Path(__file__).resolve().parents[3]
 # One order, and the log of making it. A copy of the checkout has no __pycache__ to write to.
 MAKE = """
 import logging
@@ -25,11 +22,16 @@ print(locality_aware_orders(1, [1, 3, 12], 4).tolist())
 """
 
 
-def test_whole_scores_are_in_the_order_of_the_exact_ones() -> None:
+def test_scores_are_in_the_order_of_the_exact_ones_and_keys_have_room() -> None:
     around = list(product(range(5), range(5)))
     by_exact = sorted(around, key=lambda counts: counts[0] + counts[1] / math.sqrt(2))
     whole = [kernel.EDGE * edges + kernel.CORNER * corners for edges, corners in by_exact]
     assert whole == sorted(set(whole))
+    assert MAX_GRID_SIZE**2 <= kernel._POSITION_MASK + 1
+    highest = kernel._LOW_SCORE + whole[-1]
+    assert highest < kernel._ABOVE_ALL + kernel._LOW_SCORE
+    assert highest << kernel._RANDOM_BITS + kernel._POSITION_BITS < 2**63
+    assert kernel._DECODED + whole[-1] < 0
 
 
 @pytest.mark.parametrize(
@@ -39,25 +41,10 @@ def test_lowest_near_score(threshold: float, lowest: int) -> None:
     assert kernel.lowest_near_score(threshold) == lowest
 
 
-def test_random_words_are_those_of_the_stream() -> None:
-    words = np.empty(40, dtype=np.uint64)
-    for image, step in product((-1, 2**62), range(2)):
-        kernel._random_words(words, streams.starting_states("order", 5, image, step)[0])
-        expected = streams.words("order", 5, image, step, count=40)[0]
-        np.testing.assert_array_equal(words, expected)
-
-
-def test_keys_have_room_for_the_largest_grid() -> None:
-    assert MAX_GRID_SIZE**2 <= kernel._POSITION_MASK + 1
-    highest = kernel._LOW_SCORE + 4 * (kernel.EDGE + kernel.CORNER)
-    assert highest < kernel._ABOVE_ALL + kernel._LOW_SCORE
-    assert highest << kernel._RANDOM_BITS + kernel._POSITION_BITS < 2**63
-    assert kernel._DECODED + 4 * (kernel.EDGE + kernel.CORNER) < 0
-
-
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what makes orders, beside which nothing can be written."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     for folder in ("orders", "util"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=lambda *_: ["__pycache__"])
     (tmp_path / "orders" / "__pycache__").touch()
@@ -66,13 +53,9 @@ def checkout(tmp_path: Path) -> Path:
 
 def made(checkout: Path, user_cache: str, processes: int = 1) -> list[list[str]]:
     """The order made, and the log, of processes that start at once."""
-    environment = {**os.environ, "XDG_CACHE_HOME": user_cache}
-    environment.pop("NUMBA_CACHE_DIR", None)
-    pipes = {**dict.fromkeys(("stdout", "stderr"), subprocess.PIPE), "text": True}
-    command = [sys.executable, "-c", MAKE]
-    running = [
-        subprocess.Popen(command, cwd=checkout, env=environment, **pipes) for _ in range(processes)
-    ]
+    options = {"cwd": checkout, "variables": {"XDG_CACHE_HOME": user_cache}, "cold": True}
+    pipes = {"stdout": PIPE, "stderr": PIPE}
+    running = [start_command("-c", MAKE, **options, **pipes) for _ in range(processes)]
     found = [process.communicate(timeout=120) for process in running]
     assert not any(process.returncode for process in running), found
     return found

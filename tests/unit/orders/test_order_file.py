@@ -42,13 +42,9 @@ def test_json_is_the_published_form(tmp_path: Path) -> None:
     [
         ("[]", "damaged JSON in the row at character 1"),
         ("[[]]", "found no orders"),
-        ("[[0, 1, 2, 3], ]", "damaged JSON in the row at character 15"),
         ("[[0, 1, 2, 3] [3, 2, 1, 0]]", "row at character 1: expected a list .*, then , or ]"),
-        ("[[0, 1, 2, 3]", "row at character 1: expected a list .*, then , or ]"),
         ("[[0, 1, 2, 3]] []", r"found '\[\]' after the end"),
-        ("[[0, 1, 2, [3]]]", "damaged JSON in the row at character 1"),
-        ("[[0, 1, 2, 4]]", r"row 0: found position 4, expected 0\.\.3"),
-        ("[[0, 1, 2, 260]]", "row 0: found position 260"),
+        ("[[0, 1, 2, 260]]", r"row 0: found position 260, expected 0\.\.3"),
         ("[[0, 1, 2, 99999999999999999999]]", "damaged JSON in the row at character 1"),
     ],
 )
