@@ -36,8 +36,10 @@ class Counter:
         return graph
 
 
-def batch_for(num_tokens: int, device: str) -> list[torch.Tensor]:
-    return [x.to(device) for x in random_batch(0, 2, num_tokens)]
+def batch_for(num_tokens: int, device: str) -> dict[str, torch.Tensor]:
+    names = "tokens", "labels", "orders", "label_drop"
+    values = *random_batch(0, 2, num_tokens), torch.tensor([False, True])
+    return {name: x.to(device) for name, x in zip(names, values, strict=True)}
 
 
 def model_for(num_tokens: int, device: str, heads: int = 2) -> LPD:
@@ -52,41 +54,33 @@ def dense_flex_attention(q, k, v, block_mask):
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 
-@pytest.mark.parametrize("sizes", [*LISTS[256], *LISTS[1024]], ids=lambda x: f"{sum(x)}-{len(x)}")
-def test_loss_and_gradients_are_the_plain_steps(sizes, device, monkeypatch) -> None:
-    num_tokens = sum(sizes)
-    if device == "cpu":
-        monkeypatch.setattr(transformer, "flex_attention", dense_flex_attention)
-    plain, compiled = model_for(num_tokens, device), model_for(num_tokens, device)
-    compiled.compile_blocks(sparse=True, backend="eager" if device == "cpu" else "inductor")
-    drop = torch.tensor([False, True], device=device)
-    tokens, labels, orders = batch_for(num_tokens, device)
-    losses = [model(tokens, labels, sizes, orders, drop) for model in (plain, compiled)]
-    assert abs(losses[0] - losses[1]) < 1e-5
-    for loss in losses:
-        loss.backward()
-    for expected, found in zip(plain.parameters(), compiled.parameters(), strict=True):
-        difference = (found.grad - expected.grad).norm()
-        assert difference < 1e-4 * expected.grad.norm() + 1e-7
-
-
-@pytest.mark.parametrize("heads", [2, 4])  # the smaller heads of 4 keep dense masks
+@pytest.mark.parametrize(
+    ("heads", "stand_in"),
+    [(2, True), (2, False), (4, False)],  # the smaller heads of 4 keep dense masks
+)
 @pytest.mark.parametrize("num_tokens", LISTS)
-def test_all_lists_and_blocks_share_one_program(num_tokens, heads, device) -> None:
-    if (heads, device) == (4, "cuda"):
+def test_all_lists_share_one_program_with_the_plain_steps_loss_and_gradients(
+    num_tokens, heads, stand_in, device, monkeypatch
+) -> None:
+    on_gpu, counter = device == "cuda", Counter()
+    if on_gpu and (heads, stand_in) != (2, False):
         pytest.skip("for a CPU")
-    plain, counter = model_for(num_tokens, device, heads), Counter()
-    model = model_for(num_tokens, device, heads)
-    model.compile_blocks(sparse=True, backend=counter if device == "cpu" else "inductor")
-    tokens, labels, orders = batch_for(num_tokens, device)
-    drop = torch.tensor([False, True], device=device)
-    for sizes in LISTS[num_tokens][:: 3 if device == "cpu" else 1]:
-        with torch.set_grad_enabled(device == "cuda" or heads == 4):  # forward only on sparse CPUs
-            loss = model(tokens, labels, sizes, orders, drop)
-        assert abs(loss - plain(tokens, labels, sizes, orders, drop)) < 1e-5
-        if device == "cuda":
-            loss.backward()
-    assert counter.graphs == 1 if device == "cpu" else counters["stats"]["unique_graphs"] <= 2
+    if stand_in:
+        monkeypatch.setattr(transformer, "flex_attention", dense_flex_attention)
+    plain, compiled = (model_for(num_tokens, device, heads) for _ in range(2))
+    compiled.compile_blocks(sparse=True, backend="inductor" if on_gpu else counter)
+    batch, backward = batch_for(num_tokens, device), on_gpu or stand_in or heads == 4
+    for sizes in LISTS[num_tokens][:: 1 if on_gpu or stand_in else 3]:
+        gradients = []
+        with torch.set_grad_enabled(backward):
+            losses = [model(group_sizes=sizes, **batch) for model in (plain, compiled)]
+        assert abs(losses[0] - losses[1]) < 1e-5
+        if backward:
+            for model, loss in zip((plain, compiled), losses, strict=True):
+                gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        for expected, found in zip(*gradients, strict=True):
+            assert (found - expected).norm() < 1e-4 * expected.norm() + 1e-7
+    assert counters["stats"]["unique_graphs"] <= 2 if on_gpu else counter.graphs == 1
 
 
 @torch.no_grad()
@@ -110,19 +104,17 @@ def test_ddp_leaves_large_blocks_whole(tmp_path: Path) -> None:
 def test_steps_in_bfloat16_never_wait_for_the_gpu(grad_checkpointing: bool, device: str) -> None:
     if device == "cpu":
         pytest.skip("never waits")
-    lists = LISTS[256][:3]
+    lists, batch = LISTS[256][:3], batch_for(256, device)
     plain, model = model_for(256, device), model_for(256, device)
     model.grad_checkpointing = grad_checkpointing
     model.compile_blocks(sparse=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    tokens, labels, orders = batch_for(256, device)
-    drop = torch.tensor([False, True], device=device)
 
     def step(sizes: list[int]) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         for _ in range(2):  # accumulation
             with torch.autocast("cuda", dtype=torch.bfloat16):
-                loss = model(tokens, labels, sizes, orders, drop)
+                loss = model(group_sizes=sizes, **batch)
             (loss / 2).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
         optimizer.step()
@@ -130,7 +122,7 @@ def test_steps_in_bfloat16_never_wait_for_the_gpu(grad_checkpointing: bool, devi
 
     first, *_ = [step(sizes) for sizes in lists]
     with torch.no_grad():
-        assert abs(first - plain(tokens, labels, lists[0], orders, drop)) < 0.05
+        assert abs(first - plain(group_sizes=lists[0], **batch)) < 0.05
     torch.cuda.set_sync_debug_mode("error")
     try:
         losses = [step(sizes) for sizes in lists]
