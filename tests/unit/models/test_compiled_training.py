@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models import transformer
 from models.lpd import LPD
 from orders.group_sizes import training_group_sizes
-from tests.unit.models.small import random_batch, small_lpd
+from tests.unit.models.small import Counter, random_batch, small_lpd
 
 LISTS = {num_tokens: training_group_sizes(num_tokens) for num_tokens in (256, 1024)}
 
@@ -24,16 +24,6 @@ def fresh_compiler() -> Iterator[None]:
     counters.clear()
     yield
     torch.compiler.reset()
-
-
-class Counter:
-    """A backend that runs what it is given and counts it."""
-
-    graphs = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
-        self.graphs += 1
-        return graph
 
 
 def batch_for(num_tokens: int, device: str) -> dict[str, torch.Tensor]:
