@@ -1,67 +1,72 @@
 """Bad input ends in one line that names the flag or file, and leaves nothing half-written."""
 
-from __future__ import annotations
-
 import os
 import re
+import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.commands import ROOT, results_in, run_command
-from tests.integration.bad_input.files import build_good_files
-from tests.integration.bad_input.page import GROUPS, PAGE, page
-from tests.integration.bad_input.table import Case, Group
+from tests.integration.bad_files import build_files
 from tests.integration.tiny_world import TinyWorld
+from util.folder_lock import folder_lock
 
-CASES = [
-    pytest.param(group, case, id=f"{group.title}: {case.given}: {case.wrong}")
-    for group in GROUPS
-    for case in group.cases
-]
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
+SECTION = r"\n## (.+)\n\n```bash\npython ([^`]+)\n```\n\n\| given .+\n\|[-|]+\n((?:\|.+\n)+)"
+ROW = r"\| (?:`(.+?)`)?(?:, )?(?:no `(.+?)`)? \| (.+) \| `(.+)` \|"
+
+
+def rows() -> Iterator[pytest.param]:
+    """What the page gives to its commands, and the line that it promises."""
+    sections = re.findall(SECTION, PAGE)
+    assert len(sections) == PAGE.count("\n## ")
+    for title, command, table in sections:
+        command = command.replace("\\\n    ", "")
+        for row in table.splitlines():
+            given, without, wrong, line = re.fullmatch(ROW, row).groups("")
+            assert without in command
+            if without:
+                words = command.replace(without, given)
+            else:
+                head, *job = command.partition(" bash ")  # a job's command comes last
+                words = " ".join([head, given]) + "".join(job)
+            yield pytest.param(shlex.split(words), line, id=f"{title}: {given}, {wrong}")
 
 
 @pytest.fixture(scope="module")
-def good_files(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_good_files(world, tmp_path_factory.mktemp("bad_input") / "good")
-
-
-def copy(source: str, target: str) -> None:
-    """Weights, which no case writes to, are not copied a hundred times."""
-    (os.link if source.endswith((".pt", ".pth")) else shutil.copy)(source, target)
+def files(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the page names; in `busy` others are at work."""
+    folder = build_files(world, tmp_path_factory.mktemp("bad_input") / "files")
+    with folder_lock(folder / "busy", "training"), folder_lock(folder / "busy", "evaluation"):
+        yield folder
 
 
 def files_in(folder: Path) -> set[Path]:
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
-    return {path for found in folders for path in results_in(found) if path.is_file()}
+    return {path for found in folders for path in results_in(found) if not path.is_dir()}
 
 
-@pytest.mark.parametrize(("group", "case"), CASES)
+@pytest.mark.parametrize(("words", "line"), [*rows()])
 def test_bad_input_ends_in_its_line(
-    good_files: Path, tmp_path: Path, group: Group, case: Case
+    files: Path, tmp_path: Path, words: list[str], line: str
 ) -> None:
-    if "--device cuda" in case.flags and torch.cuda.is_available():
+    if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    folder = shutil.copytree(good_files, tmp_path / "here", copy_function=copy)
-    if case.spoil is not None:
-        case.spoil(folder)
+    folder = shutil.copytree(files, tmp_path / "here", copy_function=os.link)
     before = files_in(folder)
-    command = (ROOT / group.script, *group.arguments(case))
-    ending = run_command(*command, folder=folder, timeout=60)
+    ending = run_command(ROOT / words[0], *words[1:], folder=folder, timeout=60)
     assert ending.returncode == 2, ending.stderr
     # Only the log and progress bars may come before it.
-    *others, line = ending.stderr.splitlines()
-    expected = ".*".join(map(re.escape, f"error: {case.line}".split("...")))
-    assert re.fullmatch(expected, line), line
+    *others, last = ending.stderr.splitlines()
+    expected = ".*".join(map(re.escape, f"error: {line}".split("...")))
+    assert re.fullmatch(expected, last), last
     assert not [other for other in others if re.match("error:|Traceback|  File ", other)]
     assert ending.stdout == ""
     assert files_in(folder) == before  # so no canary either
-
-
-def test_the_page_is_made_from_the_cases() -> None:
-    assert PAGE.read_text() == page(), "python -m tests.integration.bad_input.page writes it anew"
 
 
 @pytest.mark.parametrize("processes", [None, 2])
