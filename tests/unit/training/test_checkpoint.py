@@ -105,7 +105,6 @@ def test_a_checkpoint_without_a_place_was_saved_between_epochs(tmp_path: Path) -
         ({"global_batch": 0}, "with 0 images each, .*, expected whole numbers"),
         ({"epoch_loss": []}, r"epoch_loss \[\], expected"),
         ({"epoch_loss": [float("nan")]}, "epoch_loss .*nan.*, expected .* finite losses"),
-        ({"epoch": "2"}, "after epoch '2'"),
         ({"epoch": -2}, "after epoch -2"),
     ],
 )
@@ -121,7 +120,6 @@ def test_a_place_that_makes_no_sense_is_refused(
     ("change", "message"),
     [
         (lambda found: found.update(state={}), r"holds no finite step of shape \(\), expected it"),
-        (lambda found: found["state"].pop(5), "holds no finite step"),
         (lambda found: found["state"][5].pop("exp_avg"), "holds no finite exp_avg of"),
         (lambda found: found["state"][5].update(exp_avg_sq="ab"), "no finite exp_avg_sq"),
         (lambda found: found["state"][5].update(exp_avg=torch.zeros(7)), "no finite exp_avg of"),
@@ -195,6 +193,13 @@ def test_a_sound_checkpoint_of_another_run_is_not_passed_over(tmp_path: Path) ->
         resume(fresh(), tmp_path)
 
 
+def test_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / LAST, tokenizer_fingerprint="a" * 64)
+    with pytest.raises(UserError, match="tokenizer aaaaaaaaaaaa, expected this run's bbbbbbbbbbbb"):
+        fresh(tokenizer_fingerprint="b" * 64).restore(path)
+    fresh(tokenizer_fingerprint=None).restore(path)
+
+
 def test_processes_that_read_different_files_do_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,25 +210,14 @@ def test_processes_that_read_different_files_do_not_start(
         state.join(torch.device("cpu"))
 
 
-def test_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / LAST, tokenizer_fingerprint="a" * 64)
-    with pytest.raises(UserError, match="tokenizer aaaaaaaaaaaa, expected this run's bbbbbbbbbbbb"):
-        fresh(tokenizer_fingerprint="b" * 64).restore(path)
-    fresh(tokenizer_fingerprint=None).restore(path)
-
-
-def test_wrong_content_is_named(tmp_path: Path) -> None:
+def test_what_is_no_training_checkpoint_is_named(tmp_path: Path) -> None:
     for content, message in (
-        ({"weights": {}}, "holds no 'model' entry"),
         ({"model": [1, 2]}, "weights are a list, expected a dictionary"),
-        ({"model": {}}, "weight fake_latent is missing"),
+        ({"model": tiny().state_dict()}, "holds no 'optimizer' entry"),
     ):
-        atomic_save(content, tmp_path / "x.pth")
-        with pytest.raises(UserError, match=f"^--pretrained_ckpt: .*x.pth: {message}"):
-            load_pretrained(tiny(), tmp_path / "x.pth")
-    atomic_save({"model": tiny().state_dict()}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="holds no 'optimizer' entry"):
-        fresh().restore(tmp_path / "x.pth")
+        atomic_save(content, tmp_path / LAST)
+        with pytest.raises(UserError, match=f"^--resume: .*{LAST}: {message}"):
+            fresh().restore(tmp_path / LAST)
 
 
 def test_another_grid_needs_resize_and_another_size_is_refused(tmp_path: Path) -> None:
@@ -237,12 +231,3 @@ def test_another_grid_needs_resize_and_another_size_is_refused(tmp_path: Path) -
     load_pretrained(large, tmp_path / "x.pth", resize=True)
     assert torch.equal(large.pos_embed, checkpoint.resize_pos_embed(small.pos_embed, 64))
     assert torch.equal(large.head.weight, small.head.weight)
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint-last.pth"
-    atomic_save({"epoch": 1}, path)
-    with pytest.raises(AttributeError):
-        atomic_save({"epoch": lambda: None}, path)  # cannot be pickled
-    assert torch.load(path, weights_only=True) == {"epoch": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-last.pth"]
