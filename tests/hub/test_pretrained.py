@@ -110,9 +110,8 @@ def test_a_training_checkpoint_says_what_shapes_do_not_and_arguments_go_before(t
 def test_a_size_of_nobody_needs_its_heads(tmp_path):
     model = LPD(128, 16, 96, 3, 4, class_num=10, vqgan_vocab_size=211).eval()
     (tmp_path / "odd.pth").write_bytes(saved({"model": model.state_dict()}))
-    with pytest.raises(
-        UserError, match=r"odd\.pth: found width 96 and depth 3, .* decoder_num_heads"
-    ):
+    line = r"odd\.pth: found width 96 and depth 3, .* decoder_num_heads"
+    with pytest.raises(UserError, match=line):
         LPD.from_pretrained(tmp_path / "odd.pth")
     again = LPD.from_pretrained(tmp_path / "odd.pth", decoder_num_heads=4)
     assert same(again, model)
@@ -137,19 +136,10 @@ def test_what_is_pushed_comes_back(hub, inside, monkeypatch):
     assert same(LPD.from_pretrained("user/mine"), model)
 
 
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("./nowhere/at/all", "found './nowhere/at/all', expected a folder, a checkpoint, a repos"),
-        ("llamagen", "found 'llamagen', expected a folder, a checkpoint, a repository user/name"),
-        ("user/none", "user/none at http.* is private or does not exist"),
-        ("empty", "empty: found no files, expected config.json and model.safetensors, or one .pth"),
-    ],
-)
-def test_there_is_nothing(hub, inside, tmp_path, monkeypatch, name, line):
-    monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
-    with pytest.raises(UserError, match=f"^from_pretrained: {line}"):
+@pytest.mark.parametrize("name", ["./nowhere/at/all", "llamagen"])
+def test_there_is_nothing(name):
+    line = f"^from_pretrained: found '{name}', expected a folder, a checkpoint, a repository user/n"
+    with pytest.raises(UserError, match=line):
         LPD.from_pretrained(name)
 
 
