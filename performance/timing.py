@@ -83,12 +83,14 @@ def build_parser(what: str, rows: Collection[str], quick: str) -> Parser:
     return parser
 
 
-def read_effort(args: argparse.Namespace) -> Effort:
-    """Read it off the flags of `build_parser`."""
+def read_effort(parser: Parser, argv: list[str] | None) -> tuple[argparse.Namespace, Effort]:
+    """Parse the flags of `build_parser`; check, before the work, where figures go."""
+    args = parser.parse_args(argv)
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     rounds, seconds = (2, 0.0) if args.quick else (3, args.seconds)
     device = distributed.resolve_device(name, distributed.Launch())
-    return Effort(device, rounds, seconds, 0 if args.no_plain else MOST_ROUNDS)
+    write_figures(args.output, device)
+    return args, Effort(device, rounds, seconds, 0 if args.no_plain else MOST_ROUNDS)
 
 
 def write_figures(output: Path | None, device: torch.device, **figures: Any) -> None:
@@ -132,14 +134,14 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
 
 def warm_up(function: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Make first calls: `cold_start_s`, and `peak_bytes`, on a CPU of the process so far."""
-    if device.type != "cuda":
-        seconds = seconds_of(function, device)
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"cold_start_s": seconds, "peak_bytes": peak}
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     seconds = seconds_of(function, device)
-    return {"cold_start_s": seconds, "peak_bytes": torch.cuda.max_memory_allocated(device)}
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    return {"cold_start_s": seconds, "peak_bytes": peak}
 
 
 def time_in_turn(calls: Calls, effort: Effort) -> dict[str, list[float]]:

@@ -5,7 +5,6 @@
 Compiling, or reading what an earlier process compiled, is timed apart.
 """
 
-import argparse
 import logging
 import statistics
 import sys
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.sources import published_repulsion
-from performance import timing as benchmark
+from performance import timing
 from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import run
@@ -39,18 +38,15 @@ COLUMNS = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
+    """Measure, show the table and write it."""
     parser = Parser(description="Time per locality-aware order, on one core.")
     parser.add_argument("--num_orders", type=whole(1), default=500, help="made at once")
     parser.add_argument("--repeats", type=whole(1), default=31, help="times to make them")
     add_flags(parser, "--output", "--debug")
-    return parser.parse_args(argv)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Measure, show the table and write it."""
+    args = parser.parse_args(argv)
     cpu = torch.device("cpu")
-    start_up = benchmark.seconds_of(lambda: locality_aware_orders(1, [1], 1), cpu)
+    start_up = timing.seconds_of(lambda: locality_aware_orders(1, [1], 1), cpu)
     logger.info("the first order took %.2f s: compiling, or reading what was compiled", start_up)
     calls, rows = {}, []
     for image_size, steps, release_ms in SETTINGS:
@@ -60,14 +56,14 @@ def main(args: argparse.Namespace) -> None:
         calls[f"{image_size} {steps}"] = partial(*orders, repulsion_threshold=repulsion)
         row = dict(image_size=image_size, steps=steps, repulsion=repulsion, release_ms=release_ms)
         rows.append(row)
-    times = benchmark.time_in_turn(calls, benchmark.Effort(cpu, args.repeats, seconds=0))
+    times = timing.time_in_turn(calls, timing.Effort(cpu, args.repeats, seconds=0))
     for row, seconds in zip(rows, times.values(), strict=True):
         row["median_us"] = 1e6 * statistics.median(seconds) / args.num_orders
         row["ratio"] = 1e3 * row["release_ms"] / row["median_us"]
-    sys.stdout.write(benchmark.markdown_table(COLUMNS, rows))
-    benchmark.write_figures(args.output, cpu, start_up_s=start_up, settings=rows)
+    sys.stdout.write(timing.markdown_table(COLUMNS, rows))
+    timing.write_figures(args.output, cpu, start_up_s=start_up, settings=rows)
 
 
 if __name__ == "__main__":
     logs.setup()
-    run(lambda: main(parse_args()))
+    run(main)

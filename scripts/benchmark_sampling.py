@@ -6,7 +6,6 @@ Weights are random, and orders are at hand as from an order file. All that stand
 the table is timed in turn. Times drift between runs: only ratios taken in one run count.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,17 +16,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from performance import timing as benchmark
+from performance import timing
 from performance.cost import FORMULA
 from performance.generation import Case, Row, measure, random_model
-from performance.timing import DTYPES, NAMES, Record, random_weights
+from performance.timing import DTYPES, NAMES, Record
 from tokenizers.vq_model import VQModel
 from util import logs
 from util.errors import run
 
 BATCH_SIZES = {"cpu": [1, 4], "cuda": [1, 8, 64, 256]}
 # Title, number format and factor by key.
-COLUMNS = benchmark.COLUMNS | {
+COLUMNS = timing.COLUMNS | {
     "floor_s": ("floor, ms", ".1f", 1e3),
     "floor_share": ("floor / fast", ".0%", 1),
     "transformer_s": ("transformer, ms", ".1f", 1e3),
@@ -61,26 +60,20 @@ PUBLISHED = (
 ROWS = {f"{row.model}_{row.image_size}_{row.steps}": row for row in PUBLISHED}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    quick = "one row, one image at a time"
-    parser = benchmark.build_parser("from labels to images", ROWS, quick)
-    parser.add_argument("--dtype", choices=("bf16", "f32", "both"), help="by default bf16 on a GPU")
-    return parser.parse_args(argv)
-
-
-def main(args: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, show the table and write it."""
-    effort = benchmark.read_effort(args)
+    quick = "one row, one image at a time"
+    parser = timing.build_parser("from labels to images", ROWS, quick)
+    parser.add_argument("--dtype", choices=("bf16", "f32", "both"), help="by default bf16 on a GPU")
+    args, effort = timing.read_effort(parser, argv)
     kind = effort.device.type
-    write = partial(benchmark.write_figures, args.output, effort.device)
-    write()
     dtype = args.dtype or ("bf16" if kind == "cuda" else "both")
     dtypes = ("bf16", "f32") if dtype == "both" else (dtype,)
     sizes = args.batch_sizes or ([1] if args.quick else BATCH_SIZES[kind])
     rows = args.rows or list(ROWS)[: 1 if args.quick else None]
     rated = DTYPES if kind == "cuda" else {*dtypes, "f32"}  # all that the VQ decoder may choose
-    rates = benchmark.measure_rates(effort.device, [DTYPES[name] for name in rated])
-    tokenizer = random_weights(VQModel, effort.device)
+    rates = timing.measure_rates(effort.device, [DTYPES[name] for name in rated])
+    tokenizer = timing.random_weights(VQModel, effort.device)
 
     def series(name: str, dtype: str) -> Iterator[Record]:
         row = ROWS[name]
@@ -94,10 +87,11 @@ def main(args: argparse.Namespace) -> None:
             yield about | measure(Case(row, model, tokenizer, DTYPES[dtype], size), rates, much)
 
     named = {f"{name}, {dtype}": series(name, dtype) for name in rows for dtype in dtypes}
-    kept_rates = {NAMES[dtype]: rate._asdict() for dtype, rate in rates.items()}
-    benchmark.show(named, COLUMNS, NOTES, partial(write, rates=kept_rates))
+    kept = {NAMES[dtype]: rate._asdict() for dtype, rate in rates.items()}
+    write = partial(timing.write_figures, args.output, effort.device, rates=kept)
+    timing.show(named, COLUMNS, NOTES, write)
 
 
 if __name__ == "__main__":
     logs.setup()
-    run(lambda: main(parse_args()))
+    run(main)

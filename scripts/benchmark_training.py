@@ -6,7 +6,6 @@ Weights and tokens are random. All that stands in one line of the table is timed
 same batches. Times drift between runs: only ratios taken in one run count.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,14 +15,13 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.lpd import LPD, lpd_l, lpd_tiny, lpd_xl, lpd_xxl
-from performance import timing as benchmark
-from performance.timing import Record
+from performance import timing
 from performance.training import measure
 from util import logs
 from util.errors import run
 
 # Title, number format and factor by key.
-COLUMNS = benchmark.COLUMNS | {
+COLUMNS = timing.COLUMNS | {
     "plain_dtype": ("plain type", "", 1),
     "tokens_per_s": ("tokens/s", ".0f", 1),
     "flop_per_s": ("TFLOP/s", ".3g", 1e-12),
@@ -72,28 +70,23 @@ PUBLISHED_ROWS = {
 ROWS = SMALL_ROWS | PUBLISHED_ROWS
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = benchmark.build_parser("per training step", ROWS, quick="the small rows only")
-    return parser.parse_args(argv)
-
-
-def main(args: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, show the table and write it."""
-    effort = benchmark.read_effort(args)
-    write = partial(benchmark.write_figures, args.output, effort.device)
-    write()
+    parser = timing.build_parser("per training step", ROWS, quick="the small rows only")
+    args, effort = timing.read_effort(parser, argv)
+    write = partial(timing.write_figures, args.output, effort.device)
     small = args.quick or effort.device.type == "cpu"
 
-    def series(name: str) -> Iterator[Record]:
+    def series(name: str) -> Iterator[timing.Record]:
         build, batch_size, steps = ROWS[name]
         for size in args.batch_sizes or [batch_size]:
             record, _ = measure(build, size, effort, steps)
             yield {"row": name, "batch_size": size} | record
 
     rows = args.rows or (SMALL_ROWS if small else PUBLISHED_ROWS)
-    benchmark.show({name: series(name) for name in rows}, COLUMNS, NOTES, write)
+    timing.show({name: series(name) for name in rows}, COLUMNS, NOTES, write)
 
 
 if __name__ == "__main__":
     logs.setup()
-    run(lambda: main(parse_args()))
+    run(main)

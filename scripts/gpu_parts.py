@@ -31,8 +31,6 @@ from util.files import write_json
 logger = logging.getLogger(__name__)
 
 BF16 = torch.bfloat16
-# Replays that are timed as one: what a launch takes is small beside them.
-REPLAYS = 10
 
 
 @dataclass
@@ -72,23 +70,24 @@ class Check:
         model = generation.random_model(row, tokenizer, dtype, self.device)
         return generation.Case(row, model, tokenizer, dtype, batch_size)
 
-    def keep_medians(
-        self, seconds: float = 15.0, each: int = 1, **calls: Callable[[], object]
-    ) -> None:
+    def keep_medians(self, calls: Calls, seconds: float = 15.0, times: int = 1) -> None:
         """Time warm calls in turn, each so many of one kind; keep what one takes as `NAME_s`."""
         effort = Effort(self.device, 2, 0) if self.quick else Effort(self.device, 3, seconds)
-        times = timing.time_in_turn(calls, effort)
-        self.keep(**{f"{name}_s": statistics.median(x) / each for name, x in times.items()})
+        for name, taken in timing.time_in_turn(calls, effort).items():
+            self.keep(**{f"{name}_s": statistics.median(taken) / times})
 
     def compare(self, calls: Calls) -> None:
         """Keep what each takes, on a GPU its replay as a graph."""
-        times = 1 if self.quick else REPLAYS
+        times = 1 if self.quick else 10  # as one: what a launch takes is small beside them
         for name, call in calls.items():
             with self.attempt(name), torch.no_grad():
                 if self.device.type == "cuda":
-                    call = captured(call, self.device)
+                    graphs = GraphCache(1)
+                    graphs.run(name, lambda _, x=call: x(), torch.zeros(1, device=self.device))
+                    call = replay_of(graphs)
                 call()
-                self.keep_medians(2.0, times, **{name: lambda x=call: [x() for _ in range(times)]})
+                several = {name: lambda x=call: [x() for _ in range(times)]}
+                self.keep_medians(several, 2.0, times)
 
     def profile(self, call: Callable[[], object]) -> None:
         """Keep the kernels of a call that took the longest (on a CPU operations), and their sum."""
@@ -105,13 +104,6 @@ class Check:
         found.sort(key=lambda record: -record["sum_us"])
         count, total = (sum(record[name] for record in found) for name in ("count", "sum_us"))
         self.keep(num_kernels=count, kernels_s=total / 1e6, kernels=found[:25])
-
-
-def captured(function: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], object]:
-    """Capture a function; return what launches it."""
-    graphs = GraphCache(1)
-    graphs.run("variant", lambda _: function(), torch.zeros(1, device=device))
-    return replay_of(graphs)
 
 
 def replay_of(graphs: GraphCache) -> Callable[[], None]:
@@ -143,10 +135,10 @@ def sampling(check: Check, batch_size: int) -> None:
     check.keep(prepare_s=prepare_s, **case.warm_up())
     few, replay = case.tokens[:16], generate
     case.decoder(few)
-    parts = {"vq": lambda: case.decoder(case.tokens), "vq_16": lambda: case.decoder(few)}
-    parts["head"] = case.head_and_drawing()
-    parts["head"]()
-    check.keep_medians(call=case.fast, generation=generate, **parts)
+    calls = {"call": case.fast, "generation": generate, "head": case.head_and_drawing()}
+    calls |= {"vq": lambda: case.decoder(case.tokens), "vq_16": lambda: case.decoder(few)}
+    calls["head"]()
+    check.keep_medians(calls)
     images_per_s = case.batch_size / check.figures["call_s"]
     check.keep(images_per_s=images_per_s, vq_dtype=str(case.decoder.dtype))
     if check.device.type == "cuda":
@@ -155,7 +147,7 @@ def sampling(check: Check, batch_size: int) -> None:
         check.keep(capture_s=timing.seconds_of(generate, check.device))
         with check.attempt("replay"):
             replay = replay_of(fast_path.graphs)
-            check.keep_medians(replay=replay)
+            check.keep_medians({"replay": replay})
         host = []
         for _ in range(30):
             torch.cuda.synchronize(check.device)
@@ -260,5 +252,4 @@ def measure(name: str, device_name: str, quick: bool, output: Path) -> int:
     check.keep()
     with check.attempt(name):
         PARTS[name](check)
-    check.keep()
     return 1 if check.errors else 0

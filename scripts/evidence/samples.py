@@ -9,7 +9,6 @@ tokenizer makes of them: held-out ones before the judge, and the distance of tra
 as there are samples where there are.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -38,7 +37,8 @@ from util.images import save_grid, to_float
 BATCH_SIZE = 100
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(argv: list[str] | None = None) -> None:
+    """Check everything, generate, judge, write."""
     parser = Parser(description="Judge generated images, by order and number of steps.")
     parser.add_argument("data_set", choices=DATA_SETS, help="what the models were trained on")
     parser.add_argument("--pretrained_ckpt", type=Path, required=True, help="LPD checkpoint")
@@ -55,11 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     about = {"metavar": "K", "help": "only samples of these steps"}
     parser.add_argument("--grid_steps", nargs="+", type=whole(1), **about)
     parser.set_defaults(group_sizes=None)
-    return parser
-
-
-def main(args: argparse.Namespace) -> None:
-    """Check everything, generate, judge, write."""
+    args = parser.parse_args(argv)
     for flag, path in (("--output", args.output), ("--grid", args.grid)):
         if path is not None:
             require_writable_folder(path.parent, flag)
@@ -140,4 +136,4 @@ class Codec:
 
 if __name__ == "__main__":
     logs.setup()
-    run(lambda: main(build_parser().parse_args()))
+    run(main)

@@ -58,15 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minus", metavar="ORDER", help="by default the first order")
     add_flags(parser, "--debug")
     args = parser.parse_args(argv)
-    with blame("files"):
-        files = {path: read_json(path) for path in args.files}
     try:
-        if args.table == "search":
-            rows = [row for about in files.values() for row in search_table(about["searches"])]
-        elif args.table == "yardsticks":
-            rows = list(yardsticks(read_models(files)))
-        else:
-            rows = list(by_steps(args, read_models(files, args.class_name)))
+        with blame("files"):
+            files = {path: read_json(path) for path in args.files}
+            if args.table == "search":
+                rows = [row for about in files.values() for row in search_table(about["searches"])]
+            elif args.table == "yardsticks":
+                rows = list(yardsticks(read_models(files)))
+            else:
+                rows = list(by_steps(args, read_models(files, args.class_name)))
     except KeyError as missing:
         raise UserError(f"files: found no {missing}, expected it for {args.table}") from None
     sys.stdout.write("".join(f"{line}\n" for line in markdown(rows)))
@@ -80,23 +80,20 @@ def read_models(files: Mapping[Path, dict], class_name: str | None = None) -> li
         for name in COMMON:
             if about.get(name) != first.get(name):
                 expected = f"expected {first.get(name)} as in {first_path}"
-                raise UserError(f"files: {path} has {name} {about.get(name)}, {expected}")
+                raise ValueError(f"{path} has {name} {about.get(name)}, {expected}")
         chosen: np.ndarray | slice = slice(None)
         if class_name is not None:
             chosen = np.array(ast.literal_eval(about["class_by_image"])) == class_name
             if (count := chosen.sum()) < 2:
-                raise UserError(f"--class: found {count} images in {path}, expected at least 2")
+                raise ValueError(f"{path} has {count} images of --class, expected at least 2")
         new = {**about, "name": path.stem, "results": {}}
         model = models.setdefault(tuple(map(about.get, MODEL)), new)
         for entry in about["results"]:
-            key = entry["steps"], entry["order"]
-            if key in model["results"]:
-                raise UserError(f"files: {path} repeats {key} of {model['name']}, expected it once")
             if "nll_by_image" in entry:
                 texts = entry["nll_by_image"], entry["price_by_image"]
                 nll, price = (np.array(ast.literal_eval(text))[chosen] for text in texts)
                 entry |= {"nll": nll, "price": price, "alone": nll - price}
-            model["results"][key] = entry
+            model["results"][entry["steps"], entry["order"]] = entry
     return list(models.values())
 
 
@@ -107,7 +104,7 @@ def by_steps(args: argparse.Namespace, models: Sequence[Model]) -> Iterator[Row]
     counts = dict.fromkeys(steps for steps, _ in measured[0])
     counts = [k for k in counts if all((k, order) in one for one in measured for order in orders)]
     if not counts:
-        raise UserError(f"--orders: found {', '.join(orders)} in no number of steps of every model")
+        raise ValueError(f"found {', '.join(orders)} in no number of steps of every model")
     for steps in counts:
         row: Row = {"steps": steps}
         found = {order: [one[steps, order] for one in measured] for order in orders}
@@ -145,8 +142,6 @@ def ranges(costs: Costs, minus: str | None, _: Sequence[str]) -> Row:
 
 def against(costs: Costs, _: str, names: Sequence[str]) -> Row:
     """Make cells of the second half of the models, and of what they exceed the first half by."""
-    if len(names) % 2:
-        raise UserError(f"files: found {len(names)} models, expected as many of either kind")
     halves = {order: np.split(cost, 2) for order, cost in costs.items()}
     cells = {order: Estimate.of(second.mean(axis=0)) for order, (_, second) in halves.items()}
     for order, (first, second) in halves.items():

@@ -30,7 +30,7 @@ RATES = {torch.bfloat16: Rates(1e9, 2e9), torch.float32: Rates(1e9, 1e9)}
 
 def run(script: ModuleType, output: Path, *flags: str) -> dict[str, Any]:
     """The JSON that a benchmark writes."""
-    script.main(script.parse_args([*flags, "--output", str(output)]))
+    script.main([*flags, "--output", str(output)])
     return json.loads(output.read_text())
 
 

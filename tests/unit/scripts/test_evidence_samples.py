@@ -118,7 +118,7 @@ def command(
     files = ["--pretrained_ckpt", networks["checkpoint"], "--vqgan_path", networks["tokenizer"]]
     given = [*files, "--data", "unread", "--output", output, "--samples", 9, "--seed", SEED, *flags]
     monkeypatch.setattr(samples, "DATA_SETS", {"toy": toy})
-    samples.main(samples.build_parser().parse_args(["toy", *map(str, given)]))
+    samples.main(["toy", *map(str, given)])
 
 
 def test_the_command_measures_every_setting(
