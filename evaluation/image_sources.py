@@ -68,13 +68,12 @@ class ImageSource:
             with blame(f"{self.flag}: {file}"):
                 return sha256_of(file)
 
-        def work() -> list[str]:
-            mine = self.files[distributed.rank() :: distributed.world_size()]
-            bar = dict(total=len(mine), desc=f"checksums of {self.path.name}", unit="file")
-            with ThreadPoolExecutor(available_cores()) as threads:
-                return [*progress(threads.map(digest_of, mine), **bar)]
-
-        shares = distributed.gather(distributed.fail_together(work))
+        mine = self.files[distributed.rank() :: distributed.world_size()]
+        title = f"checksums of {self.path.name}"
+        with ThreadPoolExecutor(available_cores()) as threads:
+            hashes = threads.map(digest_of, mine)
+            hashes = progress(hashes, total=len(mine), desc=title, unit="file")
+            shares = distributed.gather(distributed.fail_together(lambda: list(hashes)))
         in_order = chain.from_iterable(zip_longest(*shares, fillvalue=""))
         return hashlib.sha256("".join(in_order).encode()).hexdigest()
 

@@ -13,14 +13,8 @@ import torch
 import torch.hub
 from torch import Tensor
 
-from evaluation.features import (
-    ExtractorKind,
-    FeatureBatch,
-    FeatureExtractor,
-    Features,
-    extract_share,
-    gather_features,
-)
+from evaluation import features
+from evaluation.features import ExtractorKind, FeatureBatch, FeatureExtractor, Features
 from evaluation.image_sources import SAMPLES, ImageSource, open_images
 from evaluation.metrics import ARRAYS, Moments, Reference, Statistics, save_reference
 from util import distributed
@@ -49,7 +43,10 @@ class ReferencePlan:
         """
         known, missing = self.known.copy(), self.needs - self.known.keys()
         if missing:
-            stem = self._where_kept(extractor)
+            decisive = [self.source.digest(), self.source.image_size, extractor.digest()]
+            decisive += map(metadata.version, ("torch-fidelity", "Pillow"))
+            key = hashlib.sha256(repr(decisive).encode()).hexdigest()
+            stem = Path(torch.hub.get_dir()).parent / "lpd_references" / key
             for part in sorted(missing) if distributed.is_main() else ():
                 file = Path(f"{stem}-{part}.npz")
                 try:
@@ -69,13 +66,6 @@ class ReferencePlan:
                 logger.warning("the reference is not kept: %s", describe_os_error(error))
         return known | made if distributed.is_main() else None
 
-    def _where_kept(self, extractor: FeatureExtractor) -> Path:
-        """Name kept parts, but for `-PART.npz`, by all that decides their numbers."""
-        decisive = [self.source.digest(), self.source.image_size, extractor.digest()]
-        decisive += map(metadata.version, ("torch-fidelity", "Pillow"))
-        key = hashlib.sha256(repr(decisive).encode()).hexdigest()
-        return Path(torch.hub.get_dir()).parent / "lpd_references" / key
-
     def _make(
         self, extractor: FeatureExtractor, parts: Set[str], batch_size: int, num_workers: int
     ) -> Reference:
@@ -86,7 +76,9 @@ class ReferencePlan:
         batches: list[FeatureBatch] = []
 
         def work() -> None:
-            for ids, batch in extract_share(self.source, extractor, batch_size, num_workers):
+            for ids, batch in features.extract_share(
+                self.source, extractor, batch_size, num_workers
+            ):
                 with blame(f"{self.source.flag}: images {ids[0]} to {ids[-1]} of {self.path}"):
                     for part in summed:
                         more = Moments.of(getattr(batch, part))
@@ -95,7 +87,7 @@ class ReferencePlan:
                     batches.append((ids, Features(batch.pool.cpu(), batch.logits.cpu())))
 
         distributed.fail_together(work)
-        features = gather_features(batches) if "features" in parts else None
+        single = features.gather_features(batches) if "features" in parts else None
         on_host = {
             part: Moments(count, mean.cpu(), scatter.cpu())
             for part, (count, mean, scatter) in moments.items()
@@ -105,8 +97,8 @@ class ReferencePlan:
             for part in summed:
                 counted = [moments[part] for moments in gathered if moments]
                 made[part] = reduce(Moments.merged, counted).statistics()
-        if features is not None:
-            made["features"] = features.pool
+        if single is not None:
+            made["features"] = single.pool
         return made
 
 

@@ -9,7 +9,6 @@ import re
 import zipfile
 import zlib
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -42,8 +41,6 @@ from util.logs import progress
 
 # Beside the images: what they show.
 RECORD_FILE = "images.json"
-# Images that may wait for a thread that writes; beyond that the maker of the images waits.
-MAX_WAITING = 1024
 # An image, with its id, or what a killed process left of one.
 _OURS = re.compile(r"(\d{5,})\.png|\.\d{5,}\.png\.part")
 
@@ -189,7 +186,7 @@ def make_share(
     if not mine:
         return []
     batches: list[FeatureBatch] = []
-    writes: deque[Future[None]] = deque()
+    writes: list[Future[None]] = []
     with (
         ThreadPoolExecutor(available_cores()) as threads,
         progress(total=sum(map(len, mine)), desc="evaluate", unit="image") as bar,
@@ -198,11 +195,11 @@ def make_share(
         # In pairs: while a GPU makes one batch, the host handles the one before.
         for (ids, samples), _ in pairwise(chain(started, [None])):
             images, *parts = samples.wait()
+            for write in writes:  # one batch may wait for threads that write, no more
+                write.result()
             if folder is not None:
-                for image_id, image in zip(ids, images.numpy(), strict=True):
-                    writes.append(threads.submit(folder.write, image_id, image))
-            while len(writes) > MAX_WAITING:
-                writes.popleft().result()
+                pairs = zip(ids, images.numpy(), strict=True)
+                writes = [threads.submit(folder.write, *pair) for pair in pairs]
             # Page-locked memory is for the way only.
             features = Features(*(part.clone() for part in parts)) if parts else None
             batches.append((ids, features))

@@ -1,7 +1,8 @@
 import socket
 import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -96,23 +97,13 @@ def test_foreign_weights(tmp_path, name):
         assert message.startswith(expected) and len(message) < 500
 
 
-class _Garbage(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(404 if "missing" in self.path else 200)
-        self.end_headers()
-        self.wfile.write(b"<html>log in first</html>")
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-
 @pytest.mark.parametrize(
     ("server", "reason"),
     [
         ("none", "refused"),
         ("silent", "timed out"),
         ("garbage", "(what arrived is damaged)"),
-        ("missing", "(Not Found)"),
+        ("missing", "(File not found)"),
     ],
 )
 def test_a_download_that_fails_is_one_line_and_leaves_nothing(
@@ -122,7 +113,10 @@ def test_a_download_that_fails_is_one_line_and_leaves_nothing(
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(features, "NETWORK_TIMEOUT", 0.2 if server == "silent" else 10)
     folder = tmp_path / "hub" / "checkpoints"
-    with HTTPServer(("127.0.0.1", 0), _Garbage) as http:
+    (tmp_path / "garbage").mkdir()
+    (tmp_path / "garbage" / FILE_NAME).write_text("<html>log in first</html>")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with HTTPServer(("127.0.0.1", 0), handler) as http:
         if server == "none":
             http.server_close()
         elif server != "silent":

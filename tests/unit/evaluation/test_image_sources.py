@@ -79,7 +79,6 @@ def test_a_reference_folder_is_cropped(folder):
         (IMAGES[..., 0], "uint8 of shape (11, 32, 32)"),
         (IMAGES[:, :8], "uint8 of shape (11, 8, 32, 3)"),
         (IMAGES[:, :0, :0], "uint8 of shape (11, 0, 0, 3)"),
-        (np.array([{}, {}]), "cannot be read (Object arrays are not read"),
         (np.asfortranarray(IMAGES), "cannot be read (arr_0.npy is in Fortran's order"),
     ],
 )

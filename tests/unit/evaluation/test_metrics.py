@@ -59,14 +59,8 @@ def test_the_distance_is_exact_and_singular_covariances_give_a_warning(caplog, s
     assert bool(caplog.records) == (samples == 30)
 
 
-def test_score_of_certain_and_of_clueless_classifiers(caplog):
-    pool = random_features(1000, 0).pool
-    certain = torch.nn.functional.one_hot(torch.arange(1000) % 10, 10) * 200.0
-    for logits, expected in ((certain, 10), (torch.zeros(1000, 10), 1)):
-        found = score(Features(pool, logits), DIGITS, metrics=("is",)).values
-        assert found["is"].value == pytest.approx(expected, rel=0.1 if expected > 1 else 1e-6)
-        assert list(found) == ["is"]
-    for count in (4, 10):  # no more images than splits
+def test_a_score_of_no_more_images_than_splits_gives_a_warning(caplog):
+    for count in (4, 10):
         found = score(random_features(count, 0), DIGITS, metrics=("is",)).values
         assert found["is"].value == pytest.approx(1)
         assert f"Inception-style score of {count} images: a split each, which" in caplog.text
