@@ -31,14 +31,9 @@ def open_rgb(
 ) -> Image.Image:
     """Decode an image file of any mode, by path or opened, to 8-bit RGB, or raise a `UserError`.
 
-    Alpha is dropped (not composited) and orientation tags are ignored but in TIFFs, as ADM and
-    Pillow do; 16-bit greyscale keeps its high byte, as Pillow does for 16-bit colour.
-
-    Args:
-        source: the file.
-        name: what messages call it; by default `source`.
-        behind_alpha: a colour on which transparent images are composited after all.
-        upright: turn it as its orientation tag says, if that can be read.
+    Alpha is dropped, not composited on a colour `behind_alpha`, and orientation tags are ignored
+    but in TIFFs and where it is to be `upright`, as ADM and Pillow do; 16-bit greyscale keeps its
+    high byte, as Pillow does for 16-bit colour. Messages say `name`, by default the source.
     """
     opening = open_file if isinstance(source, str | Path) else nullcontext
     try:

@@ -6,7 +6,6 @@ import copy
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,9 @@ from util.files import read_json
 from util.geometry import TokenGrid, grid_side
 
 logger = logging.getLogger(__name__)
+
+_INDEX_TYPES = dict.fromkeys(("image_size", "stride", "vocab_size", "num_images"), int)
+_INDEX_TYPES |= {"fingerprint": str, "classes": list, "crc32": dict}
 
 
 def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
@@ -104,7 +106,14 @@ class MappedCache(TokenCache):
         with blame(flag):
             index = read_json(path / INDEX_FILE)
         with blame(f"{flag}: {path / INDEX_FILE}"):
-            _check_index(index)
+            if not isinstance(index, dict) or index.get("format") != write_cache.FORMAT:
+                raise ValueError("is not the index of a token cache")
+            if (version := index.get("version")) != write_cache.VERSION:
+                raise ValueError(f"has version {version!r:.40}, expected {write_cache.VERSION}")
+            for name, kind in _INDEX_TYPES.items():
+                value = index.get(name)
+                if not isinstance(value, kind) or (kind is int and abs(value) >= 2**63):
+                    raise ValueError(f"is damaged: no usable entry {name!r}")
             self.grid = TokenGrid(index["image_size"], index["stride"], index["vocab_size"])
         self.num_tokens, self.fingerprint = self.grid.num_tokens, index["fingerprint"]
         self.classes, self._checksums = tuple(index["classes"]), index["crc32"]
@@ -154,20 +163,6 @@ class MappedCache(TokenCache):
             if (array.shape, array.dtype) != (shape, dtype):
                 raise ValueError(f"holds {array.dtype} {array.shape}, expected {expected}")
             return array
-
-
-def _check_index(index: Any) -> None:
-    """Raise a `ValueError` unless every entry is of the type that this version writes."""
-    if not isinstance(index, dict) or index.get("format") != write_cache.FORMAT:
-        raise ValueError("is not the index of a token cache")
-    version, integers = index.get("version"), ("image_size", "stride", "vocab_size", "num_images")
-    if version != write_cache.VERSION:
-        raise ValueError(f"has version {version!r:.40}, expected {write_cache.VERSION}")
-    types = dict.fromkeys(integers, int) | {"fingerprint": str, "classes": list, "crc32": dict}
-    for name, expected in types.items():
-        value = index.get(name)
-        if not isinstance(value, expected) or (expected is int and abs(value) >= 2**63):
-            raise ValueError(f"is damaged: no usable entry {name!r}")
 
 
 class PublishedCache(TokenCache):

@@ -33,15 +33,11 @@ def locality_aware_orders(
     `grid_size` = G; a ValueError if a size, threshold or known position is out of range. A row
     depends on the settings, the seed, its own id and what is known of it only.
 
-    Args:
-        group_sizes: K sizes that sum to the G * G positions less the known ones.
-        proximity_threshold: score from which a position counts as near what is decoded; decoded
-            edge neighbours count 1 and corner neighbours 1 / sqrt(2).
-        repulsion_threshold: Chebyshev distance, in positions, up to which a taken position keeps
-            others out of the proximity pass of its group.
-        image_ids: B whole numbers, by default 0 .. B - 1.
-        known: (B, M) raster positions, in any order, that count as decoded before the first group
-            and that every row begins with (section 10); none by default.
+    Group sizes sum to the G * G positions less the `known` ones, (B, M) raster positions in any
+    order that rows begin with (section 10). Near is what scores `proximity_threshold` or more,
+    decoded edge neighbours counting 1 and corner neighbours 1 / sqrt(2); a taken position keeps
+    others up to the Chebyshev distance `repulsion_threshold` out of the proximity pass of its
+    group. `image_ids` are B whole numbers, by default 0 .. B - 1.
     """
     num_tokens = grid_size * grid_size
     check_grid_size(grid_size)

@@ -180,7 +180,16 @@ class TrainingState:
                 )
         self._restore_optimizer(content["optimizer"], what)
         self._restore_place(content, what)
-        self._compare_data(weights.flags.get("seed"), content.get("num_images"), what)
+        for name, saved, own in (
+            ("--seed", weights.flags.get("seed"), getattr(self.args, "seed", None)),
+            ("images in the data", content.get("num_images"), self.num_images),
+        ):
+            if None not in (saved, own) and saved != own:
+                logger.warning(
+                    "%s: saved with %s %s, this run has %s: images come in another order, so an "
+                    "epoch that was begun does not see each of them once",
+                    *(what, name, saved, own),
+                )
 
     def _restore_optimizer(self, state: Any, what: str) -> None:
         """Take up the moments of every parameter; the settings are those of this run's flags."""
@@ -225,19 +234,6 @@ class TrainingState:
                 "its images",
                 *(what, batch, self.global_batch, self.step * self.global_batch),
             )
-
-    def _compare_data(self, seed: Any, num_images: Any, what: str) -> None:
-        """Warn where the epochs to come do not go on with the order of those that were."""
-        for name, saved, own in (
-            ("--seed", seed, getattr(self.args, "seed", None)),
-            ("images in the data", num_images, self.num_images),
-        ):
-            if None not in (saved, own) and saved != own:
-                logger.warning(
-                    "%s: saved with %s %s, this run has %s: images come in another order, so an "
-                    "epoch that was begun does not see each of them once",
-                    *(what, name, saved, own),
-                )
 
     def join(self, device: torch.device) -> None:
         """Take this process's share of the epoch that was restored, once the processes have met."""

@@ -16,10 +16,20 @@ def build_parser() -> Parser:
     parser = Parser(description="Train an LPD model, or evaluate one with --evaluate.")
     _add_model_flags(parser.add_argument_group("model"))
     _add_training_flags(parser.add_argument_group("training"))
-    _add_data_flags(parser.add_argument_group("data"))
+    group = parser.add_argument_group("data")
+    add_flags(group, "--data_path")
+    group.add_argument("--use_cached", action="store_true", help="train on cached tokens")
+    add_flags(group, "--cached_path", help="token cache of main_cache.py")
+    add_flags(group, "--class_num", "--flip_prob", "--num_workers", "--pin_mem", "--no_pin_mem")
     _add_evaluation_flags(parser.add_argument_group("evaluation"))
     add_sampling_flags(parser)
-    _add_logging_flags(parser.add_argument_group("logging"))
+    group = parser.add_argument_group("logging")
+    group.add_argument("--log_dir", default="./output_dir", help="TensorBoard folder")
+    group.add_argument("--log_every", type=whole(1), default=20, help="steps between log entries")
+    group.add_argument("--use_wandb", action="store_true", help="mirror to Weights & Biases")
+    group.add_argument("--wandb_project", help="project there")
+    group.add_argument("--wandb_run_name", help="run name there")
+    add_flags(group, "--debug")
     add_distributed_flags(parser)
     return parser
 
@@ -83,13 +93,6 @@ def _add_training_flags(group: argparse._ArgumentGroup) -> None:
     add_flags(group, "--seed", default=1)
 
 
-def _add_data_flags(group: argparse._ArgumentGroup) -> None:
-    add_flags(group, "--data_path")
-    group.add_argument("--use_cached", action="store_true", help="train on cached tokens")
-    add_flags(group, "--cached_path", help="token cache of main_cache.py")
-    add_flags(group, "--class_num", "--flip_prob", "--num_workers", "--pin_mem", "--no_pin_mem")
-
-
 def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--evaluate", action="store_true", help="evaluate instead of training")
@@ -129,13 +132,3 @@ def add_decoding_flags(group: argparse._ArgumentGroup) -> None:
     add("--top_k", type=whole(0), default=0, help="0 keeps all codes")
     add("--top_p", type=share(), default=1.0, help="1 keeps all codes")
     add("--sampler", default="fast", choices=SAMPLERS, help="plain is the readable reference")
-
-
-def _add_logging_flags(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--log_dir", default="./output_dir", help="TensorBoard folder")
-    add("--log_every", type=whole(1), default=20, help="steps between log entries")
-    add("--use_wandb", action="store_true", help="mirror to Weights & Biases")
-    add("--wandb_project", help="project there")
-    add("--wandb_run_name", help="run name there")
-    add_flags(group, "--debug")
