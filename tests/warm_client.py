@@ -24,12 +24,14 @@ if any(int(file.name) > 2 and file.exists() for file in open_files):  # handed o
     os.execv(sys.executable, [sys.executable, *arguments])
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     server.connect(address)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until it is known who is to get them
     socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
     pid = int(server.recv(99))
+    for number in SIGNALS if pid else ():
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if pid == 0:  # it cannot
         os.execv(sys.executable, [sys.executable, *arguments])
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: os.kill(pid, number))
     code = int(server.recv(99))
 if code < 0:
     with suppress(OSError):  # SIGKILL has no handler

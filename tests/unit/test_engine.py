@@ -29,11 +29,11 @@ from util.signals import MARKER, StopSignals
 
 CPU = torch.device("cpu")
 SIZES = [[4], [2, 2], [1, 3]]
-STEPS = 5
+STEPS, SCHEDULE = 5, LRSchedule("cosine", 0.5, 0.1, 4, 1, 0)
 FLAGS = dict(batch_size=2, accum_iter=1, grad_clip=0.0, bf16=False, fsdp=False, seed=3)
 FLAGS |= dict(flip_prob=0.0, label_drop_prob=0.5, train_order="random", log_every=1)
 FLAGS |= dict(online_eval=False, eval_freq=1, save_steps=0, save_minutes=0.0)
-FLAGS |= dict(save_last_freq=100, save_intermediate_freq=100)
+FLAGS |= dict(epochs=1, save_last_freq=100, save_intermediate_freq=100)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Source:
 
 
 class Probe(nn.Module):
-    """Stands in for LPD, notes what it is called with, and does something at one of its steps."""
+    """Stands in for LPD, notes what it is called and updated with, and acts at one of its steps."""
 
     def __init__(
         self, slope: float = 1.0, at: int | None = None, action: Callable[[], object] | None = None
@@ -58,9 +58,8 @@ class Probe(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
         self.slope, self.at, self.action = slope, at, action
-        self.sizes: list[list[int]] = []
-        self.seeds: list[int] = []
-        self.dtypes: set[torch.dtype] = set()
+        self.sizes, self.seeds, self.dtypes = [], [], set()
+        self.rates, self.norms = [], []
 
     def forward(self, tokens, labels, group_sizes, orders, label_drop) -> torch.Tensor:
         self.sizes.append(group_sizes)
@@ -71,20 +70,9 @@ class Probe(nn.Module):
             self.action()
         return self.slope * self.weight.sum()
 
-
-class RecordingSGD(torch.optim.SGD):
-    """Notes the learning rate and the size of every update."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model.parameters(), lr=99.0)
-        self.rates: list[float] = []
-        self.norms: list[float] = []
-
-    def step(self, closure: None = None) -> None:
-        (group,) = self.param_groups
-        self.rates.append(group["lr"])
-        self.norms.append(float(group["params"][0].grad.norm()))
-        super().step(closure)
+    def note_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.norms.append(float(self.weight.grad.norm()))
 
 
 class Recorded(ScalarLog):
@@ -92,8 +80,7 @@ class Recorded(ScalarLog):
 
     def __init__(self) -> None:
         super().__init__(None)
-        self.rows: list[tuple[int, dict]] = []
-        self.flushed: list[int] = []  # rows at each flush
+        self.rows, self.flushed = [], []  # the latter: number of rows at each flush
 
     def add(self, step: int, values: dict) -> None:
         self.rows.append((step, dict(values)))
@@ -105,19 +92,18 @@ class Recorded(ScalarLog):
         return [(step, row[name]) for step, row in self.rows if name in row]
 
 
-def run_of(folder: Path, model: Probe, epoch: int = 0, **flags: object) -> Training:
-    """A run that starts with `epoch` and ends with it, unless the flags say otherwise."""
-    values = {**FLAGS, "epochs": epoch + 1, "output_dir": str(folder), **flags}
-    args = argparse.Namespace(**values)
-    batch = args.batch_size * args.accum_iter
-    state = TrainingState(model, RecordingSGD(model), args, epoch - 1, global_batch=batch)
-    return Training(state, Source(), LRSchedule("cosine", 0.5, 0.1, 4, 1, 0), SIZES)
+def run_of(folder: Path, model: Probe, **flags: object) -> Training:
+    args = argparse.Namespace(**{**FLAGS, "output_dir": str(folder), **flags})
+    optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
+    optimizer.register_step_pre_hook(model.note_update)
+    state = TrainingState(model, optimizer, args, global_batch=args.batch_size)
+    return Training(state, Source(), SCHEDULE, SIZES)
 
 
-def run(folder: Path, model: Probe, epoch: int = 0, **flags: object) -> tuple:
-    training, scalars = run_of(folder, model, epoch, **flags), Recorded()
-    train(training, None, CPU, scalars, StopSignals())
-    return training.state.optimizer, scalars
+def run(folder: Path, model: Probe, **flags: object) -> Recorded:
+    scalars = Recorded()
+    train(run_of(folder, model, **flags), None, CPU, scalars, StopSignals())
+    return scalars
 
 
 @pytest.fixture
@@ -147,47 +133,35 @@ def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(engine_lpd.STEPS_LATE, "cpu", request.param)
 
 
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_the_schedule_sets_the_rate_of_every_step(tmp_path: Path, epoch: int, late: None) -> None:
-    optimizer, scalars = run(tmp_path, Probe(), epoch)
-    schedule = LRSchedule("cosine", 0.5, 0.1, 4, 1, 0)
-    expected = [schedule.at(epoch + step / STEPS) for step in range(STEPS)]
-    assert optimizer.rates == expected
-    assert scalars.of("train/lr") == list(enumerate(expected, start=epoch * STEPS))
-
-
-@pytest.mark.parametrize(("grad_clip", "expected"), [(0.0, 5 * math.sqrt(3)), (0.25, 0.25)])
-def test_gradients_are_clipped_and_their_norm_logged(
-    tmp_path: Path, grad_clip: float, expected: float
-) -> None:
-    optimizer, scalars = run(tmp_path, Probe(slope=5.0), grad_clip=grad_clip)
-    assert optimizer.norms == pytest.approx([expected] * STEPS, rel=1e-4)
-    logged = [norm for _, norm in scalars.of("train/grad_norm")]
-    assert logged == pytest.approx([5 * math.sqrt(3)] * STEPS)  # before clipping
-
-
-def test_every_so_many_steps_are_logged_and_the_mean_of_each_epoch(
+def test_rates_follow_the_schedule_gradients_are_clipped_and_all_is_logged(
     tmp_path: Path, late: None
 ) -> None:
-    _, scalars = run(tmp_path, Probe(), epochs=2, log_every=3)
-    assert [step for step, _ in scalars.of("train/loss")] == [0, 3, 6, 9]
-    _, every = run(tmp_path, Probe(), epochs=2)
-    losses = [loss for _, loss in every.of("train/loss")]
+    clipped, unclipped = Probe(slope=5.0), Probe(slope=5.0)
+    scalars = run(tmp_path, clipped, epochs=2, grad_clip=0.25)
+    rates = [SCHEDULE.at(step / STEPS) for step in range(2 * STEPS)]
+    assert clipped.rates == rates and scalars.of("train/lr") == list(enumerate(rates))
+    before = [5 * math.sqrt(3)] * 2 * STEPS  # clipping
+    assert clipped.norms == pytest.approx([0.25] * 2 * STEPS, rel=1e-4)
+    assert [norm for _, norm in scalars.of("train/grad_norm")] == pytest.approx(before)
+    losses = [loss for _, loss in scalars.of("train/loss")]
     means = np.reshape(losses, (2, STEPS)).mean(axis=1)
     assert scalars.of("epoch/loss") == [(4, pytest.approx(means[0])), (9, pytest.approx(means[1]))]
+    seldom = run(tmp_path, unclipped, epochs=2, log_every=3)
+    assert unclipped.norms == pytest.approx(before)
+    assert [step for step, _ in seldom.of("train/loss")] == [0, 3, 6, 9]
 
 
 def test_every_list_is_drawn_about_equally_often_whatever_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Probe()
-    training = run_of(tmp_path, model, epoch=1, bf16=True)
+    training = run_of(tmp_path, model, epochs=2, bf16=True)
     draws = [draw_group_sizes(training, step) for step in range(3000)]
     counts = [draws.count(sizes) for sizes in SIZES]
     assert sum(counts) == 3000
     assert all(abs(count - 1000) < 4.5 * math.sqrt(1000 * 2 / 3) for count in counts)
     train(training, None, CPU, Recorded(), StopSignals())
-    assert model.sizes == draws[5:10]
+    assert model.sizes == draws[:10]
     assert model.dtypes == {torch.bfloat16}
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert [draw_group_sizes(training, step) for step in range(50)] == draws[:50]
@@ -209,19 +183,16 @@ def test_dropout_streams_differ_between_steps_and_processes(
 def test_saves_at_steps_and_at_the_ends_of_epochs(
     tmp_path: Path, saves: list[tuple], late: None
 ) -> None:
+    first = (0, 0, "checkpoint-0.pth", LAST)
     run(tmp_path, Probe(), epochs=3, save_steps=3)
     assert saves == [
-        *((-1, 3, LAST), (0, 0, "checkpoint-0.pth", LAST), (0, 1, LAST), (0, 4, LAST)),
-        *((1, 2, LAST), (2, 0, "checkpoint-2.pth", LAST)),  # and step 15 with the last epoch
+        *((-1, 3, LAST), first, (0, 1, LAST), (0, 4, LAST), (1, 2, LAST)),
+        (2, 0, "checkpoint-2.pth", LAST),  # and step 15 with the last epoch
     ]
-
-
-def test_saves_every_so_many_epochs(tmp_path: Path, saves: list[tuple]) -> None:
-    run(tmp_path, Probe(), epochs=6, save_last_freq=2, save_intermediate_freq=3)
-    assert [(epoch, *names) for epoch, _, *names in saves] == [
-        *((0, "checkpoint-0.pth", LAST), (2, LAST), (3, "checkpoint-3.pth", LAST)),
-        *((4, LAST), (5, "checkpoint-5.pth", LAST)),
-    ]
+    saves.clear()
+    run(tmp_path, Probe(), epochs=5, save_last_freq=2, save_intermediate_freq=3)
+    kept = [(epoch, 0, f"checkpoint-{epoch}.pth", LAST) for epoch in (3, 4)]
+    assert saves == [first, (2, 0, LAST), *kept]
 
 
 def test_saves_every_so_many_minutes(
@@ -233,9 +204,11 @@ def test_saves_every_so_many_minutes(
     assert [step for _, step, *_ in saves] == [3, 0]
 
 
-def test_a_signal_saves_and_stops(tmp_path: Path, saves: list[tuple], late: None) -> None:
-    model, number = Probe(at=2, action=lambda: os.kill(os.getpid(), number)), signal.SIGUSR1
-    scalars = Recorded()
+def test_a_signal_saves_and_stops_but_for_one_in_the_last_step_of_all(
+    tmp_path: Path, saves: list[tuple], late: None
+) -> None:
+    number, scalars = signal.SIGUSR1, Recorded()
+    model = Probe(at=2, action=lambda: os.kill(os.getpid(), number))
     with StopSignals() as signals:
         assert train(run_of(tmp_path, model, epochs=9), None, CPU, scalars, signals) == number
     done = len(model.sizes)
@@ -245,10 +218,8 @@ def test_a_signal_saves_and_stops(tmp_path: Path, saves: list[tuple], late: None
     content = read_checkpoint(tmp_path / LAST, "test")
     assert (content["epoch"], content["step_in_epoch"], content["global_batch"]) == (-1, done, 2)
     assert content["epoch_loss"] == [pytest.approx(sum(v for _, v in scalars.of("train/loss")))]
-
-
-def test_a_signal_in_the_last_step_of_all_stops_nothing(tmp_path: Path) -> None:
-    model = Probe(at=STEPS, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    (tmp_path / MARKER).unlink()
+    model = Probe(at=STEPS, action=model.action)
     with StopSignals() as signals:
         assert train(run_of(tmp_path, model), None, CPU, Recorded(), signals) == 0
     assert not (tmp_path / MARKER).exists()

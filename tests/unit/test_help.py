@@ -2,8 +2,6 @@
 
 import argparse
 import re
-from collections.abc import Callable
-from functools import partial
 
 import pytest
 
@@ -13,33 +11,14 @@ from scripts import app, convert_cache, count_flops, edit, evaluate_orders, visu
 from tokenizers import train_vq
 from training import flags
 
-
-def visualize_command(name: str) -> argparse.ArgumentParser:
-    (commands,) = visualize.build_parser()._subparsers._group_actions
-    return commands.choices[name]
-
-
-BUILDERS = {
-    "main_lpd.py": flags.build_parser,
-    "main_cache.py": main_cache.build_parser,
-    "tokenizers/train_vq.py": train_vq.build_parser,
-    "orders/run_lpd_order.py": run_lpd_order.build_parser,
-    "scripts/app.py": app.build_parser,
-    "scripts/convert_cache.py": convert_cache.build_parser,
-    "scripts/count_flops.py": count_flops.build_parser,
-    **{
-        f"scripts/visualize.py {name}": partial(visualize_command, name)
-        for name in ("order", "generation", "samples", "training")
-    },
-    "scripts/edit.py": edit.build_parser,
-    "scripts/evaluate_orders.py": evaluate_orders.build_parser,
-}
-SHORT = {"scripts/convert_cache.py", "scripts/count_flops.py"}  # of few flags
+MODULES = (main_cache, train_vq, run_lpd_order, app, edit, evaluate_orders)
+SHORT = (convert_cache, count_flops)  # of few flags
+PARSERS = {module.__name__: module.build_parser() for module in (flags, *MODULES, *SHORT)}
+PARSERS |= visualize.build_parser()._subparsers._group_actions[0].choices
 
 
-@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
-def test_every_flag_is_explained_with_its_default(build: Callable) -> None:
-    parser: argparse.ArgumentParser = build()
+@pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
+def test_every_flag_is_explained_with_its_default(parser: argparse.ArgumentParser) -> None:
     text = " ".join(parser.format_help().split())
     for action in parser._actions:
         assert action.help, action.option_strings
@@ -48,10 +27,10 @@ def test_every_flag_is_explained_with_its_default(build: Callable) -> None:
             assert re.search(rf"{flag} .*?\(default: {default}\)", text), flag
 
 
-@pytest.mark.parametrize("name", BUILDERS.keys() - SHORT)
+@pytest.mark.parametrize("name", PARSERS.keys() - {module.__name__ for module in SHORT})
 def test_flags_are_in_groups(name: str) -> None:
-    parser: argparse.ArgumentParser = BUILDERS[name]()
+    parser = PARSERS[name]
     groups = {group.title for group in parser._action_groups[2:] if group._group_actions}
     assert {action.dest for action in parser._optionals._group_actions} <= {"help", "debug"}
     main = {"model", "training", "data", "evaluation", "sampling", "logging"}
-    assert groups >= main if name == "main_lpd.py" else groups
+    assert groups >= main if name == "training.flags" else groups

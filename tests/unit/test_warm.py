@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
-from tests.commands import run_command, start_command
+from tests.commands import run_command, start_command, succeed
 from tests.integration.test_resume import EPOCHS, same_training
 from tests.integration.tiny_world import build_world
 
@@ -75,20 +75,11 @@ def test_a_client_passes_signals_on_and_takes_its_process_with_it(tmp_path: Path
 
 @pytest.mark.parametrize("processes", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_fork_trains_to_the_same_bits(tmp_path: Path, processes: int | None) -> None:
-    (tmp_path / "world").mkdir()
-    world = build_world(tmp_path / "world")
-    folders = (tmp_path / "fork", tmp_path / "start")
+    world, folders = build_world(tmp_path), (tmp_path / "fork", tmp_path / "start")
+    more = f"--epochs {EPOCHS} --batch_size {16 // (processes or 1)}".split()
     for folder in folders:
-        flags = (
-            *world.train_flags(folder),
-            "--epochs",
-            EPOCHS,
-            "--batch_size",
-            16 // (processes or 1),
-        )
-        cold = folder.name == "start"
-        result = run_command("main_lpd.py", *flags, processes=processes, cold=cold)
-        assert result.returncode == 0, result.stderr
+        options = {"processes": processes, "cold": folder.name == "start"}
+        succeed("main_lpd.py", *world.train_flags(folder), *more, **options)
     assert same_training(*folders)
 
 

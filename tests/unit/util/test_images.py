@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from util.images import MADE_BY, save_grid, save_png, to_float, to_uint8
+from util.images import save_grid, to_float, to_uint8
 
 
 def test_values_are_scaled_rounded_and_clipped() -> None:
@@ -23,12 +23,3 @@ def test_a_grid_places_images_with_white_gaps(tmp_path: Path) -> None:
     expected = np.full((10, 10, 3), 255, dtype=np.uint8)
     expected[:4, :4], expected[:4, 6:], expected[6:, :4] = 10, 20, 30
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), expected)
-
-
-def test_save_png_is_lossless(tmp_path: Path) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    save_png(image, tmp_path / "a.png", "these settings")
-    written = Image.open(tmp_path / "a.png")
-    np.testing.assert_array_equal(np.asarray(written), image)
-    assert written.info == {MADE_BY: "these settings"}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
