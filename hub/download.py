@@ -1,7 +1,6 @@
-"""Files of Hugging Face repositories: from the local cache, else downloaded, whole and checked.
+"""Files of Hugging Face repositories: from the library's cache, else downloaded into it, checked.
 
-The cache is the one of `huggingface_hub`, whose own download begins anew after a kill and compares
-no hash: here it moves bytes into a file of ours, and links names to files.
+The library's own download begins anew after a kill and compares no hash.
 """
 
 import errno

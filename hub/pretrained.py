@@ -61,12 +61,10 @@ class Pretrained(
     ) -> T:
         """Load a network with trained weights, in eval mode and float32.
 
-        The first argument is a folder made by `save_pretrained`, a checkpoint, a published name
-        (`util/download.py --list`) or a repository `user/name` that holds either form; any but a
-        path may end in `@REVISION`. `force_download` takes the newest commit and checks the cache's
-        contents anew; else `revision` is by default the cache's, or the newest of `main`. `token`
-        is False for none, `config` for arguments of the constructor that are to differ from the
-        file's. A `UserError` says that there is no such thing, or that it is of another network.
+        The first argument is a folder of `save_pretrained`, a checkpoint, or a published name
+        (`util/download.py --list`) or repository `user/name`, of which `@REVISION` may be part; by
+        default it is the cache's, with `force_download` the newest. `config` are arguments of the
+        constructor instead of the file's. A `UserError` says what is not there or does not fit.
         """
         access = Access(cache_dir, token, local_files_only, force_download)
         with blame("from_pretrained"):

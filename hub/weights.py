@@ -31,12 +31,10 @@ class DamagedCheckpoint(UserError):
 
 
 def read_checkpoint(path: str | Path, flag: str, mmap: bool = True) -> dict[str, Any]:
-    """Read a `torch.save` dictionary without letting it run code.
+    """Read a `torch.save` dictionary of tensors, plain values and `argparse.Namespace` only.
 
-    Only tensors (on the CPU; with `mmap` mapped, for those copied right away), plain Python values
-    and `argparse.Namespace` are accepted. The checksums in the file are compared: `torch.load` by
-    itself takes what it finds. A file that is damaged or refused is a `DamagedCheckpoint`, one that
-    is missing or holds no dictionary another `UserError`.
+    Its checksums are compared; `mmap` maps the tensors, for those copied right away. A file that is
+    damaged or could run code is a `DamagedCheckpoint`, a missing or another one a `UserError`.
     """
     path = require_file(path, flag, "a checkpoint written by torch.save")
     try:
@@ -78,11 +76,10 @@ def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> Non
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Any], what: str) -> None:
-    """Copy `state`, of any floating types, into `model`; names and shapes must match exactly.
+    """Copy `state`, of any floating types, into `model`, which gets memory if it is on meta.
 
-    A model on the meta device gets memory on the CPU first (its buffers outside the state dict
-    would stay undefined). A `UserError` begins with `what`, flag and file, and names the first
-    entry that is missing, unexpected, of another shape or not finite.
+    A `UserError` begins with `what`, flag and file, and names the first entry that is missing,
+    unexpected, of another shape or not finite.
     """
     expected = model.state_dict()
     faults = [
@@ -94,7 +91,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], what: str) -> None:
         others = f" (and {len(faults) - 1} more differences)" if len(faults) > 1 else ""
         raise UserError(f"{what}: {faults[0]}{others}")
     if any(tensor.is_meta for tensor in expected.values()):
-        model.to_empty(device="cpu")
+        model.to_empty(device="cpu")  # buffers outside the state dict would stay undefined
     model.load_state_dict(dict(state))
 
 
@@ -176,10 +173,7 @@ def weights_in(content: Mapping[str, Any], what: str) -> Weights:
         raise UserError(f"{what}: config is {config!r}, expected names and values")
     if isinstance(flags, argparse.Namespace):  # as published, and ours of earlier days
         flags = vars(flags)
-    if config is not None:
-        flags = config
-    elif not isinstance(flags, dict):
-        flags = {}
+    flags = next((said for said in (config, flags) if isinstance(said, dict)), {})
     fingerprint = content.get(FINGERPRINT)
     fingerprint = fingerprint if isinstance(fingerprint, str) else None
     # The rest is of use to the run that wrote it only.

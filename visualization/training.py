@@ -20,14 +20,12 @@ _NAMES = {score.key: (name, score) for kind in KINDS.values() for name, score in
 
 
 class Score(NamedTuple):
-    """What a score is called, what it is measured with, which values are good, and its spread."""
+    """What a score is called, which values are good, and the tag of its standard deviation."""
 
-    key: str
-    name: str  # FID
+    name: ScoreName
     title: str  # FID-5K
-    note: str = ""
-    better: str = ""
-    spread: str | None = None  # tag of the standard deviation
+    better: str
+    spread: str | None
 
 
 def read_scores(tags: Iterable[str]) -> dict[str, Score]:
@@ -41,7 +39,7 @@ def read_scores(tags: Iterable[str]) -> dict[str, Score]:
         name, known = _NAMES.get(key, ("", ScoreName(key, key)))
         better = "lower is better" if name in ("fid", "sfid", "kid") else "higher is better"
         spread, title = tag.replace("_mean", "_std") if mean else None, known.title + samples
-        scores[tag] = Score(key, known.title, title, known.note, better * bool(name), spread)
+        scores[tag] = Score(known, title, better * bool(name), spread)
     return scores
 
 
@@ -54,7 +52,7 @@ def plot_training(history: History) -> Figure:
     if not {LOSS, RATE} <= curves.keys():
         found = ", ".join(sorted({*curves, *history.final}))
         raise ValueError(f"found {found}, expected {LOSS} and {RATE} of a training run")
-    keys = dict.fromkeys(score.key for score in read_scores(curves).values())
+    keys = dict.fromkeys(score.name.key for score in read_scores(curves).values())
     rows, count = -(-(2 + len(keys)) // 2), 2 + len(keys)
     figure = Figure(figsize=(9.2, 0.4 + 3.1 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
@@ -84,7 +82,7 @@ def plot_training(history: History) -> Figure:
     for tag, score in read_scores(history.final).items():
         spread = history.final.get(score.spread)
         error = "" if spread is None else f"\u00a0±\u00a0{spread:.2g}"
-        words.append(f"{score.title}{score.note} {history.final[tag]:.4g}{error}")
+        words.append(f"{score.title}{score.name.note} {history.final[tag]:.4g}{error}")
     if words:
         text = f"--evaluate: {', '.join(words)}"
         figure.suptitle(textwrap.fill(text, width=118), fontsize="medium")
@@ -103,11 +101,11 @@ def _plot_score(history: History, key: str, axes: Axes) -> None:
     Scores of different numbers of samples share the panel.
     """
     scores = read_scores({**history.curves, **history.final})
-    on_curves = [tag for tag in history.curves if tag in scores and scores[tag].key == key]
-    final = [tag for tag in history.final if tag in scores and scores[tag].key == key]
+    on_curves = [tag for tag in history.curves if tag in scores and scores[tag].name.key == key]
+    final = [tag for tag in history.final if tag in scores and scores[tag].name.key == key]
     several, first = len(on_curves) + len(final) > 1, scores[on_curves[0]]
-    title = first.name if several else first.title
-    axes.set_ylabel(f"{title}{first.note}\n{first.better}", fontsize=9)
+    title = first.name.title if several else first.title
+    axes.set_ylabel(f"{title}{first.name.note}\n{first.better}", fontsize=9)
     for tag, color in zip(on_curves, COLORS[::2], strict=False):
         curve, spread = history.curves[tag], history.curves.get(scores[tag].spread)
         there = spread is not None and np.array_equal(spread.steps, curve.steps)
