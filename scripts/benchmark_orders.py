@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     add_flags(parser, "--output", "--debug")
     args = parser.parse_args(argv)
     cpu = torch.device("cpu")
+    timing.write_figures(args.output, cpu)
     start_up = timing.seconds_of(lambda: locality_aware_orders(1, [1], 1), cpu)
     logger.info("the first order took %.2f s: compiling, or reading what was compiled", start_up)
     calls, rows = {}, []

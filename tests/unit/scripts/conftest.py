@@ -1,7 +1,5 @@
 """Stand-ins for Slurm's commands, which record their arguments; starting the launcher."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -53,15 +51,8 @@ class Home:
         return [sys.executable, str(ROOT / "scripts/cli/run.py"), *map(str, flags)]
 
     def run(self, command: Sequence[object], **variables: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            list(map(str, command)),
-            cwd=self.path,
-            env=self.environment(**variables),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        options = dict(cwd=self.path, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(list(map(str, command)), env=self.environment(**variables), **options)
 
     def launch(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
         return self.run(self.line(*arguments), **variables)

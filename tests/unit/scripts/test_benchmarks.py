@@ -1,7 +1,6 @@
 """The benchmarks of orders, sampling and training, each once in a tiny form, and their parts."""
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -47,9 +46,7 @@ def test_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[-2] for line in lines] == [f"{row['ratio']:.0f}" for row in rows]
 
 
-def test_sampling(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sampling(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(timing, "measure_rates", lambda _, dtypes: {x: RATES[x] for x in dtypes})
     rows = {"four": ROW, "five": generation.Row("lpd_tiny", 64, 5, 1.0)}
     monkeypatch.setattr(benchmark_sampling, "ROWS", rows)
@@ -127,25 +124,22 @@ def test_both_steps_train_the_same_network() -> None:
 def test_share_of_time_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     now, steps = [0.0], []
 
-    def batches() -> Iterator[int]:
-        now[0] += 100  # the first batch does not count
-        while True:
-            yield 0
-            now[0] += 1
+    def spend(seconds: float) -> int:
+        now[0] += seconds
+        return 0
 
     def step(sizes: list[int], _: int) -> None:
         steps.append(sizes)
-        now[0] += 3
+        spend(3)
 
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     lists, effort = [[1], [2], [3], [4]], timing.Effort(CPU, rounds=2, seconds=9)
-    assert training.waiting_share(step, batches(), lists, effort) == 0.25
+    batches = map(spend, [100, *[1] * 9])  # the first does not count
+    assert training.waiting_share(step, batches, lists, effort) == 0.25
     assert steps == lists[:3]
 
 
-def test_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training(tmp_path: Path, monkeypatch, capsys) -> None:
     assert [*benchmark_training.SMALL_ROWS] == ["lpd_tiny_32", "lpd_l_x2_256"]
     monkeypatch.setattr(timing, "_PRODUCTS", {"cpu": ((4, 8, 16), (8, 16, 32))})
     rows = {"tiny": benchmark_training.Row(partial(small_lpd, proj_dropout=0.1), 4, steps=4)}
@@ -186,12 +180,7 @@ def test_training(
     assert 0.75 < products.get_total_flops() / fast.get_total_flops() < 1
 
 
-@pytest.mark.parametrize(
-    ("script", "flag"),
-    [("orders", "--repeats"), ("sampling", "--batch_sizes"), ("training", "--batch_sizes")],
-)
-def test_bad_flag_is_one_line(script: str, flag: str) -> None:
-    done = run_command(f"scripts/benchmark_{script}.py", flag, "0")
-    assert done.returncode == 2
-    expected = "expected a whole number from 1 to 1000000000"
-    assert done.stderr == f"error: {flag}: found '0', {expected}\n"
+@pytest.mark.parametrize("script", ["orders", "sampling", "training"])
+def test_bad_flag_is_one_line(script: str) -> None:
+    done = run_command(f"scripts/benchmark_{script}.py", "--output", "/dev/null/a.json")
+    assert done.returncode == 2 and done.stderr.startswith("error: --output: /dev/null")
