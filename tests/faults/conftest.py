@@ -14,7 +14,6 @@ from PIL import Image
 
 from tests.commands import results_in
 from tests.faults.children import Child
-from tests.faults.study import Study, write_study
 from tests.integration.test_resume import flags as training_flags
 from tests.integration.tiny_world import TinyWorld, build_world, tiny_tokenizer
 from tokenizers.vq_model import save_tokenizer
@@ -26,12 +25,6 @@ Start = Callable[..., Child]
 def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     """Files that no test changes."""
     return build_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="session")
-def study(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Files that no test changes either, of every kind."""
-    return write_study(tmp_path_factory.mktemp("study"), world)
 
 
 @pytest.fixture

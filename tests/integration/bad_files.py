@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import pickle
 import shutil
 import tarfile
 import zipfile
@@ -43,9 +44,9 @@ def written(write: Callable[..., object], *values: object, **named: object) -> b
     return stream.getvalue()
 
 
-def saved(content: object) -> bytes:
+def saved(content: object, **options: object) -> bytes:
     """A checkpoint."""
-    return written(lambda stream: torch.save(content, stream))
+    return written(lambda stream: torch.save(content, stream, **options))
 
 
 def tokens(indices: object) -> bytes:
@@ -107,6 +108,7 @@ LISTS = {
     "header.npy": npy("{'descr': ('|u1', 'shape': (9, 16)}"),
     "trillion.npy": claiming("|u1", "(1000000000000, 16)"),
     "fractions.npy": claiming("<f4", "(1, 16)"),
+    "objects.npy": written(np.save, OBJECTS),
     "sizes64.json": b"[[1, 15], [1, 63]]",
     "flat.json": b"[1, 15]",
     "fractions.json": b"[[1, 15.0]]",
@@ -119,7 +121,7 @@ COPIES = {
     "data": "gaps torn piped",
     "published": "grid8 beyond fractions objects cut_published bomb piped_tokens",
     "cache": "cut_index piped_index other_index old_index no_classes more_images no_index no_tokens"
-    " cut_tokens float_tokens trillion_tokens more_labels",
+    " cut_tokens float_tokens trillion_tokens more_labels object_tokens object_labels",
 }
 PIPES = "pipe.npy pipe.json piped/dog/1.png piped_tokens/cat/1.npz piped_index/index.json".split()
 
@@ -129,6 +131,7 @@ def weights(world: TinyWorld) -> dict[str, bytes]:
     content = torch.load(world.checkpoint)
     nan = {**content["model"], "mask_token": content["model"]["mask_token"] * torch.nan}
     larger = lpd_tiny(img_size=32, vqgan_stride=4, vqgan_vocab_size=32, class_num=CLASSES)
+    evil = {"model": Canary(), "optimizer": Canary(), "epoch": 0}
     narrow = {"model": {"fake_latent": torch.zeros(1, 8)}, "optimizer": {}, "epoch": 0}
     return {
         "lpd.pth": lpd,
@@ -138,7 +141,10 @@ def weights(world: TinyWorld) -> dict[str, bytes]:
         "cut.pt": half(vq),
         "lpd32.pth": saved({"model": larger.state_dict()}),
         "digits.pth": saved({"model": DigitsClassifier().state_dict()}),
-        "evil.pth": saved({"model": Canary()}),
+        "evil.pth": saved(evil),
+        "evil_old.pth": saved(evil, _use_new_zipfile_serialization=False),
+        "evil_bare.pth": pickle.dumps(evil),
+        f"evil/{LAST}": saved(evil),
         "list.pth": saved([1]),
         "bare.pth": saved({"optimizer": {}}),
         "nan.pth": saved({"model": nan}),
@@ -205,10 +211,12 @@ def caches(cache: Path) -> dict[str, bytes]:
         "float_tokens/cache-tokens.npy": written(np.save, np.zeros((48, 2, 16), np.float32)),
         "trillion_tokens/cache-tokens.npy": claiming("<u2", "(1000000000000, 2, 16)"),
         "more_labels/cache-labels.npy": written(np.save, np.full(48, 3, np.int32)),
+        "object_tokens/cache-tokens.npy": written(np.save, OBJECTS),
+        "object_labels/cache-labels.npy": written(np.save, OBJECTS),
         "grid8/dog/1.npz": tokens([0] * 64),
         "beyond/dog/1.npz": tokens([32] * 16),
         "fractions/dog/1.npz": tokens([0.5] * 16),
-        "objects/dog/1.npz": tokens(OBJECTS[:16]),
+        "objects/cat/1.npz": tokens(OBJECTS[:16]),
         "cut_published/cat/1.npz": half(tokens(RASTER)),
     }
 

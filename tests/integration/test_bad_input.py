@@ -1,6 +1,7 @@
 """Bad input ends in one line that names the flag or file, and leaves nothing half-written."""
 
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests.commands import ROOT, results_in, run_command
-from tests.integration.bad_files import build_files
+from tests.integration.bad_files import Canary, build_files
 from tests.integration.tiny_world import TinyWorld
 from util.folder_lock import folder_lock
 
@@ -67,6 +68,12 @@ def test_bad_input_ends_in_its_line(
     assert not [other for other in others if re.match("error:|Traceback|  File ", other)]
     assert ending.stdout == ""
     assert files_in(folder) == before  # so no canary either
+
+
+def test_the_canary_sings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(Canary()))
+    assert files_in(tmp_path) == {tmp_path / "canary"}
 
 
 @pytest.mark.parametrize("processes", [None, 2])

@@ -19,6 +19,7 @@ from dataset import write_cache
 from dataset.image_folder import image_batches, list_images
 from dataset.token_cache import open_cache
 from tests.commands import ROOT, results_in, run_command, start_command, succeed
+from tests.integration.bad_files import Canary
 from tests.integration.tiny_world import tiny_tokenizer
 from tokenizers.vq_model import fingerprint, load_tokenizer, save_tokenizer
 from util.errors import UserError
@@ -262,6 +263,17 @@ def test_shards_without_a_whole_record_are_made_anew(workspace: Path, record: st
     path = kill_after(3, workspace / "cache")
     (path / write_cache.RECORD_FILE).write_text(record)
     np.testing.assert_array_equal(read_all(make(path)), encode_directly(workspace))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_objects_in_a_shard_are_not_unpickled_but_made_anew(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    path, objects = kill_after(3, workspace / "cache"), np.array([Canary()])
+    np.savez(path / "shard-00001.npz", tokens=objects, labels=objects)
+    np.testing.assert_array_equal(read_all(make(path)), encode_directly(workspace))
+    assert not (workspace / "canary").exists()
 
 
 def test_a_variable_that_rounds_convolutions_is_warned_of(
