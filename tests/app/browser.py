@@ -152,7 +152,8 @@ class Visitor:
 
         def look() -> list[SimpleNamespace]:
             sights = [sight for sight in self.seen() if sight.name == result]
-            if not self.seen("step ") or " steps in " not in sights[-1].status:
+            started = any(sight.status.startswith("step ") for sight in sights)
+            if not started or " steps in " not in sights[-1].status:
                 return []
             # The page draws the line and the images one after the other.
             return sights if time.time() - sights[-1].at > 0.5 else []
