@@ -168,10 +168,7 @@ def test_scores_are_those_of_the_saved_images_by_id(world, scored, tmp_path, pro
     draws = np.random.default_rng(0).normal(size=(100, 64))
     statistics = Statistics(draws.mean(axis=0), np.cov(draws, rowvar=False))
     save_reference({"pool": statistics}, file)
-    if processes is None:
-        main_lpd.main(flags)
-    else:
-        succeed("main_lpd.py", *flags, processes=processes)
+    succeed("main_lpd.py", *flags, processes=processes)
     metrics, pixels = metrics_of(tmp_path), stacked(tmp_path)
     extractor = build_extractor("digits", scored[-1], torch.device("cpu"))
     features = extract(extractor, torch.from_numpy(pixels))
