@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import chisquare
 
 from models import decoding
@@ -119,28 +120,18 @@ def test_frequencies_over_many_seeds_agree(sizes: list[int], order: list[int]) -
         assert others == sizes or p_value(others) < 1e-6
 
 
-def test_it_is_the_training_loss_by_token_without_dropout(generator: torch.Generator) -> None:
-    model = small_lpd(proj_dropout=0.5)
+@pytest.mark.parametrize("images_at_a_time", [2, 9])
+def test_it_is_the_training_loss_by_token_without_dropout(images_at_a_time, monkeypatch) -> None:
+    monkeypatch.setattr("models.likelihood.LOGITS_AT_A_TIME", images_at_a_time * 16 * 23)
+    model, generator = small_lpd(proj_dropout=0.5), torch.Generator().manual_seed(0)
     for _ in range(5):
         tokens, labels, orders = random_batch(generator)
         plan = GenerationPlan.build(orders, random_split(generator), 16)
         found = token_nll(model.train(), tokens, labels, plan)
-        assert model.training
-        assert found.shape == (3, 16) and found.dtype == torch.float32
+        assert model.training and found.dtype == torch.float32
+        given = tokens, labels, plan.group_sizes, orders
         with torch.no_grad():
-            loss = model.eval()(tokens, labels, plan.group_sizes, orders)
+            loss, logits = model.eval()(*given), model.forward_logits(*given)
+        expected = F.cross_entropy(logits.mT, tokens.gather(1, orders), reduction="none")
+        torch.testing.assert_close(found, expected)
         assert found.mean().item() == pytest.approx(loss.item(), abs=1e-5)
-
-
-def test_logits_go_a_few_images_at_a_time(monkeypatch, generator) -> None:
-    model = small_lpd()
-    tokens, labels, orders = random_batch(generator, batch_size=5)
-    plan = GenerationPlan.build(orders, [1, 5, 10], 16)
-    whole = token_nll(model, tokens, labels, plan)
-    monkeypatch.setattr("models.likelihood.LOGITS_AT_A_TIME", 2 * 16 * 23)
-    torch.testing.assert_close(token_nll(model, tokens, labels, plan), whole)
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)

@@ -13,48 +13,45 @@ from tests.unit.models.small import random_batch, small_lpd
 from training.checkpoint import TrainingState, load_pretrained
 from util.errors import UserError
 
-BATCH, SIZES = random_batch(), [1, 4, 11]
+TOKENS, LABELS, ORDERS = random_batch()
+SIZES = [1, 4, 11]
 
 
 def test_loss_is_the_mean_cross_entropy_of_the_logits() -> None:
-    model, (tokens, labels, orders) = small_lpd(), BATCH
-    logits = model.forward_logits(tokens, labels, SIZES, orders)
-    expected = F.cross_entropy(logits.transpose(1, 2), tokens.gather(1, orders))
-    assert torch.allclose(model(tokens, labels, SIZES, orders), expected)
-    assert len({model(tokens, labels, SIZES).item() for _ in range(4)}) == 4  # random orders
+    model = small_lpd()
+    logits = model.forward_logits(TOKENS, LABELS, SIZES, ORDERS)
+    expected = F.cross_entropy(logits.transpose(1, 2), TOKENS.gather(1, ORDERS))
+    assert torch.allclose(model(TOKENS, LABELS, SIZES, ORDERS), expected)
+    assert len({model(TOKENS, LABELS, SIZES).item() for _ in range(4)}) == 4  # random orders
+    with pytest.raises(ValueError, match="group_sizes: found a sum of 15, expected 16"):
+        model(TOKENS, LABELS, [1, 14], ORDERS)
 
 
 def test_dropped_labels_are_unconditional_and_drawn_in_training_only() -> None:
-    model, (tokens, labels, orders) = small_lpd(label_drop_prob=1.0), BATCH
+    model = small_lpd(label_drop_prob=1.0)
     drop = torch.tensor([True, False, True])
-    mixed = model.forward_logits(tokens, labels, SIZES, orders, drop)
-    without = model.forward_logits(tokens, None, SIZES, orders)
-    with_labels = model.forward_logits(tokens, labels, SIZES, orders)
+    mixed = model.forward_logits(TOKENS, LABELS, SIZES, ORDERS, drop)
+    without = model.forward_logits(TOKENS, None, SIZES, ORDERS)
+    with_labels = model.forward_logits(TOKENS, LABELS, SIZES, ORDERS)
     assert torch.allclose(mixed[drop], without[drop], atol=1e-6)
     assert torch.allclose(mixed[~drop], with_labels[~drop], atol=1e-6)
     assert not torch.allclose(without, with_labels, atol=1e-2)
-    evaluated = model(tokens, labels, SIZES, orders)
-    trained = model.train()(tokens, labels, SIZES, orders)
-    expected = F.cross_entropy(without.transpose(1, 2), tokens.gather(1, orders))
+    evaluated = model(TOKENS, LABELS, SIZES, ORDERS)
+    trained = model.train()(TOKENS, LABELS, SIZES, ORDERS)
+    expected = F.cross_entropy(without.transpose(1, 2), TOKENS.gather(1, ORDERS))
     assert torch.allclose(trained, expected, atol=1e-6)
     assert not torch.allclose(evaluated, trained, atol=1e-3)
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    model, (tokens, labels, orders) = small_lpd().train(), BATCH
-    model(tokens, labels, SIZES, orders, torch.tensor([True, False, False])).backward()
-    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
-
-
-def test_checkpointing_changes_nothing() -> None:
-    tokens, labels, orders = BATCH
+def test_every_parameter_has_a_gradient_which_checkpointing_does_not_change() -> None:
     gradients = []
     for checkpointing in (False, True):
         model = small_lpd(proj_dropout=0.3, grad_checkpointing=checkpointing).train()
         torch.manual_seed(11)
-        model(tokens, labels, SIZES, orders, torch.zeros(3, dtype=torch.bool)).backward()
-        gradients.append(model.head.weight.grad)
-    assert torch.allclose(*gradients, atol=1e-7)
+        model(TOKENS, LABELS, SIZES, ORDERS, torch.tensor([True, False, False])).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert plain.any() and torch.allclose(plain, recomputed, atol=1e-7)
 
 
 def test_dropout_acts_in_three_places_and_not_on_embeddings() -> None:
@@ -68,10 +65,9 @@ def test_attention_dropout_applies_with_one_warning(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         model = small_lpd(attn_dropout=0.5).train()
     assert len(caplog.records) == 1
-    tokens, labels, orders = BATCH
     drop = torch.zeros(3, dtype=torch.bool)
     for _ in range(2):
-        losses = {model(tokens, labels, SIZES, orders, drop).item() for _ in range(3)}
+        losses = {model(TOKENS, LABELS, SIZES, ORDERS, drop).item() for _ in range(3)}
         assert len(losses) == (3 if model.training else 1)
         model.eval()
 
@@ -79,27 +75,19 @@ def test_attention_dropout_applies_with_one_warning(caplog) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_of_weights(dtype: torch.dtype) -> None:
     model = small_lpd().to(dtype)
-    tokens, labels, orders = BATCH
-    loss = model(tokens, labels, SIZES, orders)
+    loss = model(TOKENS, LABELS, SIZES, ORDERS)
     loss.backward()
-    expected = small_lpd()(tokens, labels, SIZES, orders)
+    expected = small_lpd()(TOKENS, LABELS, SIZES, ORDERS)
     assert loss.item() == pytest.approx(expected.item(), rel=0.05)
     assert model.head.weight.grad.dtype == dtype
 
 
-def test_sizes_that_do_not_sum_are_refused() -> None:
-    tokens, labels, orders = BATCH
-    with pytest.raises(ValueError, match="group_sizes: found a sum of 15, expected 16"):
-        small_lpd()(tokens, labels, [1, 14], orders)
-
-
 @torch.no_grad()
 def test_blind_queries_change_nothing_one_token_at_a_time() -> None:
-    tokens, labels, orders = BATCH
     blind, seeing = small_lpd(blind_queries=True), small_lpd()
     assert blind.state_dict().keys() == seeing.state_dict().keys()
     one, together = (
-        [model.forward_logits(tokens, labels, sizes, orders) for model in (blind, seeing)]
+        [model.forward_logits(TOKENS, LABELS, sizes, ORDERS) for model in (blind, seeing)]
         for sizes in ([1] * 16, [16])
     )
     assert torch.equal(*one) and not torch.allclose(*together)

@@ -53,14 +53,21 @@ def assert_plain(images, tokenizer, indices):
     assert close.float().mean() >= MIN_AGREEMENT
 
 
+@pytest.mark.parametrize("around", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.float16])
-def test_images_are_the_plain_ones(tokenizer, indices, dtype):
-    decoder = FastDecoder(tokenizer, TOKENS, dtype=dtype)
-    usual = torch.float16 if indices.is_cuda else torch.float32
+def test_images_are_the_plain_ones_also_under_autocast_in_inference_mode(
+    tokenizer, indices, dtype, around
+):
+    device = indices.device.type
+    with torch.inference_mode(around), torch.autocast(device, torch.bfloat16, enabled=around):
+        decoder = FastDecoder(tokenizer, TOKENS, dtype=dtype)
+        images = decoder(indices)
+    usual = torch.float16 if device == "cuda" else torch.float32
     assert decoder.dtype == (dtype or usual)
     assert decoder.agreement >= MIN_AGREEMENT
     for batch in (indices, indices[:1]):
         assert_plain(decoder(batch), tokenizer, batch)
+    assert torch.equal(decoder(indices), images)
 
 
 def test_the_copy_is_channels_last_in_its_precision(tokenizer, indices):
@@ -158,14 +165,6 @@ def test_large_batches_are_decoded_in_parts(tokenizer, indices, monkeypatch):
     decoder._copy.register_forward_pre_hook(lambda copy, inputs: sizes.append(len(inputs[0])))
     assert_plain(decoder(indices), tokenizer, indices)
     assert sizes == [2, 1]
-
-
-def test_autocast_and_inference_mode_around_change_nothing(tokenizer, indices):
-    expected = FastDecoder(tokenizer, TOKENS)(indices)
-    with torch.inference_mode(), torch.autocast(indices.device.type, torch.bfloat16):
-        decoder = FastDecoder(tokenizer, TOKENS)
-        assert torch.equal(decoder(indices), expected)
-    assert torch.equal(decoder(indices), expected)
 
 
 def test_without_memory_or_graphs_it_decodes(caplog):

@@ -29,7 +29,7 @@ def test_state_dict_is_the_published_one():
     assert model.stride == 16
 
 
-def test_decoding_indices_is_the_second_half_of_a_training_pass(small):
+def test_encoding_and_decoding_indices_are_the_halves_of_a_training_pass(small):
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     assert small.stride == 4 and small.encode(images).shape == (2, 4, 4, 4)
     result = small(images)
@@ -37,6 +37,9 @@ def test_decoding_indices_is_the_second_half_of_a_training_pass(small):
     assert torch.equal(result.indices, small.encode_indices(images))
     torch.testing.assert_close(result.images, small.decode_code(result.indices))
     torch.testing.assert_close(result.latents.norm(dim=-1), torch.ones(2, 16))
+    # Raster order: token p belongs to pixel block (p // side, p % side).
+    latents = torch.nn.functional.normalize(small.encode(images)[0, :, [2, 3], [3, 0]].mT)
+    assert torch.equal(result.indices[0, [2 * 4 + 3, 3 * 4]], small.quantize.nearest(latents))
 
 
 def test_nearest_is_the_smallest_distance_of_unit_vectors(small, monkeypatch):
@@ -46,24 +49,6 @@ def test_nearest_is_the_smallest_distance_of_unit_vectors(small, monkeypatch):
     assert torch.equal(small.quantize.nearest(vectors), expected)
     monkeypatch.setattr("tokenizers.vq_model.LOOKUP_ENTRIES", 100)  # chunks of 4
     assert torch.equal(small.quantize.nearest(vectors), expected)
-
-
-def test_raster_order(small):
-    """Token p belongs to pixel block (p // side, p % side)."""
-    images = torch.rand(1, 3, 16, 16) * 2 - 1
-    latents = small.encode(images)[0, :, [2, 3], [3, 0]].mT
-    expected = small.quantize.nearest(torch.nn.functional.normalize(latents))
-    assert torch.equal(small.encode_indices(images)[0, [2 * 4 + 3, 3 * 4]], expected)
-
-
-def test_indices_ignore_the_codebooks_scale(small):
-    images = torch.rand(2, 3, 16, 16) * 2 - 1
-    before = small.encode_indices(images)
-    twin = VQModel(**SMALL).eval()
-    twin.load_state_dict(small.state_dict())
-    twin.quantize.embedding.weight.data *= torch.rand(24, 1) + 0.5
-    assert torch.equal(twin.encode_indices(images), before)
-    torch.testing.assert_close(twin.decode_code(before), small.decode_code(before))
 
 
 def test_usage_record_rolls(small):
@@ -101,9 +86,22 @@ def test_save_and_load(small, tmp_path):
     assert torch.load(path, weights_only=True)["epoch"] == 3
 
 
-def test_fingerprint_covers_every_weight_but_not_the_usage_record(small):
+@pytest.fixture
+def twin(small):
     twin = VQModel(**SMALL)
     twin.load_state_dict(small.state_dict())
+    return twin
+
+
+def test_indices_ignore_the_codebooks_scale(small, twin):
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    before = small.encode_indices(images)
+    twin.quantize.embedding.weight.data *= torch.rand(24, 1) + 0.5
+    assert torch.equal(twin.encode_indices(images), before)
+    torch.testing.assert_close(twin.decode_code(before), small.decode_code(before))
+
+
+def test_fingerprint_covers_every_weight_but_not_the_usage_record(small, twin):
     twin.quantize.record_usage(torch.tensor([1, 2, 3]))
     assert fingerprint(twin) == fingerprint(small)
     assert fingerprint(twin.to(memory_format=torch.channels_last)) == fingerprint(small)
