@@ -18,9 +18,7 @@ def test_center_crop_equals_golden(case: int) -> None:
         height, width, size = (int(value) for value in golden[f"in{case}_hw_size"])
         expected, total = golden[f"out{case}"], int(golden[f"out{case}_sum"])
     image = small.resize((width, height), Image.Resampling.BICUBIC)
-
     found = np.asarray(center_crop(image, size))
-
     assert found.shape == (size, size, 3)
     np.testing.assert_array_equal(found[::8, ::8], expected)
     assert int(found.astype(np.int64).sum()) == total

@@ -1,7 +1,5 @@
 """The reproducible weights behind the golden numbers."""
 
-from __future__ import annotations
-
 import math
 import zlib
 
@@ -18,16 +16,13 @@ def fill_golden_weights(model: nn.Module) -> None:
     the order of the entries. `quantize.codebook_used` becomes zero.
     """
     for key, value in model.state_dict().items():
-        if not value.is_floating_point():
-            continue
         if key == "quantize.codebook_used":
             value.zero_()
-            continue
-        value.copy_(torch.from_numpy(_golden_array(key, tuple(value.shape))))
+        elif value.is_floating_point():
+            value.copy_(torch.from_numpy(_golden_array(key, tuple(value.shape))))
 
 
 def _golden_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The values of one entry, float32."""
     draws = np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF)
     values = draws.standard_normal(shape).astype(np.float32)
     if len(shape) >= 2 and key.endswith(".weight") and "emb" not in key:
