@@ -56,13 +56,9 @@ def test_the_table_and_the_file_pair_images() -> None:
     assert {name: ast.literal_eval(second[name]) for name in lists} == lists
 
 
-def panel(figure: Figure, title: str) -> Axes:
-    [axes] = [axes for axes in figure.axes if axes.get_title() == title]
-    return axes
-
-
-def titles(figure: Figure) -> list[str]:
-    return [axes.get_title() for axes in figure.axes if axes.axison]
+def drawn(figure: Figure) -> dict[str, Axes]:
+    """Panels by their titles."""
+    return {axes.get_title(): axes for axes in figure.axes if axes.axison}
 
 
 def bars(axes: Axes) -> dict[str, np.ndarray]:
@@ -76,41 +72,37 @@ def bars(axes: Axes) -> dict[str, np.ndarray]:
 
 
 def test_the_picture_draws_the_figures() -> None:
-    figure = draw(RESULTS)
+    panels = drawn(draw(RESULTS))
     first, own = measured("lpd", 4), measured("random", 4)
     paired = "NLL minus lpd's, paired"
+    assert list(panels) == ["NLL", paired, "price of parallelism", "4 steps", "3 steps"]
     for title, orders, values in (
         ("NLL", ORDERS, own.nll),
         (paired, ORDERS[1:], own.nll - first.nll),
         ("price of parallelism", ORDERS, own.price),
     ):
-        axes, cost = panel(figure, title), Estimate.of(values)
+        axes, cost = panels[title], Estimate.of(values)
         assert axes.get_xlabel() == "decoding steps" and tuple(bars(axes)) == orders
         expected = (4, cost.mean, cost.mean - cost.se, cost.mean + cost.se)
         np.testing.assert_allclose(bars(axes)["random"][:, 1], expected, atol=1e-9)
     # Along a generation prices add up.
-    axes = panel(figure, "4 steps")
-    lines = {line.get_label(): line for line in axes.lines if line.get_label() in ORDERS}
-    assert len({line.get_color() for line in lines.values()}) == 3
+    [line] = [line for line in panels["4 steps"].lines if line.get_label() == "random"]
     so_far = Estimate.of(own.price_by_step.cumsum(axis=1))
-    drawn = lines["random"].get_data()
-    np.testing.assert_allclose(drawn, (np.cumsum(SIZES[4]) / 16, so_far.mean))
-    [band] = axes.collections[1].get_paths()
-    at_end = band.vertices[band.vertices[:, 0] == 1, 1]
-    ends = (so_far.mean - so_far.se)[-1], (so_far.mean + so_far.se)[-1]
-    assert (at_end.min(), at_end.max()) == pytest.approx(ends)
+    np.testing.assert_allclose(line.get_data(), (np.cumsum(SIZES[4]) / 16, so_far.mean))
+    band = panels["4 steps"].collections[1].get_datalim(panels["4 steps"].transData)
+    ends = so_far.mean - so_far.se, so_far.mean + so_far.se
+    np.testing.assert_allclose((band.y0, band.y1), (ends[0].min(), ends[1].max()))
     # One by one there is nothing to pay, and an only order differs from none.
-    assert titles(figure) == ["NLL", paired, "price of parallelism", "4 steps", "3 steps"]
-    assert titles(draw([measured("lpd", 16)])) == ["NLL", "price of parallelism"]
+    assert list(drawn(draw([measured("lpd", 16)]))) == ["NLL", "price of parallelism"]
 
 
 def test_two_lists_of_as_many_steps_are_two_lines() -> None:
     lists = (((1, 3, 5, 7), ""), ((4, 4, 4, 4), "as listed"))
-    figure = draw([measured(order, 4, *one) for one in lists for order in ORDERS[:2]])
+    panels = drawn(draw([measured(order, 4, *one) for one in lists for order in ORDERS[:2]]))
     names = ("lpd", "random", "lpd as listed", "random as listed")
-    assert tuple(bars(panel(figure, "NLL"))) == names
+    assert tuple(bars(panels["NLL"])) == names
     # Each list's orders against the first order of that list.
-    assert tuple(bars(panel(figure, "NLL minus lpd's, paired"))) == names[1::2]
-    along = {line.get_label(): line for line in panel(figure, "4 steps").lines}
+    assert tuple(bars(panels["NLL minus lpd's, paired"])) == names[1::2]
+    along = {line.get_label(): line for line in panels["4 steps"].lines}
     assert np.allclose(along["random as listed"].get_xdata(), [0.25, 0.5, 0.75, 1])
     assert len({along[name].get_color() for name in names}) == 4
