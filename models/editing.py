@@ -47,7 +47,19 @@ def edit_steps(model: LPD, *arguments: Any, **options: Any) -> Iterator[Tensor]:
     masked, once. Images that need fewer steps than others are done sooner.
     """
     kept, parts = _split(model, *arguments, **options)
-    return _side_by_side(kept, [(rows, generate_steps(model, **given)) for rows, given in parts])
+    running = [(rows, generate_steps(model, **given)) for rows, given in parts]
+
+    def side_by_side(so_far: Tensor) -> Iterator[Tensor]:
+        if not running:
+            yield so_far
+        for stages in zip_longest(*(steps for _, steps in running)):
+            for (rows, _), stage in zip(running, stages, strict=True):
+                if stage is not None:
+                    # Not in place: a tensor of a caller's inference mode could not be written to.
+                    so_far = so_far.index_put((rows,), stage)
+            yield so_far
+
+    return side_by_side(kept)
 
 
 def _split(
@@ -101,17 +113,3 @@ def _split(
         given["labels"] = None if labels is None else labels[rows.to(labels.device)]
         parts.append((rows, dict(**options, **given, image_ids=row_ids, sampling=sampling)))
     return kept, parts
-
-
-def _side_by_side(
-    so_far: Tensor, running: list[tuple[Tensor, Iterator[Tensor]]]
-) -> Iterator[Tensor]:
-    """The tokens of all images (B, N) after each step of every part."""
-    if not running:
-        yield so_far
-    for stages in zip_longest(*(steps for _, steps in running)):
-        for (rows, _), stage in zip(running, stages, strict=True):
-            if stage is not None:
-                # Not in place: a tensor of a caller's inference mode could not be written to.
-                so_far = so_far.index_put((rows,), stage)
-        yield so_far

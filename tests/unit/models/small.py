@@ -63,13 +63,8 @@ class ProductDtypes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if function in (
-            torch.ops.aten.addmm.default,
-            torch.ops.aten.mm.default,
-            torch.ops.mkldnn._linear_pointwise.default,
-        ):
-            # Its second argument is a matrix in all three.
-            dtype = args[1].dtype
+        if str(function.overloadpacket) in ("aten.addmm", "aten.mm", "mkldnn._linear_pointwise"):
+            dtype = args[1].dtype  # a matrix in all three
             if self.found[-1:] != [dtype]:
                 self.found.append(dtype)
         return function(*args, **kwargs or {})

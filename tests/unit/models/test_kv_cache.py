@@ -19,17 +19,12 @@ def test_queries_alone_are_those_of_all_rows_bit_for_bit(first_context, dtype, b
     for num_context, queries in ((first_context, 2), (2, 5), (5, 9)):
         x = torch.randn(BATCH, num_context + queries, 3 * HEADS * SIZE, generator=generator)
         qkv = split_heads(x.to(dtype), HEADS)
-        everything = cache.attend(0, qkv, num_context)
+        with torch.profiler.profile() as profile:
+            everything = cache.attend(0, qkv, num_context)
         alone = cache.attend(0, qkv, num_context, queries_only=True)
         assert everything.is_contiguous() and alone.is_contiguous()
         assert torch.equal(alone, everything[:, num_context:])
         cache.advance(num_context)
-
-
-def test_what_rows_see_is_copied_once() -> None:
-    cache = KVCache(torch.empty(1, 2, BATCH, HEADS, 32, SIZE))
-    qkv = split_heads(torch.randn(BATCH, 7, 3 * HEADS * SIZE), HEADS)
-    with torch.profiler.profile() as profile:
-        cache.attend(0, qkv, 2)
-    counts = Counter(event.name for event in profile.events())
-    assert [counts[f"aten::{name}"] for name in ("cat", "clone", "copy_")] == [1, 0, 1]
+    if not blind:  # what rows see is copied once
+        counts = Counter(event.name for event in profile.events())
+        assert [counts[f"aten::{name}"] for name in ("cat", "clone", "copy_")] == [1, 0, 1]
