@@ -1,6 +1,5 @@
 """Image folders, and tars of them, which are listed and read as the folders are."""
 
-import logging
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,12 +60,9 @@ def test_batches_hold_the_crops_in_order_and_a_damaged_file_is_one_line(
 
     (root / "b" / "2.png").write_bytes(b"damaged")
     wanted = [np.array([4, 5]), np.array([5]), np.array([6])]
-    batches = image_batches(images, 8, [wanted[2], *wanted], num_workers)
-    assert next(batches).labels.tolist() == [3]
     with pytest.raises(UserError, match=r"^[^\n]*b/2\.png[^\n]*$"):
-        next(batches)
-    with caplog.at_level(logging.WARNING):
-        rest = list(image_batches(images, 8, wanted, num_workers, skip_bad=True))
+        list(image_batches(images, 8, wanted, num_workers))
+    rest = list(image_batches(images, 8, wanted, num_workers, skip_bad=True))
     assert [batch.images.shape for batch in rest] == [(1, 3, 8, 8), (0, 3, 8, 8), (1, 3, 8, 8)]
     assert [record.getMessage().count("2.png") for record in caplog.records] == [1, 1]
 
