@@ -181,7 +181,7 @@ def _describe_bad_step(run: Training, done: Outcome) -> str:
 def distribute(state: TrainingState, device: torch.device, fsdp: bool) -> nn.Module:
     """Wrap the network for this number of processes, or shard it and its optimiser."""
     if fsdp:
-        state.optimizer = shard(state.model, state.optimizer, device)
+        shard(state.model, state.optimizer, device)
     elif distributed.world_size() > 1:
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(state.model, devices, gradient_as_bucket_view=True)

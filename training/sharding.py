@@ -12,37 +12,27 @@ from models.lpd import LPD
 from util import distributed
 
 
-def shard(
-    model: LPD, optimizer: torch.optim.Optimizer, device: torch.device
-) -> torch.optim.Optimizer:
+def shard(model: LPD, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Leave each process its part of the weights and moments; blocks are gathered when they run.
 
-    The model, whole on every process, is changed in place. Returns the optimiser of its sharded
-    parameters, with the settings and state of the given one.
+    Changes the model and its optimiser, whole on every process, in place.
     """
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [
-        {**group, "params": [names[parameter] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    moments = {names[parameter]: state for parameter, state in optimizer.state.items()}
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     sharded = dict(model.named_parameters())
-    for group in groups:
-        group["params"] = [sharded[name] for name in group["params"]]
-    optimizer = type(optimizer)(groups)
-    for name, state in moments.items():
-        parameter = sharded[name]
-        optimizer.state[parameter] = {
-            key: distribute_tensor(value, mesh, parameter.placements)
-            if value.shape == parameter.shape
+    for group in optimizer.param_groups:
+        group["params"] = [sharded[names[parameter]] for parameter in group["params"]]
+    for parameter in [*optimizer.state]:
+        part = sharded[names[parameter]]
+        optimizer.state[part] = {
+            key: distribute_tensor(value, mesh, part.placements)
+            if value.shape == part.shape
             else value
-            for key, value in state.items()
+            for key, value in optimizer.state.pop(parameter).items()
         }
-    return optimizer
 
 
 def map_leaves(content: Any, change: Callable[[Any], Any]) -> Any:
