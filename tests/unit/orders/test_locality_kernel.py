@@ -41,16 +41,6 @@ def test_lowest_near_score(threshold: float, lowest: int) -> None:
     assert kernel.lowest_near_score(threshold) == lowest
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of what makes orders, beside which nothing can be written."""
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    for folder in ("orders", "util"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=lambda *_: ["__pycache__"])
-    (tmp_path / "orders" / "__pycache__").touch()
-    return tmp_path
-
-
 def made(checkout: Path, user_cache: str, processes: int = 1) -> list[list[str]]:
     """The order made, and the log, of processes that start at once."""
     options = {"cwd": checkout, "variables": {"XDG_CACHE_HOME": user_cache}, "cold": True}
@@ -61,22 +51,23 @@ def made(checkout: Path, user_cache: str, processes: int = 1) -> list[list[str]]
     return found
 
 
-def test_processes_that_start_at_once_share_what_they_compile(checkout: Path) -> None:
-    cache = str(checkout / "cache")
-    (first, _), (second, _) = made(checkout, cache, processes=2)
-    ((output, log),) = made(checkout, cache)
+def test_what_is_compiled_is_kept_and_shared_and_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    for folder in ("orders", "util"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=lambda *_: ["__pycache__"])
+    (tmp_path / "orders" / "__pycache__").touch()  # nothing can be written there
+    cache = tmp_path / "cache"
+    (first, _), (second, _) = made(tmp_path, str(cache), processes=2)
+    ((output, log),) = made(tmp_path, str(cache))
     assert log == ""
     assert first == second == output
     # A damaged file does no harm.
-    for file in Path(cache).rglob("*.nbi"):
+    for file in cache.rglob("*.nbi"):
         file.write_bytes(b"")
-    ((output, log),) = made(checkout, cache)
-    assert output == first
-    assert "compiling the search" in log and "no compiled code on the disk" in log
-
-
-def test_compiles_where_nothing_can_be_written(checkout: Path) -> None:
-    ((output, log),) = made(checkout, os.devnull)
-    assert output.startswith("[[")
-    assert "no compiled code on the disk (cannot cache" in log and "NUMBA_CACHE_DIR" in log
-    assert log.count("compiling the search") == 1
+    for user_cache, problem in ((str(cache), "disk ("), (os.devnull, "disk (cannot cache")):
+        ((output, log),) = made(tmp_path, user_cache)
+        assert output == first
+        assert f"no compiled code on the {problem}" in log and "NUMBA_CACHE_DIR" in log
+        assert log.count("compiling the search") == 1
