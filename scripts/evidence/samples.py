@@ -106,12 +106,10 @@ def spread(images: ImageBatch, per_class: int) -> ImageBatch:
     return ImageBatch(*(values[torch.cat(chosen)] for values in images))
 
 
-def sample(
-    model: LPD, labels: Tensor, setting: Setting, cfg: float, seed: int, batch: int = BATCH_SIZE
-) -> Tensor:
+def sample(model: LPD, labels: Tensor, setting: Setting, cfg: float, seed: int) -> Tensor:
     """Generate codes (n, N) of labels (n,); image i has an order and draws of its own."""
     made, sizes = [], setting.group_sizes
-    for ids in torch.arange(len(labels)).split(batch):
+    for ids in torch.arange(len(labels)).split(BATCH_SIZE):
         options = dict(cfg=cfg, seed=seed, image_ids=ids.numpy())
         orders = setting.orders(ids.numpy(), sizes)
         made.append(generate(model, labels[ids], orders, sizes, **options))

@@ -27,13 +27,7 @@ def test_table_and_file_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(x in printed for x in ("337.157 M parameters", "VQ encoder", "VQ decoder"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["lpd_l", "--generation_steps", "300"], "--generation_steps: .*300"),
-        (["lpd_l", "--img_size", "100"], "--img_size: .*100"),
-    ],
-)
-def test_bad_input(flags: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        count_flops.main(flags)
+def test_bad_input() -> None:
+    for flag, value in (("--generation_steps", "300"), ("--img_size", "100")):
+        with pytest.raises(UserError, match=f"^{flag}: .*{value}"):
+            count_flops.main(["lpd_l", flag, value])

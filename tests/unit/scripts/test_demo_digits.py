@@ -1,5 +1,6 @@
 """The demo's digits: the data set, its feature extractor and the judge of its samples."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -29,9 +30,9 @@ def samples(data: Path, tmp_path: Path) -> Path:
     """Real test images posing as 30 generated ones of each class."""
     folder = tmp_path / "samples"
     folder.mkdir()
-    for digit in range(10):
-        for i, path in enumerate(sorted((data / "test" / str(digit)).iterdir())[:30]):
-            shutil.copy(path, folder / f"{digit * 30 + i:05d}.png")
+    digits = [sorted((data / "test" / str(digit)).iterdir())[:30] for digit in range(10)]
+    for number, path in enumerate(itertools.chain(*digits)):
+        shutil.copy(path, folder / f"{number:05d}.png")
     return folder
 
 
@@ -61,12 +62,10 @@ def test_prepare_writes_the_split_of_enlarged_digits(data: Path) -> None:
     assert np.abs(difference).mean() < 1  # of 16 grey levels
 
 
-def test_report_on_real_digits(
-    data: Path, samples: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_report_on_real_digits(data: Path, samples: Path, tmp_path: Path, caplog) -> None:
     (tmp_path / "metrics.json").write_text('{"num_images": 300}')
-    with caplog.at_level(logging.INFO):
-        metrics = report(data, samples, tmp_path)
+    caplog.set_level(logging.INFO)
+    metrics = report(data, samples, tmp_path)
     assert list(metrics) == ["num_images", "class_accuracy_generated", "class_accuracy_real_test"]
     assert metrics["class_accuracy_generated"] > 0.97
     assert metrics["class_accuracy_real_test"] == pytest.approx(0.989, abs=0.003)
@@ -88,8 +87,6 @@ def test_what_cannot_be_judged_is_refused(data: Path, samples: Path, tmp_path: P
 
     metrics = tmp_path / "metrics.json"
     refused(r"^--metrics: .*metrics.json: No such file", data)
-    metrics.write_text("{")
-    refused(r"^--metrics: .*: damaged JSON at character 1", data)
     metrics.write_text("{}")
     (samples / "00299.png").rename(samples / "00300.png")
     refused(r"^--samples: .*00299.png", data)
@@ -105,22 +102,13 @@ def test_what_cannot_be_judged_is_refused(data: Path, samples: Path, tmp_path: P
     assert metrics.read_text() == "{}" and not (tmp_path / "grid.png").exists()
 
 
-@pytest.mark.slow
-def test_features_trains_an_extractor(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    weights = tmp_path / "features.pt"
-    with caplog.at_level(logging.INFO):
-        demo_digits.main(["features", "--data", str(data), "--output", str(weights)])
+def test_features_trains_an_extractor(data: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(demo_digits, "EPOCHS", 10)  # of 30: 99.2 %
+    caplog.set_level(logging.INFO)
+    weights, before = [tmp_path / name for name in ("a.pt", "b.pt")], torch.get_rng_state()
+    for output in weights:
+        demo_digits.main(["features", "--data", str(data), "--output", str(output)])
+    assert torch.equal(torch.get_rng_state(), before)
     assert float(caplog.text.partition("recognises ")[2].partition(" %")[0]) > 98
-    assert opens_anywhere(weights)
-    assert build_extractor("digits", str(weights), torch.device("cpu")) is not None
-
-
-def test_training_leaves_the_global_random_state(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo_digits, "EPOCHS", 1)
-    part, before = demo_digits.read_part(data, "test"), torch.get_rng_state()
-    first, again = (demo_digits.train_digits_classifier(*part).head.weight for _ in range(2))
-    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), before)
+    assert opens_anywhere(weights[0]) and weights[0].read_bytes() == weights[1].read_bytes()
+    assert build_extractor("digits", str(weights[0]), torch.device("cpu")) is not None

@@ -43,15 +43,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def setup(checkout: Path, *arguments: str, path: str = "/usr/bin:/bin", **variables: str):
     environment = {"PATH": path, "HOME": str(checkout), "BASE_PYTHON": sys.executable, **variables}
-    return subprocess.run(
-        ["bash", "environment_setup.sh", *arguments],
-        cwd=checkout,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    options = dict(cwd=checkout, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(["bash", "environment_setup.sh", *arguments], env=environment, **options)
 
 
 def test_venv_is_made_once_and_again_when_requirements_change(checkout: Path) -> None:
@@ -74,23 +67,22 @@ def test_conda_environment_by_name(checkout: Path) -> None:
     (tools / "conda").write_text(CONDA)
     (tools / "conda").chmod(0o755)
     path = f"{tools}:/usr/bin:/bin"
-    first = setup(checkout, "lpd", path=path)
-    assert first.returncode == 0, first.stderr
-    calls = (checkout / "calls").read_text()
-    assert "create -y -n lpd python=3.11" in calls
-    assert "pip -m pip install --quiet --disable-pip-version-check -r requirements.txt" in calls
-    (checkout / "calls").unlink()
-    second = setup(checkout, "lpd", path=path)
-    assert second.returncode == 0
-    assert "create" not in (checkout / "calls").read_text()
-    assert "install" not in (checkout / "calls").read_text()
+    calls = []
+    for _ in range(2):
+        done = setup(checkout, "lpd", path=path)
+        assert done.returncode == 0, done.stderr
+        calls.append((checkout / "calls").read_text())
+        (checkout / "calls").unlink()
+    assert "create -y -n lpd python=3.11" in calls[0]
+    assert "pip -m pip install --quiet --disable-pip-version-check -r requirements.txt" in calls[0]
+    assert "create" not in calls[1] and "install" not in calls[1]
 
 
 def test_bad_calls_end_in_one_line(checkout: Path) -> None:
-    without_conda = setup(checkout, "lpd")
-    assert without_conda.returncode == 2
-    assert without_conda.stderr.startswith("error: environment_setup.sh: conda is not on the PATH")
-    too_many = setup(checkout, "a", "b")
-    assert too_many.returncode == 2 and "expected at most one" in too_many.stderr
-    no_python = setup(checkout, BASE_PYTHON="no-such-python")
-    assert no_python.returncode == 2 and "not Python 3.11 or newer" in no_python.stderr
+    for done, message in (
+        (setup(checkout, "lpd"), "conda is not on the PATH"),
+        (setup(checkout, "a", "b"), "expected at most one"),
+        (setup(checkout, BASE_PYTHON="no-such-python"), "not Python 3.11 or newer"),
+    ):
+        assert done.returncode == 2 and message in done.stderr
+        assert done.stderr.startswith("error: environment_setup.sh: ")

@@ -30,36 +30,37 @@ LABELS = torch.arange(9) // 3
 SEED = 5
 
 
-def opinionated_model(classes: int = CLASSES) -> LPD:
+def opinionated_model() -> LPD:
     """Random, but what it draws depends on class, context and chance alike."""
     torch.manual_seed(1)
-    model = lpd_tiny(img_size=16, vqgan_stride=4, vqgan_vocab_size=32, class_num=classes)
+    model = lpd_tiny(img_size=16, vqgan_stride=4, vqgan_vocab_size=32, class_num=CLASSES)
     with torch.no_grad():
         for layer, factor in ((model.class_emb, 20), (model.token_emb, 20), (model.head, 5)):
             layer.weight.mul_(factor)
     return model.eval().requires_grad_(False)
 
 
-def test_every_sample_has_its_own_class_order_and_draws() -> None:
+def test_every_sample_has_its_own_class_order_and_draws(monkeypatch) -> None:
     model, lpd = opinionated_model(), parse_order("lpd", GRID, SEED, 9)
-    orders, labels = lpd(np.arange(9), SIZES), LABELS.tolist()
+    orders = lpd(np.arange(9), SIZES)
     assert len(np.unique(orders, axis=0)) == 9
 
-    def one_by_one(labels: Sequence[int], orders: np.ndarray) -> Tensor:
+    def one_by_one(labels: Tensor, orders: np.ndarray) -> Tensor:
         """What `generate` makes of each image by itself: its label, order and draws."""
-        made = []
-        for i, (label, order) in enumerate(zip(labels, orders, strict=True)):
-            made += generate(model, [label], order[None], SIZES, seed=SEED, image_ids=[i])
-        return torch.stack(made)
+        options = dict(group_sizes=SIZES, seed=SEED)
+        parts = [
+            generate(model, labels[[i]], orders[[i]], image_ids=[i], **options) for i in range(9)
+        ]
+        return torch.cat(parts)
 
-    expected = one_by_one(labels, orders)
+    expected, setting = one_by_one(LABELS, orders), Setting("lpd", lpd, SIZES)
     for batch_size in (4, 9):
-        setting = Setting("lpd", lpd, SIZES)
-        made = samples.sample(model, LABELS, setting, 1.0, SEED, batch_size)
+        monkeypatch.setattr(samples, "BATCH_SIZE", batch_size)
+        made = samples.sample(model, LABELS, setting, 1.0, SEED)
         assert torch.equal(made, expected)
     # Each of them would be another with another class, or the order of another image.
-    assert (made != one_by_one(labels[3:] + labels[:3], orders)).any(1).all()
-    assert (made != one_by_one(labels, np.roll(orders, 1, axis=0))).any(1).all()
+    assert (made != one_by_one(LABELS.roll(3), orders)).any(1).all()
+    assert (made != one_by_one(LABELS, np.roll(orders, 1, axis=0))).any(1).all()
     # The draws: images of one class, in one order, are not the same.
     one_order = Setting("one", lambda ids, _: np.tile(orders[:1], (len(ids), 1)), SIZES)
     for of_a_class in samples.sample(model, LABELS, one_order, 1.0, SEED).split(3):
@@ -104,31 +105,22 @@ def test_accuracy_distances_and_choice_are_what_they_say() -> None:
     assert samples.spread(images, 5).images.flatten().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("networks")
-    save_tokenizer(folder / "vq.pt", tiny_tokenizer())
-    atomic_save({"model": opinionated_model().state_dict()}, folder / "lpd.pth")
-    return {"checkpoint": folder / "lpd.pth", "tokenizer": folder / "vq.pt"}
-
-
-def command(
-    networks: dict[str, Path], output: Path, monkeypatch: pytest.MonkeyPatch, *flags: object
-) -> None:
-    files = ["--pretrained_ckpt", networks["checkpoint"], "--vqgan_path", networks["tokenizer"]]
-    given = [*files, "--data", "unread", "--output", output, "--samples", 9, "--seed", SEED, *flags]
+def test_the_command_measures_every_setting(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(samples, "DATA_SETS", {"toy": toy})
-    samples.main(["toy", *map(str, given)])
-
-
-def test_the_command_measures_every_setting(
-    networks: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    save_tokenizer(tmp_path / "vq.pt", tiny_tokenizer())
+    atomic_save({"model": opinionated_model().state_dict()}, tmp_path / "lpd.pth")
+    networks = {"checkpoint": tmp_path / "lpd.pth", "tokenizer": tmp_path / "vq.pt"}
     output, grid = tmp_path / "new" / "out.json", tmp_path / "grid.png"
-    flags = ["--steps", 16, 4, "--orders", "lpd", "raster", "--grid", grid, "--grid_steps", 4]
+
+    def command(count: int) -> None:
+        files = ["--pretrained_ckpt", networks["checkpoint"], "--vqgan_path", networks["tokenizer"]]
+        files += ["--data", "unread", "--output", output, "--grid", grid, "--grid_steps", 4]
+        flags = ["--samples", count, "--seed", SEED, "--steps", 16, 4, "--orders", "lpd", "raster"]
+        samples.main(["toy", *map(str, [*files, *flags])])
+
     with pytest.raises(UserError, match="^--samples: found 10, expected a multiple of 3$"):
-        command(networks, output, monkeypatch, *flags, "--samples", 10)
-    command(networks, output, monkeypatch, *flags)
+        command(10)
+    command(9)
     found = json.loads(output.read_text())
     assert (found["data_set"], found["samples"], found["cfg"], found["seed"]) == ("toy", 9, 1.0, 5)
     for name, path in networks.items():

@@ -1,13 +1,9 @@
 """The check of a GPU, on a CPU: all parts, with a tiny network and without graphs."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from scripts import gpu_check, gpu_parts
 from tests.commands import run_program
@@ -59,9 +55,7 @@ def test_a_part_that_takes_too_long_is_one_line_and_the_next_goes_on(tmp_path: P
     assert [line.split(" (")[0] for line in lines if line[0] != " "] == ["device", "tests"]
 
 
-def test_what_fails_in_a_part_leaves_its_other_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_in_a_part_leaves_its_other_figures(tmp_path: Path, monkeypatch) -> None:
     def part(check: gpu_parts.Check) -> None:
         with check.attempt("first"):
             raise RuntimeError("no kernel\nof this kind")
@@ -85,7 +79,7 @@ def test_the_table_names_every_part_however_much_there_is_to_say() -> None:
     assert [line.split()[0] for line in lines if line[0] != " "] == list(gpu_check.LIMITS)
 
 
-def test_failed_tests_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_tests_are_named(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "test_a.py").write_text("def test_cuda_a():\n    assert 0\ndef test_cuda_b(): 0\n")
     monkeypatch.setattr(gpu_check, "TESTS", (str(tmp_path / "test_a.py"),))
     args = gpu_check.parse_args(["--quick", "--output", str(tmp_path / "a.json")])

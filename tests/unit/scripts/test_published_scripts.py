@@ -88,18 +88,11 @@ def test_recipe(name: str, flags, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_environment_and_more_flags_win(flags) -> None:
-    variables = {
-        "PRETRAINED_CKPT": "my weights.pth",
-        "VQGAN_PATH": "vq.pt",
-        "LPD_ORDER_FILE": "orders.npy",
-        "FID_STATS": "a folder",
-        "OUTPUT_DIR": "out",
-    }
-    sizes = {"NUM_IMAGES": "5000", "EVAL_BSZ": "8", "DEVICE": "cpu"}
-    script = "eval/lpd_l_res256_steps20.sh"
-    args = flags(script, "--cfg", "3", "--save_npz", **variables, **sizes)
-    names = ("pretrained_ckpt", "vqgan_path", "lpd_order_file", "fid_stats", "output_dir")
-    holds(args, **dict(zip(names, variables.values(), strict=True)))
-    holds(args, num_images=5000, eval_bsz=8, device="cpu", cfg=3, save_npz=True)
+    paths = dict(pretrained_ckpt="my weights.pth", vqgan_path="vq.pt", fid_stats="a folder")
+    paths |= dict(lpd_order_file="orders.npy", output_dir="out", device="cpu")
+    variables = {"NUM_IMAGES": "5000", "EVAL_BSZ": "8"}
+    variables |= {name.upper(): path for name, path in paths.items()}
+    args = flags("eval/lpd_l_res256_steps20.sh", "--cfg", "3", "--save_npz", **variables)
+    holds(args, **paths, num_images=5000, eval_bsz=8, cfg=3, save_npz=True)
     args = flags("train/lpd_l_512.sh", "--epochs", "7", CACHED_PATH="c", ACCUM_ITER="4")
     holds(args, cached_path="c", accum_iter=4, epochs=7)
