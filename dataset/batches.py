@@ -29,10 +29,7 @@ Tensors = Generator[tuple[torch.Tensor, ...], None, None]
 def send_ahead(
     arrays: Iterable[tuple[np.ndarray, ...]], device: torch.device, depth: int = 4
 ) -> Tensors:
-    """Yield arrays as tensors on the device, made up to `depth` ahead by a background thread.
-
-    It raises the errors of `arrays` in their turn, and ends with them or when it is closed.
-    """
+    """Yield arrays as tensors on the device, made up to `depth` ahead by a background thread."""
     source = iter(arrays)
 
     def stage() -> tuple[torch.Tensor, ...]:

@@ -46,11 +46,8 @@ class Canvas:
 
 
 def open_mask(path: str | Path, image: Image.Image) -> np.ndarray:
-    """Decode a mask: (H, W) bool, True where a picture is half white; transparent is black.
-
-    A `ValueError` unless it has the size or the proportions of `image`.
-    """
-    picture = open_rgb(path, behind_alpha="black", upright=True)
+    """Decode a mask (H, W) bool, True where half white; ValueError if not shaped as `image`."""
+    picture = open_rgb(path, behind_alpha="black", upright=True)  # transparent is not white
     # The smaller of the two is the larger one scaled, with sides rounded to whole pixels.
     across = abs(picture.width * image.height - picture.height * image.width)
     if across >= max(*picture.size, *image.size):

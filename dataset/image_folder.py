@@ -72,10 +72,7 @@ class ImageBatch(NamedTuple):
 
 
 def list_images(root: str | Path, flag: str = "--data_path") -> ImageList:
-    """List an image folder or an uncompressed tar of one; its `train` is taken where it exists.
-
-    Raises a `UserError` if `root` is neither, or if it or a class folder holds nothing.
-    """
+    """List an image folder or a tar of one, its `train` where there is one, or raise UserError."""
     if not str(root):
         raise UserError(f"{flag}: not given, expected a folder of class folders")
     root = Path(root)
@@ -87,10 +84,7 @@ def list_images(root: str | Path, flag: str = "--data_path") -> ImageList:
 
 
 def list_classes(root: Path, kind: str, flag: str) -> Listing:
-    """List files of a kind of `SUFFIXES` below every sub-folder of `root`, hidden ones left out.
-
-    Raises as `list_images`; `flag` is what named `root`.
-    """
+    """List files of a kind of `SUFFIXES` below all sub-folders of `root`, which `flag` named."""
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"{flag}: {root} {problem}, expected a folder of class folders")

@@ -98,10 +98,7 @@ def _as_rgb(image: Image.Image, behind_alpha: str | None) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop (method section 8) to a square of `size` pixels a side.
-
-    Halve with BOX while large, resize the short side to `size` with BICUBIC, cut the middle.
-    """
+    """ADM's centre crop (method section 8): halve while large, resize the short side, cut."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     short = min(image.size)

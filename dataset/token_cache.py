@@ -24,10 +24,7 @@ _INDEX_TYPES |= {"fingerprint": str, "classes": list, "crc32": dict}
 
 
 def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
-    """Open a token cache, this project's or the published layout, or raise a `UserError`.
-
-    File sizes and types are checked against the index, checksums are not (`TokenCache.verify`).
-    """
+    """Open a token cache, ours or as published, or raise `UserError`; `verify` reads checksums."""
     if not str(path):
         raise UserError(f"{flag}: found nothing, expected the folder of a token cache")
     path = Path(path)

@@ -7,8 +7,7 @@ A finished cache is a folder of
     index.json        what the tokens are, and the checksums of the other two
 
 with the images in `ImageList` order. `index.json` is written last: a folder without it is no cache.
-Until then the folder holds the finished shards, and in `unfinished.json` what they are parts of: a
-run of the same settings goes on from there.
+Until then it holds the finished shards, and in `unfinished.json` of what: the same run goes on.
 """
 
 import hashlib
@@ -128,10 +127,7 @@ def write_index(
     counts: Sequence[int],
     precision: str = "float32",
 ) -> None:
-    """Join shards 0, 1, ..., of so many images, which then go, and write the index: it is finished.
-
-    Raises a `ValueError` if a shard is not as it was written.
-    """
+    """Join shards 0, 1, ... of so many images and write the index; ValueError of a damaged one."""
     shape, dtype = (sum(counts), 2, grid.num_tokens), token_dtype(grid.vocab_size)
     labels = [np.empty(0, dtype=np.int32)]
     with replacing(path / TOKENS_FILE) as temporary, temporary.open("wb") as stream:
@@ -175,10 +171,7 @@ def checksum(file: Path) -> int:
 def plan_shards(
     num_images: int, batch_size: int, processes: int, batches_per_shard: int | None = None
 ) -> list[list[np.ndarray]]:
-    """Cut images 0, 1, ... into batches of indices, and those into shards for all processes.
-
-    A shard has at most `MAX_SHARD_IMAGES` images, or as many batches as in a run that is taken up.
-    """
+    """Cut images into batches of indices, and those into shards of `MAX_SHARD_IMAGES` at most."""
     # Batches do not depend on the number of processes: a GPU may round differently in others.
     batch_size = min(batch_size, MAX_SHARD_IMAGES)
     starts = range(0, num_images, batch_size)

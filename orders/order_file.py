@@ -24,10 +24,7 @@ def compact_dtype(num_tokens: int) -> np.dtype:
 
 
 def validate_orders(orders: Any, num_tokens: int | None = None) -> np.ndarray:
-    """Return orders (M, N) as an array if every row holds every position exactly once.
-
-    An array is not copied. A ValueError names the first bad row and what is wrong with it.
-    """
+    """Return orders (M, N) as an array, or a ValueError of the first row that is no permutation."""
     if not isinstance(orders, np.ndarray):
         orders = _stack([np.asarray(row) for row in orders], num_tokens)
     if orders.ndim != 2 or orders.dtype.kind not in "iu":

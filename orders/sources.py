@@ -108,10 +108,7 @@ def read_group_sizes(args: argparse.Namespace, num_tokens: int) -> list[int]:
 
 
 def build_orders(args: argparse.Namespace, grid: TokenGrid, steps: int) -> OrderSource:
-    """Make the orders of samples, by `--order` and the flags that go with it, or raise UserError.
-
-    Warns of a file that is named for another number of steps.
-    """
+    """Make the orders of samples, by `--order` and flags that go with it, or raise UserError."""
     path = args.lpd_order_file
     if args.order != "lpd":
         if path:

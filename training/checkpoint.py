@@ -68,10 +68,7 @@ class CheckpointSaver(AbstractContextManager):
             self._copy(content)
 
     def save(self, content: dict[str, Any], names: Sequence[str]) -> None:
-        """Copy `content`, which may then change, and have it written; all processes call it.
-
-        Raises a `UserError` on all of them if the file before could not be written.
-        """
+        """Copy `content`, which may then change, and have it written; calls `wait` before."""
         started = time.perf_counter()
         self.wait()
         if distributed.is_main():
@@ -84,7 +81,7 @@ class CheckpointSaver(AbstractContextManager):
         self._saved_at = time.monotonic()
 
     def wait(self) -> None:
-        """Wait for the file that is being written; all processes call it, and raise as `save`."""
+        """Wait for the file under way; all processes call it, and raise UserError if it failed."""
 
         def settle() -> None:
             if self._writing is not None:
@@ -304,10 +301,7 @@ def load_pretrained(
 
 
 def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """Resize (1, 1 + M, C) to another square grid, bicubically (method section 8).
-
-    Row 0, the class token's, stays as it is. A `ValueError` unless both grids are squares.
-    """
+    """Resize (1, 1 + M, C) but its row 0, the class token's, to another square grid (section 8)."""
     old_side, new_side = grid_side(pos_embed.shape[1] - 1), grid_side(num_tokens)
     if old_side == new_side:
         return pos_embed

@@ -102,14 +102,11 @@ class ScalarLog:
 
 
 def _date_back(folder: Path) -> None:
-    """Rename event files of this second, or the future (clock set back): they may sort after ours.
-
-    TensorBoard reads files in the order of the times in their names, and drops what follows the
-    `purge_step` of a later one.
-    """
+    """Rename event files of this second or the future (clock set back), to sort before ours."""
     now = f"{int(time.time()):010d}"
     for number, file in enumerate(sorted(folder.glob(f"{_EVENTS}*"))):
         begun, _, rest = file.name.removeprefix(_EVENTS).partition(".")
+        # TensorBoard drops what a file has after the `purge_step` of one that sorts behind it.
         if begun >= now:  # a number sorts before the new file's host name
             file.rename(file.with_name(f"{_EVENTS}{now}.{number:05d}.{rest}"))
 
