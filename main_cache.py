@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataset.image_folder import list_images
 from dataset.write_cache import count_shards, require_new_cache
-from engine_lpd import cache_latents
+from engine_lpd import cache_latents, on_main
 from hub.published import pinned_flags, resolve_flags
 from tokenizers.vq_model import load_tokenizer
 from util import distributed, logs
@@ -62,12 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.cached_path:
         raise UserError("--cached_path: not given, expected the folder to write the cache to")
     path = Path(args.cached_path)
-
-    def last_words(number: int) -> None:
-        leave_marker(path, number, shards=count_shards(path))
-
     with StopSignals() as signals:
-        signals.enter_context(signals.leaving_at_once(last_words))
+        signals.enter_context(
+            signals.leaving_at_once(lambda one: leave_marker(path, one, shards=count_shards(path)))
+        )
         launch = distributed.read_launch(args)
         device = distributed.resolve_device(args.device, launch)
         require_new_cache(path)
@@ -92,14 +90,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         signals.enter_context(distributed.start(launch, device))
 
         def begin() -> None:
-            if distributed.is_main():
-                with blame("--cached_path"):
-                    signals.locks.enter_context(folder_lock(path, "cache"))
-                    remove_marker(path)
-                require_new_cache(path)  # another run may have finished it meanwhile
+            signals.locks.enter_context(folder_lock(path, "cache"))
+            remove_marker(path)
 
-        distributed.fail_together(begin)
-        distributed.fail_together(lambda: record_run(parser, pinned_flags(args), path))
+        on_main(begin, "--cached_path")
+        # Another run may have finished it meanwhile.
+        distributed.fail_together(lambda: require_new_cache(path))
+        on_main(lambda: record_run(parser, pinned_flags(args), path), "--cached_path")
         logger.info("%d images in %d classes", len(images), len(images.classes))
         count = cache_latents(tokenizer.to(device), images, args)
         if count < len(images) and distributed.is_main():

@@ -27,9 +27,6 @@ _NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowE
 def map_npy(path: Path) -> np.ndarray:
     """Memory-map an .npy file, read-only; a `ValueError` without its name if it is damaged."""
     with open_file(path) as stream:
-        if stream.read(4) == b"PK\x03\x04":
-            raise ValueError("is an .npz archive, expected an .npy file")
-        stream.seek(0)
         shape, _, dtype = _read_header(stream)
         length = math.prod(shape) * dtype.itemsize
         expected = stream.tell() + length

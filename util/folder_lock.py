@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 # more than a busy owner may need for one, and than a network file system may show old content.
 BEAT = 5.0
 SILENCE = 60.0
-# Seconds between two looks at a lock that is waited for.
-POLL = 0.5
 
 Owner = dict[str, object]
 
@@ -49,7 +47,7 @@ def folder_lock(folder: Path, kind: str, wait: bool = False) -> Iterator[None]:
     while (other := _take(path, owner)) is not None:
         if not wait:
             raise _in_use(path, other)
-        time.sleep(POLL)
+        time.sleep(0.5)
     released = threading.Event()
     beats = threading.Thread(target=_beat, args=(path, owner, released), daemon=True)
     beats.start()

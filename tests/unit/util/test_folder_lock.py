@@ -21,7 +21,6 @@ from util.folder_lock import folder_lock, lock_file
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file; what takes a minute takes a second."""
     monkeypatch.setattr(module, "SILENCE", 1.0)
-    monkeypatch.setattr(module, "POLL", 0.05)
     return lock_file(tmp_path, "training")
 
 
