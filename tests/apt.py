@@ -31,14 +31,9 @@ def require_programs(
             raise MissingProgramsError(f"{missing()} missing, and no apt-get to install it")
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-            result = subprocess.run(
-                ["apt-get", "-q", *command],
-                env=quiet,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+            line = ["apt-get", "-q", *command]
+            result = subprocess.run(line, env=quiet, check=False, **streams)
         if missing():
             last = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise MissingProgramsError(f"apt-get install {' '.join(packages)} failed: {last}")

@@ -72,16 +72,9 @@ def run_program(
     """Run any program in the repository, with a Python for it that starts as `run_command` does."""
     warm.server()
     own = {"OMP_NUM_THREADS": "1", "PYTHON": str(warm.client())}
-    environment = {**os.environ, **own, **variables}
-    return subprocess.run(
-        list(map(str, arguments)),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    options = {"cwd": ROOT, "env": {**os.environ, **own, **variables}, "timeout": timeout}
+    command = list(map(str, arguments))
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def opens_anywhere(*files: Path) -> bool:

@@ -87,7 +87,7 @@ def run(main: Callable[[], None]) -> None:
     So end what the operating system refuses and a lack of memory; a bug keeps its traceback, which
     `--debug` shows of all. `main` closes what it opens: workers leave without a shutdown.
     """
-    one_of_several, code = _world_size() > 1, 0
+    one_of_several, code = int(os.environ.get("WORLD_SIZE", "1")) > 1, 0
     try:
         main()
     except KeyboardInterrupt:
@@ -148,10 +148,6 @@ def compile_failure(error: Exception) -> str | None:
     return None
 
 
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -163,7 +159,8 @@ def _exit_together(line: str) -> None:
     # torchrun ends the remaining workers as soon as one has failed; this one ends by itself.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     endings.error("%s", line)
-    world_size, prints, store = _world_size(), os.environ.get("RANK", "0") == "0", None
+    world_size, rank = (int(os.environ.get(*pair)) for pair in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    prints, store = rank == 0, None
     # The launcher's key-value store settles which worker prints: the first that comes.
     key = f"lpd/user_error/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     if world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

@@ -9,8 +9,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from util.files import replacing
 
-Pixels = np.ndarray | torch.Tensor
-
 # The text in a PNG that says which settings made it.
 MADE_BY = "Made-By"
 
@@ -26,18 +24,18 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def save_png(image: Pixels, path: str | Path, made_by: str | None = None) -> None:
+def save_png(image: np.ndarray, path: str | Path, made_by: str | None = None) -> None:
     """Write one image, (S, S, 3) uint8, as a PNG file; `made_by` goes into it as `MADE_BY`."""
     text = PngInfo()
     if made_by is not None:
         text.add_text(MADE_BY, made_by)
     with replacing(path, durable=False) as temporary:
-        Image.fromarray(_to_numpy(image)).save(temporary, format="PNG", pnginfo=text)
+        Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
 
 
-def image_grid(images: Pixels, columns: int) -> np.ndarray:
+def image_grid(images: np.ndarray | torch.Tensor, columns: int) -> np.ndarray:
     """Join images, (n, S, S, 3) uint8, row by row into one, with white gaps of 2 pixels."""
-    pixels, gap = _to_numpy(images), 2
+    pixels, gap = images.cpu().numpy() if isinstance(images, torch.Tensor) else images, 2
     count, height, width, _ = pixels.shape
     sheet = np.full((-(-count // columns), height + gap, columns, width + gap, 3), 255, np.uint8)
     for place, image in enumerate(pixels):
@@ -45,10 +43,6 @@ def image_grid(images: Pixels, columns: int) -> np.ndarray:
     return sheet.reshape(-1, columns * (width + gap), 3)[:-gap, :-gap]
 
 
-def save_grid(images: Pixels, path: str | Path, columns: int) -> None:
+def save_grid(images: np.ndarray | torch.Tensor, path: str | Path, columns: int) -> None:
     """Write `image_grid` of images as a PNG file."""
     save_png(image_grid(images, columns), path)
-
-
-def _to_numpy(images: Pixels) -> np.ndarray:
-    return images.cpu().numpy() if isinstance(images, torch.Tensor) else images

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 
@@ -58,15 +59,13 @@ def in_float32(folder: Path) -> list[torch.Tensor]:
     return [features.pool, features.logits, pictures, tokens, *latents]
 
 
-def settings() -> list[object]:
+def settings() -> dict[str, object]:
     """All of them, also the older ones, which some cannot be read with."""
-    found: list[object] = []
+    found = {}
     for name, _ in SETTERS:
-        try:
+        with suppress(RuntimeError):
             value = reduce(getattr, name.replace("set_", "get_").split("."), torch)
-            found.append(value() if callable(value) else value)
-        except RuntimeError:
-            found.append(None)
+            found[name] = value() if callable(value) else value
     return found
 
 
