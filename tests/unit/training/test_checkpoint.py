@@ -19,20 +19,6 @@ def tiny(**options: int):
     return lpd_tiny(**{**defaults, **options})
 
 
-def test_training_state_round_trip(tmp_path: Path) -> None:
-    flags = argparse.Namespace(lr=1e-3, sizes=[1, 2], resume="", output_dir=tmp_path)
-    saved_state, state = stepped(fresh(args=flags, epoch=7)), fresh()
-    atomic_save(saved_state.content(), tmp_path / LAST)
-    read = torch.load(tmp_path / LAST)["args"]
-    assert read == {"lr": 1e-3, "sizes": [1, 2], "resume": "", "output_dir": str(tmp_path)}
-    state.restore(tmp_path / LAST)
-    assert state.epoch == 7
-    for mine, theirs in zip(state.model.parameters(), saved_state.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-        moments = (one.optimizer.state[at] for one, at in ((state, mine), (saved_state, theirs)))
-        assert torch.equal(*(moment["exp_avg"] for moment in moments))
-
-
 def fresh(**more: object) -> TrainingState:
     model = tiny()
     more = {"args": argparse.Namespace(), "global_batch": 8, **more}
