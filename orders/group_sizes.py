@@ -44,18 +44,14 @@ def group_sizes(num_tokens: int, steps: int) -> list[int]:
 
 
 def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
-    """Apply the cosine rule (method section 5), as `group_sizes`.
-
-    Sizes start from round(N * (cos(a_i) - cos(a_{i+1}))), at least 1, with a_i = pi * i / (2K) and
-    the first size fixed at 1. Until they sum to N, the size moves by 1 that stays sorted and is
-    then closest to its unrounded value; of equals the later one.
-    """
+    """Apply the cosine rule (method section 5), as `group_sizes`."""
     if not _splits(num_tokens, steps):
         raise ValueError(f"found {steps} steps, expected 2 to {num_tokens} for {num_tokens} tokens")
     cosines = [math.cos(math.pi * i / (2 * steps)) for i in range(steps + 1)]
     unrounded = -num_tokens * np.diff(cosines)
     sizes = np.maximum(np.rint(unrounded), 1).astype(np.int64)
     sizes[0] = 1
+    # That size moves by 1 which stays sorted and is then closest to its unrounded value.
     while sizes.sum() != num_tokens:
         change = 1 if sizes.sum() < num_tokens else -1
         moved = sizes + change
@@ -66,7 +62,7 @@ def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
             distance[:-1][moved[:-1] > sizes[1:]] = np.inf
         else:
             distance[1:][moved[1:] < sizes[:-1]] = np.inf
-        sizes[steps - 1 - np.argmin(distance[::-1])] += change
+        sizes[steps - 1 - np.argmin(distance[::-1])] += change  # of equals the later one
     return sizes.tolist()
 
 
@@ -129,13 +125,10 @@ def _sizes_between(known: np.ndarray, total: int) -> list[int]:
 
 
 def training_group_sizes(num_tokens: int) -> list[list[int]]:
-    """Return the lists that a training step draws from uniformly (method section 3).
-
-    A grid with published lists uses all of them. Others use the lists of N, N/2, N/4, N/8, 12 and
-    6 steps (rounded down), without those a tiny grid has no list for or would repeat.
-    """
+    """Return the lists that a training step draws from uniformly (method section 3)."""
     if published := _published(num_tokens):
         return [list(sizes) for sizes in published.values()]
+    # A tiny grid has no list for some of these, and would repeat others.
     counts = dict.fromkeys([*(num_tokens // part for part in (1, 2, 4, 8)), 12, 6])
     return [group_sizes(num_tokens, steps) for steps in counts if _splits(num_tokens, steps)]
 
