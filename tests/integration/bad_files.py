@@ -114,6 +114,8 @@ LISTS = {
     "fractions.json": b"[[1, 15.0]]",
     "cut_sizes.json": b"[[1, 15], [",
     "names.json": b'["cat", 3]',
+    "keys.json": b'{"0": "cat", "1": "dog", "3": "eel"}',
+    "latin1.txt": b"jalape\xf1o",
     "file": b"",
 }
 # Copies of good folders, in which one file is another.

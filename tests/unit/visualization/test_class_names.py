@@ -22,20 +22,6 @@ def test_names_of_usual_files_or_without_one(tmp_path: Path, name: str, content:
     assert read_class_names("digits", 10)[3] == "three"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", b'["a"', "^--class_names: .*a.json: damaged JSON"),
-        ("a.json", b'{"0": "a", "2": "b"}', "a.json: found keys other than 0..1"),
-        ("a.txt", "jalapeño".encode("latin-1"), "a.txt: .*decode"),
-    ],
-)
-def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_class_names(str(tmp_path / name), 2)
-
-
 def test_classes_by_number_and_name_or_ten_spread_over_all() -> None:
     assert parse_classes(None, ["a"] * 4) == [0, 1, 2, 3]
     assert parse_classes(None, ["a"] * 1000) == list(range(0, 1000, 100))
