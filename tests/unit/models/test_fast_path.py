@@ -23,23 +23,16 @@ LABELS = torch.tensor([0, 3, 1, 4, 2, 2, 0, 1])
 SIZES = [1, 3, 5, 7]
 
 
-def tokens_of(
-    model: LPD, sizes: list[int] = SIZES, batch_size: int = 2, seed: int = 0, **options: object
-) -> torch.Tensor:
-    orders = random_orders(batch_size, sum(sizes), seed=seed)
-    return generate(model, LABELS[:batch_size], orders, sizes, seed=seed, **options)
+def tokens_of(model: LPD, batch_size: int = 2, **options: object) -> torch.Tensor:
+    orders = random_orders(batch_size, NUM_TOKENS)
+    return generate(model, LABELS[:batch_size], orders, SIZES, **options)
 
 
-def check_equal(model: LPD, sizes: list[int], batch_size: int, **options: object) -> torch.Tensor:
-    """Fast equals plain, on a GPU also when one graph is replayed."""
-    on_gpu = model.pos_embed.is_cuda
-    for seed in range(3 if on_gpu else 1):
-        given = model, sizes, batch_size, seed
-        fast, plain = (tokens_of(*given, sampler=sampler, **options) for sampler in SAMPLERS)
-        orders, labels = random_orders(batch_size, sum(sizes), seed=seed), LABELS[:batch_size]
-        assert_same_but_for_ties(fast, plain, model, labels, orders, sizes, seed, **options)
-    assert len(FastPath.of(model).graphs) == on_gpu
-    return plain
+def check_equal(model, labels, orders, sizes, seed, known=None, **options) -> torch.Tensor:
+    given = {"seed": seed, "known": known, **options}
+    fast, plain = (generate(model, labels, orders, sizes, sampler=x, **given) for x in SAMPLERS)
+    assert_same_but_for_ties(fast, plain, model, labels, orders, sizes, seed, **options)
+    return fast
 
 
 FILTERS = [{}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}]
@@ -53,29 +46,26 @@ CASES = list(zip(TABLES, itertools.cycle(SETTINGS), itertools.cycle([1, 3, 8, 2,
 @pytest.mark.parametrize(("sizes", "options", "batch_size"), CASES)
 def test_equals_plain(sizes: list[int], options: dict, batch_size: int, device: str) -> None:
     model = small_lpd(img_size=int(sum(sizes) ** 0.5) * 4).to(device)
-    plain = check_equal(model, sizes, batch_size, **options)
-    assert len(plain.unique()) > (4 if {"top_k", "top_p"} & options.keys() else 10)
+    for seed in range(3 if device == "cuda" else 1):  # later ones replay a graph
+        orders = random_orders(batch_size, sum(sizes), seed=seed)
+        tokens = check_equal(model, LABELS[:batch_size], orders, sizes, seed, **options)
+    assert len(FastPath.of(model).graphs) == (device == "cuda")
+    assert len(tokens.unique()) > (4 if {"top_k", "top_p"} & options.keys() else 10)
 
 
-def test_equals_plain_without_labels_in_one_step_and_one_by_one(device: str) -> None:
-    model, orders = small_lpd().to(device), random_orders(2, NUM_TOKENS)
-    fast, plain = (generate(model, None, orders, SIZES, sampler=sampler) for sampler in SAMPLERS)
-    assert_same_but_for_ties(fast, plain, model, None, orders, SIZES)
-    for sizes in ([NUM_TOKENS], [1] * NUM_TOKENS):
-        check_equal(small_lpd().to(device), sizes, 2, cfg=2.0)
-
-
-@pytest.mark.parametrize("options", [{}, {"cfg": 3.0}])
-def test_known_tokens_have_graphs_of_their_own_and_steps_need_none(options, device) -> None:
+@pytest.mark.parametrize(("labelled", "options"), [(True, {}), (True, {"cfg": 3.0}), (False, {})])
+def test_known_tokens_have_graphs_of_their_own_and_steps_need_none(
+    labelled, options, device
+) -> None:
     model, graphs = small_lpd().to(device), set()
     tokens, labels, orders = random_batch(0, batch_size=4)
-    for num_known, sizes in ((0, [16]), (1, [15]), (6, [4, 6]), (6, [10])):
-        known, made = tokens.gather(1, orders[:, :num_known]), (model, labels, orders, sizes)
+    labels = labels if labelled else None
+    for num_known, sizes in ((0, [16]), (1, [1] * 15), (6, [4, 6]), (6, [10])):
+        given = model, labels, orders, sizes
         for seed in range(2):  # the second is a replay
-            given = {"known": known, "seed": seed, **options}
-            fast, plain = (generate(*made, sampler=sampler, **given) for sampler in SAMPLERS)
-            assert_same_but_for_ties(fast, plain, model, labels, orders, sizes, seed, **options)
-            *_, last = generate_steps(*made, **given)
+            known = {"known": tokens.gather(1, orders[:, :num_known]), **options}
+            fast = check_equal(*given, seed, **known)
+            *_, last = generate_steps(*given, seed=seed, **known)
             assert torch.equal(last, fast)
         graphs.add(len(FastPath.of(model).graphs))
     assert graphs == ({1, 2, 3, 4} if device == "cuda" else {0})
