@@ -11,6 +11,7 @@ from models.cuda_graphs import CaptureError
 from tokenizers import fast_decoder
 from tokenizers.fast_decoder import MAX_GRAPHS, MIN_AGREEMENT, FastDecoder
 from tokenizers.vq_model import VQModel
+from util.device import plain_float32
 from util.images import to_uint8
 
 TOKENS = 16
@@ -37,15 +38,10 @@ def indices(device):
     return codes(device)
 
 
-def without_tf32(decode, indices):
-    """As `FastDecoder` decodes: PyTorch's default rounds a convolution's inputs to TF32 on GPUs."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return decode(indices)
-
-
 def assert_plain(images, tokenizer, indices):
     """Whether `images` are those of the plain decoder."""
-    expected = to_uint8(without_tf32(tokenizer.decode_code, indices))
+    with plain_float32(indices.device):  # by default a GPU's convolutions round inputs to TF32
+        expected = to_uint8(tokenizer.decode_code(indices))
     assert images.dtype == torch.uint8 and images.shape == expected.shape
     assert images.is_contiguous()
     assert expected.float().std() > 10  # not flat images, which would agree whatever happens
@@ -201,7 +197,8 @@ def test_graphs_compute_what_their_function_does_and_are_bounded(dtype):
     assert len(decoder._graphs) == MAX_GRAPHS
     # All at the end: no replay overwrote what an earlier one had returned.
     for one, indices in zip(images, batches, strict=True):
-        assert torch.equal(one, without_tf32(decoder._copy, indices))
+        with plain_float32(indices.device):
+            assert torch.equal(one, decoder._copy(indices))
 
 
 @needs_gpu
