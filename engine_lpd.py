@@ -1,9 +1,9 @@
 """The loops: training, evaluation, caching."""
 
-import argparse
 import logging
 import math
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from datetime import timedelta
@@ -211,7 +211,7 @@ def draw_group_sizes(run: Training, step: int) -> list[int]:
     return run.group_size_lists[int(draw * len(run.group_size_lists))]
 
 
-def _backward(model: nn.Module, batch: Batch, sizes: list[int], args: argparse.Namespace) -> Tensor:
+def _backward(model: nn.Module, batch: Batch, sizes: list[int], args: Namespace) -> Tensor:
     """Add up the gradients of micro-batches of `--batch_size` images; their mean loss, detached."""
     parts = list(zip(*(part.split(args.batch_size) for part in batch), strict=True))
     total = torch.zeros((), device=batch.tokens.device)
@@ -275,7 +275,7 @@ def _evaluate_online(
 
 
 def evaluate_checkpoint(
-    args: argparse.Namespace,
+    args: Namespace,
     model: LPD,
     weights: Path,
     evaluation: Evaluation,
@@ -294,7 +294,7 @@ def evaluate_checkpoint(
 
 
 def report(
-    args: argparse.Namespace,
+    args: Namespace,
     checkpoint: str,
     evaluation: Evaluation,
     scores: Scores | None,
@@ -319,7 +319,7 @@ def report(
     on_main(lambda: write_json(results, results_file(args, epoch)))
 
 
-def results_file(args: argparse.Namespace, epoch: int | None) -> Path:
+def results_file(args: Namespace, epoch: int | None) -> Path:
     """Where the scores of an evaluation go: after a training epoch, or (None) of --evaluate."""
     return Path(args.output_dir, "metrics.json" if epoch is None else f"metrics-{epoch}.json")
 
@@ -383,7 +383,7 @@ def _score_on_main(scoring: Scoring, batches: list[FeatureBatch]) -> Scores | No
     return distributed.fail_together(work)
 
 
-def cache_latents(tokenizer: VQModel, images: ImageList, args: argparse.Namespace) -> int:
+def cache_latents(tokenizer: VQModel, images: ImageList, args: Namespace) -> int:
     """Write the token cache of a data set, both ways round; return the number of its images.
 
     Shards that an interrupted run of the same settings finished are kept, the others shared out.

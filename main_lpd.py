@@ -1,12 +1,11 @@
 """Train an LPD model, or evaluate one (--evaluate): flags -> objects -> engine."""
 
-import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 
@@ -36,15 +35,6 @@ logger = logging.getLogger("lpd")
 CHECKPOINTS = "checkpoint-*.pth"
 
 
-class Tokens(NamedTuple):
-    """Where the run's tokens come from, as far as it needs that."""
-
-    grid: TokenGrid
-    tokenizer: VQModel | None
-    fingerprint: str | None
-    cache: TokenCache | None
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -68,18 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             before = checkpoints_before(args)
         # Everything is checked and loaded before the processes meet: bad input ends here.
         wandb = import_wandb() if args.use_wandb else None
-        tokens = load_tokens(args)
-        model, weights = build_model(args, tokens)
+        grid, tokenizer, known, cache = load_tokens(args)
+        model, weights = build_model(args, grid, known)
         model.to(device)
         evaluation = training = None
         if args.evaluate or args.online_eval:
-            evaluation = build_evaluation(args, model, tokens.tokenizer, device)
+            evaluation = build_evaluation(args, model, tokenizer, device)
         if not args.evaluate:
-            encoder = None
-            if tokens.cache is None:
-                encoder = partial(encode, tokens.tokenizer.to(device))
-            source = build_source(args, tokens.grid, encoder, tokens.cache, device)
-            training = build_training(args, model, source, tokens.fingerprint, launch.world_size)
+            encoder = partial(encode, tokenizer.to(device)) if cache is None else None
+            source = build_source(args, grid, encoder, cache, device)
+            training = build_training(args, model, source, known, launch.world_size)
         require_writable_folder(args.output_dir, "--output_dir")
         require_writable_folder(args.log_dir, "--log_dir")
         signals.enter_context(distributed.start(launch, device))
@@ -90,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         scalars = open_scalars(args, wandb, training)
         signals.callback(scalars.close)
         if training is None:
-            evaluate_checkpoint(args, model, weights, evaluation, tokens.fingerprint, scalars)
+            evaluate_checkpoint(args, model, weights, evaluation, known, scalars)
         else:
             if args.overwrite:  # nothing can be bad input any more
                 on_main(lambda: delete_results(Path(args.output_dir)))
@@ -99,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(128 + stopped_by)  # as a shell reports it
 
 
-def checkpoints_before(args: argparse.Namespace) -> dict[str, int]:
+def checkpoints_before(args: Namespace) -> dict[str, int]:
     """List the checkpoints in a training run's output folder, and when each was written, ns.
 
     Raises a `UserError`, without a flag's name, if the run would begin anew over them.
@@ -129,9 +117,7 @@ def delete_results(folder: Path) -> None:
         path.unlink()
 
 
-def begin(
-    args: argparse.Namespace, kind: str, signals: StopSignals, before: Mapping[str, int]
-) -> None:
+def begin(args: Namespace, kind: str, signals: StopSignals, before: dict[str, int]) -> None:
     """Take the output folder, unless it has other checkpoints than `before` loading."""
     folder = Path(args.output_dir)
     # Let go of before a signal ends the process.
@@ -143,8 +129,13 @@ def begin(
     remove_marker(folder)
 
 
-def load_tokens(args: argparse.Namespace) -> Tokens:
-    """Read tokenizer and token cache, as far as the run needs them, and check that they agree."""
+def load_tokens(
+    args: Namespace,
+) -> tuple[TokenGrid, VQModel | None, str | None, TokenCache | None]:
+    """Read tokenizer and token cache, as far as the run needs them, and check that they agree.
+
+    Returns the grid, the tokenizer, the fingerprint of what makes or made the tokens, the cache.
+    """
     cache = None
     if args.use_cached and not args.evaluate:
         if not args.cached_path:
@@ -174,11 +165,11 @@ def load_tokens(args: argparse.Namespace) -> Tokens:
     if cache is not None:
         check_cache(cache, grid, known, args.class_num)
         known = known or cache.fingerprint
-    return Tokens(grid, tokenizer, known, cache)
+    return grid, tokenizer, known, cache
 
 
-def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | None]:
-    """Make the network; also return the file that its weights come from, None for fresh ones."""
+def build_model(args: Namespace, grid: TokenGrid, known: str | None) -> tuple[LPD, Path | None]:
+    """Make the network, of tokens of a `known` tokenizer, and return the file of its weights."""
     paths, flag = [Path(args.pretrained_ckpt)] if args.pretrained_ckpt else [], "--pretrained_ckpt"
     # A training run resumes later, with its optimiser.
     if args.evaluate and args.resume:
@@ -193,29 +184,27 @@ def build_model(args: argparse.Namespace, tokens: Tokens) -> tuple[LPD, Path | N
     torch.manual_seed(args.seed)
     with torch.device("meta" if paths else "cpu"):
         model = MODELS[args.model](
-            img_size=tokens.grid.image_size,
-            vqgan_stride=tokens.grid.stride,
-            vqgan_vocab_size=tokens.grid.vocab_size,
+            img_size=grid.image_size,
+            vqgan_stride=grid.stride,
+            vqgan_vocab_size=grid.vocab_size,
             **{name: getattr(args, name) for name in as_the_flags_are},
         )
     weights = None
     if paths:
-        settings = (not args.evaluate, tokens.fingerprint, flag)
+        settings = (not args.evaluate, known, flag)
         weights = load_newest(paths, lambda path: load_pretrained(model, path, *settings))
     if args.evaluate and args.bf16:
         model.round_products()
     return model.requires_grad_(not args.evaluate), weights
 
 
-def leave_evaluation(args: argparse.Namespace, number: int) -> None:
+def leave_evaluation(args: Namespace, number: int) -> None:
     """Tell the launcher that signal `number` stopped an evaluation: how many images are there."""
     folder = Path(args.output_dir)
     leave_marker(folder, number, images=len(image_ids_in(folder / "images", args.num_images)))
 
 
-def open_scalars(
-    args: argparse.Namespace, wandb: ModuleType | None, training: Training | None
-) -> ScalarLog:
+def open_scalars(args: Namespace, wandb: ModuleType | None, training: Training | None) -> ScalarLog:
     """Open the run's scalar log, on rank 0; what an earlier run logged from here on is dropped."""
     if not distributed.is_main():
         return ScalarLog(None)
@@ -226,7 +215,7 @@ def open_scalars(
     return ScalarLog(Path(args.log_dir), wandb, options, purge_step)
 
 
-def score_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def score_samples(parser: ArgumentParser, args: Namespace) -> None:
     """Score the samples of --images, without a model; the JSON goes beside them."""
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)

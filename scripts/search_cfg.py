@@ -67,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.resolve_device(args.device, launch)
     resolve_flags(args)
     args.evaluate = True
-    tokens = main_lpd.load_tokens(args)
-    model, weights = main_lpd.build_model(args, tokens)
+    grid, tokenizer, fingerprint, _ = main_lpd.load_tokens(args)
+    model, weights = main_lpd.build_model(args, grid, fingerprint)
     model.to(device)
-    evaluation = build_evaluation(args, model, tokens.tokenizer, device)
+    evaluation = build_evaluation(args, model, tokenizer, device)
     if not evaluation.sampling.guided and set(args.cfgs) != {1.0}:  # not said of --cfg before
         warn_of_guidance(model.label_drop_prob, "--cfgs: found guidance")
     shown = shown_results(evaluation)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         engine_lpd.on_main(lambda: at_exit.enter_context(folder_lock(folder, "search")))
         engine_lpd.on_main(lambda: record_run(parser, pinned_flags(args), folder))
         evaluation = evaluation.with_reference()
-        settings = sample_settings(args, evaluation, model, tokens.fingerprint)
+        settings = sample_settings(args, evaluation, model, fingerprint)
         settings |= {**evaluation.scoring.about(), "scoring": evaluation.scoring.digest()}
 
         def evaluate(point: dict[str, float]) -> Record:
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             engine_lpd.on_main(lambda: (place / SETTING_FILE).unlink(missing_ok=True))
             flags = argparse.Namespace(**{**vars(args), **point, "output_dir": str(place)})
             one = replace(evaluation, sampling=replace(evaluation.sampling, **point))
-            trained = model, weights, one, tokens.fingerprint, ScalarLog(None)
+            trained = model, weights, one, fingerprint, ScalarLog(None)
             engine_lpd.evaluate_checkpoint(flags, *trained)
             engine_lpd.on_main(lambda: write_json(settings | point, place / SETTING_FILE))
             if not args.keep_images:
