@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.commands import results_in
 from tests.faults.children import Child
 from tests.integration.test_resume import flags as training_flags
-from tests.integration.tiny_world import TinyWorld, build_world, tiny_tokenizer
+from tests.integration.tiny_world import TinyWorld, build_world, tiny_tokenizer, write_images
 from tokenizers.vq_model import save_tokenizer
 
 Start = Callable[..., Child]
@@ -72,7 +70,7 @@ SHARD, SHARDS = 8, 12
 def cached(ready: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The cache of a few random images, made in `SHARDS` shards of `SHARD`."""
     folder = tmp_path_factory.mktemp("cached")
-    write_images(folder / "data")
+    write_images(folder / "data", ("cat", "dog"), SHARD * SHARDS)
     save_tokenizer(folder / "vq.pt", tiny_tokenizer())
 
     def flags(output: Path, *more: object) -> list[str]:
@@ -83,15 +81,6 @@ def cached(ready: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     started = time.monotonic()
     Child("main_cache", flags(folder / "cache"), folder / "said", SHARD).succeeds()
     return Whole(folder / "cache", flags, time.monotonic() - started)
-
-
-def write_images(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
-    """An image folder of random images, `SHARD` * `SHARDS` in all."""
-    draws = np.random.default_rng(0)
-    for number in range(SHARD * SHARDS):
-        file = folder / classes[number % len(classes)] / f"{number:03d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
 
 
 def same_cache(found: Path, expected: Path) -> bool:

@@ -10,10 +10,10 @@ import pytest
 
 from dataset.write_cache import RECORD_FILE
 from orders.order_file import write_orders
-from tests.faults.conftest import SHARD, Start, Whole, same_cache, write_images
+from tests.faults.conftest import SHARD, Start, Whole, same_cache
 from tests.integration.test_resume import logged, same_training, wait_for
 from tests.integration.test_resume import start as launch
-from tests.integration.tiny_world import TinyWorld
+from tests.integration.tiny_world import TinyWorld, write_images
 from training.checkpoint import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def test_odd_paths(world: TinyWorld, trained: Whole, tmp_path: Path, start: Star
     root.mkdir()
     tokenizer = Path(shutil.copy(world.tokenizer, root / f"{ODD}.pt"))
     checkpoint = shutil.copy(world.checkpoint, root / f"{ODD}.pth")
-    write_images(root / "data", (f"a {ODDER}", f"b {ODDER}"))
+    write_images(root / "data", (f"a {ODDER}", f"b {ODDER}"), 40)
     first = root / "data" / f"a {ODDER}"
     (first / "000.png").rename(first / f"{ODDER}.png")
     paths = ["--vqgan_path", tokenizer, "--data_path", root / "data"]

@@ -10,41 +10,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from dataset.write_cache import write_index, write_shard
 from hub.weights import atomic_save, read_checkpoint
 from models.lpd import lpd_tiny
 from orders.run_lpd_order import main as make_orders
 from tests.commands import ROOT, run_program
-from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
+from tests.integration.tiny_world import GRID, tiny_tokenizer, write_cache
+from tokenizers.vq_model import save_tokenizer
 from util.geometry import TokenGrid
 
 pytestmark = pytest.mark.slow
 
 CLASSES = 2
-CODES = 32
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of the published stride; weights and a token cache for both image sizes."""
     folder = tmp_path_factory.mktemp("published")
-    torch.manual_seed(0)
-    sizes = dict(codebook_size=CODES, codebook_embed_dim=4, ch=32, z_channels=32, num_res_blocks=1)
-    tokenizer = VQModel(**sizes, encoder_ch_mult=(1,) * 5, decoder_ch_mult=(1,) * 5)
+    tokenizer = tiny_tokenizer(levels=5)
     save_tokenizer(folder / "vq.pt", tokenizer)
     for size in (256, 512):
-        grid = TokenGrid(size, tokenizer.stride, CODES)
-        options = dict(vqgan_stride=grid.stride, vqgan_vocab_size=CODES, class_num=CLASSES)
-        model = lpd_tiny(img_size=size, **options)
+        grid = TokenGrid(size, tokenizer.stride, GRID.vocab_size)
+        sizes = {"vqgan_stride": grid.stride, "vqgan_vocab_size": grid.vocab_size}
+        model = lpd_tiny(img_size=size, class_num=CLASSES, **sizes)
         atomic_save({"model": model.state_dict()}, folder / f"lpd_{size}.pth")
-        cache = folder / f"cache_{size}"
-        cache.mkdir()
-        tokens = np.random.default_rng(size).integers(CODES, size=(4, 2, grid.num_tokens))
-        shard = write_shard(cache, 0, tokens, np.arange(4) % CLASSES, CODES)
-        write_index(cache, grid, fingerprint(tokenizer), ("ant", "bee"), [shard])
+        write_cache(folder / f"cache_{size}", grid, tokenizer, np.arange(4) % CLASSES)
     return folder
 
 

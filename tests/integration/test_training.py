@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_cache
@@ -18,7 +17,7 @@ from dataset.token_cache import open_cache
 from hub.weights import read_checkpoint
 from tests.commands import opens_anywhere, run_command, succeed
 from tests.integration.test_resume import logged
-from tests.integration.tiny_world import TinyWorld
+from tests.integration.tiny_world import TinyWorld, write_images
 from training.checkpoint import LAST
 from util.errors import UserError
 
@@ -99,7 +98,7 @@ def test_checkpoint_holds_what_the_published_form_holds(world: TinyWorld, tmp_pa
 
 def test_images_encoded_on_the_fly_equal_cached_tokens(world: TinyWorld, tmp_path: Path) -> None:
     images, cache, cached, fly = (tmp_path / name for name in ("images", "cache", "cached", "fly"))
-    write_images(images, size=16)
+    write_images(images)
     made = ["--data_path", images, "--cached_path", cache, "--img_size", 16, "--device", "cpu"]
     made += ["--vqgan_path", world.tokenizer, "--num_workers", 0]
     main_cache.main(list(map(str, made)))
@@ -126,7 +125,7 @@ def test_bad_data_of_one_process_ends_all_in_one_line(
         flags += ["--cached_path", data]
     else:
         for folder in range(4):
-            write_images(data / str(folder), size=16)
+            write_images(data / str(folder))
         flags.remove("--use_cached")
         flags += ["--data_path", data, "--num_workers", 0]
     files = sorted(path for path in data.rglob("*") if path.is_file())
@@ -142,15 +141,6 @@ def test_bad_data_of_one_process_ends_all_in_one_line(
     assert len(re.findall(r"exitcode\s*: 2 ", said)) == 2, said
     # No step with anything else in the place of that image was saved.
     assert all(read_checkpoint(path, "test")["epoch"] == -1 for path in output.glob("*.pth"))
-
-
-def write_images(folder: Path, size: int) -> None:
-    """Two random images for each of three classes."""
-    draws = np.random.default_rng(0)
-    for number in range(6):
-        file = folder / f"class{number // 2}" / f"{number % 2}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draws.integers(256, size=(size, size, 3), dtype=np.uint8)).save(file)
 
 
 def test_online_evaluation_shows_the_samples_of_a_fixed_seed(

@@ -15,8 +15,7 @@ from models.lpd import lpd_tiny
 from orders.locality import random_orders
 from orders.order_file import write_orders
 from scripts import edit, evaluate_orders, search_cfg, visualize
-from tests.integration.test_training import write_images
-from tests.integration.tiny_world import GRID, TinyWorld
+from tests.integration.tiny_world import GRID, TinyWorld, write_images
 from util import logs
 
 
@@ -35,7 +34,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     for module, name in (
         *((main_lpd, "train"), (main_lpd, "evaluate_checkpoint"), (search_cfg, "shown_results")),
         *((evaluate_orders, "describe"), (evaluate_orders, "study"), (edit, "encode")),
-        *((visualize, "generate"), (visualize, "plot_step_maps"), (scripts.app, "listen")),
+        *((visualize, "generate"), (visualize, "draw_orders"), (scripts.app, "listen")),
     ):
         monkeypatch.setattr(module, name, begin)
 
@@ -67,7 +66,7 @@ def test_data_of_fewer_classes(world: TinyWorld, tmp_path: Path, warnings) -> No
     model = lpd_tiny(img_size=16, vqgan_stride=4, vqgan_vocab_size=32, class_num=1000)
     atomic_save({"model": model.state_dict()}, tmp_path / "1000.pth")
     assert warnings(main_lpd.main, *usual, *more, "--pretrained_ckpt", tmp_path / "1000.pth") == []
-    write_images(tmp_path / "images", size=16)
+    write_images(tmp_path / "images")
     usual.remove("--use_cached")
     usual += ["--data_path", tmp_path / "images", "--batch_size", 2]
     assert warnings(main_lpd.main, *usual) == []

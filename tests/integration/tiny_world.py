@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from dataset.write_cache import write_index, write_shard
 from hub.weights import atomic_save
@@ -15,6 +17,7 @@ from tokenizers.vq_model import VQModel, fingerprint, save_tokenizer
 from util.geometry import TokenGrid
 
 CLASSES = 3
+NAMES = ("class0", "class1", "class2")
 GRID = TokenGrid(image_size=16, stride=4, vocab_size=32)
 
 
@@ -50,10 +53,29 @@ class TinyWorld:
         ]
 
 
-def tiny_tokenizer(seed: int = 0) -> VQModel:
+def tiny_tokenizer(seed: int = 0, levels: int = 3) -> VQModel:
     torch.manual_seed(seed)
     size = dict(codebook_size=GRID.vocab_size, codebook_embed_dim=4, ch=32, z_channels=32)
-    return VQModel(**size, encoder_ch_mult=(1, 1, 1), decoder_ch_mult=(1, 1, 1), num_res_blocks=1)
+    widths = (1,) * levels
+    return VQModel(**size, encoder_ch_mult=widths, decoder_ch_mult=widths, num_res_blocks=1)
+
+
+def write_cache(path: Path, grid: TokenGrid, tokenizer: VQModel, labels: np.ndarray) -> None:
+    """A cache of random tokens."""
+    path.mkdir()
+    shape = (len(labels), 2, grid.num_tokens)
+    tokens = np.random.default_rng(0).integers(grid.vocab_size, size=shape)
+    shard = write_shard(path, 0, tokens, labels, grid.vocab_size)
+    write_index(path, grid, fingerprint(tokenizer), NAMES[: max(labels) + 1], [shard])
+
+
+def write_images(folder: Path, classes: Sequence[str] = NAMES, count: int = 6) -> None:
+    """An image folder of random images of 16 pixels."""
+    draws = np.random.default_rng(0)
+    for number in range(count):
+        file = folder / classes[number % len(classes)] / f"{number:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(file)
 
 
 def build_world(folder: Path) -> TinyWorld:
@@ -61,13 +83,7 @@ def build_world(folder: Path) -> TinyWorld:
     world = TinyWorld(folder, folder / "vq.pt", folder / "cache", folder / "lpd.pth")
     tokenizer = tiny_tokenizer()
     save_tokenizer(world.tokenizer, tokenizer)
-    draws = np.random.default_rng(0)
-    tokens = draws.integers(GRID.vocab_size, size=(48, 2, GRID.num_tokens))
-    world.cache.mkdir()
-    labels = np.repeat(np.arange(CLASSES), 16)
-    shard = write_shard(world.cache, 0, tokens, labels, GRID.vocab_size)
-    names = [f"class{label}" for label in range(CLASSES)]
-    write_index(world.cache, GRID, fingerprint(tokenizer), names, [shard])
+    write_cache(world.cache, GRID, tokenizer, np.repeat(np.arange(CLASSES), 16))
     torch.manual_seed(1)
     model = lpd_tiny(img_size=16, vqgan_stride=4, vqgan_vocab_size=32, class_num=CLASSES)
     for parameter in model.parameters():  # the initial network is too uniform to compare with
