@@ -4,7 +4,6 @@ import gc
 import itertools
 import random
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -94,16 +93,15 @@ def waiting_share(
     step: Step, batches: Iterator[Batch], drawn: list[list[int]], effort: Effort
 ) -> float:
     """Measure the share of a training loop's time in which the device has no batch to work on."""
-    batch, waited = next(batches), 0.0  # that nothing could prepare: it does not count
-    started = time.perf_counter()
-    for done, sizes in enumerate(drawn):
-        if done >= effort.rounds and time.perf_counter() - started >= effort.seconds:
-            break
-        timing.seconds_of(lambda x=batch, y=sizes: step(y, x), effort.device)
-        asked = time.perf_counter()
+    batch, sizes = next(batches), iter(drawn)  # the first, which nothing could prepare, is free
+
+    def fetch() -> None:
+        nonlocal batch
         batch = next(batches)
-        waited += time.perf_counter() - asked
-    return waited / (time.perf_counter() - started)
+
+    times = timing.time_in_turn({"step": lambda: step(next(sizes), batch), "wait": fetch}, effort)
+    waited = sum(times["wait"])
+    return waited / (waited + sum(times["step"]))
 
 
 def measure(
@@ -158,5 +156,7 @@ def measure(
     tokens_per_s = record["images_per_s"] * 2 * num_tokens
     flop_per_s = tokens_per_s * 6 * parameters
     record |= dict(tokens_per_s=tokens_per_s, flop_per_s=flop_per_s, rate=rate)
-    record |= dict(rate_share=flop_per_s / rate)
-    return record | {"products_share": record["products_s"] / record["fast_s"]}, calls
+    shares = dict(
+        rate_share=flop_per_s / rate, products_share=record["products_s"] / record["fast_s"]
+    )
+    return record | shares, calls

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -122,21 +122,16 @@ def test_both_steps_train_the_same_network() -> None:
 
 
 def test_share_of_time_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, steps = [0.0], []
+    steps = []
 
-    def spend(seconds: float) -> int:
-        now[0] += seconds
-        return 0
+    def in_turn(calls: timing.Calls, _: timing.Effort) -> dict[str, list[float]]:
+        for name in ("step", "wait", "step", "wait"):
+            calls[name]()
+        return {"step": [2.0, 4.0], "wait": [1.0, 1.0]}
 
-    def step(sizes: list[int], _: int) -> None:
-        steps.append(sizes)
-        spend(3)
-
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    lists, effort = [[1], [2], [3], [4]], timing.Effort(CPU, rounds=2, seconds=9)
-    batches = map(spend, [100, *[1] * 9])  # the first does not count
-    assert training.waiting_share(step, batches, lists, effort) == 0.25
-    assert steps == lists[:3]
+    monkeypatch.setattr(timing, "time_in_turn", in_turn)
+    share = training.waiting_share(lambda *x: steps.append(x), iter("abc"), [[1], [2]], None)
+    assert share == 0.25 and steps == [([1], "a"), ([2], "b")]
 
 
 def test_training(tmp_path: Path, monkeypatch, capsys) -> None:
