@@ -74,10 +74,6 @@ class Case:
     def decoder(self) -> FastDecoder:
         return FastDecoder(self.tokenizer, self.model.grid.num_tokens)
 
-    def warm_up(self) -> Record:
-        """Make the first calls; return what they take."""
-        return timing.warm_up(lambda: self.decoder(self.tokens), self.device)
-
     def fast(self) -> Tensor:
         """(B, S, S, 3) uint8 images on the device."""
         return self.decoder(self.generate("fast"))
@@ -141,8 +137,9 @@ class Case:
 @torch.no_grad()
 def measure(case: Case, rates: Mapping[torch.dtype, Rates], effort: Effort) -> Record:
     """Warm a case up, and time it and its parts in turn; plain, if only once, is not warm."""
-    record = case.warm_up()
-    calls: Calls = {"vq": lambda: case.decoder(case.tokens), "head": case.head_and_drawing()}
+    calls: Calls = {"vq": lambda: case.decoder(case.tokens)}
+    record = timing.warm_up(calls["vq"], case.device)
+    calls["head"] = case.head_and_drawing()
     if case.device.type == "cpu":
         calls["products"] = case.products(packed=False)
         if case.packed:

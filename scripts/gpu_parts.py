@@ -132,12 +132,13 @@ def sampling(check: Check, batch_size: int) -> None:
     fast_path, generate = FastPath.of(case.model), partial(case.generate, "fast")
     with case.autocast():  # weights are prepared, rows compiled
         prepare_s = timing.seconds_of(lambda: fast_path.network(case.model), check.device)
-    check.keep(prepare_s=prepare_s, **case.warm_up())
+    calls: Calls = {"vq": lambda: case.decoder(case.tokens)}
+    check.keep(prepare_s=prepare_s, **timing.warm_up(calls["vq"], check.device))
     few, replay = case.tokens[:16], generate
-    case.decoder(few)
-    calls = {"call": case.fast, "generation": generate, "head": case.head_and_drawing()}
-    calls |= {"vq": lambda: case.decoder(case.tokens), "vq_16": lambda: case.decoder(few)}
-    calls["head"]()
+    calls |= {"vq_16": lambda: case.decoder(few), "head": case.head_and_drawing()}
+    for call in calls.values():
+        call()
+    calls |= {"call": case.fast, "generation": generate}
     check.keep_medians(calls)
     images_per_s = case.batch_size / check.figures["call_s"]
     check.keep(images_per_s=images_per_s, vq_dtype=str(case.decoder.dtype))

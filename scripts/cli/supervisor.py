@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
 
 from util.errors import UserError, describe_os_error
 from util.signals import ECHO_SECONDS, MARKER, SignalReceiver, describe_place
@@ -137,9 +136,27 @@ def _start(
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(line, env=environment, start_new_session=True, **pipes)
     signals.go_to(process)
+    rest, started, refused, cut_short = b"", False, "", ""
     with log.open("wb", buffering=0) as file:
         sinks = [file, sys.stdout.buffer] if signals.forward else [file]
-        refused, cut_short = _copy(process.stdout, sinks)
+        while chunk := process.stdout.read1(2**16):
+            for sink in list(sinks):
+                try:
+                    sink.write(chunk)
+                    sink.flush()
+                except OSError as error:  # a full disk must not end the job
+                    sinks.remove(sink)
+                    # Else Python writes what its buffer holds once more as it ends: exit code 120.
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
+                    logger.warning("no more output is copied: %s", describe_os_error(error))
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[-4096:]
+            for text in lines:
+                started |= not text.startswith(b"srun: ")  # the job's own words
+                if not (started or refused) and (match := REFUSED.match(text)):
+                    refused = match[1].decode(errors="replace")
+                if match := CUT_SHORT.search(text):
+                    cut_short = (match[1] or match[2]).decode().lower()
         code = process.wait()
     return code if code >= 0 else 128 - code, refused, cut_short
 
@@ -151,27 +168,3 @@ def _read(marker: Path) -> tuple[str, dict[str, object]]:
     except (OSError, ValueError, TypeError):
         return "?", {}
     return str(place.pop("signal", "?")), place
-
-
-def _copy(source: BinaryIO, sinks: list[BinaryIO]) -> tuple[str, str]:
-    """Copy to all sinks; return why Slurm says that it does not take the job, or has ended it."""
-    rest, started, refused, cut_short = b"", False, "", ""
-    while chunk := source.read1(2**16):
-        for sink in list(sinks):
-            try:
-                sink.write(chunk)
-                sink.flush()
-            except OSError as error:  # a full disk must not end the job
-                sinks.remove(sink)
-                # Else Python writes what the buffer holds once more as it ends, and exits with 120.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
-                logger.warning("no more output is copied: %s", describe_os_error(error))
-        *lines, rest = (rest + chunk).split(b"\n")
-        rest = rest[-4096:]
-        for line in lines:
-            started |= not line.startswith(b"srun: ")  # the job's own words
-            if not (started or refused) and (match := REFUSED.match(line)):
-                refused = match[1].decode(errors="replace")
-            if match := CUT_SHORT.search(line):
-                cut_short = (match[1] or match[2]).decode().lower()
-    return refused, cut_short
