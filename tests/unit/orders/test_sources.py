@@ -1,11 +1,8 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders, random_orders
-from orders.order_file import write_orders
 from orders.sources import parse_order, published_repulsion
 from util.geometry import TokenGrid
 
@@ -29,16 +26,6 @@ def test_kinds_are_what_evaluation_uses() -> None:
     np.testing.assert_array_equal(orders("lpd", steps=12), orders("lpd:1", steps=12))  # none
     published = {(256, 20): 2, (256, 32): 2, (1024, 48): 4, (256, 64): 1, (64, 12): 1}
     assert {pair: published_repulsion(*pair) for pair in published} == published
-
-
-def test_order_files_give_the_row_of_the_image(tmp_path: Path) -> None:
-    rows = random_orders(50, 256, seed=9)
-    for name in ("orders.npy", "orders.json"):
-        write_orders(tmp_path / name, rows)
-        found = orders(str(tmp_path / name))
-        assert found.dtype == np.int64 and np.array_equal(found, rows[IDS])
-    with pytest.raises(ValueError, match="holds 50 orders, expected one for each of 51 images"):
-        parse_order(str(tmp_path / "orders.npy"), GRID, 0, 51)
 
 
 def test_anything_else_is_refused() -> None:
