@@ -135,7 +135,7 @@ def sparse(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),  # more are in the table of bad input
+    ("make", "message"),  # more are in the page of bad input
     [
         (sparse, "b/1.png is a link or a special file"),
         (lambda f: spoilt(f, cut=0), "it is cut short, damaged or several in a row at byte"),

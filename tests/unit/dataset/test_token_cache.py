@@ -96,7 +96,7 @@ def test_shards_that_are_wrong_are_refused(tmp_path: Path) -> None:
 
 
 def test_bytes_that_changed_are_noticed(tmp_path: Path) -> None:
-    """The last index goes beyond the vocabulary; more is in the table of bad input."""
+    """The last index goes beyond the vocabulary; more is in the page of bad input."""
     write_ours(tmp_path)
     cache, file = open_cache(tmp_path), tmp_path / TOKENS_FILE
     check_cache(cache, GRID, "f" * 64, num_classes=3)

@@ -32,7 +32,7 @@ def legal_choices(
     score = {cell: round(proximity_score(cell, decoded), 9) for cell in left}
     near = {cell for cell in left if score[cell] >= round(proximity, 9)}
     candidates = {
-        cell for cell in near if all(chebyshev(cell, other) > repulsion for other in group)
+        (y, x) for y, x in near if all(max(abs(y - v), abs(x - u)) > repulsion for v, u in group)
     }
     merit = score
     # Once a group has had to be filled, no candidate is left for the rest of it: groups only grow.
@@ -50,7 +50,3 @@ def proximity_score(cell: Cell, decoded: set[Cell]) -> float:
     y, x = cell
     around = [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
     return sum(1 / math.dist(cell, other) for other in around if other in decoded)
-
-
-def chebyshev(a: Cell, b: Cell) -> int:
-    return max(abs(a[0] - b[0]), abs(a[1] - b[1]))

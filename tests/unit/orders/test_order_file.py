@@ -1,4 +1,4 @@
-"""Order files: both forms, and how they can be wrong; the table of bad input has more."""
+"""Order files: both forms, and how they can be wrong; the page of bad input has more."""
 
 import json
 from pathlib import Path

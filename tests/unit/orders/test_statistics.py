@@ -1,31 +1,27 @@
 import math
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 
 from orders import statistics as distances
 from orders.locality import random_orders
 from orders.statistics import group_distances
 
 
-def literally(order: list[int], sizes: list[int], side: int) -> tuple[list[float], list[float]]:
-    """The definition, position by position."""
-    to_context, within, before = [], [], []
-
-    def mean_to_nearest(positions: list[int], others: list[int]) -> float:
-        nearest = [
-            min((math.dist(divmod(p, side), divmod(q, side)) for q in others if q != p), default=0)
-            for p in positions
-        ]
-        return sum(nearest) / len(nearest)
-
-    for size in sizes:
-        group = order[len(before) : len(before) + size]
-        to_context.append(mean_to_nearest(group, before) if before else math.nan)
-        within.append(mean_to_nearest(group, group) if size > 1 else math.nan)
-        before += group
+def literally(order: np.ndarray, sizes: list[int], side: int) -> tuple[list[float], list[float]]:
+    """The definition, group by group."""
+    to_context, within = [], []
+    places = np.stack(np.divmod(order, side), axis=1)
+    for start, stop in pairwise(accumulate(sizes, initial=0)):
+        group = places[start:stop]
+        to_context.append(cdist(group, places[:start]).min(axis=1).mean() if start else math.nan)
+        apart = cdist(group, group)
+        np.fill_diagonal(apart, math.inf)
+        within.append(apart.min(axis=1).mean() if len(group) > 1 else math.nan)
     return to_context, within
 
 
@@ -37,7 +33,7 @@ def test_distances_are_the_definition(data: st.DataObject) -> None:
     sizes = np.diff([0, *sorted(cuts), side**2]).tolist()
     orders = random_orders(3, side**2, seed=data.draw(st.integers(0, 1000)))
     found = group_distances(orders, sizes)
-    for row, order in enumerate(orders.tolist()):
+    for row, order in enumerate(orders):
         for values, expected in zip(found, literally(order, sizes, side), strict=True):
             np.testing.assert_allclose(values[row], expected, rtol=1e-6)
 
