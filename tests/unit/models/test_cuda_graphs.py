@@ -14,8 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models import cuda_graphs
 from models.cuda_graphs import WARM_UP_RUNS, CaptureError, GraphCache
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 class Recording(TorchDispatchMode):
     """Stands for a CUDA graph: its replays repeat the operations, into the same tensors."""
@@ -234,7 +232,7 @@ def test_no_capture_enters_the_pool_of_graphs_that_are_gone(cuda):
     assert len(set(cuda.entered)) == len(cuda.entered) - 1  # all but the one that failed
 
 
-@needs_gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_failed_captures_keep_no_memory_and_a_lack_of_it_passes_unchanged():
     """Those of a cache with another graph, whose pool they enter."""
     cache, x, reserved = GraphCache(2), torch.ones(2**20, device="cuda"), []

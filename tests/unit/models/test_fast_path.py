@@ -254,20 +254,19 @@ class OwnStep(LPD):
         return super().decode_step(*args) * 2
 
 
+def put(path: str, value: object) -> Callable[[LPD], None]:
+    owner, _, name = path.rpartition(".")
+    return lambda model: setattr(model.get_submodule(owner), name, value)
+
+
 UNKNOWN = {
-    "blocks.0.mlp is a Sequential, which it does not know": lambda model: setattr(
-        model.blocks[0], "mlp", nn.Sequential(nn.Linear(32, 32))
-    ),
+    "blocks.0.mlp is a Tanh, which it does not know": put("blocks.0.mlp", nn.Tanh()),
     "blocks.0.mlp has a forward hook": lambda model: model.blocks[0].mlp.register_forward_hook(
         lambda *args: args[-1] * 2
     ),
-    "blocks.1.attn.proj has a forward of its own": lambda model: setattr(
-        model.blocks[1].attn.proj, "forward", torch.neg
-    ),
-    "norm is another LayerNorm than LPD has, which it does not know": lambda model: setattr(
-        model.norm, "bias", None
-    ),
-    "OwnStep has a decode_step of its own": lambda model: setattr(model, "__class__", OwnStep),
+    "blocks.1.attn.proj has a forward of its own": put("blocks.1.attn.proj.forward", torch.neg),
+    "norm is another LayerNorm than LPD has, which it does not know": put("norm.bias", None),
+    "OwnStep has a decode_step of its own": put("__class__", OwnStep),
     "it computes in float32 or bfloat16, not torch.float64": LPD.double,
 }
 

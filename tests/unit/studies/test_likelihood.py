@@ -10,7 +10,7 @@ from models.likelihood import token_nll
 from orders.plan import GenerationPlan
 from orders.sources import locality_aware, parse_order
 from studies.likelihood import Measured, Setting, images_digest, measure
-from studies.search import REPULSION_ALONE, Candidate, plans, search, search_table
+from studies.search import REPULSION_ALONE, plans, search, search_table
 from tests.unit.models.small import NUM_TOKENS, VOCAB, small_lpd
 from util import distributed
 from util.geometry import TokenGrid
@@ -111,11 +111,9 @@ def test_bfloat16_is_near() -> None:
     np.testing.assert_allclose(near, exact, rtol=0.02)
 
 
-def tried_plans(
-    repulsions: list[float], proximities: list[float], grid: TokenGrid, seed: int
-) -> dict[Candidate, Setting]:
-    tried = {"repulsions": repulsions, "proximities": proximities, "shapes": ["rule", "2"]}
-    return plans(SimpleNamespace(seed=seed, **tried), grid, 4)
+def tried(repulsions: list[float], proximities: list[float], grid: TokenGrid) -> dict:
+    thresholds = {"repulsions": repulsions, "proximities": proximities}
+    return plans(SimpleNamespace(seed=6, shapes=["rule", "2"], **thresholds), grid, 4)
 
 
 def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
@@ -132,14 +130,14 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
             measured.append(Measured(one, nats, None))
         return measured
 
-    tried, ids = tried_plans([0, 1, 2], [0, 1], GRID, 6), 2 * IDS
-    entry = search(costs, tried, GRID, 6, ids)
+    candidates, ids = tried([0, 1, 2], [0, 1], GRID), 2 * IDS
+    entry = search(costs, candidates, GRID, 6, ids)
     # All and the published on one half; the best and that on the other.
     assert [(len(settings), len(half)) for settings, half in seen] == [(13, 5), (2, 6)]
     halves = [half for _, half in seen]
     assert sorted(halves[0] + halves[1]) == ids.tolist()
     assert halves == list(map(sorted, halves))
-    search(costs, tried, GRID, 7, ids)
+    search(costs, candidates, GRID, 7, ids)
     assert seen[2][1] != halves[0]  # of another seed
     assert entry["best"]["nll"] == 18 and entry["best"]["minus_published"] == -2
     assert entry["steps"] == 4 and len(entry["candidates"]) == 12
@@ -155,7 +153,7 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
 
 def test_repulsion_alone_is_one_candidate_for_each_shape() -> None:
     grid, near, alone = TokenGrid(64, 4, VOCAB), 6.8, REPULSION_ALONE
-    found = tried_plans([0, 2], [near, alone, 100], grid, 0)
+    found = tried([0, 2], [near, alone, 100], grid)
     pairs = [(0, near), (0, alone), (2, near)]
     assert list(found) == [(*pair, shape) for pair in pairs for shape in ("rule", "2")]
     # Whatever the thresholds say, these are the same orders; a little lower they are not.
