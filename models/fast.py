@@ -212,7 +212,7 @@ class FastNetwork:
         for layer, (block, following) in enumerate(itertools.pairwise(blocks)):
             x, qkv = self._rows.between(x, attend(layer, qkv), block, following)
         attended = attend(len(blocks) - 1, qkv, queries_only=True)
-        cache.advance(num_context)
+        cache.length += num_context
         x = x.unflatten(0, shape)[:, num_context:].flatten(0, 1).contiguous()
         logits = self._rows.out(x, attended, blocks[-1], weights.norm, weights.head)
         return logits.unflatten(0, shape)
@@ -311,12 +311,10 @@ def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
         name, kind = name or "the model", type(part)
         if part is not model and kind not in _KNOWN_PARTS:
             return f"{name} is a {kind.__name__}, which it does not know"
+        unusual = kind is nn.GELU and part.approximate != "none"
         if kind is nn.LayerNorm:
-            affine = part.weight is not None and part.bias is not None
-            usual = affine and part.eps == LAYER_NORM_EPS
-        else:
-            usual = kind is not nn.GELU or part.approximate == "none"
-        if not usual:
+            unusual = part.weight is None or part.bias is None or part.eps != LAYER_NORM_EPS
+        if unusual:
             return f"{name} is another {kind.__name__} than LPD has, which it does not know"
         if part._forward_hooks or part._forward_pre_hooks:
             return f"{name} has a forward hook"

@@ -201,7 +201,7 @@ model = LPD.from_pretrained("user/name")"""
         x = torch.cat([context, queries], dim=1)
         for layer, block in enumerate(self.blocks):
             x = block.decode(x, num_context, cache, layer)
-        cache.advance(num_context)
+        cache.length += num_context
         return self.head(self.norm(x[:, num_context:]))
 
     @classmethod

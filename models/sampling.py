@@ -76,15 +76,10 @@ def pick(logits: Tensor, scales: Tensor, uniforms: Tensor, settings: SamplingSet
     """
     logits = logits.float()
     if settings.guided:
-        logits = guide(logits, scales)
+        cond, uncond = logits.chunk(2)
+        logits = torch.addcmul(uncond, scales[:, None], cond - uncond)
     filtered = settings.top_k > 0 or settings.top_p < 1
     return draw(filtered_probabilities(logits, settings), uniforms, filtered)
-
-
-def guide(logits: Tensor, scales: Tensor) -> Tensor:
-    """Compute uncond + scales * (cond - uncond): (2B, g, V), cond first -> (B, g, V)."""
-    cond, uncond = logits.chunk(2)
-    return torch.addcmul(uncond, scales[:, None], cond - uncond)
 
 
 def filtered_probabilities(logits: Tensor, settings: SamplingSettings) -> Tensor:

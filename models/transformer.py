@@ -64,10 +64,6 @@ class KVCache:
         ]
         return torch.cat([*context, queries], dim=1)
 
-    def advance(self, num_context: int) -> None:
-        """Keep the first `num_context` of the tokens that the last step wrote."""
-        self.length += num_context
-
 
 def split_heads(qkv: Tensor, num_heads: int) -> Tensor:
     """Split (B, L, 3 * C), (q, k, v) x heads x size -> (3, B, heads, L, size)."""

@@ -199,7 +199,7 @@ def variants(check: Check) -> None:
         cache.length = 0
         for (context, _), x in zip(steps, qkv, strict=True):
             seen = cache.attend(0, x, context)
-            cache.advance(context)
+            cache.length += context
         return seen
 
     ways = {"attention_default": attention}
