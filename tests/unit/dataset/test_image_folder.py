@@ -74,14 +74,8 @@ def pack(tar: Path, *members: tuple[Path, str], format: int = tarfile.PAX_FORMAT
     return tar
 
 
-@pytest.mark.parametrize(
-    ("prefix", "format"),
-    [
-        *[(prefix, tarfile.PAX_FORMAT) for prefix in ("", "./", "train/", "./train/", "any/")],
-        ("any/train/", tarfile.GNU_FORMAT),
-    ],
-)
-def test_every_layout_is_the_folder_it_was_made_from(root: Path, prefix: str, format: int) -> None:
+@pytest.mark.parametrize("prefix", ["", "./", "train/", "./train/", "any/", "any/train/"])
+def test_every_layout_is_the_folder_it_was_made_from(root: Path, prefix: str) -> None:
     if prefix == "any/":  # an image of its own would make it a class
         (root / "readme.png").unlink()
     # In the system's order, which is not the sorted one, and without an entry for the prefix.
@@ -89,7 +83,8 @@ def test_every_layout_is_the_folder_it_was_made_from(root: Path, prefix: str, fo
     if "/train" in f"/{prefix}":
         members.append((root / "b", prefix.replace("train", "val") + "other"))
         members.append((root / "b" / "2.png", prefix.replace("train/", "stray.png")))
-    packed = list_images(pack(root / "images.tar", *members, format=format))
+    form = tarfile.GNU_FORMAT if prefix == "any/train/" else tarfile.PAX_FORMAT
+    packed = list_images(pack(root / "images.tar", *members, format=form))
     expected = list_images(root)
     assert packed.classes == expected.classes
     np.testing.assert_array_equal(packed.labels, expected.labels)
@@ -100,17 +95,8 @@ def test_every_layout_is_the_folder_it_was_made_from(root: Path, prefix: str, fo
         assert a.images.equal(b.images) and a.labels.equal(b.labels)
 
 
-def test_one_class_and_two_members_of_a_name(root: Path) -> None:
-    """A class of images alone is not taken for the packed folder; the last of a name counts."""
-    images = list_images(pack(root / "b.tar", (root / "b", "b")))
-    assert images.classes == ("b",) and len(images) == 5
-    tar = pack(root / "x.tar", *((root / "b" / name, "a/1.png") for name in ("é.png", "2.png")))
-    (batch,) = image_batches(list_images(tar), 8, [np.arange(1)])
-    assert batch.images.max() == 255 - NAMES.index("b/2.png")
-
-
 def spoilt(folder: Path, cut: int | None) -> Path:
-    """Cut short so many bytes behind the start of the second member, or with another behind it."""
+    """Cut short so many bytes behind the start of the second file, or with another behind it."""
     tar = pack(folder / "x.tar", *((folder / name, name) for name in NAMES))
     with tarfile.open(tar) as archive:
         start = archive.getmembers()[1].offset
@@ -139,7 +125,6 @@ def sparse(folder: Path) -> Path:
     [
         (sparse, "b/1.png is a link or a special file"),
         (lambda f: spoilt(f, cut=0), "it is cut short, damaged or several in a row at byte"),
-        (lambda f: spoilt(f, cut=100), "it is cut short, damaged"),
         (lambda f: spoilt(f, cut=None), "several in a row"),
         (empty_class, "class folder .*x.tar/data/c holds no images"),
         (lambda f: pack(f / "x.tar", (f / "b" / "2.png", "2.png")), "holds no class folders"),
@@ -150,9 +135,13 @@ def test_unusable_tars_are_one_line(root: Path, make: Callable[[Path], Path], me
         list_images(make(root))
 
 
-def test_damaged_members_are_named(root: Path) -> None:
+def test_members_are_named_and_the_last_of_a_name_counts(root: Path) -> None:
+    tar = pack(root / "y.tar", *((root / "b" / name, "a/1.png") for name in ("é.png", "2.png")))
+    (batch,) = image_batches(list_images(tar), 8, [np.arange(1)])
+    assert batch.images.max() == 255 - NAMES.index("b/2.png")
     (root / "b" / "2.png").write_text("no image")
     images = list_images(pack(root / "x.tar", (root / "b", "b")))
+    assert images.classes == ("b",) and len(images) == 5  # not taken for the packed folder
     with pytest.raises(UserError, match=r"x\.tar: b/2\.png: cannot be decoded"):
         list(image_batches(images, 8, [np.arange(len(images))]))
     (root / "x.tar").unlink()
