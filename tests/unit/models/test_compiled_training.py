@@ -44,10 +44,8 @@ def dense_flex_attention(q, k, v, block_mask):
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 
-@pytest.mark.parametrize(
-    ("heads", "stand_in"),
-    [(2, True), (2, False), (4, False)],  # the smaller heads of 4 keep dense masks
-)
+# The smaller heads of 4 keep dense masks.
+@pytest.mark.parametrize(("heads", "stand_in"), [(2, True), (2, False), (4, False)])
 @pytest.mark.parametrize("num_tokens", LISTS)
 def test_all_lists_share_one_program_with_the_plain_steps_loss_and_gradients(
     num_tokens, heads, stand_in, device, monkeypatch
@@ -61,13 +59,13 @@ def test_all_lists_share_one_program_with_the_plain_steps_loss_and_gradients(
     compiled.compile_blocks(sparse=True, backend="inductor" if on_gpu else counter)
     batch, backward = batch_for(num_tokens, device), on_gpu or stand_in or heads == 4
     for sizes in LISTS[num_tokens][:: 1 if on_gpu or stand_in else 3]:
-        gradients = []
         with torch.set_grad_enabled(backward):
             losses = [model(group_sizes=sizes, **batch) for model in (plain, compiled)]
         assert abs(losses[0] - losses[1]) < 1e-5
-        if backward:
-            for model, loss in zip((plain, compiled), losses, strict=True):
-                gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        if not backward:
+            continue
+        weights = list(plain.parameters()), list(compiled.parameters())
+        gradients = map(torch.autograd.grad, losses, weights)
         for expected, found in zip(*gradients, strict=True):
             assert (found - expected).norm() < 1e-4 * expected.norm() + 1e-7
     assert counters["stats"]["unique_graphs"] <= 2 if on_gpu else counter.graphs == 1

@@ -150,18 +150,6 @@ def test_autocast_casts_again_at_every_replay(captures, device):
         assert (result == 8 * value).all()
 
 
-def failing_when_captured(error):
-    """A function that can be run, but not captured."""
-    calls = itertools.count()
-
-    def function(x):
-        if next(calls) >= WARM_UP_RUNS:
-            raise error
-        return x
-
-    return function
-
-
 @pytest.mark.parametrize(
     ("error", "kind", "line"),
     [
@@ -173,8 +161,15 @@ def failing_when_captured(error):
     ],
 )
 def test_what_cannot_be_captured_says_what_the_function_did(cuda, error, kind, line):
+    calls = itertools.count()
+
+    def function(x):
+        if next(calls) >= WARM_UP_RUNS:
+            raise error
+        return x
+
     with pytest.raises((RuntimeError, ValueError)) as caught:
-        GraphCache(1).run("fails", failing_when_captured(error), torch.ones(2))
+        GraphCache(1).run("fails", function, torch.ones(2))
     assert (type(caught.value), str(caught.value)) == (kind, line)
     assert kind is CaptureError or caught.value is error
     assert len(cuda.resets) == 2  # of the failed graph, and of one that puts the generator right
