@@ -1,5 +1,3 @@
-"""Published per-image token files become a cache with the same tokens and labels."""
-
 import logging
 from pathlib import Path
 
@@ -15,49 +13,37 @@ from tokenizers.vq_model import fingerprint, save_tokenizer
 from util.errors import UserError
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tokenizer and the token files of eleven images of three classes, in three shards."""
+def test_published_files_become_a_cache_of_the_same_tokens(
+    tmp_path: Path, monkeypatch, caplog, bars
+) -> None:
+    """Eleven images of three classes in three shards, at first with a bad one in the last."""
     monkeypatch.setattr("util.logs.setup", lambda: None)
     monkeypatch.setattr(write_cache, "MAX_SHARD_IMAGES", 4)
-    save_tokenizer(tmp_path / "vq.pt", tiny_tokenizer())
-    tokens = np.random.default_rng(0).integers(0, GRID.vocab_size, (11, 2, GRID.num_tokens))
-    for number, (plain, mirrored) in enumerate(tokens):
-        file = tmp_path / "published" / f"n{number % 3}" / f"{number:02d}.JPEG.npz"
+    published, cache, weights = (tmp_path / name for name in ("published", "cache", "vq.pt"))
+    save_tokenizer(weights, tiny_tokenizer())
+    for number, tokens in enumerate(np.random.default_rng(0).integers(32, size=(11, 2, 16))):
+        file = published / f"n{number % 3}" / f"{number:02d}.JPEG.npz"
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, indices=plain, indices_flip=mirrored)
-    return tmp_path
+        np.savez(file, **dict(zip(("indices", "indices_flip"), tokens, strict=True)))
+    flags = ["--published_path", published, "--cached_path", cache, "--vqgan_path", weights]
+    flags = [*map(str, flags), "--num_workers", "2"]
+    last = published / "n2" / "08.JPEG.npz"
+    good = last.read_bytes()
+    np.savez(last, indices=np.zeros(16, int), indices_flip=np.full(16, 32))
+    with pytest.raises(UserError, match=r"^--published_path: .*n2/08.* expected 16 in \[0, 32"):
+        convert_cache.main(flags)
+    assert results_in(cache) == []
 
-
-def convert(workspace: Path) -> None:
-    flags = ("--published_path", workspace / "published", "--cached_path", workspace / "cache")
-    flags += ("--vqgan_path", workspace / "vq.pt", "--num_workers", 2)
-    convert_cache.main([str(flag) for flag in flags])
-
-
-def test_converted_cache_reads_the_same(workspace: Path, caplog, bars) -> None:
-    convert(workspace)
-    assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(11, 11, "image")]
+    last.write_bytes(good)
+    caplog.clear()
+    convert_cache.main(flags)
+    assert (bars[-1].n, bars[-1].total, bars[-1].unit) == (11, 11, "image")
     (warning,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert "is taken to have made these tokens" in warning.getMessage()
-    published, cache = open_cache(workspace / "published"), open_cache(workspace / "cache")
-    assert cache.classes == published.classes == ("n0", "n1", "n2")
-    np.testing.assert_array_equal(cache.labels, published.labels)
+    before, after = open_cache(published), open_cache(cache)
+    assert after.classes == before.classes == ("n0", "n1", "n2")
+    np.testing.assert_array_equal(after.labels, before.labels)
     for flip in (False, True):
-        found, expected = (x.read(np.arange(11), np.full(11, flip)) for x in (cache, published))
-        np.testing.assert_array_equal(found, expected)
-    check_cache(cache, GRID, fingerprint(tiny_tokenizer()), num_classes=3)
-
-
-def test_a_bad_file_is_one_line_and_leaves_nothing(workspace: Path) -> None:
-    """More cases are in the table of bad input."""
-    plain, bad = np.zeros(16, int), workspace / "published" / "n2" / "08.JPEG.npz"
-    for mirrored, message in (
-        ({"indices_flip": np.full(16, 32)}, r"expected 16 in \[0, 32"),
-        ({}, "cannot be read"),
-    ):
-        np.savez(bad, indices=plain, **mirrored)
-        line = rf"^--published_path: .*n2/08\.JPEG\.npz .*{message}[^\n]*$"
-        with pytest.raises(UserError, match=line):
-            convert(workspace)
-        assert results_in(workspace / "cache") == []
+        read = [each.read(np.arange(11), np.full(11, flip)) for each in (before, after)]
+        np.testing.assert_array_equal(*read)
+    check_cache(after, GRID, fingerprint(tiny_tokenizer()), num_classes=3)
