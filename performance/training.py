@@ -28,9 +28,6 @@ from performance.cost import num_parameters
 from performance.timing import MOST_ROUNDS, NAMES, Calls, Effort, Record
 from training.recipe import BETAS
 
-FAST_DTYPE = torch.bfloat16
-PLAIN_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
-
 
 class Step:
     """One optimiser step of a network of its own, as training runs it or plainly written."""
@@ -38,7 +35,7 @@ class Step:
     def __init__(self, build: Callable[[], LPD], device: torch.device, plain: bool) -> None:
         torch.manual_seed(0)
         self.device, self.plain = device, plain
-        self.dtype = PLAIN_DTYPE[device.type] if plain else FAST_DTYPE
+        self.dtype = torch.float32 if plain and device.type == "cpu" else torch.bfloat16
         self.model = timing.random_weights(build, device).train().requires_grad_(True)
         if plain:
             for module in self.model.modules():

@@ -105,10 +105,9 @@ def test_what_cannot_be_judged_is_refused(data: Path, samples: Path, tmp_path: P
 def test_features_trains_an_extractor(data: Path, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(demo_digits, "EPOCHS", 10)  # of 30: 99.2 %
     caplog.set_level(logging.INFO)
-    weights, before = [tmp_path / name for name in ("a.pt", "b.pt")], torch.get_rng_state()
+    weights = [tmp_path / name for name in ("a.pt", "b.pt")]
     for output in weights:
         demo_digits.main(["features", "--data", str(data), "--output", str(output)])
-    assert torch.equal(torch.get_rng_state(), before)
     assert float(caplog.text.partition("recognises ")[2].partition(" %")[0]) > 98
     assert opens_anywhere(weights[0]) and weights[0].read_bytes() == weights[1].read_bytes()
     assert build_extractor("digits", str(weights[0]), torch.device("cpu")) is not None

@@ -145,16 +145,9 @@ def test_photographs_are_told_apart_where_nobody_was_trained(tmp_path: Path) -> 
     assert data.judge.score(*data.held_out) > 0.85
     # In standard deviations of the training crops.
     assert torch.allclose(data.features(train).std(dim=0), torch.ones(60), atol=1e-4)
-    # The more tokens' blocks of 4 x 4 pixels come from elsewhere in the crop, the further away.
-    blocks = train.unfold(2, 4, 4).unfold(3, 4, 4)
-    found = []
-    for share in (0.0, 0.05, 0.2):
-        chosen = torch.rand(len(blocks), 1, 16, 16, 1, 1, generator=torch.manual_seed(0)) < share
-        mixed = torch.where(chosen, blocks.roll((5, 7), dims=(2, 3)), blocks)
-        images = mixed.permute(0, 1, 2, 4, 3, 5).reshape(train.shape)
-        found.append(data.measure(data.held_out, images)["frechet_distance"])
-    assert found[0] == pytest.approx(0, abs=1e-2)
-    assert found[0] + 1 < found[1] and 2 * found[1] < found[2]
+    distances = data.measure(data.held_out, train)  # to the training crops, and to the others
+    assert distances["frechet_distance"] == pytest.approx(0, abs=1e-2)
+    assert distances["frechet_distance_held_out"] > 1
 
 
 def test_features_of_crops_are_finite_and_know_directions() -> None:
