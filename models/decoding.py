@@ -99,7 +99,7 @@ class _Job:
         scales = guidance_scales(self.settings, self.plan.num_tokens, orders.device)
         known_positions = orders[:, : self.plan.num_known]
         tokens = torch.full_like(orders, UNDECIDED).scatter_(1, known_positions, known)
-        if not self.plan.num_steps:
+        if not self.plan.group_sizes:
             yield tokens
             return
 
@@ -150,7 +150,7 @@ def _prepare(
         ids = np.arange(len(labels)) if ids is None else ids
         orders = locality_aware(model.grid, seed)(ids, group_sizes)
     plan = GenerationPlan.build(orders, group_sizes, num_tokens, num_known)
-    batch_size, device = plan.batch_size, model.pos_embed.device
+    batch_size, device = len(plan.orders), model.pos_embed.device
     ids = np.arange(batch_size) if ids is None else ids
     if known is None:
         known = torch.empty(batch_size, 0, dtype=torch.int64)

@@ -38,16 +38,8 @@ class GenerationPlan:
         return cls(copy, tuple(int(size) for size in group_sizes), num_known)
 
     @property
-    def batch_size(self) -> int:
-        return self.orders.shape[0]
-
-    @property
     def num_tokens(self) -> int:
         return self.orders.shape[1]
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.group_sizes)
 
     def steps(self) -> Iterator[tuple[int, int]]:
         """Return where each step's positions start and stop in generation order."""
