@@ -65,8 +65,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_cache.remove_unfinished(path)
     with blame("--cached_path"):
         record_run(parser, pinned_flags(args), path)
+    images, counts = np.arange(published.num_images), []
+    parts = np.split(images, images[:: write_cache.MAX_SHARD_IMAGES][1:])
+    workers = min(args.num_workers, available_cores(), len(parts))
     try:
-        counts = convert_all(published, path, args.num_workers)
+        with (
+            ProcessPoolExecutor(workers) as pool,
+            logs.progress(total=len(images), unit="image", desc="convert") as bar,
+        ):
+            for count in pool.map(partial(convert, path), enumerate(map(published.select, parts))):
+                counts.append(count)
+                bar.update(count)
         about = (grid, fingerprint(tokenizer), published.classes, counts, "unknown")
         with blame(f"--cached_path: {path}"):
             write_cache.write_index(path, *about)
@@ -74,22 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_cache.remove_unfinished(path)
         raise
     logger.info("%s is complete: %d images of %d px", path, published.num_images, side)
-
-
-def convert_all(published: PublishedCache, path: Path, num_workers: int) -> list[int]:
-    """Write all tokens as shards, in several processes; return the images in each."""
-    images = np.arange(published.num_images)
-    parts = np.split(images, images[:: write_cache.MAX_SHARD_IMAGES][1:])
-    shards = enumerate(map(published.select, parts))
-    counts = []
-    with (
-        ProcessPoolExecutor(min(num_workers, available_cores(), len(parts))) as pool,
-        logs.progress(total=len(images), unit="image", desc="convert") as bar,
-    ):
-        for count in pool.map(partial(convert, path), shards):
-            counts.append(count)
-            bar.update(count)
-    return counts
 
 
 def convert(path: Path, shard: tuple[int, PublishedCache]) -> int:

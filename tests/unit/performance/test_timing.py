@@ -33,9 +33,7 @@ def test_in_turn(rounds: int, seconds: float, expected: int) -> None:
     assert record["ratio"] == statistics.median(plain) / record["fast_s"]
 
 
-def test_series_go_to_table_and_file_until_memory_ends(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, bars
-) -> None:
+def test_series_go_to_table_and_file_until_memory_ends(tmp_path, capsys, caplog, bars) -> None:
     kept = []
 
     def series(name: str, fits: int) -> Iterator[Record]:

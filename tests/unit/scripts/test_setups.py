@@ -1,28 +1,20 @@
 """scripts/setups/train.sh: nodes, processes and where they meet, with stand-ins for Slurm."""
 
 import signal
-import subprocess
+from subprocess import CompletedProcess
 
 from tests.commands import ROOT
 from tests.unit.scripts.conftest import Home
 
 SETUP = ROOT / "scripts" / "setups" / "train.sh"
-STEP = {
-    "SLURM_JOB_ID": "100",
-    "SLURM_STEP_ID": "2",
-    "SLURM_STEP_NODELIST": "n[1-2]",
-    "SLURM_STEP_NUM_NODES": "2",
-    "SLURM_STEP_NUM_TASKS": "2",
-    "SLURM_NODEID": "1",
-    "NPROC_PER_NODE": "4",
-}
+STEP = dict(SLURM_JOB_ID="100", SLURM_STEP_ID="2", SLURM_STEP_NODELIST="n[1-2]")
+STEP |= dict(SLURM_STEP_NUM_NODES="2", SLURM_STEP_NUM_TASKS="2", SLURM_NODEID="1")
+STEP |= dict(NPROC_PER_NODE="4")
 # Three GPUs, and each argument on its line.
 PYTHON = "#!/usr/bin/env bash\n[ $1 = -c ] && echo 3 || printf '%s\\n' \"$@\"\n"
 
 
-def torchrun(
-    home: Home, interpreter: str = PYTHON, **variables: str
-) -> subprocess.CompletedProcess:
+def torchrun(home: Home, interpreter: str = PYTHON, **variables: str) -> CompletedProcess:
     """Run a script that says its folder and launches; by default its Python says what it runs."""
     script = home.path / "train me.sh"
     script.write_text(
@@ -56,18 +48,12 @@ def test_processes_meet_on_the_first_node_of_a_slurm_step(home: Home) -> None:
 
 
 def test_a_start_that_cannot_work_ends_in_one_line(home: Home) -> None:
-    for variables, message in (
-        (
-            {**STEP, "FIRST": "not.this.one"},
-            "found no address of node not.this.one, expected one in DNS or in Slurm\n",
-        ),
-        ({**STEP, "SLURM_STEP_NUM_TASKS": "16"}, "found 16 tasks on 2 nodes, expected one task"),
-        ({"SLURM_JOB_NUM_NODES": "2"}, "found one process for a job of 2 nodes"),
-        (
-            {"NNODES": "2", "NODE_RANK": "0"},
-            "MASTER_ADDR is not set, expected it with NNODES=2\n",
-        ),
-    ):
+    for message, variables in {
+        "found no address of node not.this.one, expected one in": {**STEP, "FIRST": "not.this.one"},
+        "found 16 tasks on 2 nodes, expected one task": {**STEP, "SLURM_STEP_NUM_TASKS": "16"},
+        "found one process for a job of 2 nodes": {"SLURM_JOB_NUM_NODES": "2"},
+        "MASTER_ADDR is not set, expected it with NNODES=2": {"NNODES": "2", "NODE_RANK": "0"},
+    }.items():
         result = torchrun(home, **variables)
         assert result.returncode == 2
         assert result.stderr.startswith(f"error: train.sh: {message}")
