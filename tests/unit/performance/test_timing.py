@@ -4,7 +4,6 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
