@@ -32,6 +32,8 @@ from util.cli import Parser, add_flags
 from util.errors import UserError, blame, run
 from util.files import read_json
 
+# Whose nats each table shows.
+COSTS = dict(nll="nll", prices="price", alone="alone", against="nll", each="nll")
 Row = dict[str, object]  # cells by the title of their column
 Costs = Mapping[str, np.ndarray]  # nats of each model and image, (models, n), by order
 # What a file says, its `name`, and `results` by steps and order: scores of samples, or nats of
@@ -112,36 +114,27 @@ def by_steps(args: argparse.Namespace, models: Sequence[Model]) -> Iterator[Row]
             for name in ("class_accuracy", "frechet_distance"):
                 row |= {f"{order}, {SCORES[name]}": judged(name, found[order]) for order in orders}
         else:
-            what, make = COSTS[args.table]
-            costs = {order: np.array([each[what] for each in found[order]]) for order in orders}
-            minus = args.minus or (None if what == "alone" else orders[0])
-            row |= make(costs, minus, [model["name"] for model in models])
+            nats = COSTS[args.table]
+            costs = {order: np.array([each[nats] for each in found[order]]) for order in orders}
+            minus = args.minus or (None if nats == "alone" else orders[0])
+            row |= cost_cells(args.table, costs, minus, [model["name"] for model in models])
         yield row
 
 
-def differences(costs: Costs, minus: str | None) -> Row:
-    """Make cells of what orders cost more than one of them, if any, image by image."""
-    return {
-        f"{order} - {minus}": Estimate.of(cost.mean(axis=0) - costs[minus].mean(axis=0))
-        for order, cost in costs.items()
-        if minus not in (None, order)
-    }
-
-
-def means(costs: Costs, minus: str, _: Sequence[str]) -> Row:
-    """Make cells of costs of an image, then of their differences to one order's."""
-    cells = {order: Estimate.of(cost.mean(axis=0)) for order, cost in costs.items()}
-    return cells | differences(costs, minus)
-
-
-def ranges(costs: Costs, minus: str | None, _: Sequence[str]) -> Row:
-    """Make cells of means and ranges over models, then of differences."""
-    cells = {order: spread(cost.mean(axis=1), digits=2) for order, cost in costs.items()}
-    return cells | differences(costs, minus)
-
-
-def against(costs: Costs, _: str, names: Sequence[str]) -> Row:
-    """Make cells of the second half of the models, and of what they exceed the first half by."""
+def cost_cells(table: str, costs: Costs, minus: str | None, names: Sequence[str]) -> Row:
+    """Make cells of costs, and of what they exceed one order's by, image by image."""
+    if table == "each":  # model by model
+        cells = {}
+        for number, name in enumerate(names):
+            own = differences({order: cost[[number]] for order, cost in costs.items()}, minus)
+            cells |= {f"{title}, {name}": difference for title, difference in own.items()}
+        return cells
+    if table == "alone":
+        cells = {order: spread(cost.mean(axis=1), digits=2) for order, cost in costs.items()}
+        return cells | differences(costs, minus)
+    if table != "against":
+        cells = {order: Estimate.of(cost.mean(axis=0)) for order, cost in costs.items()}
+        return cells | differences(costs, minus)
     halves = {order: np.split(cost, 2) for order, cost in costs.items()}
     cells = {order: Estimate.of(second.mean(axis=0)) for order, (_, second) in halves.items()}
     for order, (first, second) in halves.items():
@@ -150,22 +143,12 @@ def against(costs: Costs, _: str, names: Sequence[str]) -> Row:
     return cells
 
 
-def each(costs: Costs, minus: str, names: Sequence[str]) -> Row:
-    """Make cells of differences to one order, of each model by itself."""
-    cells = {}
-    for number, name in enumerate(names):
-        own = differences({order: cost[[number]] for order, cost in costs.items()}, minus)
-        cells |= {f"{title}, {name}": difference for title, difference in own.items()}
-    return cells
-
-
-COSTS = {
-    "nll": ("nll", means),
-    "prices": ("price", means),
-    "alone": ("alone", ranges),
-    "against": ("nll", against),
-    "each": ("nll", each),
-}
+def differences(costs: Costs, minus: str | None) -> Row:
+    return {
+        f"{order} - {minus}": Estimate.of(cost.mean(axis=0) - costs[minus].mean(axis=0))
+        for order, cost in costs.items()
+        if minus not in (None, order)
+    }
 
 
 def yardsticks(models: Sequence[Model]) -> Iterator[Row]:
