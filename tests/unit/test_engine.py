@@ -225,24 +225,19 @@ def test_a_signal_saves_and_stops_but_for_one_in_the_last_step_of_all(
     assert not (tmp_path / MARKER).exists()
 
 
-@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
+@pytest.mark.parametrize("wrong", [(math.nan, 1.0), (1.0, math.inf)])
 def test_a_step_that_went_wrong_is_reported_and_never_saved(
-    tmp_path: Path,
-    saves: list[tuple],
-    late: None,
-    loss: float,
-    norm: float,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, saves: list[tuple], late: None, wrong: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimize, model = engine_lpd.optimize, Probe()
 
     def go_wrong(*arguments: object) -> tuple:
         fine = optimize(*arguments)
-        return (torch.tensor(loss), torch.tensor(norm)) if len(model.sizes) == 4 else fine
+        return tuple(map(torch.tensor, wrong)) if len(model.sizes) == 4 else fine
 
     monkeypatch.setattr(engine_lpd, "optimize", go_wrong)
     images = ", ".join(map(str, epoch_samples(10, 0, 2, seed=3)[3].ravel()))
-    bad = f"the loss is {loss:g} and the gradient norm {norm:g} in epoch 0, step 3 "
+    bad = "the loss is {:g} and the gradient norm {:g} in epoch 0, step 3 ".format(*wrong)
     with pytest.raises(UserError, match=f"{bad}.images {images}."):
         run(tmp_path, model, save_steps=2)
     assert not (tmp_path / MARKER).exists()
