@@ -12,49 +12,47 @@ from hub.weights import atomic_save, read_checkpoint
 from models.lpd import LPD, lpd_tiny
 from scripts.convert_checkpoint import main
 from tests.commands import opens_anywhere
-from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
+from tests.integration.tiny_world import tiny_tokenizer
+from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer, save_tokenizer
 from training.checkpoint import load_pretrained
 from util.errors import UserError
 
-SIZES = {"img_size": 16, "vqgan_stride": 4, "vqgan_vocab_size": 32, "class_num": 3}
+FLAGS = {"img_size": 16, "vqgan_stride": 4, "vqgan_vocab_size": 32, "class_num": 3}
+FLAGS |= {"blind_queries": True}
 
 
-def training_checkpoint(path: Path, form: type = dict) -> dict[str, torch.Tensor]:
-    """Write one, of tensors of several types, its flags in some form; returns its weights."""
+@pytest.fixture
+def last(tmp_path: Path) -> Path:
+    """A training checkpoint with tensors of several types."""
     torch.manual_seed(0)
-    state = lpd_tiny(**SIZES).state_dict()
+    state = lpd_tiny(**FLAGS).state_dict()
     state["head.weight"] = state["head.weight"].bfloat16()
     state["norm.bias"] = torch.tensor(-0.0).repeat(192)  # equal to zeros, but not the same bits
-    content = {"model": state, "optimizer": {"state": {}}, "epoch": 3}
-    content["args"] = form(**SIZES, lr=1e-3, blind_queries=False)
-    atomic_save({**content, "tokenizer_fingerprint": "abc"}, path)
-    return state
+    content = {"model": state, "optimizer": {"state": {}}, "epoch": 3, "args": FLAGS}
+    atomic_save({**content, "tokenizer_fingerprint": "abc"}, tmp_path / "last.pth")
+    return tmp_path / "last.pth"
 
 
-def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    def bits(state: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, bytes]]:
-        tensors = {name: x.contiguous().flatten() for name, x in state.items()}
-        return {n: (x.dtype, x.view(torch.uint8).numpy().tobytes()) for n, x in tensors.items()}
-
-    return bits(first) == bits(second)
+def bits(state: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, bytes]]:
+    tensors = {name: x.contiguous().flatten() for name, x in state.items()}
+    return {name: (x.dtype, x.view(torch.uint8).numpy().tobytes()) for name, x in tensors.items()}
 
 
-@pytest.mark.parametrize("form", [dict, Namespace])
-def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture, form: type) -> None:
-    last, folder, back = tmp_path / "last.pth", tmp_path / "folder", tmp_path / "back.pth"
-    state = training_checkpoint(last, form)
+def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture, last: Path) -> None:
+    folder, back, state = tmp_path / "folder", tmp_path / "back.pth", read_checkpoint(last, "")
     main([str(last), str(folder)])
     assert "not carried: optimizer, epoch, args" in capsys.readouterr().err
     config = json.loads((folder / "config.json").read_text())
     assert config["img_size"] == 16 and config["vqgan_stride"] == 4
     model = LPD.from_pretrained(folder)
     assert model.tokenizer_fingerprint == "abc"
-    assert torch.equal(model.head.weight, state["head.weight"].float())
+    assert torch.equal(model.head.weight, state["model"]["head.weight"].float())
 
     main([str(folder), str(back)])
     content = read_checkpoint(back, "")
-    assert same_bits(content["model"], state)
+    assert bits(content["model"]) == bits(state["model"])
     assert content["tokenizer_fingerprint"] == "abc"
+    assert content["args"].items() >= FLAGS.items()  # where the release looks
     assert opens_anywhere(back)
     main([str(back), str(tmp_path / "folder2")])
     for name in ("model.safetensors", "config.json", "README.md"):
@@ -64,11 +62,11 @@ def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture, for
     args = Namespace(pretrained_ckpt=str(folder))
     resolve_flags(args)
     assert args.pretrained_ckpt == str(folder / "model.safetensors")
-    before, after = lpd_tiny(**SIZES), lpd_tiny(**SIZES)
+    before, after = lpd_tiny(**FLAGS), lpd_tiny(**FLAGS)
     load_pretrained(before, last)
     for path in (back, args.pretrained_ckpt):
         load_pretrained(after, path)
-        assert same_bits(before.state_dict(), after.state_dict())
+        assert bits(before.state_dict()) == bits(after.state_dict())
     with pytest.raises(UserError, match=r"^--pretrained_ckpt: .*: was trained on tokens"):
         load_pretrained(after, args.pretrained_ckpt, tokenizer_fingerprint="xyz")
     (folder / "model.safetensors").unlink()
@@ -77,27 +75,22 @@ def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture, for
 
 
 def test_a_tokenizer(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = VQModel(16, 4, 32, (1, 1), (1, 1), num_res_blocks=1, z_channels=32)
-    atomic_save({"model": model.state_dict(), "config": model.config}, tmp_path / "vq.pt")
-    main([str(tmp_path / "vq.pt"), str(tmp_path / "folder")])
-    main([str(tmp_path / "folder"), str(tmp_path / "back.pt")])
-    assert opens_anywhere(tmp_path / "back.pt")
-    assert same_bits(read_checkpoint(tmp_path / "back.pt", "")["model"], model.state_dict())
-    safetensors = tmp_path / "folder" / "model.safetensors"
-    read = [load_tokenizer(tmp_path / "back.pt"), load_tokenizer(safetensors)]
-    read.append(VQModel.from_pretrained(tmp_path / "folder"))
-    assert set(map(fingerprint, read)) == {fingerprint(model)}
+    vq, folder, back = (tmp_path / name for name in ("vq.pt", "folder", "back.pt"))
+    save_tokenizer(vq, tiny_tokenizer())
+    main([str(vq), str(folder)])
+    main([str(folder), str(back)])
+    assert opens_anywhere(back)
+    models = [load_tokenizer(path) for path in (vq, folder / "model.safetensors", back)]
+    for model in (*models, VQModel.from_pretrained(folder)):
+        assert fingerprint(model) == fingerprint(tiny_tokenizer())
 
 
-def test_nothing_is_left_where_the_disk_refuses(tmp_path: Path, monkeypatch) -> None:
-    training_checkpoint(tmp_path / "last.pth")
-
+def test_nothing_is_left_where_the_disk_refuses(tmp_path: Path, monkeypatch, last: Path) -> None:
     def refuse(path: Path, data: bytes) -> None:
         path.touch()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(UserError, match="^OUT: .*No space left on device"):
-        main([str(tmp_path / "last.pth"), str(tmp_path / "folder")])
+        main([str(last), str(tmp_path / "folder")])
     assert not list((tmp_path / "folder").iterdir())
