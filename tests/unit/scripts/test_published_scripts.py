@@ -1,6 +1,7 @@
 """The published settings, as the scripts pass them on (method sections 8 and 9)."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,9 @@ from tests.commands import ROOT, run_program
 from training.flags import build_parser
 from training.recipe import warn_of_schedule
 
-EVALUATIONS = {
-    "lpd_l_res256_steps20": ("lpd_l", 256, 20, 4.8, 2),
-    "lpd_xl_res256_steps20": ("lpd_xl", 256, 20, 4.9, 2),
-    "lpd_xxl_res256_steps20": ("lpd_xxl", 256, 20, 5.9, 3),
-    "lpd_l_res256_steps32": ("lpd_l", 256, 32, 5.4, 2),
-    "lpd_xl_res256_steps32": ("lpd_xl", 256, 32, 5.0, 2),
-    "lpd_l_res512_steps48": ("lpd_l", 512, 48, 7.3, 4),
-    "lpd_xl_res512_steps48": ("lpd_xl", 512, 48, 6.0, 4),
-}
+# README's line of each: size of the network, image size, steps, r, guidance.
+LINE = r"\| (LPD-X*L)-(\d+) \| (\d+) \| r = (\d) \| ([\d.]+) \| .* \| `(\w+)\.sh` \|"
+EVALUATIONS = {found[-1]: found for found in re.findall(LINE, (ROOT / "README.md").read_text())}
 RECIPES = {
     "lpd_l_256": ("lpd_l", 256, 64, 450, 50, "constant+cosine", None),
     "lpd_xl_256": ("lpd_xl", 256, 32, 450, 50, "constant+cosine", None),
@@ -53,6 +48,7 @@ def holds(args: argparse.Namespace, **expected: object) -> None:
 
 
 def test_there_is_a_script_for_every_line_and_no_other() -> None:
+    assert len(EVALUATIONS) == 7
     for folder, expected in (("eval", EVALUATIONS), ("train", RECIPES)):
         assert {path.stem for path in (ROOT / "scripts" / folder).iterdir()} == expected.keys()
 
@@ -60,15 +56,15 @@ def test_there_is_a_script_for_every_line_and_no_other() -> None:
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_evaluation(name: str, flags, caplog: pytest.LogCaptureFixture) -> None:
     args = flags(f"eval/{name}.sh")
-    model, size, steps, cfg, repulsion = EVALUATIONS[name]
-    holds(args, model=model, img_size=size, generation_steps=steps, cfg=cfg, device="cuda")
+    model, size, steps, repulsion, cfg, _ = EVALUATIONS[name]
+    model = model.lower().replace("-", "_")
+    holds(args, model=model, img_size=int(size), generation_steps=int(steps), cfg=float(cfg))
     holds(args, evaluate=True, bf16=True, order="lpd", cfg_schedule="linear", num_images=50000)
-    holds(args, temperature=1.0, top_k=0, top_p=1.0, vqgan_path="llamagen")
+    holds(args, temperature=1.0, top_k=0, top_p=1.0, vqgan_path="llamagen", device="cuda")
     orders = f"res{size}_steps{steps}_repulsion{repulsion}"
     holds(args, pretrained_ckpt=f"{model}_{size}", lpd_order_file=orders)
-    output = f"output/eval/{name}"
-    holds(args, output_dir=output, log_dir=output)
-    warn_of_steps(orders, [steps])
+    holds(args, **dict.fromkeys(("output_dir", "log_dir"), f"output/eval/{name}"))
+    warn_of_steps(orders, [args.generation_steps])
     assert not caplog.records
 
 
@@ -80,9 +76,8 @@ def test_recipe(name: str, flags, caplog: pytest.LogCaptureFixture) -> None:
     holds(args, bf16=True, use_cached=True, group_sizes_list="auto", flip_prob=0.5, accum_iter=1)
     holds(args, blr=1e-4, min_lr=1e-5, weight_decay=0.02, grad_clip=3.0, proj_dropout=0.1)
     holds(args, attn_dropout=0.0, label_drop_prob=0.1, lr_decay_start_epoch=400)
-    output = f"output/{name}"
-    holds(args, cached_path=f"data/cache_{args.img_size}", output_dir=output, log_dir=output)
-    assert args.resume == output
+    holds(args, cached_path=f"data/cache_{args.img_size}")
+    holds(args, **dict.fromkeys(("output_dir", "log_dir", "resume"), f"output/{name}"))
     warn_of_schedule(args)
     assert not caplog.records
 
