@@ -9,12 +9,10 @@ log-likelihood (NLL) that an order's sampler gives the image, without guidance; 
 of it is due to decoding in parallel. `--search` looks for the best thresholds and group sizes.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +30,6 @@ from util import distributed, logs
 from util.cli import Parser, add_flags, number, whole
 from util.errors import UserError, blame, require_writable_file, run
 from util.files import replacing, write_json
-from util.geometry import TokenGrid
 from util.run_record import record_run
 
 
@@ -111,33 +108,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     with distributed.start(launch, device), logs.logging_redirect_tqdm(), autocast:
         costs = partial(measure, model, cache, batch_size=args.batch_size)
-        lines, figures = study(args, model.grid, plans, costs, image_ids)
-        if distributed.is_main():
-            sys.stdout.write("".join(f"{line}\n" for line in lines))
-            if args.output is not None:
-                with blame("--output"):
-                    write_json({**about, **figures}, args.output)
-
-
-def study(
-    args: argparse.Namespace,
-    grid: TokenGrid,
-    plans: Sequence,
-    costs: search.Measure,
-    ids: np.ndarray,
-) -> tuple[list[str], dict[str, Any]]:
-    """Search for each number of steps, or compare and plot: lines, and entries of the JSON file."""
-    if args.search:
-        costs = partial(costs, one_by_one=False)
-        searches = [search.search(costs, tried, grid, args.seed, ids) for tried in plans]
-        lines = report.markdown(list(search.search_table(searches)))
-        lines += [f"its order file: {each['best']['order_file_command']}" for each in searches]
-        return lines, {"searches": searches}
-    results = costs(plans, ids)
-    if args.plot is not None and distributed.is_main():
-        with blame("--plot"), replacing(args.plot) as temporary:
-            report.draw(results).savefig(temporary, format="png", dpi=100)
-    return report.table(results), {"results": report.entries(results)}
+        if args.search:
+            costs, about_all = partial(costs, one_by_one=False), (model.grid, args.seed, image_ids)
+            searches = [search.search(costs, plan, *about_all) for plan in plans]
+            lines = report.markdown(list(search.search_table(searches)))
+            lines += [f"its order file: {each['best']['order_file_command']}" for each in searches]
+            figures = {"searches": searches}
+        else:
+            results = costs(plans, image_ids)
+            lines, figures = report.table(results), {"results": report.entries(results)}
+        if not distributed.is_main():
+            return
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        if args.output is not None:
+            with blame("--output"):
+                write_json({**about, **figures}, args.output)
+        if args.plot is not None:
+            with blame("--plot"), replacing(args.plot) as temporary:
+                report.draw(results).savefig(temporary, format="png", dpi=100)
 
 
 if __name__ == "__main__":

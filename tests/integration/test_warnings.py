@@ -33,7 +33,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
 
     for module, name in (
         *((main_lpd, "train"), (main_lpd, "evaluate_checkpoint"), (search_cfg, "shown_results")),
-        *((evaluate_orders, "describe"), (evaluate_orders, "study"), (edit, "encode")),
+        *((evaluate_orders, "describe"), (evaluate_orders, "measure"), (edit, "encode")),
         *((visualize, "generate"), (visualize, "draw_orders"), (scripts.app, "listen")),
     ):
         monkeypatch.setattr(module, name, begin)
