@@ -37,29 +37,24 @@ def samples(data: Path, tmp_path: Path) -> Path:
 
 
 def report(data: Path, samples: Path, folder: Path) -> dict[str, float]:
-    arguments = ["--data", str(data), "--samples", str(samples)]
-    arguments += ["--metrics", str(folder / "metrics.json"), "--grid", str(folder / "grid.png")]
-    demo_digits.main(["report", *arguments])
+    files = f"--metrics {folder}/metrics.json --grid {folder}/grid.png"
+    demo_digits.main(f"report --data {data} --samples {samples} {files}".split())
     return json.loads((folder / "metrics.json").read_text())
 
 
 def test_prepare_writes_the_split_of_enlarged_digits(data: Path) -> None:
-    digits = load_digits()
-    numbers = []
+    digits, numbers = load_digits(), []
+    assert sorted(path.name for path in data.iterdir()) == ["test", "train"]
     for part, count in (("train", 1437), ("test", 360)):
         paths = sorted((data / part).glob("*/*.png"))
         assert len(paths) == count
-        assert {path.parent.name for path in paths} == {str(d) for d in range(10)}
         assert all(digits.target[int(path.stem)] == int(path.parent.name) for path in paths)
         numbers += [int(path.stem) for path in paths]
     assert sorted(numbers) == list(range(1797))
-    assert sorted(path.name for path in data.iterdir()) == ["test", "train"]
-    image = Image.open(data / "train" / "3" / "0003.png")
-    assert image.size == (32, 32) and image.mode == "RGB"
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    assert torch.equal(pixels[:, 0], pixels[:, 2])
-    difference = demo_digits.to_digits(pixels)[0] - digits.data[3]
-    assert np.abs(difference).mean() < 1  # of 16 grey levels
+    pixels = np.asarray(Image.open(data / "train" / "3" / "0003.png"))
+    assert pixels.shape == (32, 32, 3) and np.array_equal(pixels[..., 0], pixels[..., 2])
+    again = demo_digits.to_digits(torch.tensor(pixels).permute(2, 0, 1)[None])[0]
+    assert np.abs(again - digits.data[3]).mean() < 1  # of 16 grey levels
 
 
 def test_report_on_real_digits(data: Path, samples: Path, tmp_path: Path, caplog) -> None:
@@ -70,13 +65,13 @@ def test_report_on_real_digits(data: Path, samples: Path, tmp_path: Path, caplog
     assert metrics["class_accuracy_generated"] > 0.97
     assert metrics["class_accuracy_real_test"] == pytest.approx(0.989, abs=0.003)
     assert "of 300 generated digits, 98.9 % of the real test digits" in caplog.text
-    grid = np.array(Image.open(tmp_path / "grid.png"))
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
     assert grid.shape == (10 * 32 + 9 * 2, 10 * 32 + 9 * 2, 3)
-    fourth_of_class_2 = np.array(Image.open(samples / "00063.png"))
+    fourth_of_class_2 = Image.open(samples / "00063.png")
     assert np.array_equal(grid[68:100, 102:134], fourth_of_class_2)
     # Labels follow from the order: the first class now shows the digit 1.
-    for path in sorted(samples.iterdir())[:30]:
-        shutil.copy(samples / f"{int(path.stem) + 30:05d}.png", path)
+    for number in range(30):
+        shutil.copy(samples / f"{number + 30:05d}.png", samples / f"{number:05d}.png")
     assert 0.87 < report(data, samples, tmp_path)["class_accuracy_generated"] <= 0.9
 
 
@@ -88,17 +83,16 @@ def test_what_cannot_be_judged_is_refused(data: Path, samples: Path, tmp_path: P
     metrics = tmp_path / "metrics.json"
     refused(r"^--metrics: .*metrics.json: No such file", data)
     metrics.write_text("{}")
+    refused(r"^--samples: .* holds 0 PNG files", data, tmp_path / "absent")
+    refused("^--data: .*/no/train does not exist, expected a folder of", tmp_path / "no")
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        shutil.copy(samples / "00000.png", tmp_path / "train" / name)
+    refused("^--data: .* holds the classes cat, dog, expected 0, 1, 2, 3", tmp_path)
     (samples / "00299.png").rename(samples / "00300.png")
     refused(r"^--samples: .*00299.png", data)
     (samples / "00300.png").unlink()
     refused(r"^--samples: .* holds 299 PNG files, expected a multiple", data)
-    refused(r"^--samples: .* holds 0 PNG files", data, tmp_path / "absent")
-    for name in ("cat", "dog"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-        Image.new("RGB", (32, 32)).save(tmp_path / "train" / name / "0.png")
-    shutil.copy(samples / "00298.png", samples / "00299.png")
-    refused("^--data: .* holds the classes cat, dog, expected 0, 1, 2, 3", tmp_path)
-    refused("^--data: .*/no/train does not exist, expected a folder of", tmp_path / "no")
     assert metrics.read_text() == "{}" and not (tmp_path / "grid.png").exists()
 
 
