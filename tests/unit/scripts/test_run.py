@@ -77,58 +77,45 @@ def test_interruptions_are_failures_only_where_they_made_no_progress(home: Home)
     assert launch("10", "20", "20", "30", "30")[0] == 0
 
 
-SHARDS = """
-[ "$here" -gt 3 ] && exit 0
-echo '{"signal": "SIGUSR1", "shards": '"$here"'}' >"$INTERRUPTED_FILE"
-exit 1
-"""
-SAVES_AND_FAILS = """
-[ "$here" -gt 5 ] && exit 4
-touch -d "2026-01-01 00:00:0$here" "$OUTPUT_DIR/checkpoint-last.pth"
-exit 3
-"""
-
-
-def cut_short(reason: str) -> str:
+def cut_short(reason: str) -> tuple[str, int, int, int, str]:
     words = f"slurmstepd-n1: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-01-01 DUE TO {reason} ***"
-    return f'[ "$here" -gt 2 ] || {{ echo "{words}" >&2; exit 137; }}'
+    script = f'[ "$here" -gt 2 ] || {{ echo "{words}" >&2; exit 137; }}'
+    return script, 0, 0, 3, f"ended by Slurm ({reason.lower()}); going on"
 
 
 # What each start does -> retries, exit code, starts, what is said.
 ENDINGS = {
-    "shards are progress": (SHARDS, 0, 0, 4, "interrupted by SIGUSR1 (shards 3); going on"),
-    "an unreadable marker shows no progress": (
-        *('touch "$OUTPUT_DIR/interrupted.json"', 0, 1, 1),
-        "interrupted by ? (?), as the last time",
+    **{reason: cut_short(reason) for reason in ("TIME LIMIT", "PREEMPTION", "NODE FAILURE")},
+    "a node fails": (
+        '[ "$here" -gt 2 ] && exit 0; echo "srun: error: Node failure on n2"; exit 1',
+        *(0, 0, 3, "ended by Slurm (node failure); going on"),
     ),
-    "a failure": ("exit 7", 2, 7, 3, "failure 3 (2 are tried again): exit code 7"),
-    "killed": ("kill -KILL $$", 0, 137, 1, "exit code 137"),
+    "shards are progress": (
+        '[ "$here" -gt 3 ] && exit 0; '
+        """echo '{"signal": "SIGUSR1", "shards": '"$here"'}' >"$INTERRUPTED_FILE"; exit 1""",
+        *(0, 0, 4, "interrupted by SIGUSR1 (shards 3); going on"),
+    ),
+    "an unreadable marker shows no progress": (
+        'touch "$INTERRUPTED_FILE"',
+        *(0, 1, 1, "interrupted by ? (?), as the last time"),
+    ),
+    "killed": ("kill -KILL $$", 2, 137, 3, "failure 3 (2 are tried again): exit code 137"),
     "failures with progress are not in a row": (
-        *(SAVES_AND_FAILS, 1, 4, 6),
-        "failure 2 (1 are tried again): exit code 4",
+        '[ "$here" -gt 5 ] && exit 4; '
+        'touch -d "2026-01-01 00:00:0$here" "$OUTPUT_DIR/checkpoint-last.pth"; exit 3',
+        *(1, 4, 6, "failure 2 (1 are tried again): exit code 4"),
     ),
     "a failed launch or task is no refusal": (
         "echo 'srun: error: Task launch for StepId=5.0 failed on node n2: x'; "
         "echo 'srun: error: n1: task 0: Exited with exit code 4'; exit 4",
         *(1, 4, 2, "exit code 4"),
     ),
-    "a node fails": (
-        '[ "$here" -gt 2 ] && exit 0; echo "srun: error: Node failure on n2"; exit 1',
-        *(0, 0, 3, "ended by Slurm (node failure); going on"),
-    ),
-    **{
-        reason: (cut_short(reason), 0, 0, 3, f"ended by Slurm ({reason.lower()}); going on")
-        for reason in ("TIME LIMIT", "PREEMPTION", "NODE FAILURE")
-    },
 }
 
 
-@pytest.mark.parametrize(
-    ("script", "retries", "code", "starts", "said"), ENDINGS.values(), ids=ENDINGS
-)
-def test_what_ends_a_start(
-    home: Home, script: str, retries: int, code: int, starts: int, said: str
-) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_ends_a_start(home: Home, ending: str) -> None:
+    script, retries, code, starts, said = ENDINGS[ending]
     home.out.mkdir()
     # Of an earlier run: it does not speak for this one.
     (home.out / "interrupted.json").write_text('{"signal": "SIGTERM", "epoch": 1, "step": 2}')
