@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.fast import NetworkWeights
+from models.fast import Linear, NetworkWeights
 from models.lpd import LPD
 from performance.cost import Rates
 from util import distributed, logs
@@ -193,14 +193,16 @@ def large_products(
     device: torch.device, dtype: torch.dtype
 ) -> dict[str, tuple[Callable[[], object], int]]:
     """Return by name products that a machine is fast at: what multiplies, and its operations."""
-    random = partial(torch.randn, device=device, dtype=dtype)
-    return {
-        f"{rows}x{width}x{out}": (
-            partial(F.linear, random(rows, width), random(out, width)),
-            2 * rows * width * out,
-        )
-        for rows, width, out in _PRODUCTS[device.type]
-    }
+    random, products = partial(torch.randn, device=device, dtype=dtype), {}
+    for rows, width, out in _PRODUCTS[device.type]:
+        name, operations = f"{rows}x{width}x{out}", 2 * rows * width * out
+        x, weight = random(rows, width), random(out, width)
+        products[name] = partial(F.linear, x, weight), operations
+        # In float32 nn.Linear multiplies by MKL, which some processors are slow at.
+        if (device.type, dtype) == ("cpu", torch.float32) and torch.backends.mkldnn.is_available():
+            packed = Linear(torch.ops.mkldnn._reorder_linear_weight(weight), None, packed=True)
+            products[f"{name}, packed"] = partial(packed, x), operations
+    return products
 
 
 def bare_products(
