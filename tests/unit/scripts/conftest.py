@@ -4,42 +4,40 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.commands import ROOT
 
-# Runs the command as one task; all flags come before it. Each call is recorded as one line.
-SRUN = """#!/usr/bin/env bash
-echo "${@//$'\\n'/ }" >>"$HOME/srun"
-while [[ $1 == --* ]]; do shift; done
-exec "$@"
+# Each call is recorded as one line.
+HEAD = """#!/usr/bin/env bash
+echo "${@//$'\\n'/ }" >>"$HOME/$(basename "$0")"
 """
-SBATCH = """#!/usr/bin/env bash
-echo "$@" >>"$HOME/sbatch"
-[ "${REFUSE:-}" = "" ] || { echo "sbatch: error: $REFUSE" >&2; exit 1; }
-echo "12;cluster"
-"""
-SCONTROL = """#!/usr/bin/env bash
-echo "$@" >>"$HOME/scontrol"
-case "$1 $2" in
+# Runs the command as one task; all flags come before it.
+SRUN = 'while [[ $1 == --* ]]; do shift; done; exec "$@"'
+SBATCH = '[ -z "${REFUSE:-}" ] || { echo "sbatch: error: $REFUSE" >&2; exit 1; }; echo "12;cluster"'
+SCONTROL = """case "$1 $2" in
 "show hostnames") printf '%s\\nelsewhere\\n' "${FIRST:-localhost}" ;;
 "show node") [ "$3" = no.such.name ] && echo "NodeName=$3 NodeAddr=10.1.2.3 NodeHostName=x" ;;
 esac
 """
 
 
-@dataclass(frozen=True)
 class Home:
     """A user's folder, with a cluster on the PATH."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path, self.out = path, path / "out"
+        (path / "bin").mkdir()
+        for name, script in {"srun": SRUN, "sbatch": SBATCH, "scontrol": SCONTROL}.items():
+            self.program(name, script)
 
-    @property
-    def out(self) -> Path:
-        return self.path / "out"
+    def program(self, name: str, script: str) -> Path:
+        path = self.path / "bin" / name
+        path.write_text(HEAD + script)
+        path.chmod(0o755)
+        return path
 
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
@@ -57,12 +55,6 @@ class Home:
     def launch(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
         return self.run(self.line(*arguments), **variables)
 
-    def program(self, name: str, script: str) -> Path:
-        path = self.path / "bin" / name
-        path.write_text(script)
-        path.chmod(0o755)
-        return path
-
     def calls(self, program: str) -> list[str]:
         path = self.path / program
         return path.read_text().splitlines() if path.exists() else []
@@ -70,8 +62,4 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    (tmp_path / "bin").mkdir()
-    made = Home(tmp_path)
-    for name, script in {"srun": SRUN, "sbatch": SBATCH, "scontrol": SCONTROL}.items():
-        made.program(name, script)
-    return made
+    return Home(tmp_path)

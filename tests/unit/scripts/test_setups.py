@@ -11,7 +11,7 @@ STEP = dict(SLURM_JOB_ID="100", SLURM_STEP_ID="2", SLURM_STEP_NODELIST="n[1-2]")
 STEP |= dict(SLURM_STEP_NUM_NODES="2", SLURM_STEP_NUM_TASKS="2", SLURM_NODEID="1")
 STEP |= dict(NPROC_PER_NODE="4")
 # Three GPUs, and each argument on its line.
-PYTHON = "#!/usr/bin/env bash\n[ $1 = -c ] && echo 3 || printf '%s\\n' \"$@\"\n"
+PYTHON = "[ $1 = -c ] && echo 3 || printf '%s\\n' \"$@\""
 
 
 def torchrun(home: Home, interpreter: str = PYTHON, **variables: str) -> CompletedProcess:
@@ -61,6 +61,6 @@ def test_a_start_that_cannot_work_ends_in_one_line(home: Home) -> None:
 
 
 def test_the_script_of_a_slurm_step_outlives_a_signal(home: Home) -> None:
-    warned = "#!/usr/bin/env bash\nkill -USR1 $PPID\nsleep 0.2\nexit 5\n"
+    warned = "kill -USR1 $PPID; sleep 0.2; exit 5"
     assert torchrun(home, warned, **STEP).returncode == 5
     assert torchrun(home, warned, NPROC_PER_NODE="1").returncode == -signal.SIGUSR1
