@@ -21,29 +21,20 @@ ABOUT = {
 }
 
 
-def write_results(
-    path: Path, shift: float, orders: tuple[str, ...] = ("lpd", "raster"), **about: object
-) -> Path:
+def write_results(path: Path, shift: float, orders: str = "lpd raster", **about: object) -> Path:
     """Four images; raster costs 2, 4, 2, 4 more than lpd, `shift` is added to all."""
-    images = np.array([10.0, 20.0, 30.0, 40.0]) + shift
-    results = [
-        {
-            "steps": steps,
-            "order": order,
-            "price_by_image": str([1.0 + number, 2.0, 1.0, 2.0 + number]),
-            "nll_by_image": str((images + number * np.array([2, 4, 2, 4])).tolist()),
-        }
-        for steps in (64, 12)
-        for number, order in enumerate(orders)
-    ]
+    results = []
+    for steps in (64, 12):
+        for number, order in enumerate(orders.split()):
+            nll = np.array([10, 20, 30, 40]) + shift + number * np.array([2, 4, 2, 4])
+            costs = {"nll_by_image": str(nll.tolist()), "price_by_image": "[1, 2, 1, 2]"}
+            results.append({"steps": steps, "order": order, **costs})
     path.write_text(json.dumps({**ABOUT, **about, "results": results}))
     return path
 
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture):
-    """The lines of a table."""
-
     def run(*arguments: object) -> list[str]:
         tables.main(list(map(str, arguments)))
         return capsys.readouterr().out.splitlines()
@@ -68,7 +59,7 @@ def test_every_table_of_the_page_is_what_its_command_prints(lines) -> None:
 
 def test_files_of_one_model_are_one(lines, tmp_path: Path) -> None:
     one = write_results(tmp_path / "a.json", 0)
-    more = write_results(tmp_path / "b.json", 1, ("random",))
+    more = write_results(tmp_path / "b.json", 1, "random")
     assert lines("alone", one)[0] == "| steps | lpd | raster |"
     head, _, first, _ = lines("nll", one, more, "--minus", "random")
     assert head == "| steps | lpd | raster | random | lpd - random | raster - random |"
@@ -110,18 +101,15 @@ def test_what_cannot_make_a_table_is_refused(lines, tmp_path: Path) -> None:
 
 
 def test_no_pixel_is_both_trained_on_and_held_out(tmp_path: Path, monkeypatch) -> None:
-    # A picture whose pixels tell their column.
-    column = np.arange(640)
-    pixels = np.stack([column // 256, column % 256, column * 0], axis=1).astype(np.uint8)
-    picture = np.broadcast_to(pixels, (427, 640, 3))
-    monkeypatch.setattr(photographs, "load_sample_image", lambda _: picture)
+    # Its pixels tell their column.
+    row = np.array([(column // 256, column % 256, 0) for column in range(640)], dtype=np.uint8)
+    monkeypatch.setattr(photographs, "load_sample_image", lambda _: np.tile(row, (427, 1, 1)))
     photographs.main(["--output", str(tmp_path)])
     columns = {}
     for part, count in dict(train=39 * 37, test=18, held_out=13 * 37).items():
-        for name in photographs.PHOTOGRAPHS:
-            crops = [np.asarray(Image.open(path)) for path in (tmp_path / part / name).glob("*")]
-            assert np.shape(crops) == (count, 64, 64, 3)
-            columns[part] = set(np.ravel(np.dot(crops, [256, 1, 0])).tolist())
+        crops = [np.asarray(Image.open(path)) for path in (tmp_path / part).glob("*/*")]
+        assert np.shape(crops) == (2 * count, 64, 64, 3)
+        columns[part] = set(np.ravel(np.dot(crops, [256, 1, 0])).tolist())
     assert columns["train"] <= set(range(448)) and max(columns["train"]) > 437
     assert columns["test"] == set(range(448, 640))
     assert columns["held_out"] <= columns["test"] and len(columns["held_out"]) > 180
