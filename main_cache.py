@@ -5,7 +5,6 @@ torchrun --nproc_per_node 8 main_cache.py --data_path ./data/imagenet --cached_p
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.image_folder import list_images
@@ -53,7 +52,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     logs.setup()

@@ -10,7 +10,6 @@ with others. It needs Gradio: pip install -r requirements-app.txt. Nothing leave
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +45,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Check and load everything, then show the page."""
     args = build_parser().parse_args(argv)
     logs.setup()

@@ -6,7 +6,6 @@ python scripts/convert_checkpoint.py my_lpd my_lpd.pth
 
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +23,7 @@ from util.files import write_json
 NETWORKS = {"pos_embed": LPD, "quantize.embedding.weight": VQModel}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         description="Turn a training checkpoint or a published .pth into a folder for "
         f"from_pretrained ({SAFETENSORS}, {CONFIG} and a model card), or such a folder into a .pth."

@@ -4,7 +4,6 @@ python scripts/count_flops.py lpd_l --generation_steps 20 --cfg 4.8
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -47,7 +46,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Count, show the table and write it."""
     args = build_parser().parse_args(argv)
     logs.setup()

@@ -10,7 +10,6 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +79,7 @@ def build_parser() -> Parser:
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Check and load everything, edit, write."""
     parser = build_parser()
     args = parser.parse_args(argv)

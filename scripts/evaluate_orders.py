@@ -10,7 +10,6 @@ of it is due to decoding in parallel. `--search` looks for the best thresholds a
 """
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Check and load everything, measure, report."""
     parser = build_parser()
     args = parser.parse_args(argv)

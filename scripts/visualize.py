@@ -10,7 +10,6 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +99,7 @@ def add_training_flags(parser: Parser) -> None:
     add_flags(group, "--output", nargs=1, required=True, help=".png")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Draw what the command says."""
     args = build_parser().parse_args(argv)
     logs.setup()

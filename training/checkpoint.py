@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 
 from hub.weights import (
     DamagedCheckpoint,
@@ -302,13 +302,8 @@ def load_pretrained(
 
 def resize_pos_embed(pos_embed: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """Resize (1, 1 + M, C) but its row 0, the class token's, to another square grid (section 8)."""
-    old_side, new_side = grid_side(pos_embed.shape[1] - 1), grid_side(num_tokens)
-    if old_side == new_side:
-        return pos_embed
-    grid = pos_embed[:, 1:].float().unflatten(1, (old_side, old_side)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
-    grid = grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
-    return torch.cat([pos_embed[:, :1], grid], dim=1)
+    old, new = ([grid_side(count)] * 2 for count in (pos_embed.shape[1] - 1, num_tokens))
+    return resample_abs_pos_embed(pos_embed, new, old, num_prefix_tokens=1, antialias=False)
 
 
 def _check_queries(weights: Weights, blind: bool, what: str) -> None:

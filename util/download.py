@@ -4,7 +4,6 @@ python util/download.py lpd_l_256 llamagen res256_steps20_repulsion2
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from util.cli import Parser, add_flags
 from util.errors import UserError, blame, run
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         description="Fetch what is published, for nodes without network: the commands find it in "
         "the cache, where HF_HOME names the same folder."
