@@ -1,7 +1,5 @@
 """Reading token caches: this project's, by memory-mapping, and the published layout."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import math
@@ -23,7 +21,7 @@ _INDEX_TYPES = dict.fromkeys(("image_size", "stride", "vocab_size", "num_images"
 _INDEX_TYPES |= {"fingerprint": str, "classes": list, "crc32": dict}
 
 
-def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
+def open_cache(path: str | Path, flag: str = "--cached_path") -> "TokenCache":
     """Open a token cache, ours or as published, or raise `UserError`; `verify` reads checksums."""
     if not str(path):
         raise UserError(f"{flag}: found nothing, expected the folder of a token cache")
@@ -41,7 +39,7 @@ def open_cache(path: str | Path, flag: str = "--cached_path") -> TokenCache:
 
 
 def check_cache(
-    cache: TokenCache, grid: TokenGrid, fingerprint: str | None, num_classes: int
+    cache: "TokenCache", grid: TokenGrid, fingerprint: str | None, num_classes: int
 ) -> None:
     """Refuse a cache of another grid, tokenizer (if that is known) or more classes than a model's.
 
@@ -185,7 +183,7 @@ class PublishedCache(TokenCache):
             row[:] = image
         return tokens
 
-    def select(self, indices: np.ndarray) -> PublishedCache:
+    def select(self, indices: np.ndarray) -> "PublishedCache":
         """Return a cache of some images, in that order, small enough to send to a process."""
         part = copy.copy(self)
         part._files = tuple(self._files[index] for index in indices)

@@ -1,7 +1,5 @@
 """All that one evaluation needs, checked before it starts (method section 9)."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import logging
@@ -39,7 +37,7 @@ class Scoring:
     # What became of `plan`, on rank 0, once `with_reference` has run.
     reference: Reference | None = None
 
-    def with_reference(self) -> Scoring:
+    def with_reference(self) -> "Scoring":
         """Load the reference; all processes call it, see `ReferencePlan.load`."""
         sizes = self.batch_size, self.num_workers
         return replace(self, reference=self.plan and self.plan.load(self.extractor, *sizes))
@@ -79,7 +77,7 @@ class Evaluation:
     decode: Callable[[torch.Tensor], torch.Tensor]  # codes (B, N) -> (B, S, S, 3) uint8
     scoring: Scoring | None
 
-    def with_reference(self) -> Evaluation:
+    def with_reference(self) -> "Evaluation":
         """Load what the samples are compared with; see `Scoring.with_reference`."""
         return replace(self, scoring=self.scoring and self.scoring.with_reference())
 

@@ -4,8 +4,6 @@ They are torch-fidelity's, so every score is the one its own command would print
 (method section 9) and the demo's digits classifier, whose distance is no FID and not called one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import io
@@ -129,7 +127,7 @@ class Features:
         """Those that are there; `Features(*tensors)` is the same again."""
         return tuple(part for part in (self.pool, self.logits, self.spatial) if part is not None)
 
-    def cpu(self) -> Features:
+    def cpu(self) -> "Features":
         return Features(*(part.cpu() for part in self.tensors()))
 
 

@@ -1,7 +1,5 @@
 """FID, sFID, IS, KID, precision and recall, by torch-fidelity's own functions on given features."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,14 +80,14 @@ class Moments(NamedTuple):
     scatter: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> Moments:
+    def of(cls, features: Tensor) -> "Moments":
         """Take those of (B, D) features; refuse features that are not finite (`ValueError`)."""
         require_finite(features)
         values = features.double()
         mean = values.mean(dim=0)
         return cls(len(values), mean, (values - mean).T @ (values - mean))
 
-    def merged(self, other: Moments) -> Moments:
+    def merged(self, other: "Moments") -> "Moments":
         """Join what both have counted (Chan et al. 1983)."""
         count, step = self.count + other.count, other.mean - self.mean
         scatter = self.scatter + other.scatter

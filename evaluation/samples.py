@@ -1,7 +1,5 @@
 """The images of an evaluation: made, kept on the disk, and what of an earlier one can be kept."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -58,7 +56,7 @@ class SampleFolder:
     made_by: str  # stands in each image; tells the settings that made it from all others
 
     @classmethod
-    def of(cls, path: Path, settings: Mapping[str, Any]) -> SampleFolder:
+    def of(cls, path: Path, settings: Mapping[str, Any]) -> "SampleFolder":
         """Name the folder of an evaluation with these `sample_settings`."""
         text = json.dumps(settings, sort_keys=True)
         return cls(path, hashlib.sha256(text.encode()).hexdigest()[:32])

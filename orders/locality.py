@@ -43,7 +43,14 @@ def locality_aware_orders(
     check_grid_size(grid_size)
     ids = _image_ids(num, image_ids)
     known = np.empty((num, 0), dtype=np.int64) if known is None else np.asarray(known)
-    _check_known(known, num, num_tokens)
+    if known.ndim != 2 or len(known) != num or known.dtype.kind not in "iu":
+        found = f"found known positions of shape {known.shape} and type {known.dtype}"
+        raise ValueError(f"{found}, expected rows of whole numbers for {num} orders")
+    if known.size and (known.min() < 0 or known.max() >= num_tokens):
+        found = f"found known positions {known.min()}..{known.max()}"
+        raise ValueError(f"{found}, expected 0..{num_tokens - 1}")
+    if not np.diff(np.sort(known, axis=1)).all():
+        raise ValueError("found a known position repeated, expected each once")
     validate_group_sizes(group_sizes, num_tokens - known.shape[1])
     for name, value in (("proximity", proximity_threshold), ("repulsion", repulsion_threshold)):
         if not 0 <= value < math.inf:
@@ -67,19 +74,6 @@ def random_orders(
     for rows in (slice(start, start + at_once) for start in range(0, num, at_once)):
         orders[rows] = streams.permutations("random order", seed, ids[rows], count=num_tokens)
     return orders
-
-
-def _check_known(known: np.ndarray, num: int, num_tokens: int) -> None:
-    """Raise `ValueError` unless every row holds positions, none of them twice."""
-    if known.ndim != 2 or len(known) != num or known.dtype.kind not in "iu":
-        found = f"found known positions of shape {known.shape} and type {known.dtype}"
-        raise ValueError(f"{found}, expected rows of whole numbers for {num} orders")
-    ranked = np.sort(known, axis=1)
-    if known.size and (known.min() < 0 or known.max() >= num_tokens):
-        found = f"found known positions {known.min()}..{known.max()}"
-        raise ValueError(f"{found}, expected 0..{num_tokens - 1}")
-    if (ranked[:, 1:] == ranked[:, :-1]).any():
-        raise ValueError("found a known position repeated, expected each once")
 
 
 def _image_ids(num: int, image_ids: Sequence[int] | np.ndarray | None) -> np.ndarray:

@@ -32,7 +32,6 @@ from training.flags import add_decoding_flags
 from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, require_writable_folder, run
-from util.geometry import grid_side
 from util.images import save_grid, save_png
 from util.run_record import record_run
 from visualization.class_names import parse_classes, read_class_names
@@ -116,9 +115,14 @@ def main(argv: list[str] | None = None) -> None:
         variants += list(decode(edited).cpu().numpy())
     if args.composite:
         variants = canvas.composite(np.stack(variants), args.feather)
-    shown = canvas.picture(
-        np.stack([*original_and_edit(bool(args.outpaint), canvas, tokens), *variants])
-    )
+    # The original, and red in it what is made anew, most where it is masked.
+    original, stride = canvas.pixels.copy(), model.grid.stride
+    if args.outpaint:  # which has nothing to show there
+        original[canvas.mask] = 128
+    cells = np.kron(tokens.view(model.grid.side, -1), np.ones((stride, stride)))
+    red = np.where(canvas.mask, 0.85, 0.5 * cells)[..., None]
+    anew = np.rint(red * np.array((255, 64, 64)) + (1 - red) * canvas.pixels).astype(np.uint8)
+    shown = canvas.picture(np.stack([original, anew, *variants]))
     with blame("--output_dir"):
         for file, variant in zip(files, shown[2:], strict=True):
             save_png(variant, file)
@@ -161,17 +165,6 @@ def choose_tokens(
     with blame("--steps"):
         steps = args.steps and min(args.steps, masked)
         return tokens, len(remaining_group_sizes(len(tokens), len(tokens) - masked, steps))
-
-
-def original_and_edit(outpainted: bool, canvas: Canvas, mask: torch.Tensor) -> list[np.ndarray]:
-    """Draw the original, (S, S, 3) uint8, and red in it what is made anew, most where masked."""
-    original, side = canvas.pixels.copy(), grid_side(len(mask))
-    if outpainted:  # which has nothing to show there
-        original[canvas.mask] = 128
-    cells = np.kron(mask.view(side, side), np.ones([len(original) // side] * 2))
-    red = np.where(canvas.mask, 0.85, 0.5 * cells)[..., None]
-    anew = np.rint(red * np.array((255, 64, 64)) + (1 - red) * canvas.pixels).astype(np.uint8)
-    return [original, anew]
 
 
 if __name__ == "__main__":

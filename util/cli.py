@@ -74,24 +74,16 @@ FLAGS: dict[str, dict[str, Any]] = {
         help="names of all classes: text with one a line, or JSON (a list, or names by number);"
         " digits for the demo's",
     ),
-    "--vqgan_path": dict(
-        default="tokenizers/vq_ds16_c2i.pt",
-        help="tokenizer checkpoint, or llamagen for the published one",
-    ),
+    "--vqgan_path": dict(default="tokenizers/vq_ds16_c2i.pt", help="tokenizer, or llamagen"),
     "--vqgan_stride": dict(type=whole(1), help="pixels per token"),
     "--vqgan_vocab_size": dict(type=whole(1), help="number of codes"),
     "--pretrained_ckpt": dict(help="LPD checkpoint, or a published name: lpd_l_256 ..."),
-    "--data_path": dict(
-        default="./data/imagenet",
-        help="ImageFolder, or one under train/, or an uncompressed tar of one",
-    ),
+    "--data_path": dict(default="./data/imagenet", help="ImageFolder, or a plain tar of one"),
     "--cached_path": dict(default="", help="folder of the token cache"),
     "--flip_prob": dict(type=share(), default=0.5, help="share of mirrored images"),
     "--num_workers": dict(type=whole(0), default=10, help="image-decoding processes"),
     # Both say the default: the first of two flags of one `dest` decides it.
-    "--pin_mem": dict(
-        action="store_true", default=True, help="page-locked host memory; the default"
-    ),
+    "--pin_mem": dict(action="store_true", default=True, help="page-locked memory; the default"),
     "--no_pin_mem": dict(action="store_false", dest="pin_mem", help="ordinary memory"),
     "--generation_steps": dict(type=whole(1), help="K; replaces --group_sizes"),
     "--group_sizes": dict(help="tokens per step, for example '[1]*4 + [2]*126'"),
@@ -110,10 +102,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         help="grid steps; by default the published value of this grid and step count, else 1",
     ),
     "--cfg": dict(type=number(), default=1.0, help="guidance strength; 1 is none"),
-    "--feature_extractor": dict(
-        default="inception",
-        help="network that scores: inception, digits (the demo's classifier) or none",
-    ),
+    "--feature_extractor": dict(default="inception", help="what scores: inception, digits or none"),
     "--feature_extractor_weights": dict(help="its weights file"),
     "--epochs": dict(type=whole(1), help="passes over the data"),
     "--batch_size": dict(type=whole(1), default=64, help="images at a time"),
