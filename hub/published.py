@@ -38,12 +38,8 @@ class Published:
 
 
 _WEIGHTS = ("lpd_l_256", "lpd_xl_256", "lpd_xxl_256", "lpd_l_512", "lpd_xl_512")
-_ORDERS = (
-    "res256_steps20_repulsion2",
-    "res256_steps20_repulsion3",
-    "res256_steps32_repulsion2",
-    "res512_steps48_repulsion4",
-)
+_ORDERS = ("res256_steps20_repulsion2", "res256_steps20_repulsion3", "res256_steps32_repulsion2")
+_ORDERS += ("res512_steps48_repulsion4",)
 PUBLISHED = {
     **{name: Published(WEIGHTS, f"mit-han-lab/{name}", f"{name}.pth") for name in _WEIGHTS},
     "llamagen": Published(TOKENIZER, "FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
