@@ -12,7 +12,7 @@ from dataset.write_cache import count_shards, require_new_cache
 from engine_lpd import cache_latents, on_main
 from hub.published import pinned_flags, resolve_flags
 from tokenizers.vq_model import load_tokenizer
-from util import distributed, logs
+from util import distributed
 from util.cli import Parser, add_flags
 from util.errors import UserError, blame, require_writable_folder, run
 from util.folder_lock import folder_lock
@@ -55,7 +55,6 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
-    logs.setup()
     # An image left out is reported by the process that met it, not only by rank 0.
     logging.getLogger("dataset.image_folder").setLevel(logging.WARNING)
     if not args.cached_path:

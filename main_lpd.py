@@ -21,7 +21,7 @@ from training.checkpoint import LAST, checkpoints_in, load_newest, load_pretrain
 from training.flags import build_parser
 from training.recipe import Training, build_source, build_training
 from training.scalars import ScalarLog, import_wandb
-from util import distributed, logs
+from util import distributed
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import write_json
 from util.folder_lock import folder_lock, require_free
@@ -37,7 +37,6 @@ CHECKPOINTS = "checkpoint-*.pth"
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
-    logs.setup()
     for flag in ("resume", "evaluate", "images"):
         if args.overwrite and getattr(args, flag):
             raise UserError(f"--overwrite: found with --{flag}, expected training from the start")

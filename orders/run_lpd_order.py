@@ -52,7 +52,6 @@ def main(argv: list[str] | None = None) -> None:
     """Check everything, make the orders, write the file."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    logs.setup()
     with blame("--img_size, --vqgan_stride"):
         grid = TokenGrid(args.img_size, args.vqgan_stride, vocab_size=1)
         check_grid_size(grid.side)

@@ -20,7 +20,6 @@ from app.server import listen, serve
 from app.studio import Studio
 from evaluation.networks import read_networks
 from models.sampling import warn_of_guidance
-from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import UserError, run
 from visualization.class_names import read_class_names
@@ -48,7 +47,6 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Check and load everything, then show the page."""
     args = build_parser().parse_args(argv)
-    logs.setup()
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.pretrained_ckpt is None:

@@ -19,7 +19,6 @@ from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.sources import published_repulsion
 from performance import timing
-from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import run
 
@@ -66,5 +65,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logs.setup()
     run(main)

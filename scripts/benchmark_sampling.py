@@ -21,7 +21,6 @@ from performance.cost import FORMULA
 from performance.generation import Case, Row, measure, random_model
 from performance.timing import DTYPES, NAMES, Record
 from tokenizers.vq_model import VQModel
-from util import logs
 from util.errors import run
 
 BATCH_SIZES = {"cpu": [1, 4], "cuda": [1, 8, 64, 256]}
@@ -93,5 +92,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logs.setup()
     run(main)

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.lpd import LPD, lpd_l, lpd_tiny, lpd_xl, lpd_xxl
 from performance import timing
 from performance.training import measure
-from util import logs
 from util.errors import run
 
 # Title, number format and factor by key.
@@ -88,5 +87,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logs.setup()
     run(main)

@@ -17,7 +17,7 @@ from evaluation.features import KINDS, build_extractor
 from evaluation.image_sources import open_images
 from evaluation.metrics import Reference, reference_arrays, save_reference
 from evaluation.references import ReferencePlan
-from util import distributed, logs
+from util import distributed
 from util.cli import Parser, add_flags
 from util.errors import UserError, blame, require_writable_folder, run
 from util.run_record import record_run
@@ -45,7 +45,6 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
-    logs.setup()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
     out = Path(args.out)

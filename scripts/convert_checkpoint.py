@@ -14,7 +14,6 @@ from hub import weights as files
 from hub.published import CONFIG, PUBLISHED, SAFETENSORS, resolve, weights_in_folder
 from models.lpd import LPD
 from tokenizers.vq_model import VQModel
-from util import logs
 from util.cli import Parser, add_flags
 from util.errors import UserError, blame, run
 from util.files import write_json
@@ -34,7 +33,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", help=means)
     add_flags(parser, "--debug")
     args = parser.parse_args(argv)
-    logs.setup()
     to_folder, output = not Path(args.input).is_dir(), Path(args.output)
     if to_folder == (output.suffix in (".pth", ".pt")):
         expected = "a folder, as IN is a checkpoint" if to_folder else "a .pth, as IN is a folder"

@@ -15,7 +15,6 @@ from orders.group_sizes import group_sizes, training_group_sizes
 from performance import cost
 from performance import timing as benchmark
 from tokenizers.vq_model import VQModel
-from util import logs
 from util.cli import Parser, add_flags
 from util.errors import blame, run
 from util.geometry import TokenGrid
@@ -49,7 +48,6 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Count, show the table and write it."""
     args = build_parser().parse_args(argv)
-    logs.setup()
     with blame("--img_size"):
         grid = TokenGrid(args.img_size, args.vqgan_stride, args.vqgan_vocab_size)
     with blame("--generation_steps"):

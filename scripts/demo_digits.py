@@ -169,5 +169,4 @@ def read_folder(folder: Path, classes: tuple[str, ...], size: int) -> ImageBatch
 
 
 if __name__ == "__main__":
-    logs.setup()
     run(main)

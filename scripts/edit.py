@@ -82,7 +82,6 @@ def main(argv: list[str] | None = None) -> None:
     """Check and load everything, edit, write."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    logs.setup()
     image, mask, towards = read_picture(args)
     model, tokenizer = read_networks(args)
     sampling = read_sampling(args, model.label_drop_prob)

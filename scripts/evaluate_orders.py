@@ -75,7 +75,6 @@ def main(argv: list[str] | None = None) -> None:
     for name in ignored:
         if getattr(args, name) != parser.get_default(name):
             raise UserError(f"--{name}: found {found} or neither")
-    logs.setup()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
     resolve_flags(args)

@@ -22,7 +22,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util import logs
 from util.cli import Parser, add_flags, number
 from util.errors import UserError, require_writable_file, run
 from util.files import write_json
@@ -149,5 +148,4 @@ def table(parts: dict[str, dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    logs.setup()
     run(lambda: main(parse_args()))

@@ -33,7 +33,7 @@ from orders.order_file import read_orders
 from performance.timing import markdown_table
 from training.flags import build_parser as build_main_parser
 from training.scalars import ScalarLog
-from util import distributed, logs
+from util import distributed
 from util.cli import Parser, number
 from util.errors import UserError, require_writable_folder, run
 from util.files import read_json, replacing, write_json
@@ -62,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate each setting, write the results, print the best."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    logs.setup()
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
     resolve_flags(args)

@@ -102,7 +102,6 @@ def add_training_flags(parser: Parser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Draw what the command says."""
     args = build_parser().parse_args(argv)
-    logs.setup()
     suffixes = (".gif", ".png") if args.command == "generation" else (".png",)
     for path in vars(args).get("output", ()):
         if path.suffix not in suffixes:

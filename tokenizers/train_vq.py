@@ -214,7 +214,6 @@ def show_reconstructions(model: VQModel, images: Tensor, path: Path) -> float:
 
 
 def main() -> None:
-    logs.setup()
     parser = build_parser()
     args = parser.parse_args()
     launch = distributed.read_launch(args)

@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hub.download import DEFAULT_ACCESS, commit_of, find_cached
 from hub.published import PUBLISHED, download, parse, published_names
-from util import logs
 from util.cli import Parser, add_flags
 from util.errors import UserError, blame, run
 
@@ -28,7 +27,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--update", action="store_true", help=newest)
     add_flags(parser, "--debug")
     args = parser.parse_args(argv)
-    logs.setup()
     given = args.list + args.all + bool(args.names)
     if given != 1:
         found = "more than one of them" if given else "nothing to do"

@@ -11,11 +11,9 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
+from util.logs import endings, setup
+
 logger = logging.getLogger(__name__)
-# How a run ended, for the log file: people have it on the console already.
-endings = logging.getLogger("lpd.endings")
-endings.addHandler(logging.NullHandler())
-endings.propagate = False
 
 EXIT_CODE = 2
 # How long a failing worker waits for the others to reach the same check.
@@ -82,12 +80,13 @@ def require_writable_file(path: str | Path, flag: str) -> Path:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main`; end with one line and exit code 2 on bad input.
+    """Run a command's `main`, its log set up; end with one line and exit code 2 on bad input.
 
     So end what the operating system refuses and a lack of memory; a bug keeps its traceback, which
     `--debug` shows of all. `main` closes what it opens: workers leave without a shutdown.
     """
     one_of_several, code = int(os.environ.get("WORLD_SIZE", "1")) > 1, 0
+    setup()
     try:
         main()
     except KeyboardInterrupt:

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from util.errors import EXIT_CODE, UserError, endings
+from util.errors import EXIT_CODE, UserError
+from util.logs import endings
 
 logger = logging.getLogger(__name__)
 

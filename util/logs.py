@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 from tqdm.contrib import logging as tqdm_logging
 
-from util.errors import endings
-
 T = TypeVar("T")
 
 LOG_FILE = "log.txt"
@@ -25,6 +23,10 @@ PROGRESS_SECONDS = 30.0
 _FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 
 logger = logging.getLogger(__name__)
+# How a run ended, for the log file: people have it on the console already.
+endings = logging.getLogger("lpd.endings")
+endings.addHandler(logging.NullHandler())
+endings.propagate = False
 
 
 def is_main_process() -> bool:

@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.cli.supervisor import supervise
-from util import logs
 from util.cli import Parser, add_flags, whole
 from util.errors import UserError, blame, require_writable_folder, run
 from util.files import replacing
@@ -70,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = build_parser().parse_args(argv)
     own_flags = argv[: len(argv) - len(args.command)]
-    logs.setup()
     settle(args)
     folder = args.output_dir / "logs"
     own = {"RUN_NAME": args.job_name, "OUTPUT_DIR": str(args.output_dir)}

@@ -93,5 +93,4 @@ def mask_of(part: tuple[float, float, float, float], side: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    logs.setup()
     run(main)

@@ -133,5 +133,4 @@ class Codec:
 
 
 if __name__ == "__main__":
-    logs.setup()
     run(main)

@@ -124,7 +124,7 @@ def test_bf16_runs_the_network_in_bfloat16(world, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_the_checkpoint_before_a_damaged_one_is_evaluated(
-    world, reference, tmp_path, damage, capsys
+    world, reference, tmp_path, damage, caplog
 ):
     content = bytearray(world.checkpoint.read_bytes())
     (tmp_path / PREVIOUS).write_bytes(content)
@@ -134,7 +134,7 @@ def test_the_checkpoint_before_a_damaged_one_is_evaluated(
     flags = [*world.eval_flags(tmp_path / "out"), "--order", "lpd", "--cfg", "3"]
     at = flags.index("--pretrained_ckpt")
     main_lpd.main([*flags[:at], *flags[at + 2 :], "--resume", str(tmp_path)])
-    warned = "the one before it takes its place" in capsys.readouterr().err
+    warned = "the one before it takes its place" in caplog.text
     assert warned == (damage == "flipped")
     assert metrics_of(tmp_path / "out")["checkpoint"] == str(tmp_path / PREVIOUS)
     assert same(tmp_path / "out", reference)

@@ -68,16 +68,17 @@ def _as_then(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> Command:
     """Run a command line in this process, for its output and its log."""
 
     def run(line: str) -> tuple[str, str]:
         script, *flags = line.split()
         monkeypatch.setattr(sys, "argv", [script, *flags])
-        capsys.readouterr()
+        caplog.clear()
         import_module(script.removesuffix(".py").replace("/", ".")).main(flags)
-        return tuple(capsys.readouterr())
+        return capsys.readouterr().out, caplog.text
 
+    caplog.set_level("INFO")
     return run
 
 

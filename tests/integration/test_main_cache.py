@@ -32,14 +32,13 @@ NUM_IMAGES = 11
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A random small tokenizer, and images of two classes; `main` keeps pytest's logging."""
+    """A random small tokenizer, and images of two classes."""
     save_tokenizer(tmp_path / "vq.pt", tiny_tokenizer())
     rng = np.random.default_rng(0)
     for i in range(NUM_IMAGES):
         file = tmp_path / "data" / ("cat" if i < 6 else "dog") / f"{i:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 28, 3), dtype=np.uint8)).save(file)
-    monkeypatch.setattr("util.logs.setup", lambda: None)
     monkeypatch.delenv("RANK", raising=False)
     return tmp_path
 

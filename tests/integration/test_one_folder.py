@@ -59,8 +59,9 @@ def test_the_second_run_is_refused_and_leaves_no_trace(
 
 
 def test_an_image_counts_as_kept_only_if_these_settings_made_it(
-    world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: TinyWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     first, second = tmp_path / "first", tmp_path / "second"
     main_lpd.main([*world.eval_flags(first), "--seed", "1"])
     main_lpd.main([*world.eval_flags(second), "--seed", "2"])
@@ -69,7 +70,7 @@ def test_an_image_counts_as_kept_only_if_these_settings_made_it(
     shutil.copy(first / "images" / "00002.png", second / "images" / "00002.png")
     Image.fromarray(expected[4]).save(plain)  # as another program writes it
     main_lpd.main([*world.eval_flags(second), "--seed", "2", "--save_npz"])
-    assert "7 of 9 images are there already" in capsys.readouterr().err
+    assert "7 of 9 images are there already" in caplog.text
     assert np.array_equal(stacked(second), expected)
     made_by = {Image.open(path).info[MADE_BY] for path in (second / "images").iterdir()}
     assert len(made_by) == 1

@@ -65,8 +65,9 @@ def test_images_are_scored_without_a_model(files, tmp_path, images, reference, m
 
 
 def test_statistics_of_two_processes_serve_without_their_images(
-    files, tmp_path, monkeypatch, capsys
+    files, tmp_path, monkeypatch, caplog
 ):
+    caplog.set_level("INFO")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     made = tmp_path / "made.npz"
     line = flags(files, "--images", files / "real", "--features", "--img_size", "32")
@@ -83,7 +84,7 @@ def test_statistics_of_two_processes_serve_without_their_images(
         both.append(results(files / "samples.npz"))
         assert both[-1].pop("reference") == str(reference)
         # What two processes have kept of the images serves one.
-        assert (f"pool of {reference}: kept in" in capsys.readouterr().err) == (reference != made)
+        assert (f"pool of {reference}: kept in" in caplog.text) == (reference != made)
     assert both[0] == both[1]
 
 

@@ -17,7 +17,6 @@ def test_published_files_become_a_cache_of_the_same_tokens(
     tmp_path: Path, monkeypatch, caplog, bars
 ) -> None:
     """Eleven images of three classes in three shards, at first with a bad one in the last."""
-    monkeypatch.setattr("util.logs.setup", lambda: None)
     monkeypatch.setattr(write_cache, "MAX_SHARD_IMAGES", 4)
     published, cache, weights = (tmp_path / name for name in ("published", "cache", "vq.pt"))
     save_tokenizer(weights, tiny_tokenizer())
