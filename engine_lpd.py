@@ -173,8 +173,8 @@ def _describe_bad_step(run: Training, done: Outcome) -> str:
     images = ", ".join(seen[:8]) + (f" and {len(seen) - 8} more" if len(seen) > 8 else "")
     return (
         f"training: the loss is {done.loss:g} and the gradient norm {done.norm:g} in epoch "
-        f"{epoch}, step {step} (images {images}), expected finite numbers (a smaller --blr may "
-        "help); the checkpoints are of earlier steps"
+        f"{epoch}, step {step} (images {images}), expected finite numbers (a lower learning rate "
+        "may help); checkpoints are of earlier steps"
     )
 
 
@@ -291,6 +291,7 @@ def evaluate_checkpoint(
     report(args, pinned(weights), evaluation, scores, scalars)
     if args.save_npz:
         on_main(lambda: images.write_archive(folder / "samples.npz", evaluation.num_images))
+    logger.info("%d images in %s", evaluation.num_images, images.path)
 
 
 def report(

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import logging
 import re
 import zipfile
 import zlib
@@ -36,6 +37,8 @@ from util.errors import UserError, is_out_of_memory
 from util.files import open_file, read_json, replacing, write_json
 from util.images import MADE_BY, save_png
 from util.logs import progress
+
+logger = logging.getLogger(__name__)
 
 # Beside the images: what they show.
 RECORD_FILE = "images.json"
@@ -127,15 +130,17 @@ def sample_settings(
 def keep_or_clear(folder: Path, record: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder; keep its images if the JSON file `record` holds the same settings.
 
-    Else the images of earlier evaluations go, and `record` says what those to come will show.
+    Else the results of earlier evaluations go, and `record` says what those to come will show.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(OSError, ValueError):
         if read_json(record) == json.loads(json.dumps(settings)):
             return
-    for path in folder.iterdir():
-        if _OURS.fullmatch(path.name):
-            path.unlink()
+    images = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+    for path in (*images, record.with_name("samples.npz"), record.with_name("metrics.json")):
+        path.unlink(missing_ok=True)
+    if images:
+        logger.info("%s: %d images of other settings are deleted", folder, len(images))
     write_json(settings, record)
 
 

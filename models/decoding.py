@@ -134,12 +134,13 @@ def _prepare(
 ) -> _Job:
     """Check the arguments of `generate` and put them where the model is."""
     settings = replace(sampling or SamplingSettings(), **fields)
+    check_whole("seed", np.asarray(seed), ())
     if labels is not None:
-        labels = torch.as_tensor(labels)
+        labels = torch.atleast_1d(torch.as_tensor(labels))
     elif settings.guided:
         raise ValueError(f"cfg: found {settings.cfg} without labels, expected 1")
     num_tokens, num_known = model.grid.num_tokens, 0 if known is None else known.shape[-1]
-    if isinstance(group_sizes, int):
+    if np.ndim(group_sizes) == 0:
         group_sizes = remaining_group_sizes(num_tokens, num_known, group_sizes)
     ids = None if image_ids is None else np.asarray(image_ids)
     if orders is None:

@@ -91,8 +91,8 @@ def _split(
     if mask.shape != tokens.shape or mask.dtype != torch.bool:
         found = f"{mask.dtype} of shape {tuple(mask.shape)}"
         raise ValueError(f"mask: found {found}, expected bool {tuple(tokens.shape)}")
-    if num_steps is not None and num_steps < 1:
-        raise ValueError(f"num_steps: found {num_steps}, expected at least 1")
+    if num_steps is not None and not (isinstance(num_steps, int) and num_steps >= 1):
+        raise ValueError(f"num_steps: found {num_steps}, expected a whole number of at least 1")
     if repulsion_threshold is None:
         repulsion_threshold = published_repulsion(num_tokens, default_steps(num_tokens))
     thresholds = proximity_threshold, repulsion_threshold

@@ -28,7 +28,7 @@ class SamplingSettings:
             ("cfg_schedule", self.cfg_schedule in CFG_SCHEDULES, f"one of {CFG_SCHEDULES}"),
             ("cfg", 0 <= self.cfg < torch.inf, "a finite number of at least 0"),
             ("temperature", 0 <= self.temperature < torch.inf, "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "0 or a whole number"),
             ("top_p", 0 <= self.top_p <= 1, "a number in [0, 1]"),
         ):
             if not valid:

@@ -46,7 +46,8 @@ def group_sizes(num_tokens: int, steps: int) -> list[int]:
 def cosine_group_sizes(num_tokens: int, steps: int) -> list[int]:
     """Apply the cosine rule (method section 5), as `group_sizes`."""
     if not _splits(num_tokens, steps):
-        raise ValueError(f"found {steps} steps, expected 2 to {num_tokens} for {num_tokens} tokens")
+        expected = f"expected {min(2, num_tokens)} to {num_tokens} for {num_tokens} tokens"
+        raise ValueError(f"found {steps} steps, {expected}")
     cosines = [math.cos(math.pi * i / (2 * steps)) for i in range(steps + 1)]
     unrounded = -num_tokens * np.diff(cosines)
     sizes = np.maximum(np.rint(unrounded), 1).astype(np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from orders.locality import check_grid_size
-from orders.order_file import compact_dtype, require_suffix, write_orders
+from orders.order_file import compact_dtype, write_orders
 from orders.sources import locality_aware, read_group_sizes
 from util import logs
 from util.cli import Parser, add_flags, available_cores, whole
@@ -58,9 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = read_group_sizes(args, grid.num_tokens)
     if args.output_file is None:
         raise UserError("--output_file: not given, expected a .json or .npy file")
-    with blame("--output_file"):
-        require_suffix(args.output_file)
-    require_writable_file(args.output_file, "--output_file")
+    require_writable_file(args.output_file, "--output_file", ".json", ".npy")
     with blame("--output_file"):
         record_run(parser, args, args.output_file.parent)
     orders = np.empty((args.num_runs, grid.num_tokens), dtype=compact_dtype(grid.num_tokens))

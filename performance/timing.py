@@ -75,7 +75,7 @@ def build_parser(what: str, rows: Collection[str], quick: str) -> Parser:
     parser = Parser(description=f"Time {what}, beside what this machine allows.")
     parser.add_argument("--rows", nargs="+", choices=rows, metavar="ROW", help=", ".join(rows))
     parser.add_argument("--batch_sizes", nargs="+", type=whole(1), help="instead of the row's own")
-    parser.add_argument("--device", help="by default cuda where there is one, else cpu")
+    add_flags(parser, "--device", default=None, help="by default cuda where there is one, else cpu")
     parser.add_argument("--seconds", type=number(), default=10.0, help="per line of the table")
     parser.add_argument("--no_plain", action="store_true", help="leave out the plain path")
     parser.add_argument("--quick", action="store_true", help=f"two rounds; by default {quick}")

@@ -31,11 +31,11 @@ def build_parser() -> Parser:
     parser = Parser(description="Generate, edit and compare orders in a browser.")
     group = parser.add_argument_group("model")
     help_text = "LPD checkpoint or published name; by default that of scripts/demo.sh"
-    group.add_argument("--pretrained_ckpt", help=help_text)
+    add_flags(group, "--pretrained_ckpt", help=help_text)
     help_text = "tokenizer checkpoint, or llamagen for the published one; the demo has its own"
     add_flags(group, "--vqgan_path", help=help_text)
     add_flags(group, "--class_names", "--bf16")
-    group.add_argument("--device", help="cuda or cpu; by default a GPU if there is one")
+    add_flags(group, "--device", default=None, help="by default cuda where there is one, else cpu")
     group = parser.add_argument_group("address")
     help_text = "0.0.0.0 lets other machines see the page"
     group.add_argument("--host", default="127.0.0.1", help=help_text)

@@ -19,7 +19,7 @@ from evaluation.metrics import Reference, reference_arrays, save_reference
 from evaluation.references import ReferencePlan
 from util import distributed
 from util.cli import Parser, add_flags
-from util.errors import UserError, blame, require_writable_folder, run
+from util.errors import UserError, blame, require_writable_file, run
 from util.run_record import record_run
 
 logger = logging.getLogger("lpd")
@@ -47,9 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     launch = distributed.read_launch(args)
     device = distributed.resolve_device(args.device, launch)
-    out = Path(args.out)
-    if out.suffix != ".npz":
-        raise UserError(f"--out: found {args.out}, expected a name ending in .npz")
+    out = require_writable_file(args.out, "--out", ".npz")
     size = None if Path(args.images).is_file() else args.img_size
     source = open_images(args.images, "--images", size)
     weights = args.feature_extractor_weights
@@ -58,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     if kind.image_size not in (None, source.image_size):
         expected = f"expected {kind.image_size} for {kind.registered_name}"
         raise UserError(f"--images: found {source.image_size} pixels (--img_size), {expected}")
-    require_writable_folder(out.parent, "--out")
     with blame("--out"):
         record_run(parser, args, out.parent)
     parts = frozenset(kind.dims) | ({"features"} if args.features else set())

@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     parser = Parser(description="The price of parallel decoding, by order and number of steps.")
     group = parser.add_argument_group("model and images")
     add_flags(group, "--pretrained_ckpt", required=True)
-    group.add_argument("--cached_path", required=True, help="token cache of held-out images")
+    add_flags(group, "--cached_path", required=True, help="token cache of held-out images")
     group.add_argument("--num_images", type=whole(2), help="spread evenly; by default all")
     add_flags(group, "--batch_size", "--bf16", "--device")
     about = "by default in the steps of training; differences are taken against the first order"
@@ -92,9 +92,9 @@ def main(argv: list[str] | None = None) -> None:
             plans = [search.plans(args, model.grid, steps) for steps in args.steps]
     else:
         plans = read_settings(args, model.grid, cache.num_images)
-    for flag, path in (("--output", args.output), ("--plot", args.plot)):
+    for flag, path, *suffixes in (("--output", args.output), ("--plot", args.plot, ".png")):
         if path is not None:
-            require_writable_file(path, flag)
+            require_writable_file(path, flag, *suffixes)
     if args.plot is not None and args.plot == args.output:
         raise UserError(f"--plot: found {args.plot}, as --output, expected another file")
     about = {}

@@ -104,10 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     suffixes = (".gif", ".png") if args.command == "generation" else (".png",)
     for path in vars(args).get("output", ()):
-        if path.suffix not in suffixes:
-            expected = f"expected a name ending in {' or '.join(suffixes)}"
-            raise UserError(f"--output: found {path.name!r}, {expected}")
-        require_writable_file(path, "--output")
+        require_writable_file(path, "--output", *suffixes)
     with logs.logging_redirect_tqdm():
         args.draw(args)
 

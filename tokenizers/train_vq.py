@@ -42,7 +42,7 @@ def build_parser() -> Parser:
     """Declare the flags; the defaults are the published tokenizer's sizes."""
     parser = Parser(description="Train a VQ tokenizer on an image folder.")
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", required=True, help="ImageFolder, or one under train/")
+    add_flags(group, "--data_path", default=None, required=True)
     add_flags(group, "--img_size", "--flip_prob", "--num_workers")
     group = parser.add_argument_group("model")
     for name, default, means in (

@@ -43,7 +43,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     text = "queries of a group do not see one another, in training and decoding: an ablation"
     add("--blind_queries", action="store_true", help=text)
     text = "checkpoint whose weights to start from, or the name of published ones: lpd_l_256 ... "
-    add("--pretrained_ckpt", help=f"{text}(python util/download.py --list)")
+    add_flags(group, "--pretrained_ckpt", help=f"{text}(python util/download.py --list)")
 
 
 def _add_training_flags(group: argparse._ArgumentGroup) -> None:
@@ -115,7 +115,7 @@ def add_sampling_flags(parser: Parser) -> None:
     """Declare how samples are made: steps, orders, guidance and what is drawn from."""
     group = parser.add_argument_group("sampling")
     add_flags(group, "--generation_steps")
-    group.add_argument("--group_sizes", default="[1] * 256", help="tokens per step, sum N")
+    add_flags(group, "--group_sizes", default="[1] * 256", help="tokens per step, sum N")
     text = "of the positions; lpd is locality-aware"
     group.add_argument("--order", default="random", choices=SAMPLING_ORDERS, help=text)
     text = "orders for --order lpd, a file or a published name; else made on the spot"

@@ -70,9 +70,15 @@ def require_writable_folder(path: str | Path, flag: str) -> Path:
     return path
 
 
-def require_writable_file(path: str | Path, flag: str) -> Path:
-    """Return the path of a file to write, its folder made; a `UserError` if it cannot be."""
+def require_writable_file(path: str | Path, flag: str, *suffixes: str) -> Path:
+    """Return the path of a file to write, its folder made; a `UserError` if it cannot be.
+
+    If there are `suffixes`, its name must end in one of them.
+    """
     path = Path(path)
+    if suffixes and path.suffix not in suffixes:
+        expected = f"expected a name ending in {' or '.join(suffixes)}"
+        raise UserError(f"{flag}: found {path.name!r}, {expected}")
     if path.is_dir():
         raise UserError(f"{flag}: {path} is a folder, expected a file")
     require_writable_folder(path.parent, flag)

@@ -41,11 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     """Check everything, generate, judge, write."""
     parser = Parser(description="Judge generated images, by order and number of steps.")
     parser.add_argument("data_set", choices=DATA_SETS, help="what the models were trained on")
-    parser.add_argument("--pretrained_ckpt", type=Path, required=True, help="LPD checkpoint")
-    parser.add_argument("--vqgan_path", required=True, help="its tokenizer")
+    add_flags(parser, "--pretrained_ckpt", "--vqgan_path", required=True)
     parser.add_argument("--data", required=True, help="the real images, as they were prepared")
     about = "digits: what demo_digits.py features wrote"
-    parser.add_argument("--feature_extractor_weights", help=about)
+    add_flags(parser, "--feature_extractor_weights", help=about)
     add_flags(parser, "--orders", default=list(ORDERS))
     add_flags(parser, "--steps", "--output", required=True)
     add_flags(parser, "--cfg", "--debug")

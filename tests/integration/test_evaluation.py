@@ -297,6 +297,14 @@ def test_a_signal_leaves_a_marker_and_the_finished_images(world, tmp_path, made)
     assert same(stopped, whole)
 
 
+def test_an_archive_of_other_settings_goes(world, tmp_path, caplog):
+    caplog.set_level("INFO")
+    main_lpd.main([*world.eval_flags(tmp_path), "--save_npz"])
+    main_lpd.main([*world.eval_flags(tmp_path), "--cfg", "3"])
+    assert "9 images of other settings are deleted" in caplog.text
+    assert not (tmp_path / "samples.npz").exists() and metrics_of(tmp_path)["cfg"] == 3.0
+
+
 def test_images_of_other_settings_are_not_kept(world, tmp_path, made):
     flags, other = world.eval_flags(tmp_path), str(tmp_path / "other.pth")
     content = torch.load(world.checkpoint, weights_only=True)

@@ -162,6 +162,9 @@ ORDER, KNOWN = np.arange(NUM_TOKENS)[None], torch.zeros(1, 4, dtype=torch.int64)
         ({"image_ids": [1, 2]}, r"image_ids: found int64 of shape \(2,\)"),
         ({"orders": 0 * ORDER}, "found position 0 repeated"),
         ({"group_sizes": [NUM_TOKENS - 1]}, "sum"),
+        ({"seed": 1.5}, "seed: found float64"),
+        ({"seed": 2**70, "orders": None}, "seed: found object"),
+        ({"top_k": 2.5}, "top_k: found 2.5, expected 0 or a whole number"),
         ({"sampler": "slow"}, "sampler: found 'slow', expected one of"),
         ({"labels": None, "orders": None}, "orders: found none, and no labels or image_ids"),
         ({"orders": None, "known": KNOWN}, "orders: found none, expected those that begin"),
@@ -178,3 +181,9 @@ def test_bad_arguments_are_refused(change: dict, message: str) -> None:
     for function in (generate, generate_steps):
         with pytest.raises(ValueError, match=message):
             function(small_lpd(), **good | change)
+
+
+def test_one_label_and_numbers_of_numpy() -> None:
+    model = small_lpd()
+    made = generate(model, 1, None, np.int64(6))
+    assert torch.equal(made, generate(model, [1], None, 6))

@@ -131,7 +131,7 @@ def test_the_first_step_chooses_the_dtype() -> None:
         ({"labels": [5, 6]}, r"labels: found 5\.\.6, expected 0\.\.4"),
         ({"labels": None, "cfg": 2.0}, "cfg: found 2.0 without labels"),
         ({"image_ids": [1]}, "image_ids: found int64 of shape"),
-        ({"num_steps": 0}, "num_steps: found 0, expected at least 1"),
+        ({"num_steps": 0}, "num_steps: found 0, expected a whole number"),
         ({"repulsion_threshold": -1.0}, "repulsion threshold -1.0"),
     ],
 )
