@@ -4,7 +4,6 @@ import logging
 from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -19,7 +18,7 @@ from tokenizers.encoding import encode
 from tokenizers.vq_model import VQModel, fingerprint, load_tokenizer
 from training.checkpoint import LAST, checkpoints_in, load_newest, load_pretrained
 from training.flags import build_parser
-from training.recipe import Training, build_source, build_training
+from training.recipe import build_source, build_training
 from training.scalars import ScalarLog, import_wandb
 from util import distributed
 from util.errors import UserError, blame, require_writable_folder, run
@@ -73,7 +72,12 @@ def main(argv: list[str] | None = None) -> None:
         on_main(lambda: record_run(parser, pinned_flags(args), args.output_dir))
         if evaluation is not None:
             evaluation = evaluation.with_reference()
-        scalars = open_scalars(args, wandb, training)
+        about = {"project": args.wandb_project, "name": args.wandb_run_name, "config": vars(args)}
+        purge = 0 if args.overwrite else None  # what an earlier run logged from there on is dropped
+        if training is not None and args.resume:
+            purge = training.steps_done
+        folder = Path(args.log_dir) if distributed.is_main() else None
+        scalars = ScalarLog(folder, wandb, about, purge)
         signals.callback(scalars.close)
         if training is None:
             evaluate_checkpoint(args, model, weights, evaluation, known, scalars)
@@ -200,17 +204,6 @@ def leave_evaluation(args: Namespace, number: int) -> None:
     """Tell the launcher that signal `number` stopped an evaluation: how many images are there."""
     folder = Path(args.output_dir)
     leave_marker(folder, number, images=len(image_ids_in(folder / "images", args.num_images)))
-
-
-def open_scalars(args: Namespace, wandb: ModuleType | None, training: Training | None) -> ScalarLog:
-    """Open the run's scalar log, on rank 0; what an earlier run logged from here on is dropped."""
-    if not distributed.is_main():
-        return ScalarLog(None)
-    options = {"project": args.wandb_project, "name": args.wandb_run_name, "config": vars(args)}
-    purge_step = 0 if args.overwrite else None
-    if training is not None and args.resume:
-        purge_step = training.steps_done
-    return ScalarLog(Path(args.log_dir), wandb, options, purge_step)
 
 
 def score_samples(parser: ArgumentParser, args: Namespace) -> None:

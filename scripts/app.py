@@ -37,8 +37,7 @@ def build_parser() -> Parser:
     add_flags(group, "--class_names", "--bf16")
     add_flags(group, "--device", default=None, help="by default cuda where there is one, else cpu")
     group = parser.add_argument_group("address")
-    help_text = "0.0.0.0 lets other machines see the page"
-    group.add_argument("--host", default="127.0.0.1", help=help_text)
+    group.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     group.add_argument("--port", type=whole(0, 65535), default=7860, help="0 for any free one")
     add_flags(parser, "--debug")
     return parser

@@ -33,8 +33,7 @@ def build_parser() -> Parser:
     parser.add_argument("--out", required=True, help="the .npz to write")
     text = "a folder's images get the ADM centre crop to this side, pixels"
     add_flags(parser, "--img_size", help=text)
-    text = "also keep each image's, for kid and prc"
-    parser.add_argument("--features", action="store_true", help=text)
+    parser.add_argument("--features", action="store_true", help="each image's too, for kid, prc")
     add_flags(parser, "--feature_extractor", choices=KINDS, help="network that scores")
     add_flags(parser, "--batch_size", help="images per process")
     add_flags(parser, "--feature_extractor_weights", "--num_workers", "--device", "--debug")

@@ -5,9 +5,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dataset.token_cache import TokenCache
 from hub.download import sha256_of
@@ -15,10 +17,6 @@ from hub.published import pinned
 from studies.likelihood import Estimate, Measured, Setting, images_digest
 from util.errors import blame
 from util.run_record import revision, versions
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def made_by(checkpoint: str | Path) -> dict[str, str]:
@@ -118,14 +116,12 @@ def _rounded(values: np.ndarray, digits: int) -> str:
     return str([round(value, digits) for value in values.tolist()])
 
 
-def draw(results: Sequence[Measured]) -> "Figure":
+def draw(results: Sequence[Measured]) -> Figure:
     """Draw NLL, paired differences and price against steps; below, the price along generations.
 
     Bars and bands are standard errors over images. Left out are differences to an only order, and
     generations of one token at a time, which pay nothing.
     """
-    from matplotlib.figure import Figure  # slow to import
-
     panels: dict[str, list[tuple[Setting, Estimate]]] = {}
     for title, name in (
         ("NLL", "nll"),
@@ -177,7 +173,7 @@ def draw(results: Sequence[Measured]) -> "Figure":
     return figure
 
 
-def _scale(axes: "Axes") -> None:
+def _scale(axes: Axes) -> None:
     """Linear up to a nat, logarithmic beyond: else raster orders would hide the others."""
     axes.set_yscale("symlog", linthresh=1.0, linscale=0.5)
     axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))

@@ -53,8 +53,7 @@ def _add_training_flags(group: argparse._ArgumentGroup) -> None:
         "--group_sizes_list",
         help=f"{text} set of this grid; by default the one list of --group_sizes",
     )
-    text = "of the positions in training; raster is an ablation"
-    add("--train_order", default="random", choices=TRAINING_ORDERS, help=text)
+    add("--train_order", default="random", choices=TRAINING_ORDERS, help="raster is an ablation")
     add_flags(group, "--epochs", default=450)
     add_flags(group, "--batch_size", help="images per process at a time")
     add("--accum_iter", type=whole(1), default=1, help="batches per process and optimiser step")
@@ -63,21 +62,16 @@ def _add_training_flags(group: argparse._ArgumentGroup) -> None:
     add("--lr", type=number(), help="learning rate; by default blr * images per step / 256")
     add("--blr", type=number(), default=1e-4, help="learning rate per 256 images")
     add("--min_lr", type=number(), default=1e-5, help="where the cosine ends")
-    schedules = {"default": "constant+cosine", "choices": LR_SCHEDULES}
-    add("--lr_schedule", **schedules, help="after the warm-up")
+    add("--lr_schedule", default="constant+cosine", choices=LR_SCHEDULES, help="after warm-up")
     add("--warmup_epochs", type=whole(0), default=50, help="epochs from 0 to lr")
-    text = "epoch at which constant+cosine begins to fall"
-    add("--lr_decay_start_epoch", type=whole(0), default=400, help=text)
+    add("--lr_decay_start_epoch", type=whole(0), default=400, help="where the cosine begins")
     add_flags(group, "--bf16")
     add("--weight_decay", type=number(), default=0.02, help="of matrices and embeddings")
     add("--grad_checkpointing", action="store_true", help="recompute blocks")
     add("--grad_clip", type=number(), default=3.0, help="gradient norm; 0 for none")
-    text = "of attention weights; the published models had none"
-    add("--attn_dropout", type=share(), default=0.0, help=text)
-    text = "of attention's and the MLP's outputs"
-    add("--proj_dropout", type=share(), default=0.1, help=text)
-    text = "share of images without their class"
-    add("--label_drop_prob", type=share(), default=0.1, help=text)
+    add("--attn_dropout", type=share(), default=0.0, help="of attention weights; published: 0")
+    add("--proj_dropout", type=share(), default=0.1, help="of attention's and MLP's outputs")
+    add("--label_drop_prob", type=share(), default=0.1, help="share of images without a class")
     text = "spread weights and optimiser over the processes, two or more; not with --online_eval"
     add("--fsdp", action="store_true", help=text)
     add_flags(group, "--output_dir", help="checkpoints and results")

@@ -81,8 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # several has ended, the others get a minute to end too.
     step = [*tasks, *(["--pty"] if args.pty else ["--wait=60", "--unbuffered"]), *args.command]
     if args.supervise:
-        start, number = ["srun", *step], os.environ["SLURM_JOB_ID"]
-        sys.exit(supervise(start, args.output_dir, environment, args.max_retry, number))
+        number = os.environ.get("SLURM_JOB_ID")
+        if number is None:
+            raise UserError("--supervise: found no job of Slurm around it, expected --batch")
+        sys.exit(supervise(["srun", *step], args.output_dir, environment, args.max_retry, number))
     asked = {"job-name": args.job_name, "partition": args.partition, "account": args.account}
     asked |= {"time": args.time, "gpus-per-node": args.gpus_per_node or None}
     asked = [f"--{name}={value}" for name, value in asked.items() if value is not None]
@@ -125,8 +127,18 @@ def settle(args: argparse.Namespace) -> None:
             raise UserError(f"{flag}: found {name!r}, expected letters, digits and .+:=@_-")
     with blame(f"--slurm-args: found {args.slurm_args!r}"):
         args.slurm_args = shlex.split(args.slurm_args)
-    if args.time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", args.time):
-        raise UserError(f"-t/--time: found {args.time!r}, expected minutes, H:M:S or D-H:M:S")
+    if args.time is not None:
+        limit = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", args.time)
+        if limit is None:
+            raise UserError(f"-t/--time: found {args.time!r}, expected minutes, H:M:S or D-H:M:S")
+        days, *clock = map(int, limit.groups(default=0))
+        if limit[1] is None and limit[4] is None:  # minutes, or minutes and seconds
+            clock = [0, *clock[:2]]
+        seconds = ((24 * days + clock[0]) * 60 + clock[1]) * 60 + clock[2]
+        # Slurm rounds up to minutes.
+        if -(-seconds // 60) * 60 <= args.warn_seconds:
+            found = f"found {args.warn_seconds} with a time limit of {args.time}"
+            raise UserError(f"--warn-seconds: {found}, expected less than the limit")
     if args.pty and args.batch:
         raise UserError("--pty: found --batch too, expected one of the two")
     args.output_dir = Path(args.output_dir or f"runs/{args.mode}/{args.job_name}").absolute()

@@ -63,12 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with blame("files"):
             files = {path: read_json(path) for path in args.files}
-            if args.table == "search":
-                rows = [row for about in files.values() for row in search_table(about["searches"])]
-            elif args.table == "yardsticks":
-                rows = list(yardsticks(read_models(files)))
-            else:
-                rows = list(by_steps(args, read_models(files, args.class_name)))
+            models = [] if args.table == "search" else read_models(files, args.class_name)
+        if args.table == "search":
+            rows = [row for about in files.values() for row in search_table(about["searches"])]
+        elif args.table == "yardsticks":
+            rows = list(yardsticks(models))
+        else:
+            rows = list(by_steps(args, models))
     except KeyError as missing:
         raise UserError(f"files: found no {missing}, expected it for {args.table}") from None
     sys.stdout.write("".join(f"{line}\n" for line in markdown(rows)))
@@ -95,7 +96,9 @@ def read_models(files: Mapping[Path, dict], class_name: str | None = None) -> li
                 texts = entry["nll_by_image"], entry["price_by_image"]
                 nll, price = (np.array(ast.literal_eval(text))[chosen] for text in texts)
                 entry |= {"nll": nll, "price": price, "alone": nll - price}
-            model["results"][entry["steps"], entry["order"]] = entry
+            if model["results"].setdefault((entry["steps"], entry["order"]), entry) is not entry:
+                again = f"{entry['order']} in {entry['steps']} steps"
+                raise ValueError(f"{path} has {again} again, expected it once of each model")
     return list(models.values())
 
 
@@ -106,7 +109,12 @@ def by_steps(args: argparse.Namespace, models: Sequence[Model]) -> Iterator[Row]
     counts = dict.fromkeys(steps for steps, _ in measured[0])
     counts = [k for k in counts if all((k, order) in one for one in measured for order in orders)]
     if not counts:
-        raise ValueError(f"found {', '.join(orders)} in no number of steps of every model")
+        flag = "--orders" if args.orders else "files"
+        raise UserError(f"{flag}: found {', '.join(orders)} in no number of steps of every model")
+    if args.minus not in (None, *orders):
+        raise UserError(f"--minus: found {args.minus}, expected one of {', '.join(orders)}")
+    if args.table == "against" and len(models) % 2:
+        raise UserError(f"files: found {len(models)} models, expected two halves as large")
     for steps in counts:
         row: Row = {"steps": steps}
         found = {order: [one[steps, order] for one in measured] for order in orders}

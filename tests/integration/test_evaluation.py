@@ -313,7 +313,10 @@ def test_images_of_other_settings_are_not_kept(world, tmp_path, made):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "holiday.png").write_bytes(b"not ours")
     changes = ["--seed 3", "--cfg 2", "--generation_steps 4", "--order lpd", "--num_images 3"]
-    for change in [*changes, f"--pretrained_ckpt {other}"]:
+    file = tmp_path / "orders.npy"
+    changes += [f"--pretrained_ckpt {other}", f"--order lpd --lpd_order_file {file}"]
+    write_orders(file, random_orders(9, GRID.num_tokens, seed=2))
+    for change in changes:
         kill_after(1, flags)
         made.clear()
         main_lpd.main([*flags, *change.split()])
@@ -321,3 +324,7 @@ def test_images_of_other_settings_are_not_kept(world, tmp_path, made):
         assert made == list(range(count)), change
         assert (tmp_path / "images" / "holiday.png").exists()
         assert len(list((tmp_path / "images").iterdir())) == count + 1
+    write_orders(file, random_orders(9, GRID.num_tokens, seed=3))  # others in the same file
+    made.clear()
+    main_lpd.main([*flags, *change.split()])
+    assert made == list(range(9))

@@ -113,7 +113,7 @@ def test_training_writes_over_no_checkpoints_unless_told_to(
         raise UserError("--log_dir: full")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="^--log_dir: full"):
-        patch.setattr(main_lpd, "open_scalars", fail)  # the last that may be bad input
+        patch.setattr(main_lpd, "ScalarLog", fail)  # the last that may be bad input
         main_lpd.main([*training(world, output), "--overwrite"])
     assert before == {path: path.read_bytes() for path in before}
     main_lpd.main([*training(world, output), "--epochs", "3", "--resume", str(output)])

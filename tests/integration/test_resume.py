@@ -10,7 +10,7 @@ import subprocess
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from tests.integration.tiny_world import TinyWorld
 from training import checkpoint as saving
 from training.checkpoint import LAST, PREVIOUS
 from util.errors import UserError
-from util.signals import MARKER
+from util.signals import MARKER, StopSignals
 
 # Six steps an epoch, everything random switched on; few files.
 EPOCHS, STEPS = 4, 6
@@ -358,19 +358,27 @@ def test_an_evaluation_that_the_run_was_killed_in_is_made_up_for(
 ) -> None:
     more = ["--online_eval", "--eval_freq", "2", "--num_images", "3", "--generation_steps", "4"]
     more += ["--feature_extractor", "none", "--group_sizes_list", "auto"]
-    evaluate, calls = engine_lpd.evaluate, []
+    evaluate, calls, said = engine_lpd.evaluate, [], []
 
     def evaluate_or_die(model: torch.nn.Module, *arguments: object) -> None:
         calls.append(model.training)
         if len(calls) == 2:
+            said[-1](signal.SIGTERM)
             raise Killed
         evaluate(model, *arguments)
 
+    def leaving_at_once(signals: StopSignals, last_words: Callable[[int], None]) -> nullcontext:
+        said.append(last_words)
+        return nullcontext()
+
     monkeypatch.setattr(engine_lpd, "evaluate", evaluate_or_die)
+    monkeypatch.setattr(StopSignals, "leaving_at_once", leaving_at_once)
     with pytest.raises(Killed):
         main_lpd.main(flags(world, tmp_path, *more))
     done = [json.loads(path.read_text())["checkpoint"] for path in tmp_path.glob("metrics-*")]
     assert done == ["epoch 0"]
+    marker = json.loads((tmp_path / MARKER).read_text())
+    assert marker == {"signal": "SIGTERM", "epoch": 3, "step": 0}
     main_lpd.main(flags(world, tmp_path, *more))
     assert len(calls) == 4  # after epochs 0, 2 (twice) and 3
     done = sorted(path.name for path in tmp_path.glob("metrics-*"))

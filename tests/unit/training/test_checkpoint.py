@@ -21,7 +21,7 @@ def tiny(**options: int):
 
 def fresh(**more: object) -> TrainingState:
     model = tiny()
-    more = {"args": argparse.Namespace(), "global_batch": 8, **more}
+    more = {"args": argparse.Namespace(output_dir=Path("out")), "global_batch": 8, **more}
     return TrainingState(model, torch.optim.AdamW(model.parameters()), **more)
 
 
