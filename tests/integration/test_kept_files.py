@@ -128,8 +128,12 @@ def test_training_goes_on_from_the_middle_of_an_epoch(
         assert ended[name] == began[name], name
     told = {name for name, value in began["args"].items() if ended["args"].get(name, 0) != value}
     assert told <= {"cached_path", "output_dir", "log_dir", "resume", "save_steps"}
-    kept = dict(LPD.from_pretrained("published.pth").state_dict())
-    torch.testing.assert_close(dict(ended["model"]), kept, rtol=0, atol=1e-3)
+    kept = LPD.from_pretrained("published.pth").state_dict()
+    for weights in (ended["model"], kept):
+        for name, bias in weights.items():
+            if name.endswith("qkv.bias"):  # of the keys: attention does not depend on it, ...
+                bias.chunk(3)[1].zero_()  # ... so its gradient is rounding alone
+    torch.testing.assert_close(dict(ended["model"]), dict(kept), rtol=0, atol=1e-3)
 
 
 def test_weights_go_to_the_form_of_the_hub_and_back(command: Command, tmp_path: Path) -> None:
