@@ -50,11 +50,9 @@ class Source:
 
 
 class Probe(nn.Module):
-    """Stands in for LPD, notes what it is called and updated with, and acts at one of its steps."""
+    """Stands in for LPD, notes what it is called and updated with, acts at one step or all."""
 
-    def __init__(
-        self, slope: float = 1.0, at: int | None = None, action: Callable[[], object] | None = None
-    ) -> None:
+    def __init__(self, slope: float = 1.0, at: int = 0, action: Callable | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
         self.slope, self.at, self.action = slope, at, action
@@ -66,7 +64,7 @@ class Probe(nn.Module):
         self.seeds.append(torch.initial_seed())
         self.dtypes.add((self.weight @ torch.ones(3, 1)).dtype)
         assert orders.shape == tokens.shape and label_drop.dtype == torch.bool
-        if self.action is not None and self.at in (None, len(self.sizes)):
+        if self.action is not None and self.at in (0, len(self.sizes)):
             self.action()
         return self.slope * self.weight.sum()
 
@@ -133,9 +131,7 @@ def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(engine_lpd.STEPS_LATE, "cpu", request.param)
 
 
-def test_rates_follow_the_schedule_gradients_are_clipped_and_all_is_logged(
-    tmp_path: Path, late: None
-) -> None:
+def test_rates_are_the_schedules_gradients_clipped_and_logged(tmp_path: Path, late: None) -> None:
     clipped, unclipped = Probe(slope=5.0), Probe(slope=5.0)
     scalars = run(tmp_path, clipped, epochs=2, grad_clip=0.25)
     rates = [SCHEDULE.at(step / STEPS) for step in range(2 * STEPS)]
@@ -151,9 +147,7 @@ def test_rates_follow_the_schedule_gradients_are_clipped_and_all_is_logged(
     assert [step for step, _ in seldom.of("train/loss")] == [0, 3, 6, 9]
 
 
-def test_every_list_is_drawn_about_equally_often_whatever_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_list_is_drawn_as_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Probe()
     training = run_of(tmp_path, model, epochs=2, bf16=True)
     draws = [draw_group_sizes(training, step) for step in range(3000)]
@@ -167,9 +161,7 @@ def test_every_list_is_drawn_about_equally_often_whatever_the_process(
     assert [draw_group_sizes(training, step) for step in range(50)] == draws[:50]
 
 
-def test_dropout_streams_differ_between_steps_and_processes(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_dropout_differs_by_step_and_rank(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     first, again, other = Probe(), Probe(), Probe()
     run(tmp_path, first)
     run(tmp_path, again)
@@ -180,9 +172,7 @@ def test_dropout_streams_differ_between_steps_and_processes(
     assert not set(first.seeds) & set(other.seeds)
 
 
-def test_saves_at_steps_and_at_the_ends_of_epochs(
-    tmp_path: Path, saves: list[tuple], late: None
-) -> None:
+def test_saves_at_steps_and_ends_of_epochs(tmp_path: Path, saves: list[tuple], late: None) -> None:
     first = (0, 0, "checkpoint-0.pth", LAST)
     run(tmp_path, Probe(), epochs=3, save_steps=3)
     assert saves == [
@@ -204,9 +194,7 @@ def test_saves_every_so_many_minutes(
     assert [step for _, step, *_ in saves] == [3, 0]
 
 
-def test_a_signal_saves_and_stops_but_for_one_in_the_last_step_of_all(
-    tmp_path: Path, saves: list[tuple], late: None
-) -> None:
+def test_signals_stop_but_in_the_last_step(tmp_path: Path, saves: list[tuple], late: None) -> None:
     number, scalars = signal.SIGUSR1, Recorded()
     model = Probe(at=2, action=lambda: os.kill(os.getpid(), number))
     with StopSignals() as signals:

@@ -59,18 +59,16 @@ def test_a_client_passes_signals_on_and_takes_its_process_with_it(tmp_path: Path
     warm.server()
     variables = {**warm.base_variables()}
     del variables["PYTHON"]  # a shell script need not hand it on
+    options = dict(stdout=subprocess.PIPE, text=True, env=variables)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen(
-            [warm.client(), program], stdout=subprocess.PIPE, text=True, env=variables
-        )
-        other = int(process.stdout.readline())
-        process.send_signal(number)
-        assert process.wait(60) == (7 if number == signal.SIGTERM else -number)
+        with subprocess.Popen([warm.client(), program], **options) as process:
+            other = int(process.stdout.readline())
+            process.send_signal(number)
+            assert process.wait(60) == (7 if number == signal.SIGTERM else -number)
         with pytest.raises(ProcessLookupError):
             for _ in range(6000):
                 os.kill(other, 0)
                 time.sleep(0.01)
-        process.stdout.close()
 
 
 @pytest.mark.parametrize("processes", [None, pytest.param(2, marks=pytest.mark.slow)])

@@ -18,7 +18,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("image", "options", "expected"),
+    ("image", "options", "rgb"),
     [
         (Image.new("RGB", (6, 4), COLOUR), {}, COLOUR),
         (Image.new("RGBA", (6, 4), (*COLOUR, 0)), {}, COLOUR),  # alpha is dropped, not composited
@@ -34,16 +34,14 @@ NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
         (Image.fromarray(np.full((4, 6), 0x8142, dtype=np.int32)), {}, (0x81, 0x81, 0x81)),
     ],
 )
-def test_modes_become_rgb(
-    tmp_path: Path, image: Image.Image, options: dict, expected: tuple[int, ...]
-) -> None:
+def test_modes_become_rgb(tmp_path: Path, image: Image.Image, options: dict, rgb: tuple) -> None:
     path = tmp_path / ("a.tif" if image.mode in ("CMYK", "I;16", "I", "F") else "a.png")
     image.save(path, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = open_rgb(path)
     assert (found.mode, found.size) == ("RGB", (6, 4))
-    assert found.getpixel((1, 1)) == expected
+    assert found.getpixel((1, 1)) == rgb
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about what it cannot read
@@ -72,9 +70,7 @@ def adm_center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 70), st.integers(0, 99))
-def test_center_crop_has_the_pixels_of_the_definition(
-    width: int, height: int, size: int, seed: int
-) -> None:
+def test_center_crop_is_the_definition(width: int, height: int, size: int, seed: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image, found = Image.fromarray(noise), center_crop(Image.fromarray(noise), size)
     assert found.size == (size, size)

@@ -34,13 +34,6 @@ def save_random_inception(path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
-def message_of(name: str, weights: str | None) -> str:
-    with pytest.raises(UserError) as caught:
-        build_extractor(name, weights, CPU)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_digits_features_and_both_layouts(tmp_path):
     extractor = digits_extractor(tmp_path / "digits.pt")
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
@@ -92,23 +85,21 @@ def test_foreign_weights(tmp_path, name):
     path = tmp_path / "weights.pt"
     for content in ({"model": nn.Linear(2, 2).state_dict()}, {"epoch": 3}):
         torch.save(content, path)
-        message = message_of(name, str(path))
-        expected = f"--feature_extractor_weights: {path} does not hold the weights of "
-        assert message.startswith(expected) and len(message) < 500
+        expected = f"^--feature_extractor_weights: {path} does not hold the weights of .{{,300}}$"
+        with pytest.raises(UserError, match=expected):
+            build_extractor(name, str(path), CPU)
 
 
 @pytest.mark.parametrize(
     ("server", "reason"),
     [
-        ("none", "refused"),
-        ("silent", "timed out"),
-        ("garbage", "(what arrived is damaged)"),
-        ("missing", "(File not found)"),
+        ("none", ".*refused"),
+        ("silent", ".*timed out"),
+        ("garbage", "what arrived is damaged"),
+        ("missing", "File not found"),
     ],
 )
-def test_a_download_that_fails_is_one_line_and_leaves_nothing(
-    tmp_path, monkeypatch, server, reason
-):
+def test_a_download_that_fails_is_one_line_leaving_nothing(tmp_path, monkeypatch, server, reason):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(features, "NETWORK_TIMEOUT", 0.2 if server == "silent" else 10)
@@ -123,11 +114,10 @@ def test_a_download_that_fails_is_one_line_and_leaves_nothing(
             threading.Thread(target=http.handle_request, daemon=True).start()
         url = f"http://127.0.0.1:{http.server_port}/{server}/{FILE_NAME}"
         monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", url)
-        message = message_of("inception", None)
-    assert message.startswith(
-        f"--feature_extractor_weights: the Inception weights are not at {folder / FILE_NAME} "
-        "and could not be downloaded ("
-    )
-    assert message.endswith(f"expected the file {FILE_NAME}, or --feature_extractor none")
-    assert reason in message and list(folder.iterdir()) == []
+        start = f"--feature_extractor_weights: the Inception weights are not at {folder}/{FILE_NAME}"
+        end = f"expected the file {FILE_NAME}, or --feature_extractor none"
+        message = rf"^{start} and could not be downloaded \({reason}\); {end}$"
+        with pytest.raises(UserError, match=message):
+            build_extractor("inception", None, CPU)
+    assert list(folder.iterdir()) == []
     assert socket.getdefaulttimeout() is None

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,9 @@ def all_images(found: dict[int, np.ndarray]) -> np.ndarray:
     return np.stack([found[place] for place in range(len(found))])
 
 
-def message_of(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
+def refused(path: Path, found: str) -> None:
+    with pytest.raises(UserError, match=rf"^--images: .{{,500}}{re.escape(found)}.{{,500}}$"):
         pixels_of(open_images(path, "--images"))
-    assert one_line(caught.value) and str(caught.value).startswith("--images: ")
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive", "packed archive"])
@@ -83,7 +82,7 @@ def test_a_reference_folder_is_cropped(folder):
     ],
 )
 def test_unusable_archives(tmp_path, images, found):
-    assert found in message_of(archive(tmp_path / "x.npz", images=images))
+    refused(archive(tmp_path / "x.npz", images=images), found)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -97,7 +96,7 @@ def test_damage_to_an_archive_is_seen_by_every_process(tmp_path, monkeypatch, pa
     longer = whole.replace(b"(11, 32, 32, 3)", b"(99, 32, 32, 3)")
     for content in [flipped] if packed else [flipped, longer]:
         path.write_bytes(content)
-        assert "damaged" in message_of(path)
+        refused(path, "damaged")
 
 
 @settings(

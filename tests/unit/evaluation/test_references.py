@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +111,7 @@ def test_a_reference_is_kept_by_content(digits, tmp_path, monkeypatch, bars, cap
         assert is_made() and not is_made()
 
 
-def test_a_kept_reference_that_is_damaged_or_cannot_be_written(
-    digits, tmp_path, monkeypatch, bars, caplog
-):
+def test_a_kept_reference_is_damaged_or_unwritable(digits, tmp_path, monkeypatch, bars, caplog):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     folder = write_folder(tmp_path / "real", random_images(70))
     first = load(folder, digits)
@@ -137,8 +136,8 @@ def test_adms_files(digits, tmp_path):
     assert np.array_equal(found["pool"].mu, mu)
     assert found["pool"].mu.dtype == found["pool"].sigma.dtype == np.float64
     assert len(found["features"]) == 12
-    message = refusal(path, "spatial", kind=KINDS["inception"])
-    assert "holds no mu_s, expected an .npz with mu_s (2023,) and sigma_s (2023, 2023)" in message
+    with pytest.raises(UserError, match=r"no mu_s, .* mu_s \(2023,\) and sigma_s \(2023, 2023"):
+        open_reference(path, KINDS["inception"], 32, ("spatial",))
     spatial = Statistics(np.arange(2023.0), np.eye(2023))
     save_reference(Reference(pool=Statistics(mu, np.eye(64)), spatial=spatial), path)
     with np.load(path) as saved:
@@ -160,10 +159,10 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(tmp_path, monkeyp
 
 
 def test_singular_statistics_give_a_warning(tmp_path, caplog):
-    for sigma, ranks in ((SIGMA, []), (np.diag([1.0] * 9 + [0.0] * 55), ["rank 9 of 64"])):
+    for sigma, warned in ((SIGMA, False), (np.diag([1.0] * 9 + [0.0] * 55), True)):
         np.savez(tmp_path / "a.npz", mu=MU, sigma=sigma)
-        open_reference(tmp_path / "a.npz", KINDS["digits"], 32, {"pool"})
-        assert ["rank 9 of 64"] * ("rank 9 of 64" in caplog.text) == ranks
+        open_reference(tmp_path / "a.npz", DIGITS, 32, {"pool"})
+        assert ("rank 9 of 64" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(
@@ -180,12 +179,6 @@ def test_singular_statistics_give_a_warning(tmp_path, caplog):
 def test_unusable_files(tmp_path, arrays, found):
     path = tmp_path / "stats.npz"
     np.savez(path, **arrays)
-    message = refusal(path, "features" if "features" in arrays else "pool")
-    assert message.startswith(f"--fid_stats: {path}") and found in message
-
-
-def refusal(path: Path, *needs: str, kind: object = DIGITS) -> str:
-    with pytest.raises(UserError) as caught:
-        open_reference(path, kind, 32, needs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    needs = ("features" if "features" in arrays else "pool",)
+    with pytest.raises(UserError, match=rf"^--fid_stats: {path}.*{re.escape(found)}.*$"):
+        open_reference(path, DIGITS, 32, needs)

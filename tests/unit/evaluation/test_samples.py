@@ -13,7 +13,6 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
 
 def test_a_failed_write_is_raised_unless_something_else_failed(tmp_path, monkeypatch):
-
     def start(model: object, evaluation: object, ids: np.ndarray) -> HostCopy:
         if 99 in ids:
             raise KeyError

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import os
 import pickle
 import resource
 import zipfile
@@ -14,15 +13,8 @@ from torch import nn
 
 from hub import weights
 from hub.weights import atomic_save, load_weights, read_checkpoint
+from tests.integration.bad_files import Canary
 from util.errors import UserError
-
-
-class Malicious:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
 
 
 def refused(path, mmap=True):
@@ -32,18 +24,19 @@ def refused(path, mmap=True):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zip_format", [True, False])
-def test_reads_both_file_formats_and_a_namespace_and_never_runs_code(tmp_path, zip_format):
-    path, marker = tmp_path / "x.pt", tmp_path / "ran"
+def test_reads_both_formats_and_a_namespace_and_never_runs_code(tmp_path, monkeypatch, zip_format):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.pt"
     content = {"model": {"w": torch.arange(3.0)}, "args": argparse.Namespace(lr=0.1)}
     torch.save(content, path, _use_new_zipfile_serialization=zip_format)
     read = read_checkpoint(path, "--ckpt")
     assert torch.equal(read["model"]["w"], torch.arange(3.0))
     assert read["args"] == argparse.Namespace(lr=0.1)
-    torch.save({"model": Malicious(marker)}, path, _use_new_zipfile_serialization=zip_format)
+    torch.save({"model": Canary()}, path, _use_new_zipfile_serialization=zip_format)
     refused(path)
-    path.write_bytes(pickle.dumps(Malicious(marker)))
+    path.write_bytes(pickle.dumps(Canary()))
     refused(path)
-    assert not marker.exists()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_could_unpack_to_anything_is_refused(tmp_path):

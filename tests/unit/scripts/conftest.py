@@ -49,7 +49,7 @@ class Home:
         return [sys.executable, str(ROOT / "scripts/cli/run.py"), *map(str, flags)]
 
     def run(self, command: Sequence[object], **variables: str) -> subprocess.CompletedProcess:
-        options = dict(cwd=self.path, capture_output=True, text=True, timeout=60, check=False)
+        options = dict(cwd=self.path, capture_output=True, text=True, timeout=120, check=False)
         return subprocess.run(list(map(str, command)), env=self.environment(**variables), **options)
 
     def launch(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess:

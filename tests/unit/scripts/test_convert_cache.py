@@ -13,9 +13,7 @@ from tokenizers.vq_model import fingerprint, save_tokenizer
 from util.errors import UserError
 
 
-def test_published_files_become_a_cache_of_the_same_tokens(
-    tmp_path: Path, monkeypatch, caplog, bars
-) -> None:
+def test_published_files_become_a_cache(tmp_path: Path, monkeypatch, caplog, bars) -> None:
     """Eleven images of three classes in three shards, at first with a bad one in the last."""
     monkeypatch.setattr(write_cache, "MAX_SHARD_IMAGES", 4)
     published, cache, weights = (tmp_path / name for name in ("published", "cache", "vq.pt"))

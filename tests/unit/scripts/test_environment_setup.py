@@ -4,18 +4,17 @@ Conda itself is not exercised: its channels may be out of reach where the tests 
 """
 
 import shutil
-import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from subprocess import CompletedProcess
 
 import pytest
 
 from tests.commands import ROOT
+from tests.unit.scripts.conftest import Home
 
 # Keeps environments as folders: run -n NAME python ...
-CONDA = """#!/usr/bin/env bash
-echo "$@" >>"$HOME/calls"
-case "$*" in
+CONDA = """case "$*" in
 create*) mkdir -p "$HOME/envs/$4" ;;
 *--version) [ -d "$HOME/envs/$3" ] ;;
 *sys.prefix*) echo "$HOME/envs/$3" ;;
@@ -24,22 +23,16 @@ esac
 
 
 @pytest.fixture
-def setup(tmp_path: Path):
+def setup(home: Home) -> Callable[..., CompletedProcess]:
     """Start the script in a folder with requirements that need no network."""
-    shutil.copy(ROOT / "environment_setup.sh", tmp_path)
-    (tmp_path / "requirements.txt").write_text("# nothing\n")
-
-    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
-        own = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BASE_PYTHON": sys.executable}
-        options = dict(cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-        command = ["bash", "environment_setup.sh", *arguments]
-        return subprocess.run(command, env={**own, **variables}, **options)
-
-    return run
+    shutil.copy(ROOT / "environment_setup.sh", home.path)
+    (home.path / "requirements.txt").write_text("# nothing\n")
+    line, own = ["bash", "environment_setup.sh"], {"BASE_PYTHON": sys.executable}
+    return lambda *arguments, **variables: home.run([*line, *arguments], **{**own, **variables})
 
 
-def test_venv_is_made_once_and_again_when_requirements_change(tmp_path: Path, setup) -> None:
-    requirements = tmp_path / "requirements.txt"
+def test_venv_is_made_once_and_again_when_requirements_change(home: Home, setup) -> None:
+    requirements = home.path / "requirements.txt"
     # A broken install is not taken for a good one.
     requirements.write_text("./no-such-package\n")
     assert setup().returncode != 0
@@ -47,22 +40,19 @@ def test_venv_is_made_once_and_again_when_requirements_change(tmp_path: Path, se
         requirements.write_text(wanted)
         done = setup()
         assert done.returncode == 0 and ("Installing" in done.stdout) == installs, done.stderr
-    assert (tmp_path / ".venv/bin/python").exists()
+    assert (home.path / ".venv/bin/python").exists()
 
 
-def test_conda_environment_by_name(tmp_path: Path, setup) -> None:
-    (tmp_path / "conda").write_text(CONDA)
-    (tmp_path / "conda").chmod(0o755)
-    calls = []
-    for _ in range(2):
-        done = setup("lpd", PATH=f"{tmp_path}:/usr/bin:/bin")
+def test_conda_environment_by_name(home: Home, setup) -> None:
+    home.program("conda", CONDA)
+    for _ in range(2):  # the second has nothing to do
+        done = setup("lpd")
         assert done.returncode == 0, done.stderr
-        calls.append((tmp_path / "calls").read_text())
-        (tmp_path / "calls").unlink()
-    assert "create -y -n lpd python=3.11" in calls[0]
     install = "python -m pip install --quiet --disable-pip-version-check -r requirements.txt"
-    assert f"run --no-capture-output -n lpd {install}\n" in calls[0]
-    assert "create" not in calls[1] and "install" not in calls[1]
+    assert [call for call in home.calls("conda") if "create" in call or "install" in call] == [
+        "create -y -n lpd python=3.11",
+        f"run --no-capture-output -n lpd {install}",
+    ]
 
 
 def test_bad_calls_end_in_one_line(setup) -> None:

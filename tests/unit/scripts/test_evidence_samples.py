@@ -44,11 +44,9 @@ def test_every_sample_has_its_own_class_order_and_draws(monkeypatch) -> None:
     model, lpd = opinionated_model(), parse_order("lpd", GRID, SEED, 9)
 
     def one_by_one(labels: Tensor, orders: np.ndarray) -> Tensor:
-        options = dict(group_sizes=SIZES, seed=SEED)
-        parts = [
-            generate(model, labels[[i]], orders[[i]], image_ids=[i], **options) for i in range(9)
-        ]
-        return torch.cat(parts)
+        options, ids = dict(group_sizes=SIZES, seed=SEED), [[i] for i in range(9)]
+        made = (generate(model, labels[i], orders[i], image_ids=i, **options) for i in ids)
+        return torch.cat([*made])
 
     monkeypatch.setattr(samples, "BATCH_SIZE", 4)
     made = samples.sample(model, LABELS, Setting("lpd", lpd, SIZES), 1.0, SEED)

@@ -6,9 +6,7 @@ import pytest
 from util.files import replacing
 
 
-def test_data_are_on_the_disk_before_the_name_is_and_the_name_before_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_are_on_the_disk_before_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, os.replace
 

@@ -83,9 +83,7 @@ def test_a_lock_can_be_waited_for(lock: Path) -> None:
     assert taken.wait(30)
 
 
-def test_a_living_process_keeps_others_out_and_a_killed_one_does_not(
-    lock: Path, other: subprocess.Popen
-) -> None:
+def test_only_a_living_process_keeps_others_out(lock: Path, other: subprocess.Popen) -> None:
     in_use = f"process {other.pid} on "
     refused(lock, in_use)
     os.kill(other.pid, signal.SIGSTOP)  # however still it is
@@ -95,9 +93,7 @@ def test_a_living_process_keeps_others_out_and_a_killed_one_does_not(
     take(lock)
 
 
-def test_an_owner_on_another_machine_lives_as_long_as_it_counts(
-    lock: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_owner_elsewhere_lives_if_counting(lock: Path, caplog: pytest.LogCaptureFixture) -> None:
     lock.write_bytes(module._encode(module._describe_self(), 7))
     change(lock, 7, machine="elsewhere", host="node9")
     counts = threading.Timer(0.1, change, (lock, 8))
@@ -110,9 +106,7 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_counts(
     assert caplog.text.count("watching for 1 s whether it lives") == 1
 
 
-def test_a_lock_that_is_cut_short_or_strange_keeps_nobody_out(
-    lock: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_lock_keeps_nobody_out(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.1)
     ours = module._describe_self()
     contents = [b"", b"000000000000 {", b"\xff\0", b"[]", b"0 " + b"[" * 100_000]
@@ -126,9 +120,7 @@ def test_a_lock_that_is_cut_short_or_strange_keeps_nobody_out(
     take(lock)
 
 
-def test_no_empty_lock_is_left_where_it_cannot_be_written(
-    lock: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_empty_lock_is_left_on_a_full_disk(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -147,9 +139,7 @@ def test_a_run_that_lost_its_folder_ends_in_one_line(lock: Path, other: subproce
     assert "another" in lock.read_text()  # it is not its own to remove
 
 
-def test_the_counter_advances_and_a_lock_that_vanished_is_left_alone(
-    lock: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_counts_until_it_vanishes(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BEAT", 0.01)
     with folder_lock(lock.parent, "training"):
         size, seen = lock.stat().st_size, {module._read(lock)[1]}

@@ -21,10 +21,8 @@ KINDS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZI
 
 @settings(deadline=None)
 @given(ARRAYS, st.booleans(), st.sampled_from([np.savez, np.savez_compressed]))
-def test_good_files_are_read_as_numpy_reads_them(
-    array: np.ndarray, fortran_order: bool, save: object
-) -> None:
-    array = np.asfortranarray(array) if fortran_order else array
+def test_good_files_are_read_as_numpy_does(array: np.ndarray, fortran: bool, save: object) -> None:
+    array = np.asfortranarray(array) if fortran else array
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"
         np.save(path, array)

@@ -45,9 +45,7 @@ def test_flags_parse_to_the_same(build: object, line: str) -> None:
     assert len(fewer) < len(flags)
 
 
-def test_a_block_can_be_pasted_and_the_run_logs_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_block_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     parser = build_parser()
     name = os.fsdecode(b"caf\xe9")  # names of files may be any bytes
@@ -78,9 +76,7 @@ def test_a_record_that_is_run_ends(tmp_path: Path) -> None:
     assert file.read_text().count("git ") == 2 * starts
 
 
-def test_revision_says_whether_the_code_is_that_of_the_commit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_revision_tells_code_of_a_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.check_output(["git", *identity, *arguments], cwd=tmp_path, text=True)

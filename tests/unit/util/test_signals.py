@@ -72,9 +72,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     ("variables", "code", "more"),
     [({}, 130, []), ({"TORCHELASTIC_RUN_ID": "x"}, 1, ["still here, asked by signal 2"])],
 )
-def test_a_second_ctrl_c_ends_the_process_however_soon(
-    tmp_path: Path, variables: dict, code: int, more: list[str]
-) -> None:
+def test_a_second_ctrl_c_ends_all(tmp_path: Path, variables: dict, code: int, more: list) -> None:
     """Torchrun passes the first one on: there a second of within two seconds is the same one."""
     body = f"""
         os.environ.update({variables})
@@ -99,9 +97,7 @@ def test_a_process_inside_a_library_ends_all_the_same(tmp_path: Path) -> None:
     assert json.loads((tmp_path / MARKER).read_text())["signal"] == "SIGTERM"
 
 
-def test_locks_are_let_go_of_at_the_end_and_before_a_signal_ends_the_process(
-    tmp_path: Path,
-) -> None:
+def test_locks_are_let_go_of_at_the_end_and_before_a_signal_ends_all(tmp_path: Path) -> None:
     body = """
         with StopSignals() as signals:
             signals.locks.enter_context(folder_lock(folder, "first"))
@@ -129,9 +125,7 @@ def test_where_all_is_saved_an_earlier_signal_ends_the_process(tmp_path: Path) -
     assert "missing" in run(tmp_path / "missing", body, 138)[-1]
 
 
-def test_the_launcher_says_where_the_marker_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_launcher_says_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "mark"
     monkeypatch.setenv(MARKER_VARIABLE, str(mark))
     leave_marker(tmp_path, signal.SIGTERM, shards=3)
