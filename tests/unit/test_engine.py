@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -139,8 +140,7 @@ def test_rates_are_the_schedules_gradients_clipped_and_logged(tmp_path: Path, la
     before = [5 * math.sqrt(3)] * 2 * STEPS  # clipping
     assert clipped.norms == pytest.approx([0.25] * 2 * STEPS, rel=1e-4)
     assert [norm for _, norm in scalars.of("train/grad_norm")] == pytest.approx(before)
-    losses = [loss for _, loss in scalars.of("train/loss")]
-    means = np.reshape(losses, (2, STEPS)).mean(axis=1)
+    means = np.reshape([loss for _, loss in scalars.of("train/loss")], (2, STEPS)).mean(axis=1)
     assert scalars.of("epoch/loss") == [(4, pytest.approx(means[0])), (9, pytest.approx(means[1]))]
     seldom = run(tmp_path, unclipped, epochs=2, log_every=3)
     assert unclipped.norms == pytest.approx(before)
@@ -256,9 +256,7 @@ def test_what_was_logged_is_on_the_disk_before_a_checkpoint_is(
 def test_a_step_without_its_data_is_not_saved(
     tmp_path: Path, saves: list[tuple], request: pytest.FixtureRequest
 ) -> None:
-    def read() -> int:
-        raise OSError(errno.EIO, "Input/output error", "tokens.npy")
-
+    read = Mock(side_effect=OSError(errno.EIO, "Input/output error", "tokens.npy"))
     with pytest.raises(OSError, match="Input/output"):  # one process stops at once
         BadData().read(read, lambda: None)
     request.getfixturevalue("one_of_two")

@@ -101,15 +101,13 @@ def test_batches_of_a_cache_are_these(tmp_path: Path) -> None:
     tokens = np.arange(50 * 2 * 16).reshape(50, 2, 16) % 1000
     count = write_shard(tmp_path, 0, tokens, np.arange(50) % 2, 1000)
     write_index(tmp_path, TokenGrid(16, 4, 1000), "f", ("a", "b"), [count])
-    source = CachedTokens(open_cache(tmp_path), CPU)
     digest = hashlib.sha256()
     for number in (0, 7):
-        for batch in epoch(number, source=source):
+        for batch in epoch(number, source=CachedTokens(open_cache(tmp_path), CPU)):
             for tensor in batch:
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.numpy().tobytes())
-    expected = "8e0ecf88a690dcbb6c3feb13020d1aa48388817527f7cc44d7e46c8392b6d250"
-    assert digest.hexdigest() == expected
+    assert digest.hexdigest() == "8e0ecf88a690dcbb6c3feb13020d1aa48388817527f7cc44d7e46c8392b6d250"
 
 
 def test_stopping_early_ends_the_threads_and_errors_come_through() -> None:

@@ -42,8 +42,7 @@ def test_pad_keeps_proportions_and_mirrors_beside_the_picture() -> None:
     np.testing.assert_array_equal(canvas.picture(canvas.pixels), np.asarray(image))
     np.testing.assert_array_equal(canvas.pixels[:6], canvas.pixels[6:12][::-1])
     np.testing.assert_array_equal(canvas.pixels[26:], canvas.pixels[20:26][::-1])
-    batch = np.stack([canvas.pixels] * 3)
-    assert canvas.picture(batch).shape == (3, 20, 32, 3)
+    assert canvas.picture(np.stack([canvas.pixels] * 3)).shape == (3, 20, 32, 3)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (90, 70), (4000, 3000), (5, 9), (10, 8)])

@@ -61,9 +61,8 @@ def assert_same_scores(found: Scores, theirs: Mapping[str, float], rel: float) -
 def assert_made_of(mu: np.ndarray, sigma: np.ndarray, features: object, expected: Tensor) -> None:
     """Statistics and features are those of `expected` (n, D), extracted in batches of any size.
 
-    Then other kernels sum a layer's thousand products in another order, and round by about
-    sqrt(1000) half units in the last place of the largest. A mean moves by no more than what it is
-    the mean of; a covariance by twice that times a standard deviation.
+    Other kernels sum a layer's thousand products in another order, and round by about sqrt(1000)
+    half units in the last place of the largest; a covariance by twice that times a deviation.
     """
     statistics = feature_statistics(expected)
     rounding = 32 * 2**-24 * expected.abs().max().item()

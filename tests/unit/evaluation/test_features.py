@@ -114,9 +114,9 @@ def test_a_download_that_fails_is_one_line_leaving_nothing(tmp_path, monkeypatch
             threading.Thread(target=http.handle_request, daemon=True).start()
         url = f"http://127.0.0.1:{http.server_port}/{server}/{FILE_NAME}"
         monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", url)
-        start = f"--feature_extractor_weights: the Inception weights are not at {folder}/{FILE_NAME}"
-        end = f"expected the file {FILE_NAME}, or --feature_extractor none"
-        message = rf"^{start} and could not be downloaded \({reason}\); {end}$"
+        message = f"^--feature_extractor_weights: the Inception weights are not at {folder}/"
+        message += rf"{FILE_NAME} and could not be downloaded \({reason}\); "
+        message += f"expected the file {FILE_NAME}, or --feature_extractor none$"
         with pytest.raises(UserError, match=message):
             build_extractor("inception", None, CPU)
     assert list(folder.iterdir()) == []

@@ -108,8 +108,7 @@ def test_damaged_archives_are_refused_or_whole(tmp_path, data, packed):
     bad = tmp_path / "bad.npz"
     bad.write_bytes(data.draw(damaged(path.read_bytes())))
     try:
-        source = open_images(bad, "--images", 32)
-        found = pixels_of(source)
+        found = pixels_of(open_images(bad, "--images", 32))
     except UserError as error:
         assert one_line(error)
         return
@@ -119,6 +118,5 @@ def test_damaged_archives_are_refused_or_whole(tmp_path, data, packed):
 def test_a_pipe_among_the_images_is_refused_not_waited_for(tmp_path):
     folder = write_folder(tmp_path / "images", random_images(3))
     os.mkfifo(folder / "00003.png")
-    source = open_images(folder, "--images")
     with pytest.raises(UserError, match=r"--images: .*00003\.png.*is a pipe"):
-        list(source.share(4, 0))
+        pixels_of(open_images(folder, "--images"))

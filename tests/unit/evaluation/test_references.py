@@ -47,12 +47,11 @@ def test_scores_are_those_of_torch_fidelitys_own_command(tmp_path, name, counts,
     weights = tmp_path / "weights.pth"
     (write_digits if name == "digits" else save_random_inception)(weights)
     images = random_images(counts[0], seed=1), random_images(counts[1], seed=2) // 2
-    samples = write_folder(tmp_path / "samples", images[0])
     real = write_folder(tmp_path / "real", images[1], deep=True)
     extractor = build_extractor(name, str(weights), CPU, spatial="sfid" in metrics)
     pool = extractor.kind.pool_layer
     theirs = torch_fidelity.calculate_metrics(
-        input1=str(samples),
+        input1=str(write_folder(tmp_path / "samples", images[0])),
         input2=str(real),
         **dict.fromkeys(("isc", "fid", "prc", "samples_find_deep", "save_cpu_ram"), True),
         kid="kid" in metrics,
@@ -86,8 +85,7 @@ def test_folder_archive_and_saved_file_are_the_same_reference(digits, tmp_path):
 def test_a_reference_is_kept_by_content(digits, tmp_path, monkeypatch, bars, caplog):
     caplog.set_level("INFO")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    images = random_images(70)
-    folder = write_folder(tmp_path / "real", images)
+    folder = write_folder(tmp_path / "real", random_images(70))
     first = load(folder, digits)
     assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(70, 70, "file"), (70, 70, "image")]
     folder = folder.rename(tmp_path / "moved")
@@ -152,9 +150,8 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(tmp_path, monkeyp
     extractor = digits_extractor(tmp_path / "digits.pt")
     with torch.no_grad():
         extractor.network.classifier.body[-2].bias[0] = torch.nan
-    folder = write_folder(tmp_path / "real", random_images(5))
     with pytest.raises(UserError, match=r"^--fid_stats: images 0 to 4 of .*real: found NaN"):
-        load(folder, extractor)
+        load(write_folder(tmp_path / "real", random_images(5)), extractor)
     assert not (tmp_path / "home").exists()
 
 
@@ -179,6 +176,5 @@ def test_singular_statistics_give_a_warning(tmp_path, caplog):
 def test_unusable_files(tmp_path, arrays, found):
     path = tmp_path / "stats.npz"
     np.savez(path, **arrays)
-    needs = ("features" if "features" in arrays else "pool",)
     with pytest.raises(UserError, match=rf"^--fid_stats: {path}.*{re.escape(found)}.*$"):
-        open_reference(path, DIGITS, 32, needs)
+        open_reference(path, DIGITS, 32, ["features" if "features" in arrays else "pool"])

@@ -51,8 +51,7 @@ def test_whole_images_of_before_are_kept_and_all_are_counted(tmp_path, bars):
         folder.write(image_id, image)
     SampleFolder(tmp_path, "others").write(2, IMAGES[2])
     evaluation = SimpleNamespace(batch_size=4, scoring=None, num_images=123_457)
-    kept = kept_share(evaluation, folder)
-    assert [ids.tolist() for ids, _ in kept] == [[0, 1, 3], [123_456]]
+    assert [ids.tolist() for ids, _ in kept_share(evaluation, folder)] == [[0, 1, 3], [123_456]]
     assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(5, 5, "image")]
 
 

@@ -59,8 +59,7 @@ def test_what_could_unpack_to_anything_is_refused(tmp_path):
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_a_file_cut_short_or_of_something_else(tmp_path, zip_format):
     path = tmp_path / "x.pt"
-    content = {"model": {"w": torch.randn(500)}}
-    torch.save(content, path, _use_new_zipfile_serialization=zip_format)
+    torch.save({"model": {"w": torch.randn(500)}}, path, _use_new_zipfile_serialization=zip_format)
     data = path.read_bytes()
     for kept in (0.0, 0.1, 0.5, 0.9, 0.999):
         path.write_bytes(data[: int(kept * len(data))])
@@ -77,8 +76,7 @@ def test_a_flipped_bit_in_a_weight_is_found(tmp_path, mmap):
     read_checkpoint(path, "--ckpt", mmap)
     start = intact.index(weight.numpy().tobytes())
     for place in (start, start + 1999):
-        flipped = bytes([intact[place] ^ 1])
-        path.write_bytes(intact[:place] + flipped + intact[place + 1 :])
+        path.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
         refused(path, mmap)
 
 

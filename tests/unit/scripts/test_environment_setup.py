@@ -1,7 +1,4 @@
-"""`environment_setup.sh` with a real venv of no packages, and with a stand-in for conda.
-
-Conda itself is not exercised: its channels may be out of reach where the tests run.
-"""
+"""`environment_setup.sh` with a real venv of no packages, and with a stand-in for conda."""
 
 import shutil
 import sys

@@ -119,8 +119,7 @@ def test_the_command_measures_every_setting(monkeypatch, tmp_path: Path) -> None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         tokens = samples.sample(model, LABELS, setting, 1.0, SEED)
     made = ImageBatch(codec.decode(tokens), LABELS)
-    judged = data.measure(made, made.images)
-    assert found["results"][2] == {"order": "lpd", "steps": 4, **judged}
+    assert found["results"][2] == {"order": "lpd", "steps": 4, **data.measure(made, made.images)}
     # Real images: those held out for the judge, as many of those trained on for the distances.
     train = samples.spread(data.train, 3).images
     assert found["real"] == pytest.approx(data.measure(data.held_out, train))

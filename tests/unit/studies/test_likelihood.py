@@ -157,10 +157,9 @@ def test_repulsion_alone_is_one_candidate_for_each_shape() -> None:
     pairs = [(0, near), (0, alone), (2, near)]
     assert list(found) == [(*pair, shape) for pair in pairs for shape in ("rule", "2")]
     # Whatever the thresholds say, these are the same orders; a little lower they are not.
-    sizes = [1, 200, 40, 15]
 
     def orders(repulsion: float, proximity: float) -> np.ndarray:
-        return locality_aware(grid, 0, repulsion, proximity)(IDS, sizes)
+        return locality_aware(grid, 0, repulsion, proximity)(IDS, [1, 200, 40, 15])
 
     for thresholds in ((2, alone), (0, 100), (4, 1e9)):
         assert np.array_equal(orders(*thresholds), orders(0, alone))

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -121,10 +122,7 @@ def test_a_damaged_lock_keeps_nobody_out(lock: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_no_empty_lock_is_left_on_a_full_disk(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "_encode", fill)
+    monkeypatch.setattr(module, "_encode", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         take(lock)
     assert not list(lock.parent.iterdir())

@@ -14,8 +14,7 @@ def test_a_row_depends_on_its_names_alone() -> None:
 
 def test_names_and_their_order_matter_and_no_number_repeats() -> None:
     names = [("a", 1, 2), ("a", 2, 1), ("b", 1, 2), ("a", 1), ("a", 1, -2)]
-    rows = [streams.words(*name, count=4) for name in names]
-    assert len(np.unique(rows)) == 4 * len(names)
+    assert len(np.unique([streams.words(*name, count=4) for name in names])) == 4 * len(names)
     words = streams.words("test", 0, np.arange(1000), count=256)
     assert len(np.unique(words)) == words.size
 

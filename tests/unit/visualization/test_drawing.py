@@ -56,8 +56,7 @@ def test_a_gif_is_its_frames(tmp_path: Path) -> None:
         for number, frame in enumerate(frames):
             gif.seek(number)
             assert gif.info["duration"] == (2000 if number == 2 else 400)
-            difference = np.abs(np.asarray(gif.convert("RGB")).astype(int) - np.asarray(frame))
-            assert difference.max() <= 8
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - np.asarray(frame)).max() <= 8
     still = tmp_path / "a.png"
     still.write_bytes(b"old")
     with pytest.raises(OSError, match="cannot write mode HSV"):  # nothing half-written stays
