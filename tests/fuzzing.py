@@ -1,12 +1,11 @@
 """Hostile files, made and read: damage to good ones, and a process that may take only its share."""
 
-import subprocess
 import textwrap
 from pathlib import Path
 
 from hypothesis import strategies as st
 
-from tests.commands import run_command
+from tests.commands import succeed
 
 # One gigabyte, over what Python and its libraries take to start.
 SHARE = 10**9
@@ -57,11 +56,10 @@ def one_line(error: Exception) -> bool:
     return "\n" not in str(error) and len(str(error)) < 1000
 
 
-def read_confined(imports: str, read: str, *paths: Path) -> subprocess.CompletedProcess:
+def read_confined(imports: str, read: str, *paths: Path) -> list[str]:
     """Try to `read` (an expression in `path`) hostile files with little memory and processor time.
 
-    The process prints a line for each, `ValueError: message`, and fails where one raises anything
-    else.
+    A line for each, `ValueError: message`; the process fails where one raises anything else.
     """
     script = f"""
         import resource, sys, time
@@ -81,4 +79,5 @@ def read_confined(imports: str, read: str, *paths: Path) -> subprocess.Completed
             if time.process_time() - start > 10:
                 sys.exit(f"{{path}}: took {{time.process_time() - start}} s")
     """
-    return run_command("-c", textwrap.dedent(script), *paths, OPENBLAS_NUM_THREADS="1")
+    done = succeed("-c", textwrap.dedent(script), *paths, OPENBLAS_NUM_THREADS="1")
+    return done.stdout.splitlines()

@@ -168,8 +168,7 @@ def test_dropout_differs_by_step_and_rank(tmp_path: Path, request: pytest.Fixtur
     request.getfixturevalue("one_of_two")
     run(tmp_path, other)
     assert first.seeds == again.seeds and first.dtypes == {torch.float32}
-    assert len(set(first.seeds)) == STEPS
-    assert not set(first.seeds) & set(other.seeds)
+    assert len(set(first.seeds)) == STEPS and not set(first.seeds) & set(other.seeds)
 
 
 def test_saves_at_steps_and_ends_of_epochs(tmp_path: Path, saves: list[tuple], late: None) -> None:
@@ -228,8 +227,7 @@ def test_a_step_that_went_wrong_is_reported_and_never_saved(
     bad = "the loss is {:g} and the gradient norm {:g} in epoch 0, step 3 ".format(*wrong)
     with pytest.raises(UserError, match=f"{bad}.images {images}."):
         run(tmp_path, model, save_steps=2)
-    assert not (tmp_path / MARKER).exists()
-    assert saves == [(-1, 2, LAST)]
+    assert not (tmp_path / MARKER).exists() and saves == [(-1, 2, LAST)]
 
 
 def test_only_some_images_of_a_bad_step_are_named(tmp_path: Path) -> None:

@@ -40,8 +40,7 @@ def test_modes_become_rgb(tmp_path: Path, image: Image.Image, options: dict, rgb
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = open_rgb(path)
-    assert (found.mode, found.size) == ("RGB", (6, 4))
-    assert found.getpixel((1, 1)) == rgb
+    assert (found.mode, found.size, found.getpixel((1, 1))) == ("RGB", (6, 4), rgb)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about what it cannot read

@@ -168,8 +168,7 @@ def check(files: dict[str, bytes]) -> None:
             assert tokens.shape == (len(both), cache.num_tokens)
             assert (tokens >= 0).all() and (tokens < cache.grid.vocab_size).all()
         except UserError as error:
-            assert fuzzing.one_line(error)
-            assert str(error).startswith(f"--cached_path: {folder}")
+            assert fuzzing.one_line(error) and str(error).startswith(f"--cached_path: {folder}")
 
 
 @settings(deadline=None)
@@ -208,6 +207,4 @@ def test_small_files_take_little_memory_and_time(tmp_path: Path) -> None:
         (tmp_path / case).mkdir()
         unpack({**OURS, name: content}, tmp_path / case)
     imports, paths = "from dataset.token_cache import open_cache", sorted(tmp_path.iterdir())
-    result = fuzzing.read_confined(imports, "open_cache(path)", *paths)
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) == len(hostile)
+    assert len(fuzzing.read_confined(imports, "open_cache(path)", *paths)) == len(hostile)

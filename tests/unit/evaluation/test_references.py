@@ -141,8 +141,7 @@ def test_adms_files(digits, tmp_path):
     with np.load(path) as saved:
         assert sorted(saved) == ["mu", "mu_s", "sigma", "sigma_s"]
     plan = open_reference(path, KINDS["inception"], 256, ("spatial",))
-    assert plan.source is None
-    assert np.array_equal(plan.known["spatial"].mu, spatial.mu)
+    assert plan.source is None and np.array_equal(plan.known["spatial"].mu, spatial.mu)
 
 
 def test_features_that_are_not_finite_are_refused_and_not_kept(tmp_path, monkeypatch):

@@ -93,8 +93,7 @@ def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert error.value.filename == str(path)
-    assert read_checkpoint(path, "--ckpt") == {"epoch": 1}
-    assert list(tmp_path.iterdir()) == [path]
+    assert read_checkpoint(path, "--ckpt") == {"epoch": 1} and list(tmp_path.iterdir()) == [path]
 
 
 def test_tensors_that_share_memory_are_written_each_by_itself(tmp_path):
@@ -112,8 +111,7 @@ def test_weights_are_cast_and_copied_and_a_meta_model_gets_memory(device):
         model = nn.Linear(2, 3)
     state = {"weight": torch.ones(3, 2, dtype=torch.bfloat16), "bias": torch.zeros(3)}
     load_weights(model, state, "x.pt")
-    assert model.weight.dtype == torch.float32
-    assert torch.equal(model.weight, torch.ones(3, 2))
+    assert model.weight.dtype == torch.float32 and torch.equal(model.weight, torch.ones(3, 2))
     state["bias"] += 1
     assert torch.equal(model.bias, torch.zeros(3))
 

@@ -99,8 +99,6 @@ def test_small_files_take_little_memory_and_time(tmp_path: Path, read: str, name
     for name, content in HOSTILE.items():
         (tmp_path / name).write_bytes(content)
     imports, files = "from orders import group_sizes, order_file", sorted(tmp_path.glob(names))
-    result = fuzzing.read_confined(imports, f"{read}(path, 256)", *files)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    lines = fuzzing.read_confined(imports, f"{read}(path, 256)", *files)
     assert len(lines) == len(files)
     assert max(map(len, lines)) < 1000

@@ -19,8 +19,7 @@ def test_table_and_file_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert 0 < sampling["operations"] < sparse["operations"] < dense["operations"]
     names = ("sampling, 6 steps, cfg 4.8", "training, sparse masks", "training, dense masks")
     for row, name in zip(result["rows"], names, strict=True):
-        assert row["work"] == name
-        assert f"{name} | {row['operations'] / 1e9:5,.1f} |" in printed
+        assert row["work"] == name and f"{name} | {row['operations'] / 1e9:5,.1f} |" in printed
     assert sampling["bytes"] == pytest.approx(6 * 2 * result["parameters"] / 4, rel=0.1)
     count_flops.main(["lpd_l"])  # with the published tokenizer
     printed = capsys.readouterr().out

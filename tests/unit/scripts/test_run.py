@@ -49,8 +49,7 @@ def test_arguments_reach_the_job_as_they_are(home: Home) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"<a b><$(id)><*><--dry-run>\n{home.out} job py\n"
     (log,) = (home.out / "logs").iterdir()
-    assert log.read_text() == result.stdout
-    assert f"log: {log}" in result.stderr
+    assert log.read_text() == result.stdout and f"log: {log}" in result.stderr
     # By default the folder is named by mode and name.
     python, script, *_ = home.line()
     result = home.run([python, script, "-J", "j", "--mode", "eval", *command], PYTHON="py")
@@ -136,8 +135,7 @@ def test_a_job_that_slurm_does_not_take_is_not_retried(home: Home, words: str) -
     queued = "srun: job 5 queued and waiting for resources\n" * ("Unable" in words)
     result = home.launch("bash", "-c", 'echo "$2srun: $1"; echo more; exit 1', "x", words, queued)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == f"error: srun: {said}"
-    assert len(home.calls("srun")) == 1
+    assert result.stderr.splitlines()[-1] == f"error: srun: {said}" and len(home.calls("srun")) == 1
 
 
 def test_signals_ask_the_job_to_save_and_a_second_one_kills_it(home: Home) -> None:
@@ -158,8 +156,7 @@ def test_signals_ask_the_job_to_save_and_a_second_one_kills_it(home: Home) -> No
                 break
             process.send_signal(signal.SIGTERM)
         assert read() == b"killed\n"
-        assert time.monotonic() - asked_at > 1.5
-        assert process.wait(20) == 128 + signal.SIGINT
+        assert time.monotonic() - asked_at > 1.5 and process.wait(20) == 128 + signal.SIGINT
     assert len(home.calls("srun")) == 1
 
 

@@ -55,8 +55,7 @@ def test_a_start_that_cannot_work_ends_in_one_line(home: Home) -> None:
         "MASTER_ADDR is not set, expected it with NNODES=2": {"NNODES": "2", "NODE_RANK": "0"},
     }.items():
         result = torchrun(home, **variables)
-        assert result.returncode == 2
-        assert result.stderr.startswith(f"error: train.sh: {message}")
+        assert result.returncode == 2 and result.stderr.startswith(f"error: train.sh: {message}")
         assert result.stderr.count("\n") == 1
 
 

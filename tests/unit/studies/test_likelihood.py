@@ -135,8 +135,7 @@ def test_a_search_finds_the_best_and_measures_it_on_other_images() -> None:
     # All and the published on one half; the best and that on the other.
     assert [(len(settings), len(half)) for settings, half in seen] == [(13, 5), (2, 6)]
     halves = [half for _, half in seen]
-    assert sorted(halves[0] + halves[1]) == ids.tolist()
-    assert halves == list(map(sorted, halves))
+    assert sorted(halves[0] + halves[1]) == ids.tolist() and halves == list(map(sorted, halves))
     search(costs, candidates, GRID, 7, ids)
     assert seen[2][1] != halves[0]  # of another seed
     assert entry["best"]["nll"] == 18 and entry["best"]["minus_published"] == -2
