@@ -185,5 +185,4 @@ def test_bad_arguments_are_refused(change: dict, message: str) -> None:
 
 def test_one_label_and_numbers_of_numpy() -> None:
     model = small_lpd()
-    made = generate(model, 1, None, np.int64(6))
-    assert torch.equal(made, generate(model, [1], None, 6))
+    assert torch.equal(generate(model, 1, None, np.int64(6)), generate(model, [1], None, 6))

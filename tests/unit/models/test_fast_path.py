@@ -87,8 +87,7 @@ def test_bfloat16_logits_are_within_its_rounding(device: str) -> None:
     model = small_lpd(decoder_embed_dim=128, decoder_depth=6).to(device)
     for parameter in model.parameters():
         parameter.mul_(0.3)
-    batch = random_batch(0, batch_size=8)
-    tokens, labels, orders = (x.to(device) for x in batch)
+    tokens, labels, orders = (x.to(device) for x in random_batch(0, batch_size=8))
     exact = model.forward_logits(tokens, labels, SIZES, orders)
     with torch.autocast(device, dtype=torch.bfloat16):
         network = FastPath.of(model).network(model)
@@ -123,8 +122,7 @@ def test_products_rounded_beforehand_change_nothing_under_autocast(sampler: str)
 
 
 def gradients(model: LPD) -> LPD:
-    batch = random_batch()
-    tokens, labels, orders = (x.to(model.pos_embed.device) for x in batch)
+    tokens, labels, orders = (x.to(model.pos_embed.device) for x in random_batch())
     model.train()(tokens, labels, SIZES, orders).backward()
     return model.eval()
 

@@ -49,12 +49,12 @@ def test_damaged_json(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_bad_arrays(tmp_path: Path) -> None:
-    path, whole = tmp_path / "orders.npy", ([0, 1], [[[0, 1]]], [[0, 0]], [[0, 2]])
+    whole = [0, 1], [[[0, 1]]], [[0, 0]], [[0, 2]]
     others = np.array([[0, 1]], dtype=object), np.zeros((0, 2), dtype=np.uint8), [[False, True]]
     for array in (*whole, *others):
-        np.save(path, array)
+        np.save(tmp_path / "orders.npy", array)
         with pytest.raises(ValueError, match=r"orders\.npy: "):
-            read_orders(path)
+            read_orders(tmp_path / "orders.npy")
 
 
 def test_bad_rows_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,8 @@ from orders import run_lpd_order
 from orders.group_sizes import group_sizes
 from orders.locality import locality_aware_orders
 from orders.order_file import read_orders
-from tests.commands import results_in, run_program
+from tests.commands import ROOT, results_in, run_program
 from util.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_writes_what_the_library_makes_whatever_the_number_of_workers(tmp_path, monkeypatch):

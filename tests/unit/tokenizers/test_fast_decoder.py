@@ -90,8 +90,8 @@ def test_the_agreement_is_measured_and_decides(tokenizer, indices, caplog, monke
     assert decoder._measure() < 0.5
     assert other.startswith("VQ decoder: bfloat16 keeps") and "rejected" in other
     assert (rejected.dtype, rejected.agreement) == (torch.float32, 1)
-    expected = FastDecoder(tokenizer, TOKENS, dtype=torch.float32)(indices)
-    assert torch.equal(rejected(indices), expected)
+    exact = FastDecoder(tokenizer, TOKENS, dtype=torch.float32)
+    assert torch.equal(rejected(indices), exact(indices))
 
 
 def load(tokenizer, assign=False):
@@ -219,7 +219,6 @@ def test_a_tokenizer_that_moves_is_followed():
     decoder = FastDecoder(tokenizer, TOKENS)
     before = decoder(indices)
     tokenizer.to("cpu")
-    on_cpu = decoder(indices.cpu())
-    assert_plain(on_cpu, tokenizer, indices.cpu())
+    assert_plain(decoder(indices.cpu()), tokenizer, indices.cpu())
     tokenizer.to("cuda")
     assert torch.equal(decoder(indices), before)

@@ -83,5 +83,4 @@ def test_unused_codes_move_to_latents():
     assert torch.equal(after[[2, 4]], before[[2, 4]])
     rows = {tuple(row) for row in latents.flatten(0, 1).tolist()}
     moved = {tuple(row) for row in after[[0, 1, 3, 5]].tolist()}
-    assert len(moved) == 4
-    assert moved <= rows
+    assert len(moved) == 4 and moved <= rows

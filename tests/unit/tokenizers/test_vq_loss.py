@@ -47,17 +47,15 @@ def test_values(model):
 def test_gradients(model, term, encoder, codebook, decoder):
     _, _, losses = _loss(model, entropy_ratio=0.1)
     getattr(losses, term).backward()
-    assert _has_gradient(model.encoder) == encoder
-    assert _has_gradient(model.quantize) == codebook
-    assert _has_gradient(model.decoder) == decoder
+    parts = model.encoder, model.quantize, model.decoder
+    assert [_has_gradient(part) for part in parts] == [encoder, codebook, decoder]
 
 
 def test_the_decoders_gradient_passes_the_quantiser_unchanged(model):
     images = torch.rand(1, 3, 8, 8)
     result = model(images)
     leaf = result.codes.detach().requires_grad_()
-    grid = leaf.mT.unflatten(-1, (4, 4))
-    decoded = model.decoder(model.post_quant_conv(grid))
+    decoded = model.decoder(model.post_quant_conv(leaf.mT.unflatten(-1, (4, 4))))
     (expected,) = torch.autograd.grad(decoded.square().sum(), leaf)
     (found,) = torch.autograd.grad(result.images.square().sum(), result.latents)
     torch.testing.assert_close(found, expected)

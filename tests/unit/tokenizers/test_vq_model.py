@@ -44,8 +44,7 @@ def test_encoding_and_decoding_indices_are_the_halves_of_a_training_pass(small):
 
 def test_nearest_is_the_smallest_distance_of_unit_vectors(small, monkeypatch):
     vectors = torch.nn.functional.normalize(torch.randn(50, 4), dim=-1)
-    distances = torch.cdist(vectors.double(), small.quantize.codes().double())
-    expected = distances.argmin(dim=-1)
+    expected = torch.cdist(vectors.double(), small.quantize.codes().double()).argmin(dim=-1)
     assert torch.equal(small.quantize.nearest(vectors), expected)
     monkeypatch.setattr("tokenizers.vq_model.LOOKUP_ENTRIES", 100)  # chunks of 4
     assert torch.equal(small.quantize.nearest(vectors), expected)
