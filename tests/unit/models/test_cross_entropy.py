@@ -37,8 +37,7 @@ def test_loss_and_gradients_are_the_plain_ones(rows: int, monkeypatch) -> None:
     expected = plain(*theirs)
     (3 * loss).backward()
     (3 * expected).backward()
-    assert loss.dtype == torch.float32
-    assert abs(loss - expected) < 1e-5
+    assert loss.dtype == torch.float32 and abs(loss - expected) < 1e-5
     for found, wanted in zip(ours[:2], theirs[:2], strict=True):
         assert distance(found.grad, wanted.grad) < 1e-5
 
@@ -78,6 +77,5 @@ def test_no_gradient_is_computed_that_nobody_wants() -> None:
         x.grad = weight.grad = None
         if loss.requires_grad:
             loss.backward()
-        assert [each.grad is not None for each in (x, weight)] == [
-            grad and each.requires_grad for each in given
-        ]
+        wanted = [grad and each.requires_grad for each in given]
+        assert [each.grad is not None for each in (x, weight)] == wanted

@@ -55,8 +55,7 @@ def test_an_image_does_not_depend_on_its_batch(sampler: str) -> None:
 def test_a_white_mask_is_plain_generation(img_size: int, steps: int | None) -> None:
     model = small_lpd(img_size=img_size)
     num_tokens, side = model.grid.num_tokens, model.grid.side
-    tokens = torch.zeros(2, num_tokens, dtype=torch.int64)
-    labels = torch.tensor([1, 4])
+    tokens, labels = torch.zeros(2, num_tokens, dtype=torch.int64), torch.tensor([1, 4])
     made = edit(model, tokens, tokens == 0, labels, num_steps=steps, **OPTIONS)
     sizes = group_sizes(num_tokens, steps or default_steps(num_tokens))
     repulsion = published_repulsion(num_tokens, len(sizes))
@@ -84,12 +83,11 @@ def test_steps_fill_in_the_result(sampler: str) -> None:
     model, options = small_lpd(), {**OPTIONS, "num_steps": 4, "sampler": sampler}
     result = edit(model, tokens, mask, labels, **options)
     stages = list(edit_steps(model, tokens, mask, labels, **options))
-    assert len(stages) == 4
     assert torch.equal(stages[-1], result)
     left = torch.stack([(stage == UNDECIDED).sum(dim=1) for stage in stages]).tolist()
     sizes = remaining_group_sizes(NUM_TOKENS, 4, 4)
-    todo = (12 - np.cumsum(sizes)).tolist()
-    assert left == [[rest, few, 0, rest] for rest, few in zip(todo, [1, 0, 0, 0], strict=True)]
+    todo = zip((12 - np.cumsum(sizes)).tolist(), [1, 0, 0, 0], strict=True)
+    assert left == [[rest, few, 0, rest] for rest, few in todo]
     for stage in stages:
         assert torch.equal(stage[stage != UNDECIDED], result[stage != UNDECIDED])
     (only,) = edit_steps(model, tokens, mask & False, labels, **options)  # a black mask

@@ -20,7 +20,7 @@ SIZES = [1, 4, 11]
 def test_loss_is_the_mean_cross_entropy_of_the_logits() -> None:
     model = small_lpd()
     logits = model.forward_logits(TOKENS, LABELS, SIZES, ORDERS)
-    expected = F.cross_entropy(logits.transpose(1, 2), TOKENS.gather(1, ORDERS))
+    expected = F.cross_entropy(logits.mT, TOKENS.gather(1, ORDERS))
     assert torch.allclose(model(TOKENS, LABELS, SIZES, ORDERS), expected)
     assert len({model(TOKENS, LABELS, SIZES).item() for _ in range(4)}) == 4  # random orders
     with pytest.raises(ValueError, match="group_sizes: found a sum of 15, expected 16"):
@@ -38,7 +38,7 @@ def test_dropped_labels_are_unconditional_and_drawn_in_training_only() -> None:
     assert not torch.allclose(without, with_labels, atol=1e-2)
     evaluated = model(TOKENS, LABELS, SIZES, ORDERS)
     trained = model.train()(TOKENS, LABELS, SIZES, ORDERS)
-    expected = F.cross_entropy(without.transpose(1, 2), TOKENS.gather(1, ORDERS))
+    expected = F.cross_entropy(without.mT, TOKENS.gather(1, ORDERS))
     assert torch.allclose(trained, expected, atol=1e-6)
     assert not torch.allclose(evaluated, trained, atol=1e-3)
 

@@ -101,10 +101,8 @@ def test_invalid_sizes_and_lists(tmp_path: Path) -> None:
     path = tmp_path / "lists.json"
     path.write_text(json.dumps([[1, 8], [1] * 9]))
     assert rules.read_group_sizes_list(path, 9) == [[1, 8], [1] * 9]
-    for lists, message in (
-        ([], "found an empty list"),
-        ([[9], [True, 8]], "list 1: group 0: found T"),
-    ):
+    bad = ([], "found an empty list"), ([[9], [True, 8]], "list 1: group 0: found T")
+    for lists, message in bad:
         path.write_text(json.dumps(lists))
         with pytest.raises(ValueError, match=rf"lists\.json: {message}"):
             rules.read_group_sizes_list(path, 9)
