@@ -61,8 +61,8 @@ def assert_same_scores(found: Scores, theirs: Mapping[str, float], rel: float) -
 def assert_made_of(mu: np.ndarray, sigma: np.ndarray, features: object, expected: Tensor) -> None:
     """Statistics and features are those of `expected` (n, D), extracted in batches of any size.
 
-    Other kernels sum a layer's thousand products in another order, and round by about sqrt(1000)
-    half units in the last place of the largest; a covariance by twice that times a deviation.
+    Other kernels sum a layer's thousand products in another order: features and means differ by
+    sqrt(1000) half units in the last place, a covariance by twice that times the spread.
     """
     statistics = feature_statistics(expected)
     rounding = 32 * 2**-24 * expected.abs().max().item()

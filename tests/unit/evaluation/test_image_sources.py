@@ -104,9 +104,8 @@ def test_damage_to_an_archive_is_seen_by_every_process(tmp_path, monkeypatch, pa
 )
 @given(st.data(), st.booleans())
 def test_damaged_archives_are_refused_or_whole(tmp_path, data, packed):
-    path = archive(tmp_path / "good.npz", packed)
-    bad = tmp_path / "bad.npz"
-    bad.write_bytes(data.draw(damaged(path.read_bytes())))
+    bad = archive(tmp_path / "bad.npz", packed)
+    bad.write_bytes(data.draw(damaged(bad.read_bytes())))
     try:
         found = pixels_of(open_images(bad, "--images", 32))
     except UserError as error:
