@@ -59,9 +59,6 @@ def test_the_card_holds_what_was_measured_and_nothing_else():
     assert "None were measured" not in text
 
 
-# What was published
-
-
 def test_published_repositories_that_hold_a_pth_only_and_a_newer_commit(hub, inside):
     publish(hub)
     model, tokenizer = LPD.from_pretrained("lpd_l_256"), VQModel.from_pretrained("llamagen")
@@ -116,9 +113,6 @@ def test_a_size_of_nobody_needs_its_heads(tmp_path):
     again = LPD.from_pretrained(tmp_path / "odd.pth", decoder_num_heads=4)
     assert same(again, model)
     assert again._hub_mixin_config["decoder_num_heads"] == 4
-
-
-# Pushed, and what goes wrong
 
 
 def test_what_is_pushed_comes_back(hub, inside, monkeypatch):
