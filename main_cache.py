@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             signals.leaving_at_once(lambda one: leave_marker(path, one, shards=count_shards(path)))
         )
         launch = distributed.read_launch(args)
-        device = distributed.resolve_device(args.device, launch)
+        device = distributed.resolve_device(args, launch)
         require_new_cache(path)
         mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
         if device.type == "cpu" and mode != "STRICT":  # it overrules what PyTorch is told

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.evaluate:  # finished images are kept
             signals.enter_context(signals.leaving_at_once(partial(leave_evaluation, args)))
         launch = distributed.read_launch(args)
-        device = distributed.resolve_device(args.device, launch)
+        device = distributed.resolve_device(args, launch)
         resolve_flags(args)
         with blame("--output_dir"):
             kind = "evaluation" if args.evaluate else "training"
@@ -209,7 +209,7 @@ def leave_evaluation(args: Namespace, number: int) -> None:
 def score_samples(parser: ArgumentParser, args: Namespace) -> None:
     """Score the samples of --images, without a model; the JSON goes beside them."""
     launch = distributed.read_launch(args)
-    device = distributed.resolve_device(args.device, launch)
+    device = distributed.resolve_device(args, launch)
     source = open_images(args.images, "--images")
     scoring = build_scoring(args, source.image_size, len(source), device)
     if scoring is None:

@@ -48,7 +48,7 @@ def load_networks(
 
 def read_networks(args: argparse.Namespace) -> tuple[LPD, VQModel]:
     """Load what --pretrained_ckpt and --vqgan_path name, for --device and --bf16."""
-    device = distributed.resolve_device(args.device, distributed.Launch())
+    device = distributed.resolve_device(args, distributed.Launch())
     resolve_flags(args)
     model, tokenizer = load_networks(args.pretrained_ckpt, args.vqgan_path)
     if args.bf16:

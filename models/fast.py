@@ -20,6 +20,7 @@ from models.cpu import Dropout
 from models.cuda_graphs import GraphCache, WeightState
 from models.lpd import LPD
 from models.transformer import LAYER_NORM_EPS, Attention, Block, KVCache, split_heads
+from util.device import has_bf16_products
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +306,7 @@ def _find_obstacle(model: LPD, dtype: torch.dtype) -> str | None:
     if device == "cpu":
         if not torch.backends.mkldnn.is_available():
             return "this PyTorch was built without oneDNN"
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if dtype == torch.bfloat16 and not has_bf16_products():
             return "this processor has no bfloat16 products"
     for name, part in model.named_modules():
         name, kind = name or "the model", type(part)

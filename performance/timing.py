@@ -86,9 +86,9 @@ def build_parser(what: str, rows: Collection[str], quick: str) -> Parser:
 def read_effort(parser: Parser, argv: list[str] | None) -> tuple[argparse.Namespace, Effort]:
     """Parse the flags of `build_parser`; check, before the work, where figures go."""
     args = parser.parse_args(argv)
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     rounds, seconds = (2, 0.0) if args.quick else (3, args.seconds)
-    device = distributed.resolve_device(name, distributed.Launch())
+    device = distributed.resolve_device(args, distributed.Launch())
     write_figures(args.output, device)
     return args, Effort(device, rounds, seconds, 0 if args.no_plain else MOST_ROUNDS)
 

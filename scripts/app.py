@@ -30,10 +30,8 @@ DEMO = Path("output/demo")  # where scripts/demo.sh leaves its weights
 def build_parser() -> Parser:
     parser = Parser(description="Generate, edit and compare orders in a browser.")
     group = parser.add_argument_group("model")
-    help_text = "LPD checkpoint or published name; by default that of scripts/demo.sh"
-    add_flags(group, "--pretrained_ckpt", help=help_text)
-    help_text = "tokenizer checkpoint, or llamagen for the published one; the demo has its own"
-    add_flags(group, "--vqgan_path", help=help_text)
+    add_flags(group, "--pretrained_ckpt", help="file or published name; by default the demo's")
+    add_flags(group, "--vqgan_path", help="file, or llamagen; the demo has its own")
     add_flags(group, "--class_names", "--bf16")
     add_flags(group, "--device", default=None, help="by default cuda where there is one, else cpu")
     group = parser.add_argument_group("address")

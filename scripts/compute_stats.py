@@ -28,11 +28,9 @@ logger = logging.getLogger("lpd")
 def build_parser() -> Parser:
     """All flags."""
     parser = Parser(description="Make statistics for --fid_stats from images.")
-    text = "folder of PNG and JPEG files at any depth, or ADM-style archive (npz)"
-    parser.add_argument("--images", required=True, help=text)
+    parser.add_argument("--images", required=True, help="folder, or ADM-style archive (npz)")
     parser.add_argument("--out", required=True, help="the .npz to write")
-    text = "a folder's images get the ADM centre crop to this side, pixels"
-    add_flags(parser, "--img_size", help=text)
+    add_flags(parser, "--img_size", help="side of the centre crop of a folder's images, pixels")
     parser.add_argument("--features", action="store_true", help="each image's too, for kid, prc")
     add_flags(parser, "--feature_extractor", choices=KINDS, help="network that scores")
     add_flags(parser, "--batch_size", help="images per process")
@@ -45,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     launch = distributed.read_launch(args)
-    device = distributed.resolve_device(args.device, launch)
+    device = distributed.resolve_device(args, launch)
     out = require_writable_file(args.out, "--out", ".npz")
     size = None if Path(args.images).is_file() else args.img_size
     source = open_images(args.images, "--images", size)

@@ -61,18 +61,16 @@ def build_parser() -> Parser:
     group.add_argument("--class", dest="label", metavar="CLASS", help="number or name; else none")
     add_flags(group, "--class_names")
     group.add_argument("--variants", type=whole(1, 10**5), default=4, help="how many")
-    text = "put the original's pixels outside the mask"
-    group.add_argument("--composite", action="store_true", help=text)
-    text = "pixels of the result outside the mask over which --composite fades"
-    group.add_argument("--feather", type=whole(0, 2**14), default=4, help=text)
+    add = group.add_argument
+    add("--composite", action="store_true", help="put the original's pixels outside the mask")
+    add("--feather", type=whole(0, 2**14), default=4, help="pixels over which --composite fades")
     group = parser.add_argument_group("sampling")
     text = "decoding steps, at most one per token; by default a whole image's in proportion"
     group.add_argument("--steps", type=whole(1), help=text)
     add_flags(group, "--seed", help="of orders and draws")
     add_decoding_flags(group)
     group = parser.add_argument_group("run and output")
-    text = "for images, record and log; older variants of higher numbers stay"
-    add_flags(group, "--output_dir", help=text)
+    add_flags(group, "--output_dir", help="for images, record and log")
     add_flags(group, "--bf16", "--device", "--debug")
     return parser
 

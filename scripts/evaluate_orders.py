@@ -44,8 +44,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("what to compare", about)
     add_flags(group, "--orders", default=list(ORDERS))
     add_flags(group, "--steps")
-    about = "such as '[1]*4 + [2]*126'"
-    group.add_argument("--group_sizes", nargs="+", metavar="LIST", help=about)
+    group.add_argument("--group_sizes", nargs="+", metavar="LIST", help="'[1]*4 + [2]*126' ...")
     about = "for the best thresholds and group sizes in each of --steps, on one half of the images,"
     group = parser.add_argument_group("search", f"{about} confirmed on the other")
     group.add_argument("--search", action="store_true", help="instead of comparing")
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         if getattr(args, name) != parser.get_default(name):
             raise UserError(f"--{name}: found {found} or neither")
     launch = distributed.read_launch(args)
-    device = distributed.resolve_device(args.device, launch)
+    device = distributed.resolve_device(args, launch)
     resolve_flags(args)
     cache = open_cache(args.cached_path)
     model = load_model(args.pretrained_ckpt, cache, args.bf16).to(device)

@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     if args.measure:
         from scripts import gpu_parts  # needs seconds to import
 
-        raise SystemExit(gpu_parts.measure(args.measure, args.device, args.quick, args.output))
+        raise SystemExit(gpu_parts.measure(args))
     require_writable_file(args.output, "--output")
     if args.device != "cpu" and not torch.cuda.is_available():
         expected = "but no usable GPU, expected --device cpu here"

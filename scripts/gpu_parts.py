@@ -3,6 +3,7 @@
 import logging
 import statistics
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -253,11 +254,11 @@ PARTS: dict[str, Callable[[Check], None]] = {
 }
 
 
-def measure(name: str, device_name: str, quick: bool, output: Path) -> int:
-    """Run one part and write what it finds; 1 if anything in it failed."""
-    device = distributed.resolve_device(device_name, distributed.Launch())
-    check = Check(device, quick, output)
+def measure(args: Namespace) -> int:
+    """Run the part `args.measure` and write what it finds; 1 if anything in it failed."""
+    device = distributed.resolve_device(args, distributed.Launch())
+    check = Check(device, args.quick, args.output)
     check.keep()
-    with check.attempt(name):
-        PARTS[name](check)
+    with check.attempt(args.measure):
+        PARTS[args.measure](check)
     return 1 if check.errors else 0

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     launch = distributed.read_launch(args)
-    device = distributed.resolve_device(args.device, launch)
+    device = distributed.resolve_device(args, launch)
     resolve_flags(args)
     args.evaluate = True
     grid, tokenizer, fingerprint, _ = main_lpd.load_tokens(args)

@@ -66,8 +66,7 @@ def add_order_flags(parser: Parser) -> None:
     group = parser.add_argument_group("grid and steps")
     add_flags(group, "--img_size", default=None, help="by default the order file's, else 256")
     add_flags(group, "--vqgan_stride", default=16)
-    text = "K; by default by the order file's name, as in res256_steps20_repulsion2"
-    add_flags(group, "--generation_steps", help=text)
+    add_flags(group, "--generation_steps", help="K; by default by the order file's name")
     add_flags(group, "--group_sizes")
     group = parser.add_argument_group("output")
     add_flags(group, "--output_dir", default=None, required=True, help="folder for the pictures")
@@ -81,16 +80,14 @@ def add_image_flags(parser: Parser) -> None:
     text = "numbers or names; by default all of up to ten, else ten evenly spread"
     group.add_argument("--classes", nargs="+", metavar="CLASS", help=text)
     add_flags(group, "--class_names")
-    text = "a multiple of the classes; by default one a class, of samples eight"
-    group.add_argument("--num_images", type=whole(1), help=text)
+    group.add_argument("--num_images", type=whole(1), help="by default 1 a class, of samples 8")
     add_flags(group, "--seed", default=1)
     add_sampling_flags(parser)
     parser.set_defaults(order="lpd")
     group = parser.add_argument_group("output")
     text = ".png, of a generation for a film strip, or .gif for an animation; or both"
     add_flags(group, "--output", nargs="+", required=True, metavar="FILE", help=text)
-    text = "of an image, pixels: enlarged by whole numbers, or shrunk"
-    group.add_argument("--side", type=whole(16, 4096), default=128, help=text)
+    group.add_argument("--side", type=whole(16, 4096), default=128, help="of an image, pixels")
 
 
 def add_training_flags(parser: Parser) -> None:

@@ -217,7 +217,7 @@ def main() -> None:
     parser = build_parser()
     args = parser.parse_args()
     launch = distributed.read_launch(args)
-    device = distributed.resolve_device(args.device, launch)
+    device = distributed.resolve_device(args, launch)
     model, images = build_model(args).to(device), list_images(args.data_path)
     folder = errors.require_writable_folder(args.output_dir, "--output_dir")
 

@@ -40,8 +40,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     add_flags(group, "--img_size", "--vqgan_path")
     add_flags(group, "--vqgan_stride", help=f"pixels per token; {by_default} 16")
     add_flags(group, "--vqgan_vocab_size", help=f"number of codes; {by_default} 16384")
-    text = "queries of a group do not see one another, in training and decoding: an ablation"
-    add("--blind_queries", action="store_true", help=text)
+    add("--blind_queries", action="store_true", help="ablation: of a group, none sees another")
     text = "checkpoint whose weights to start from, or the name of published ones: lpd_l_256 ... "
     add_flags(group, "--pretrained_ckpt", help=f"{text}(python util/download.py --list)")
 
@@ -75,8 +74,7 @@ def _add_training_flags(group: argparse._ArgumentGroup) -> None:
     text = "spread weights and optimiser over the processes, two or more; not with --online_eval"
     add("--fsdp", action="store_true", help=text)
     add_flags(group, "--output_dir", help="checkpoints and results")
-    text = "train from the start, and delete the checkpoints that --output_dir holds"
-    add("--overwrite", action="store_true", help=text)
+    add("--overwrite", action="store_true", help="train anew, deleting --output_dir's checkpoints")
     add("--resume", default="", help="folder of checkpoint-last.pth")
     add("--save_last_freq", type=whole(1), default=5, help="epochs")
     add("--save_intermediate_freq", type=whole(1), default=25, help="epochs")
@@ -94,8 +92,7 @@ def _add_evaluation_flags(group: argparse._ArgumentGroup) -> None:
     add("--eval_freq", type=whole(1), default=50, help="epochs")
     add("--eval_bsz", type=whole(1), default=64, help="images per process and batch")
     add("--num_images", type=whole(1), default=50000, help="a multiple of the classes")
-    text = "score these samples, without a model: a folder, or an ADM-style archive (npz)"
-    add("--images", help=text)
+    add("--images", help="score these, without a model: a folder, or an ADM-style archive (npz)")
     add("--save_npz", action="store_true", help="also write an ADM-style archive")
     text = "comma-separated: fid, sfid, is, kid, prc (precision and recall); by default fid,is"
     add("--metrics", help=text)

@@ -1,6 +1,7 @@
 """Process group set-up and the few collectives this project needs."""
 
 import argparse
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from util.device import has_bf16_products
 from util.errors import UserError, describe_os_error
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -57,8 +61,9 @@ def read_launch(args: argparse.Namespace) -> Launch:
     return Launch()
 
 
-def resolve_device(name: str, launch: Launch) -> torch.device:
-    """Choose the device of this process: `cuda` becomes the GPU of its local rank."""
+def resolve_device(args: argparse.Namespace, launch: Launch) -> torch.device:
+    """Choose a process's device, on `cuda` by local rank; end `args.bf16` where it is slow."""
+    name = args.device
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -66,6 +71,9 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"--device: found {name!r}, expected cpu or cuda")
     if device.type == "cpu":
+        if getattr(args, "bf16", False) and not has_bf16_products():
+            logger.warning("--bf16: this processor has no bfloat16 products; float32 is faster")
+            args.bf16 = False
         return device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:

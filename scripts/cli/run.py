@@ -50,9 +50,7 @@ def build_parser() -> Parser:
     add("--mode", default="train", help="names the default output folder")
     about = "folder of the run, its logs in logs/; the command finds it in the variable OUTPUT_DIR;"
     add("--output-dir", help=f"{about} by default runs/MODE/NAME")
-    about = (
-        "how long before its time limit the job is asked to save; Slurm may ask a minute earlier"
-    )
+    about = "how long before its time limit the job is asked to save; Slurm: up to a minute earlier"
     add("--warn-seconds", type=whole(1, 65535), default=120, help=about)
     add("--max-retry", type=whole(0), default=3, help="failures in a row that are tried again")
     add("--batch", action="store_true", help="queue the job with sbatch and return")

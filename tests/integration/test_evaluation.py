@@ -28,6 +28,7 @@ from tests.integration.tiny_world import GRID
 from tokenizers.vq_model import VQModel
 from training.checkpoint import LAST, PREVIOUS
 from training.flags import build_parser
+from util import distributed
 from util.device import HostCopy
 from util.errors import UserError
 from util.images import to_uint8
@@ -106,7 +107,10 @@ def test_images_are_what_the_flags_say(world, tmp_path):
     assert np.array_equal(stacked(tmp_path), expected)
 
 
-def test_bf16_runs_the_network_in_bfloat16(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("able", [True, False])
+def test_bf16_runs_the_network_in_bfloat16(world, tmp_path, monkeypatch, caplog, able):
+    """But for a processor that has no such products and would take ten times as long."""
+    monkeypatch.setattr(distributed, "has_bf16_products", lambda: able)
     seen = set()
     attend = KVCache.attend
 
@@ -118,8 +122,11 @@ def test_bf16_runs_the_network_in_bfloat16(world, tmp_path, monkeypatch):
     for sampler in SAMPLERS:
         for more, dtype in (([], torch.float32), (["--bf16"], torch.bfloat16)):
             seen.clear()
-            main_lpd.main([*world.eval_flags(tmp_path), "--sampler", sampler, *more])
-            assert seen == {dtype}
+            caplog.clear()
+            folder = tmp_path / f"{sampler}{len(more)}"
+            main_lpd.main([*world.eval_flags(folder), "--sampler", sampler, *more])
+            assert seen == {dtype if able else torch.float32}
+            assert ("no bfloat16 products; float32" in caplog.text) == (bool(more) and not able)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])

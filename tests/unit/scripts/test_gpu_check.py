@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def test_what_fails_in_a_part_leaves_its_other_figures(tmp_path: Path, monkeypat
         raise ValueError("third")
 
     monkeypatch.setitem(gpu_parts.PARTS, "device", part)
-    assert gpu_parts.measure("device", "cpu", True, tmp_path / "part.json") == 1
+    about = dict(measure="device", device="cpu", quick=True, output=tmp_path / "part.json")
+    assert gpu_parts.measure(Namespace(**about)) == 1
     assert json.loads((tmp_path / "part.json").read_text()) == {
         "figures": {"second": 2},
         "errors": ["first: RuntimeError: no kernel", "device: ValueError: third"],
