@@ -47,7 +47,7 @@ def all_images(found: dict[int, np.ndarray]) -> np.ndarray:
 
 
 def refused(path: Path, found: str) -> None:
-    with pytest.raises(UserError, match=rf"^--images: .{{,500}}{re.escape(found)}.{{,500}}$"):
+    with pytest.raises(UserError, match=rf"^--images: .{{,450}}{re.escape(found)}.{{,450}}$"):
         pixels_of(open_images(path, "--images"))
 
 

@@ -134,7 +134,8 @@ def test_adms_files(digits, tmp_path):
     assert np.array_equal(found["pool"].mu, mu)
     assert found["pool"].mu.dtype == found["pool"].sigma.dtype == np.float64
     assert len(found["features"]) == 12
-    with pytest.raises(UserError, match=r"no mu_s, .* mu_s \(2023,\) and sigma_s \(2023, 2023"):
+    message = r"^.* no mu_s, expected an .npz with mu_s \(2023,\) and sigma_s \(2023, 2023\).*$"
+    with pytest.raises(UserError, match=message):
         open_reference(path, KINDS["inception"], 32, ("spatial",))
     spatial = Statistics(np.arange(2023.0), np.eye(2023))
     save_reference(Reference(pool=Statistics(mu, np.eye(64)), spatial=spatial), path)

@@ -48,8 +48,10 @@ class Home:
         flags = ["-J", "job", "--output-dir", self.out, *arguments]
         return [sys.executable, str(ROOT / "scripts/cli/run.py"), *map(str, flags)]
 
-    def run(self, command: Sequence[object], **variables: str) -> subprocess.CompletedProcess:
-        options = dict(cwd=self.path, capture_output=True, text=True, timeout=120, check=False)
+    def run(
+        self, command: Sequence[object], timeout: int = 60, **variables: str
+    ) -> subprocess.CompletedProcess:
+        options = dict(cwd=self.path, capture_output=True, text=True, timeout=timeout, check=False)
         return subprocess.run(list(map(str, command)), env=self.environment(**variables), **options)
 
     def launch(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess:

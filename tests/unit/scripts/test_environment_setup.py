@@ -25,7 +25,7 @@ def setup(home: Home) -> Callable[..., CompletedProcess]:
     shutil.copy(ROOT / "environment_setup.sh", home.path)
     (home.path / "requirements.txt").write_text("# nothing\n")
     line, own = ["bash", "environment_setup.sh"], {"BASE_PYTHON": sys.executable}
-    return lambda *arguments, **variables: home.run([*line, *arguments], **{**own, **variables})
+    return lambda *words, **variables: home.run([*line, *words], 120, **{**own, **variables})
 
 
 def test_venv_is_made_once_and_again_when_requirements_change(home: Home, setup) -> None:
